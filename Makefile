@@ -1,0 +1,164 @@
+# Dormant. On a bare machine (Python >= 3.10, a C++20 compiler, make) `make demo` and `make test` do everything.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# A second environment or build (test-asan, test-torch) is this Makefile with other values of these.
+VENV := .venv
+BUILD := build
+# Folder that holds the package dormant/ which this build completes; `python` is the checkout's own.
+SITE := python
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' requirements/torch.txt)
+CMAKE_ARGS :=
+PYTEST_ARGS :=
+# A file that includes ATen takes about 2 GB to compile.
+JOBS := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); m=$$(awk '/MemAvailable/ {print int($$2 / 2e6)}' /proc/meminfo 2>/dev/null || echo $$n); \
+	echo $$((m < 1 ? 1 : m < n ? m : n)))
+
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+CMAKE := $(VENV)/bin/cmake
+CTEST := $(VENV)/bin/ctest
+# One build at a time in a build folder, whoever else runs make.
+LOCK := $(if $(shell command -v flock),flock $(BUILD)/.lock)
+NINJA := $(LOCK) $(VENV)/bin/ninja -C $(BUILD) -j $(JOBS) -k 0 --quiet
+# Freed and fresh memory is filled with a pattern: a tensor that nobody initialised cannot look right by luck.
+PYTEST := MALLOC_PERTURB_=165 HF_HUB_OFFLINE=1 $(PY) -m pytest
+
+##@ Everyday
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+
+.PHONY: build
+build: $(STAMPS)/ready $(BUILD)/.configured ## create .venv and build dormant into it; quick when nothing changed
+	@$(NINJA) package_files
+	$(LOCK) $(CMAKE) --install $(BUILD) --prefix $(SITE)/dormant >$(BUILD)/install.log
+	if [[ $(SITE) != python ]]; then $(CMAKE) --install $(BUILD) --prefix $(SITE)/dormant --component python_sources >/dev/null; fi
+
+.PHONY: test
+test: test-cpp test-python ## run all tests: C++, then Python
+
+.PHONY: test-cpp
+test-cpp: build ## run the C++ tests only (CTEST_ARGS="-R jump")
+	@tools/googletest_sources.sh $(GOOGLETEST_DIR) >/dev/null
+	$(NINJA)
+	$(CTEST) --test-dir $(BUILD) --output-on-failure --no-tests=error $(CTEST_ARGS)
+
+.PHONY: test-python
+test-python: build ## run the Python tests only (PYTEST_ARGS="-k ties")
+	@$(PYTEST) tests $(PYTEST_ARGS)
+
+.PHONY: demo
+demo: build ## build a large model lazily, bring it to life, compare with eager
+	@$(PY) examples/demo.py
+
+.PHONY: bench
+bench: build ## measure beside the peers (BENCH_ARGS="--help")
+	@$(PY) -m benchmarks $(BENCH_ARGS)
+
+##@ Before a commit
+
+PYTHON_CODE = $(wildcard python tests benchmarks examples tools)
+CPP_CODE = $(shell find include csrc examples -name '*.h' -o -name '*.cpp' 2>/dev/null)
+
+.PHONY: lint
+lint: build ## check formatting, style and types
+	@$(VENV)/bin/ruff check $(PYTHON_CODE)
+	$(VENV)/bin/ruff format --check $(PYTHON_CODE)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_CODE)
+
+.PHONY: format
+format: $(STAMPS)/packages ## rewrite the sources in the house format
+	@$(VENV)/bin/ruff check --fix-only --quiet $(PYTHON_CODE)
+	$(VENV)/bin/ruff format $(PYTHON_CODE)
+	$(VENV)/bin/clang-format -i $(CPP_CODE)
+
+##@ Thorough
+
+SANITIZED = $(MAKE) BUILD=build-$(1) SITE=build-$(1)/site \
+	CMAKE_ARGS="-DDORMANT_SANITIZE=$(2) -DCMAKE_BUILD_TYPE=RelWithDebInfo"
+# Python itself is not instrumented, so the sanitizer's runtime has to be loaded before it, and libstdc++ with it: the
+# runtime looks up the real __cxa_throw when it starts.
+preload = LD_PRELOAD="$$($(CXX) -print-file-name=$(1)) $$($(CXX) -print-file-name=libstdc++.so)"
+
+.PHONY: test-asan
+test-asan: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
+test-asan: export UBSAN_OPTIONS := print_stacktrace=1
+test-asan: ## address and undefined-behaviour sanitizers: C++ tests and the Python tests marked core
+	@$(call SANITIZED,asan,address,undefined) test-cpp
+	env $(call preload,libasan.so) PYTHONPATH=build-asan/site $(PY) -m pytest tests -m core $(PYTEST_ARGS)
+
+.PHONY: test-tsan
+test-tsan: export TSAN_OPTIONS := halt_on_error=1:suppressions=$(CURDIR)/cmake/tsan.supp
+test-tsan: ## thread sanitizer: C++ tests with "Threaded" in their name and the Python tests marked threads
+	@$(call SANITIZED,tsan,thread) test-cpp CTEST_ARGS="-L threaded"
+	env $(call preload,libtsan.so) PYTHONPATH=build-tsan/site $(PY) -m pytest tests -m threads $(PYTEST_ARGS)
+
+.PHONY: test-torch
+test-torch: ## all tests on another torch in its own environment (TORCH=2.15.0; may download CUDA packages)
+	@[[ -n "$(TORCH)" ]] || { echo 'dormant: name the release: make test-torch TORCH=2.15.0' >&2; exit 2; }
+	$(MAKE) VENV=.venv-torch-$(TORCH) BUILD=build-torch-$(TORCH) SITE=build-torch-$(TORCH)/site TORCH_VERSION=$(TORCH) \
+		PYTEST="PYTHONPATH=build-torch-$(TORCH)/site MALLOC_PERTURB_=165 HF_HUB_OFFLINE=1 .venv-torch-$(TORCH)/bin/python -m pytest" test
+
+.PHONY: clean
+clean: ## remove builds and caches; .venv stays (make distclean removes it too)
+	@rm -rf build build-* dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf python/dormant/_C*.so python/dormant/_build_info.py python/dormant/include python/dormant/lib python/dormant/share
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean
+	@rm -rf .venv .venv-*
+
+# ---- the environment: a stamp per step, so that a second run does nothing
+
+$(STAMPS)/venv: tools/create_environment.sh
+	@echo "creating $(VENV)"
+	tools/create_environment.sh venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(STAMPS)/torch: requirements/torch.txt $(STAMPS)/venv
+	@echo "installing torch $(TORCH_VERSION)"
+	tools/create_environment.sh torch $(VENV) $(TORCH_VERSION)
+	touch $@
+
+# torch is constrained to the build just installed, so that no dependency replaces it. torchvision follows torch: the
+# pinned one belongs to the pinned torch.
+$(STAMPS)/packages: requirements/build.txt requirements/dev.txt requirements/constraints.txt $(STAMPS)/torch
+	@echo "installing what builds, tests and measures dormant"
+	$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >$(STAMPS)/torch.constraint
+	if grep -q '^torch==$(TORCH_VERSION)$$' requirements/torch.txt; then cat requirements/dev.txt; \
+		else sed 's/^torchvision==.*/torchvision/' requirements/dev.txt; fi >$(STAMPS)/dev.txt
+	$(PIP) -r requirements/build.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
+	touch $@
+
+# The path to python/, metadata and entry points; the compiled part is built below, incrementally.
+$(STAMPS)/editable: pyproject.toml include/dormant/version.h $(STAMPS)/packages
+	@$(PIP) --no-build-isolation --no-deps --editable . --config-settings wheel.cmake=false
+	touch $@
+
+$(STAMPS)/ready: $(STAMPS)/packages $(if $(filter python,$(SITE)),$(STAMPS)/editable)
+	@touch $@
+
+# ---- the C++ build
+
+GOOGLETEST_DIR := $(CURDIR)/$(VENV)/googletest
+
+# Without the GoogleTest sources everything but the C++ tests can be built; `make test` insists on them.
+$(BUILD)/.configured: $(STAMPS)/packages
+	@echo "configuring $(BUILD)"
+	mkdir -p $(BUILD)
+	googletest=$$(tools/googletest_sources.sh $(GOOGLETEST_DIR) 2>/dev/null || true)
+	$(LOCK) $(CMAKE) -G Ninja -S . -B $(BUILD) -Wno-author \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) \
+		-DDORMANT_WERROR=ON -DDORMANT_TESTS=$$([[ -n $$googletest ]] && echo ON || echo OFF) \
+		-DDORMANT_GOOGLETEST_DIR="$$googletest" $(CMAKE_ARGS) &>$(BUILD)/configure.log || { cat $(BUILD)/configure.log; exit 1; }
+	touch $@

@@ -1,0 +1,43 @@
+# The installed package is one folder that both Python and CMake can use:
+#   _C*.so, _build_info.py, lib/libdormant.so, include/dormant/, share/cmake/dormant/
+# scikit-build-core installs it into the wheel's dormant/, `make build` into python/dormant/.
+include(CMakePackageConfigHelpers)
+include(GNUInstallDirs)
+set(DORMANT_CMAKE_DIR share/cmake/dormant)
+
+# torch/lib lies beside dormant/ in site-packages. Where it does not (a checkout), `import torch` has loaded it before.
+set_target_properties(dormant PROPERTIES INSTALL_RPATH "$ORIGIN;$ORIGIN/../../torch/lib")
+install(
+  TARGETS dormant
+  EXPORT dormantTargets
+  LIBRARY DESTINATION lib)
+install(DIRECTORY include/dormant DESTINATION include)
+install(EXPORT dormantTargets NAMESPACE dormant:: DESTINATION ${DORMANT_CMAKE_DIR})
+configure_package_config_file(cmake/dormantConfig.cmake.in dormantConfig.cmake INSTALL_DESTINATION ${DORMANT_CMAKE_DIR})
+write_basic_package_version_file(dormantConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES "${CMAKE_CURRENT_BINARY_DIR}/dormantConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/dormantConfigVersion.cmake"
+        DESTINATION ${DORMANT_CMAKE_DIR})
+
+if(TARGET _C)
+  set_target_properties(_C PROPERTIES INSTALL_RPATH "$ORIGIN/lib;$ORIGIN/../torch/lib")
+  install(TARGETS _C LIBRARY DESTINATION .)
+  configure_file(cmake/_build_info.py.in _build_info.py @ONLY)
+  install(FILES "${CMAKE_CURRENT_BINARY_DIR}/_build_info.py" DESTINATION .)
+endif()
+
+# For a build that must not touch the checkout's package (sanitizers, another torch): cmake --install DIR --component
+# python_sources puts the Python files there too.
+install(
+  DIRECTORY python/dormant/
+  DESTINATION .
+  COMPONENT python_sources
+  EXCLUDE_FROM_ALL
+  FILES_MATCHING
+  PATTERN "*.py"
+  PATTERN "*.pyi"
+  PATTERN "py.typed"
+  PATTERN "_build_info.py" EXCLUDE
+  PATTERN "__pycache__" EXCLUDE
+  PATTERN "include" EXCLUDE
+  PATTERN "lib" EXCLUDE
+  PATTERN "share" EXCLUDE)

@@ -1,0 +1,28 @@
+# Compiler flags shared by every target, and those of single source files.
+
+function(dormant_compile_options target)
+  target_compile_options(${target} PRIVATE -Wall -Wextra $<$<BOOL:${DORMANT_WERROR}>:-Werror>)
+  # Values must not depend on what the compiler may fuse: a multiply-add contracted into one rounding is another number.
+  target_compile_options(${target} PRIVATE -ffp-contract=off)
+  if(DORMANT_SANITIZE)
+    target_compile_options(${target} PRIVATE -fsanitize=${DORMANT_SANITIZE} -fno-omit-frame-pointer -g)
+    target_link_options(${target} PRIVATE -fsanitize=${DORMANT_SANITIZE})
+  endif()
+endfunction()
+
+# Everything is built for the baseline of the architecture; NAME_avx2.cpp and NAME_avx512.cpp hold the kernels that are
+# chosen at run time, and are the only files compiled for more.
+function(dormant_instruction_sets)
+  if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+    return()
+  endif()
+  set(avx2 -mavx2 -mfma -mf16c)
+  set(avx512 ${avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+  foreach(source IN LISTS ARGN)
+    if(source MATCHES "_avx2\\.cpp$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${avx2}" SKIP_PRECOMPILE_HEADERS ON)
+    elseif(source MATCHES "_avx512\\.cpp$")
+      set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS "${avx512}" SKIP_PRECOMPILE_HEADERS ON)
+    endif()
+  endforeach()
+endfunction()
