@@ -1,9 +1,9 @@
 // Jump-ahead on mt19937: any number of blocks at the price of about a thousand twists.
 //
-// A twist is linear over GF(2), so `n` steps of the recurrence are a polynomial in one step, taken modulo the
-// characteristic polynomial (degree 19937). Stepping a model of 4e11 parameters would take a minute; jumping takes a
-// fraction of a millisecond per tensor.
-// The method: Haramoto, Matsumoto, Nishimura, Panneton, L'Ecuyer, "Efficient Jump Ahead for F2-Linear Random Number
+// A twist is linear over GF(2), so `n` steps of the recurrence are a polynomial in one step, taken
+// modulo the characteristic polynomial (degree 19937). Stepping a model of 4e11 parameters would
+// take a minute; jumping takes a fraction of a millisecond per tensor. The method: Haramoto,
+// Matsumoto, Nishimura, Panneton, L'Ecuyer, "Efficient Jump Ahead for F2-Linear Random Number
 // Generators", INFORMS Journal on Computing 20(3), 2008.
 #pragma once
 
@@ -13,8 +13,12 @@
 
 namespace dormant::random {
 
-// Equals `blocks` calls of twist(words), for any count and any words. Thread safe: the polynomials of recent counts are
-// kept in a small bounded cache that all threads share, since a model repeats the sizes of its tensors.
+// The largest count of blocks whose draws fit 64 bits.
+inline constexpr uint64_t kMaxJumpBlocks = UINT64_MAX / at::MERSENNE_STATE_N;
+
+// Equals `blocks` calls of twist(words), for any words. Throws c10::ValueError above
+// kMaxJumpBlocks. Thread safe: the polynomials of recent counts are kept in a small bounded cache
+// that all threads share, since a model repeats the sizes of its tensors.
 void jump(Words& words, uint64_t blocks);
 
 }  // namespace dormant::random

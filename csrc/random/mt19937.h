@@ -1,15 +1,17 @@
 // Moves PyTorch's CPU random engine forward without drawing.
 //
-// at::mt19937 twists lazily: the 624 words of the next block are computed by the draw that needs the first of them, so a
-// state is its words, the index of the next word and the number of draws left before the next twist. A generator that
-// was moved here is told apart from one that drew by no field of at::mt19937_data_pod, so user code that saves, forks or
-// reads it sees what eager construction shows.
+// at::mt19937 twists lazily: the 624 words of the next block are computed by the draw that needs
+// the first of them, so a state is its words, the index of the next word and the number of draws
+// left before the next twist. A generator that was moved here is told apart from one that drew by
+// no field of at::mt19937_data_pod, so user code that saves, forks or reads it sees what eager
+// construction shows.
 #pragma once
 
 #include <ATen/core/MT19937RNGEngine.h>
 
 #include <array>
 #include <cstdint>
+#include <span>
 
 namespace dormant::random {
 
@@ -17,11 +19,12 @@ namespace dormant::random {
 using Words = std::array<uint32_t, at::MERSENNE_STATE_N>;
 
 // Replaces a block by the one after it.
-void twist(Words& words);
+void twist(std::span<uint32_t, at::MERSENNE_STATE_N> words);
 
-// Leaves every field of `state` as `draws` calls of at::mt19937 on it would. Costs a twist per 624 draws for small
-// counts and a jump (jump.h) for large ones. `state` must be valid as at::mt19937::is_valid() tells; throws
-// c10::ValueError where it is not. Any thread may call it, on its own state.
+// Leaves every field of `state` as `draws` calls of at::mt19937 on it would. Costs a twist per 624
+// draws for small counts and a jump (jump.h) for large ones. `state` must be valid as
+// at::mt19937::is_valid() tells; throws c10::ValueError where it is not. Any thread may call it, on
+// its own state.
 void advance(at::mt19937_data_pod& state, uint64_t draws);
 
 }  // namespace dormant::random

@@ -1,4 +1,5 @@
-// A place in the stream of a CPU generator, kept by every recorded random operator so that replay can start there.
+// A place in the stream of a CPU generator, kept by every recorded random operator so that replay
+// can start there.
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -16,8 +17,8 @@
 
 namespace dormant::random {
 
-// Immutable; copies are cheap and may be shared between threads. Positions inside the same block of 624 draws share the
-// block's words when one thread took them one after the other.
+// Immutable; copies are cheap and may be shared between threads. Positions inside the same block of
+// 624 draws share the block's words when one thread took them one after the other.
 class Position {
  public:
   // Where `generator` stands. The caller holds generator.mutex_.
@@ -41,8 +42,8 @@ class Position {
   // Bytes held, the words included although other positions may share them.
   size_t memory() const;
 
-  // Versioned bytes, the same on every machine: a seed and a count where the position is known, and verified, to be so
-  // many draws after seeding; else the whole engine (2.5 KB).
+  // Versioned bytes, the same on every machine: a seed and a count where the position is known, and
+  // verified, to be so many draws after seeding; else the whole engine (2.5 KB).
   std::string serialize() const;
 
   friend bool operator==(const Position& a, const Position& b);
