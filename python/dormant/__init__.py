@@ -1,0 +1,38 @@
+"""Build any PyTorch model without memory, then bring it to life bit-equal to eager construction.
+
+Example:
+    >>> import torch, dormant
+    >>> with dormant.lazy_init():
+    ...     layer = torch.nn.Linear(1024, 1024)
+    >>> dormant.is_lazy(layer)
+    True
+    >>> report = dormant.materialize(layer)
+    >>> dormant.is_lazy(layer), report.lazy_rate
+    (False, 1.0)
+"""
+
+from dormant._extension import check_torch, cmake_prefix
+
+# First: the extension of another torch version would fail to load with a missing C++ symbol.
+check_torch()
+
+from dormant.compat import LazyInitContext  # noqa: E402
+from dormant.context import lazy_init  # noqa: E402
+from dormant.materialize import is_lazy, materialize  # noqa: E402
+from dormant.report import Report, TensorReport  # noqa: E402
+from dormant.summary import Summary, summary  # noqa: E402
+
+cmake_prefix_path: str = cmake_prefix()
+"""Directory to put on CMAKE_PREFIX_PATH so that `find_package(dormant)` succeeds."""
+
+__all__ = [
+    "LazyInitContext",
+    "Report",
+    "Summary",
+    "TensorReport",
+    "cmake_prefix_path",
+    "is_lazy",
+    "lazy_init",
+    "materialize",
+    "summary",
+]

@@ -1,0 +1,3 @@
+"""Written by the build: what the extension was compiled against."""
+
+TORCH_VERSION: str

@@ -1,0 +1,280 @@
+"""Every Python function that dormant replaces, and why.
+
+They are in place only while a recording context is open or lazy tensors are alive, in the process.
+Each replacement looks first whether a lazy tensor is concerned, and otherwise calls the original;
+so one that another library has wrapped meanwhile, and that therefore stays, does no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.dlpack
+from torch.overrides import has_torch_function_unary
+
+from dormant import _C
+from dormant.duplicate import deepcopy_tensor
+from dormant.recipe import reduce_tensor
+from dormant.storage import is_lazy_storage, realize, realize_storage
+from dormant.truncated_normal import (
+    draws_plain_normals,
+    fill_in_one_round,
+    one_round_suffices,
+)
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One replaced function: `owner.name` becomes `wrap(original)`."""
+
+    owner: Any
+    name: str
+    reason: str
+    wrap: Callable[[Function], Function]
+
+
+# --- what the replacements do -------------------------------------------------------------------
+
+
+def _realize_tensor_first(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor) and _C.is_lazy(value):
+                realize(value)
+        uninstall_if_idle()
+        return original(*args, **kwargs)
+
+    return replacement
+
+
+def _realize_storage_first(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if is_lazy_storage(value):
+                realize_storage(value)
+        uninstall_if_idle()
+        return original(*args, **kwargs)
+
+    return replacement
+
+
+def _no_for_lazy_tensors(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return False if _C.is_lazy(self) else original(self, *args, **kwargs)
+
+    return replacement
+
+
+def _no_for_lazy_storages(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
+        return False if is_lazy_storage(self) else original(self, *args, **kwargs)
+
+    return replacement
+
+
+def _ask_a_real_tensor(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        _C.settle(self)
+        if _C.carries_key(self):
+            # Only the type, dtype and device of `self` count for what is created.
+            stand_in = torch.tensor([], dtype=self.dtype, device=self.device)
+            return original(stand_in.as_subclass(type(self)), *args, **kwargs)
+        return original(self, *args, **kwargs)
+
+    return replacement
+
+
+def _copy_lazily(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, memo: dict[int, Any]) -> Any:
+        if not _C.is_lazy(self) or not self.is_leaf or has_torch_function_unary(self):
+            return original(self, memo)
+        return deepcopy_tensor(self, memo)
+
+    return replacement
+
+
+def _reduce_to_recipe(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, proto: int) -> Any:
+        return reduce_tensor(self) if _C.is_lazy(self) else original(self, proto)
+
+    return replacement
+
+
+def _record_one_round(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(
+        tensor: torch.Tensor,
+        mean: float,
+        std: float,
+        a: float,
+        b: float,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        if (
+            _C.is_lazy(tensor)
+            and one_round_suffices(tensor, mean, std, a, b)
+            and draws_plain_normals(original)
+        ):
+            return fill_in_one_round(tensor, mean, std, generator)
+        filled: torch.Tensor = original(tensor, mean, std, a, b, generator=generator)
+        return filled
+
+    return replacement
+
+
+# --- the list -----------------------------------------------------------------------------------
+
+_POINTER = "reads the data pointer without any dispatched operator"
+_LEGACY_KEY = "derives a device from the dispatch keys and rejects ours"
+
+PATCHES: tuple[Patch, ...] = (
+    *(
+        Patch(torch.Tensor, name, reason, _realize_tensor_first)
+        for name, reason in (
+            ("numpy", _POINTER),  # __array__ goes through it
+            ("tolist", _POINTER),
+            ("data_ptr", _POINTER),
+            ("const_data_ptr", _POINTER),
+            ("__dlpack__", _POINTER),  # torch.from_dlpack and numpy.from_dlpack ask for it
+            ("apply_", _POINTER),
+            ("map_", _POINTER),
+            ("map2_", _POINTER),
+            ("pin_memory", "allocates and copies through the data pointer"),
+        )
+    ),
+    Patch(torch.utils.dlpack, "to_dlpack", _POINTER, _realize_tensor_first),
+    Patch(torch, "to_dlpack", "the same function under its second name", _realize_tensor_first),
+    Patch(
+        torch.Tensor,
+        "is_pinned",
+        "asks the driver about the pointer; memory that is not there is not pinned",
+        _no_for_lazy_tensors,
+    ),
+    Patch(torch.Tensor, "new", _LEGACY_KEY, _ask_a_real_tensor),
+    Patch(torch.Tensor, "new_tensor", _LEGACY_KEY, _ask_a_real_tensor),
+    Patch(
+        torch.Tensor,
+        "__deepcopy__",
+        "copies the storage byte by byte; Parameter.__deepcopy__ clones, which is recorded",
+        _copy_lazily,
+    ),
+    Patch(
+        torch.Tensor,
+        "_reduce_ex_internal",
+        "pickles the bytes of the storage: pickle, torch.save and copy.copy get the recipe",
+        _reduce_to_recipe,
+    ),
+    *(
+        Patch(torch.UntypedStorage, name, reason, _realize_storage_first)
+        for name, reason in (
+            ("data_ptr", _POINTER),
+            ("__getitem__", _POINTER),  # tolist iterates
+            ("__setitem__", _POINTER),
+            ("copy_", _POINTER),  # clone and deepcopy of a storage go through it
+            ("fill_", _POINTER),
+            ("resize_", "copies the old bytes through the pointer"),
+            ("_byteswap", _POINTER),
+            ("_get_filename", _POINTER),
+            ("_share_fd_cpu_", "moves the bytes to shared memory; share_memory_ goes through it"),
+            ("_share_filename_cpu_", "moves the bytes to shared memory"),
+            ("_write_file", _POINTER),
+            ("_to", _POINTER),  # float(), half() ... of a storage
+            ("pin_memory", "allocates and copies through the data pointer"),
+        )
+    ),
+    Patch(
+        torch.UntypedStorage,
+        "is_shared",
+        "looks behind the pointer and aborts the process; what is not there is not shared",
+        _no_for_lazy_storages,
+    ),
+    Patch(
+        torch.UntypedStorage,
+        "is_pinned",
+        "asks the driver about the pointer; memory that is not there is not pinned",
+        _no_for_lazy_storages,
+    ),
+    Patch(torch.storage.TypedStorage, "_getitem", _POINTER, _realize_storage_first),
+    Patch(torch.storage.TypedStorage, "_setitem", _POINTER, _realize_storage_first),
+    Patch(
+        torch.nn.init,
+        "_no_grad_trunc_normal_",
+        "looks at the values after each round; where one is enough only normal_ is recorded",
+        _record_one_round,
+    ),
+)
+
+
+# --- when they are in place ---------------------------------------------------------------------
+
+_lock = threading.RLock()
+_open_contexts = 0
+_installed: list[tuple[Patch, Function, Function | None]] = []
+
+
+@contextlib.contextmanager
+def active() -> Iterator[None]:
+    """Keeps the patches in place while open, and afterwards until no lazy tensor is left."""
+    global _open_contexts
+    with _lock:
+        _open_contexts += 1
+        install()
+    try:
+        yield
+    finally:
+        with _lock:
+            _open_contexts -= 1
+        uninstall_if_idle()
+
+
+def install() -> None:
+    """Puts the patches in place; nothing where they are."""
+    with _lock:
+        if _installed:
+            return
+        for patch in PATCHES:
+            original = getattr(patch.owner, patch.name, None)
+            if original is None:  # not in this release of torch
+                continue
+            replacement = patch.wrap(original)
+            own = vars(patch.owner).get(patch.name)
+            setattr(patch.owner, patch.name, replacement)
+            _installed.append((patch, replacement, own))
+
+
+def installed() -> list[Patch]:
+    """The patches in place now."""
+    with _lock:
+        return [patch for patch, _, _ in _installed]
+
+
+def uninstall_if_idle() -> None:
+    """Takes the patches away where no context is open and no lazy tensor is alive."""
+    if not _installed or _open_contexts or _C.live_storages():
+        return
+    with _lock:
+        if _open_contexts or _C.live_storages():
+            return
+        while _installed:
+            patch, replacement, own = _installed.pop()
+            if vars(patch.owner).get(patch.name) is not replacement:
+                continue  # wrapped by someone else meanwhile, who still calls ours
+            if own is None:
+                delattr(patch.owner, patch.name)  # it was inherited
+            else:
+                setattr(patch.owner, patch.name, own)

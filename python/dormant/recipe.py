@@ -1,0 +1,124 @@
+"""Pickling of lazy tensors: what is written is how to make them.
+
+A lazy tensor pickles as its geometry and one `RecipeStorage` for its storage, so ties and views
+survive through pickle's own memo. The recipe is a versioned JSON document, the operators and their
+arguments, with the real tensors that were captured while recording, which pickle as any tensor.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from dormant import _C
+from dormant.geometry import Geometry, geometry_of, lay_out
+
+
+class RecipeStorage:
+    """Stands for one lazy storage in a pickle."""
+
+    __slots__ = ("__weakref__", "flat")
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        self.flat = flat
+        """A uint8 tensor over the whole storage, which keeps it alive."""
+
+    def __reduce__(self) -> tuple[Callable[..., RecipeStorage], tuple[Any, ...]]:
+        if not _C.is_lazy(self.flat):  # it came to life after the tensor was reduced
+            return RecipeStorage, (self.flat,)
+        return load_storage, _C.dump(self.flat)
+
+
+# One object per storage while any pickle refers to it. It keeps the storage alive, so the identity
+# of a storage in here is not reused.
+_recipes: weakref.WeakValueDictionary[int, RecipeStorage] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def recipe_storage(tensor: torch.Tensor) -> RecipeStorage:
+    """The one `RecipeStorage` of the storage of a lazy tensor."""
+    with _lock:
+        recipe = _recipes.get(_C.storage_id(tensor))
+        if recipe is None:
+            flat = _C.view_as(tensor, torch.uint8, (_C.storage_nbytes(tensor),), (1,), 0)
+            recipe = _recipes[_C.storage_id(tensor)] = RecipeStorage(flat)
+    return recipe
+
+
+def reduce_tensor(tensor: torch.Tensor) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
+    """What `Tensor._reduce_ex_internal` returns for a lazy tensor.
+
+    PyTorch's `__reduce_ex__` adds python attributes and subclasses on top, as for real tensors.
+    """
+    torch.utils.hooks.warn_if_has_hooks(tensor)  # as for real tensors: hooks are not pickled
+    return (
+        rebuild_tensor,
+        (
+            recipe_storage(tensor),
+            tuple(geometry_of(tensor)),
+            tensor.requires_grad,
+            OrderedDict(),
+        ),
+    )
+
+
+def load_storage(document: bytes, tensors: Sequence[torch.Tensor]) -> RecipeStorage:
+    """A new lazy storage from its recipe.
+
+    Args:
+        document: the recipe, as `dormant._C.dump` wrote it.
+        tensors: the captured real tensors it refers to.
+
+    Returns:
+        The storage, lazy.
+
+    Raises:
+        ValueError: the document is damaged, its version is not one this release reads, or it names
+            an operator that recipes may not run.
+    """
+    from dormant import patches  # which replaces functions by those of this file
+
+    patches.install()
+    return RecipeStorage(_C.load(document, list(tensors)))
+
+
+def rebuild_tensor(
+    storage: RecipeStorage,
+    geometry: tuple[Any, ...],
+    requires_grad: bool,
+    backward_hooks: OrderedDict[Any, Any],
+) -> torch.Tensor:
+    """A tensor over `storage` with this geometry; lazy as long as the storage is."""
+    tensor = lay_out(storage.flat, Geometry(*geometry))
+    tensor.requires_grad = requires_grad
+    tensor._backward_hooks = backward_hooks
+    return tensor
+
+
+def safe_globals() -> list[Callable[..., Any]]:
+    """What `torch.load(..., weights_only=True)` has to be allowed for files with recipes.
+
+    Only operators on dormant's own list are ever run from a recipe, so allowing these does not
+    allow a file to run other code.
+
+    Returns:
+        Functions for `torch.serialization.add_safe_globals` or `safe_globals`.
+
+    Example:
+        >>> import io, torch, dormant, dormant.recipe
+        >>> with dormant.lazy_init():
+        ...     state = torch.nn.Linear(2, 2).state_dict()
+        >>> file = io.BytesIO()
+        >>> torch.save(state, file)
+        >>> _ = file.seek(0)
+        >>> with torch.serialization.safe_globals(dormant.recipe.safe_globals()):
+        ...     loaded = torch.load(file, weights_only=True)
+        >>> dormant.is_lazy(loaded["weight"])
+        True
+    """
+    return [load_storage, rebuild_tensor, RecipeStorage]

@@ -1,0 +1,109 @@
+"""`Report`: what an operation did to each tensor, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dormant.table import format_bytes, format_table
+
+Origin = Literal["initialised", "empty", "already real"]
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor of a `Report`.
+
+    Attributes:
+        names: every name that leads to it: more than one for tied tensors and aliases.
+        shape: its sizes.
+        dtype: its dtype as text, "float32".
+        nbytes: bytes of its elements.
+        origin: "initialised" (its history was run), "empty" (memory without values), or
+            "already real".
+        operators: recorded operators run for its storage; 0 where it was already real.
+        storage: identity of its storage: equal for views of one storage.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    origin: Origin
+    operators: int
+    storage: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `materialize` did.
+
+    Attributes:
+        tensors: every distinct tensor of the target, tied ones once.
+        storages: distinct storages among them.
+        nbytes: bytes of these storages.
+        lazy_nbytes: bytes of those that had no memory before.
+        operators: recorded operators run, those that several storages share counted for each.
+        seconds: time taken, on the wall clock.
+        peak_memory: highest resident memory of the process meanwhile, in bytes; None where the
+            system does not tell. Exact where it was the highest since the process started, else
+            the highest sample between storages.
+        value_reads: operators that needed values while this thread recorded, with the bytes that
+            had to be computed early for them.
+    """
+
+    tensors: list[TensorReport]
+    storages: int
+    nbytes: int
+    lazy_nbytes: int
+    operators: int
+    seconds: float
+    peak_memory: int | None
+    value_reads: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def lazy_rate(self) -> float:
+        """Share of the bytes that had no memory before; 1.0 where there are no bytes."""
+        return self.lazy_nbytes / self.nbytes if self.nbytes else 1.0
+
+    def count(self, origin: Origin) -> int:
+        """Number of tensors of one origin."""
+        return sum(tensor.origin == origin for tensor in self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report in plain dicts, lists, numbers and strings, as for JSON."""
+        return {**asdict(self), "lazy_rate": self.lazy_rate}
+
+    def __str__(self) -> str:
+        """A short table: one line for each origin and dtype, then totals."""
+        groups: dict[tuple[Origin, str], list[TensorReport]] = {}
+        for tensor in self.tensors:
+            groups.setdefault((tensor.origin, tensor.dtype), []).append(tensor)
+        rows = [
+            (
+                origin,
+                dtype,
+                f"{len(group)}",
+                format_bytes(sum(tensor.nbytes for tensor in group)),
+                max(group, key=lambda tensor: tensor.nbytes).names[0],
+            )
+            for (origin, dtype), group in groups.items()
+        ]
+        footer = [
+            f"{len(self.tensors)} tensors in {self.storages} storages, "
+            f"{format_bytes(self.nbytes)}, {self.lazy_rate:.1%} of it lazy before; "
+            f"{self.operators} operators, "
+            f"{self.seconds:.3f} s"
+            + (
+                ""
+                if self.peak_memory is None
+                else f", peak memory {format_bytes(self.peak_memory)}"
+            )
+        ]
+        if self.value_reads:
+            reads = sorted(self.value_reads.items(), key=lambda read: -read[1])
+            footer.append(
+                "values read while recording: "
+                + ", ".join(f"{name} ({format_bytes(nbytes)})" for name, nbytes in reads)
+            )
+        return format_table(("origin", "dtype", "tensors", "bytes", "largest"), rows, footer)

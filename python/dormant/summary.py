@@ -1,0 +1,126 @@
+"""`summary`: what of a model is lazy, and what it will take."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dormant import _C
+from dormant.inventory import dtype_name, element_bytes, take_inventory
+from dormant.table import format_bytes, format_names, format_table
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One tensor of a `Summary`.
+
+    Attributes:
+        names: every name that leads to it; tied tensors have several.
+        shape: its sizes.
+        dtype: its dtype as text, "float32".
+        nbytes: bytes of its elements.
+        lazy: whether its storage has no memory yet.
+        operators: recorded operators in the history of its storage; 0 where it is real.
+        storage: identity of its storage: equal for views of one storage.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    lazy: bool
+    operators: int
+    storage: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a model holds; `str()` is a table.
+
+    Attributes:
+        tensors: every distinct tensor, tied ones once.
+        bytes_now: bytes of the storages that have memory.
+        bytes_after: bytes of all storages once everything is materialised.
+    """
+
+    tensors: list[TensorSummary]
+    bytes_now: int
+    bytes_after: int
+
+    @property
+    def lazy_rate(self) -> float:
+        """Share of the bytes that has no memory yet; 1.0 where there are no bytes."""
+        return 1.0 - self.bytes_now / self.bytes_after if self.bytes_after else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole summary in plain dicts, lists, numbers and strings, as for JSON."""
+        return {**asdict(self), "lazy_rate": self.lazy_rate}
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                format_names(tensor.names),
+                "x".join(map(str, tensor.shape)) or "scalar",
+                tensor.dtype,
+                format_bytes(tensor.nbytes),
+                f"{tensor.operators} operators" if tensor.lazy else "real",
+            )
+            for tensor in self.tensors
+        ]
+        lazy = sum(tensor.lazy for tensor in self.tensors)
+        footer = [
+            f"{len(self.tensors)} tensors, {lazy} lazy ({self.lazy_rate:.1%} of the bytes); "
+            f"{format_bytes(self.bytes_now)} now, "
+            f"{format_bytes(self.bytes_after)} once materialised"
+        ]
+        return format_table(("tensor", "shape", "dtype", "bytes", "state"), rows, footer)
+
+
+def summary(model: torch.nn.Module | torch.Tensor | dict[str, torch.Tensor]) -> Summary:
+    """Lists what `model` holds: what is lazy, the bytes it takes now and will take.
+
+    Nothing is materialised by it.
+
+    Args:
+        model: a module, a tensor or a state dict.
+
+    Returns:
+        Every distinct tensor, with totals.
+
+    Raises:
+        TypeError: `model` is none of these.
+
+    Example:
+        >>> import torch, dormant
+        >>> with dormant.lazy_init():
+        ...     model = torch.nn.Linear(1024, 1024, bias=False)
+        >>> found = dormant.summary(model)
+        >>> found.bytes_now, found.bytes_after
+        (0, 4194304)
+    """
+    if not isinstance(model, (torch.nn.Module, torch.Tensor, dict)):
+        raise TypeError(
+            f"summary: expected a module, a tensor or a state dict, got {type(model).__name__}."
+        )
+    inventory = take_inventory([("tensor" if isinstance(model, torch.Tensor) else "", model)])
+    operators = {
+        storage: len(_C.operators(tensor)) for storage, tensor in inventory.lazy_storages.items()
+    }
+    return Summary(
+        tensors=[
+            TensorSummary(
+                names=tuple(entry.names),
+                shape=tuple(entry.tensor.shape),
+                dtype=dtype_name(entry.tensor),
+                nbytes=element_bytes(entry.tensor),
+                lazy=entry.lazy,
+                operators=operators.get(entry.storage, 0),
+                storage=entry.storage,
+            )
+            for entry in inventory.entries
+        ],
+        bytes_now=inventory.nbytes - inventory.lazy_nbytes,
+        bytes_after=inventory.nbytes,
+    )
