@@ -229,16 +229,15 @@ constexpr size_t kBlocks = (kGroups * kGroup + kN + kGroup + kN - 1) / kN;
   }
 }
 
-// The two loops that cost anything, compiled for the vector units they may meet.
+// The two loops that cost anything, compiled for one vector unit.
 struct Kernels {
   void (*square)(Polynomial&);
   void (*apply)(const Polynomial&, Words&);
 };
 
-void square_baseline(Polynomial& polynomial) { square_generic<16>(polynomial); }
-void apply_baseline(const Polynomial& polynomial, Words& words) {
-  apply_generic(polynomial, words);
-}
+constexpr Kernels kBaseline = {
+    [](Polynomial& polynomial) { square_generic<16>(polynomial); },
+    [](const Polynomial& polynomial, Words& words) { apply_generic(polynomial, words); }};
 
 #if defined(__x86_64__)
 [[gnu::target("avx2")]] void square_avx2(Polynomial& polynomial) { square_generic<32>(polynomial); }
@@ -251,25 +250,25 @@ void apply_baseline(const Polynomial& polynomial, Words& words) {
 [[gnu::target("avx512f")]] void apply_avx512(const Polynomial& polynomial, Words& words) {
   apply_generic(polynomial, words);
 }
+constexpr Kernels kAvx2 = {square_avx2, apply_avx2};
+constexpr Kernels kAvx512 = {square_avx512, apply_avx512};
 #endif
 
-const Kernels& kernels() {
-  static const Kernels chosen = [] {
+const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f")) {
-      return Kernels{square_avx512, apply_avx512};
-    }
-    if (__builtin_cpu_supports("avx2")) {
-      return Kernels{square_avx2, apply_avx2};
-    }
+  if (isa == Isa::avx512) {
+    return kAvx512;
+  }
+  if (isa == Isa::avx2) {
+    return kAvx2;
+  }
 #endif
-    return Kernels{square_baseline, apply_baseline};
-  }();
-  return chosen;
+  static_cast<void>(isa);
+  return kBaseline;
 }
 
 // x^steps modulo the characteristic polynomial.
-Polynomial power(uint64_t steps) {
+Polynomial power(uint64_t steps, const Kernels& kernels) {
   // The leading bits of the exponent that stay below the degree need no arithmetic.
   constexpr int kFreeBits = static_cast<int>(std::bit_width(kDegree)) - 1;
   int pending = std::max(0, static_cast<int>(std::bit_width(steps)) - kFreeBits);
@@ -278,7 +277,7 @@ Polynomial power(uint64_t steps) {
   result[start / 64] = uint64_t{1} << (start % 64);
   while (pending != 0) {
     --pending;
-    kernels().square(result);
+    kernels.square(result);
     if (steps >> pending & 1U) {
       multiply_by_x(result);
     }
@@ -290,7 +289,7 @@ Polynomial power(uint64_t steps) {
 // KB.
 class PowerCache {
  public:
-  std::shared_ptr<const Polynomial> get(uint64_t steps) {
+  std::shared_ptr<const Polynomial> get(uint64_t steps, const Kernels& kernels) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto found = std::find_if(entries_.begin(), entries_.end(),
@@ -302,7 +301,7 @@ class PowerCache {
     }
     // Not under the lock: two threads may both compute a power, which is harmless, but none waits
     // for another.
-    auto polynomial = std::make_shared<const Polynomial>(power(steps));
+    auto polynomial = std::make_shared<const Polynomial>(power(steps, kernels));
     const std::lock_guard<std::mutex> lock(mutex_);
     if (entries_.size() == kCapacity) {
       entries_.pop_back();
@@ -321,7 +320,7 @@ class PowerCache {
 
 }  // namespace
 
-void jump(Words& words, uint64_t blocks) {
+void jump(Words& words, uint64_t blocks, Isa isa) {
   TORCH_CHECK_VALUE(blocks <= kMaxJumpBlocks, "jump: ", blocks,
                     " blocks of 624 draws asked for; expected at most ", kMaxJumpBlocks,
                     ", for the count of draws must fit 64 bits. Jump in parts.");
@@ -330,11 +329,13 @@ void jump(Words& words, uint64_t blocks) {
   }
   // The recurrence never reads the low 31 bits of the first word, so they may be anything, and the
   // polynomial, which takes whole words, holds only from the second block on.
-  twist(words);
+  twist(words, isa);
   if (blocks > 1) {
     static PowerCache cache;
-    kernels().apply(*cache.get((blocks - 1) * kN), words);
+    kernels(isa).apply(*cache.get((blocks - 1) * kN, kernels(isa)), words);
   }
 }
+
+std::span<const uint16_t> characteristic_tail() { return kTail; }
 
 }  // namespace dormant::random

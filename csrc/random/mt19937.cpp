@@ -32,32 +32,24 @@ constexpr uint64_t kJumpFromBlocks = 2048;
   words[kN - 1] = next_word(words[kN - 1], words[0], words[kM - 1]);
 }
 
-void twist_baseline(uint32_t* words) { twist_in_place(words); }
-
 #if defined(__x86_64__)
 [[gnu::target("avx2")]] void twist_avx2(uint32_t* words) { twist_in_place(words); }
 [[gnu::target("avx512f")]] void twist_avx512(uint32_t* words) { twist_in_place(words); }
 #endif
 
-using Twist = void (*)(uint32_t*);
-
-Twist choose_twist() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) {
-    return twist_avx512;
-  }
-  if (__builtin_cpu_supports("avx2")) {
-    return twist_avx2;
-  }
-#endif
-  return twist_baseline;
-}
-
 }  // namespace
 
-void twist(std::span<uint32_t, kN> words) {
-  static const Twist chosen = choose_twist();
-  chosen(words.data());
+void twist(std::span<uint32_t, kN> words, Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) {
+    return twist_avx512(words.data());
+  }
+  if (isa == Isa::avx2) {
+    return twist_avx2(words.data());
+  }
+#endif
+  static_cast<void>(isa);
+  twist_in_place(words.data());
 }
 
 void advance(at::mt19937_data_pod& state, uint64_t draws) {
