@@ -17,7 +17,6 @@ from typing import Any, Literal, NoReturn, TypeVar, cast
 import dormant
 import numpy
 import torch
-
 from reachable import Holdings, holdings
 
 Order = Literal["shuffled", "whole", "alone"]
@@ -84,9 +83,10 @@ def _construct(build: Build, seed: int, *, lazy: bool) -> _Built:
             root = build()
     finally:
         torch.set_default_dtype(dtype)
+    legacy = numpy.random.get_state(legacy=True)
     states = {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr(numpy.random.get_state(legacy=False)),
+        "numpy": (legacy[1].tobytes(), *legacy[2:]),
         "random": random.getstate(),
     }
     return _Built(root, holdings(root), states)
@@ -185,7 +185,8 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The elements of a strided tensor in row-major order as bytes, NaN payloads included."""
     with torch.no_grad():
         plain = tensor.detach().as_subclass(torch.Tensor).resolve_conj().resolve_neg()
-        return plain.contiguous().reshape(-1).view(torch.uint8)
+        dense = torch.empty(plain.size(), dtype=plain.dtype, device=plain.device).copy_(plain)
+        return dense.view(-1).view(torch.uint8)
 
 
 def _storage_bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -359,7 +360,7 @@ def _materialize(built: _Built, order: Order, shuffle: int, fail: _Failure) -> l
         names = [choose.choice(names)]
         built.held.tensors = {name: built.held.tensors[name] for name in names}
         built.root = None
-        gc.collect()
+        gc.collect(1)  # what this build made is young; a full collection takes far longer
     choose.shuffle(names)
     for name in names:
         dormant.materialize(built.held.tensors[name])
