@@ -1,0 +1,149 @@
+// dormant._C: the core as Python sees it. Conversions only, no logic.
+#include <dormant/export.h>
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/Dtype.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/version.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "record/fallback.h"
+#include "record/lazy_storage.h"
+#include "record/node.h"
+#include "record/recipe.h"
+#include "record/recorder.h"
+#include "record/replay.h"
+
+namespace py = pybind11;
+using namespace dormant::record;
+
+namespace {
+
+using OnStep = std::optional<std::function<void(size_t, size_t)>>;
+
+c10::Storage storage_of(const at::Tensor& tensor) {
+  TORCH_CHECK_TYPE(tensor.has_storage(), "dormant: a tensor of layout ", tensor.layout(),
+                   " has no storage of its own");
+  return tensor.storage();
+}
+
+at::Tensor flat(const c10::Storage& storage) {
+  return make_tensor(storage, Geometry::bytes(storage.nbytes()));
+}
+
+std::vector<std::string> operators(const at::Tensor& tensor) {
+  std::vector<std::string> names;
+  if (const auto* history = history_of(tensor); history != nullptr && history->tail) {
+    for (const auto* node : closure({history->tail.get()})) {
+      names.push_back(full_name(node->op));
+    }
+  }
+  return names;
+}
+
+py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::string& values,
+                             const OnStep& on_step) {
+  TORCH_CHECK_VALUE(values == "exact" || values == "empty", "dormant: materialize: values=\"",
+                    values, "\", expected \"exact\" or \"empty\"");
+  std::vector<c10::Storage> storages;
+  for (const auto& tensor : tensors) {
+    if (is_lazy(tensor)) {
+      storages.push_back(tensor.storage());
+    }
+  }
+  ReplayOptions options;
+  options.values = values == "exact" ? Values::exact : Values::empty;
+  options.on_step = [&](size_t done, size_t total) {
+    if (PyErr_CheckSignals() != 0) {
+      throw py::error_already_set();
+    }
+    if (on_step) {
+      (*on_step)(done, total);
+    }
+  };
+  py::list result;
+  for (const auto& storage : materialize(storages, options)) {
+    py::dict entry;
+    entry["storage"] = reinterpret_cast<uintptr_t>(storage.storage);
+    entry["nbytes"] = storage.nbytes;
+    entry["operators"] = storage.operators;
+    entry["seconds"] = storage.seconds;
+    result.append(entry);
+  }
+  for (const auto& tensor : tensors) {
+    sync_key(tensor);
+  }
+  return result;
+}
+
+/// Drops the key from a tensor whose storage is real, and from the base it is a view of.
+void settle(const at::Tensor& tensor) {
+  if (!tensor.defined()) {
+    return;
+  }
+  sync_key(tensor);
+  if (tensor.is_view()) {
+    sync_key(at::Tensor(tensor._base()));
+  }
+}
+
+at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
+                   const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                   int64_t offset) {
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dormant: view_as: dtype must be a torch.dtype");
+  Geometry geometry;
+  geometry.sizes.assign(sizes.begin(), sizes.end());
+  geometry.strides.assign(strides.begin(), strides.end());
+  geometry.offset = offset;
+  geometry.dtype = reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+  const auto storage = storage_of(storage_tensor);
+  TORCH_CHECK_VALUE(geometry.nbytes_needed() <= storage.nbytes(), "dormant: view_as: sizes ", sizes,
+                    " and strides ", strides, " at offset ", offset, " need ",
+                    geometry.nbytes_needed(), " bytes, the storage has ", storage.nbytes());
+  return make_tensor(storage, geometry);
+}
+
+py::tuple dump(const at::Tensor& tensor) {
+  auto recipe = dump_recipe(storage_of(tensor));
+  return py::make_tuple(py::bytes(recipe.document), recipe.tensors);
+}
+
+at::Tensor load(const py::bytes& document, const std::vector<at::Tensor>& tensors) {
+  return flat(load_recipe(static_cast<std::string_view>(document), tensors));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("recording", &recording);
+  m.def(
+      "set_recording",
+      [](bool on) {
+        const bool before = set_recording(on);
+        if (on && !before) {
+          reset_value_reads();
+        }
+        return before;
+      },
+      py::arg("on"), py::pos_only());
+  m.def("value_reads", [] { return value_reads(); });
+  m.def("is_lazy", [](const at::Tensor& tensor) { return is_lazy(tensor); });
+  m.def("carries_key", &carries_key);
+  m.def("settle", &settle);
+  m.def("storage_id", [](const at::Tensor& tensor) {
+    return reinterpret_cast<uintptr_t>(storage_of(tensor).unsafeGetStorageImpl());
+  });
+  m.def("storage_nbytes", [](const at::Tensor& tensor) { return storage_of(tensor).nbytes(); });
+  m.def("live_storages", &live_storages);
+  m.def("operators", &operators);
+  m.def("materialize", &materialize_tensors);
+  m.def("clone_storage",
+        [](const at::Tensor& tensor) { return flat(clone_storage(storage_of(tensor))); });
+  m.def("view_as", &view_as);
+  m.def("dump", &dump);
+  m.def("load", &load);
+  m.def("torch_version", [] { return std::string(TORCH_VERSION); });
+}

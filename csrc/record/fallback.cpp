@@ -1,0 +1,255 @@
+#include "record/fallback.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/DispatchKeySet.h>
+#include <torch/library.h>
+
+#include <optional>
+#include <vector>
+
+#include "record/call.h"
+#include "record/infer.h"
+#include "record/lazy_storage.h"
+#include "record/recorder.h"
+#include "record/replay.h"
+
+namespace dormant::record {
+
+void run_below(const Call& call) {
+  const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
+  call.op.redispatchBoxed(call.keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER,
+                                                          c10::DispatchKey::DeferredInit),
+                          call.stack);
+}
+
+namespace {
+
+constexpr auto kKey = c10::DispatchKey::DeferredInit;
+
+/// Layers between us and the kernels that unwrap tensors and call operators anew: modes and
+/// subclasses with
+/// __torch_dispatch__, vmap, functionalisation. They come first; what they call comes back here.
+const c10::DispatchKeySet kWrappers(
+    {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
+     c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper,
+     c10::DispatchKey::FuncTorchVmapMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode,
+     c10::DispatchKey::Functionalize, c10::DispatchKey::BatchedNestedTensor});
+
+thread_local std::unordered_map<std::string, uint64_t> reads_of_this_thread;
+
+bool autograd_would_track(const Call& call) {
+  if (!at::GradMode::is_enabled() ||
+      c10::impl::tls_local_dispatch_key_set().excluded_.has(c10::DispatchKey::AutogradCPU)) {
+    return false;
+  }
+  bool requires_grad = false;
+  for_each_tensor(call,
+                  [&](const at::Tensor& t) { requires_grad = requires_grad || t.requires_grad(); });
+  return requires_grad;
+}
+
+/// Eager refuses these before it touches any data.
+bool writes_to_leaf(const Call& call) {
+  for (const auto argument : call.traits.written) {
+    const auto& tensor = call.arguments()[argument].toTensor();
+    if (tensor.requires_grad() && tensor.is_leaf()) {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool autocast_active(const Call& call) {
+  return call.traits.autocast && call.keys.has(c10::DispatchKey::AutocastCPU);
+}
+
+/// A copy_ that replaces all of a lazy storage by real values: nothing needs to be initialised
+/// first.
+bool replaces_all(const Call& call) {
+  if (call.op.operator_name().name != "aten::copy_") {
+    return false;
+  }
+  const auto& self = call.arguments()[0].toTensor();
+  const auto& source = call.arguments()[1].toTensor();
+  const auto* history = history_of(self);
+  return history != nullptr && !is_lazy(source) && source.sizes() == self.sizes() &&
+         source.device().type() != c10::DeviceType::Meta &&
+         Geometry::of(self).covers(history->buffer->nbytes);
+}
+
+void bring_to_life(const Call& call, bool keep_values) {
+  std::vector<c10::Storage> storages;
+  const auto add = [&](const at::Tensor& tensor) {
+    if (is_lazy(tensor)) {
+      storages.push_back(tensor.storage());
+    }
+  };
+  for_each_tensor(call, add);
+  if (!storages.empty()) {
+    ReplayOptions options;
+    options.values = keep_values ? Values::exact : Values::empty;
+    options.keep_intermediates = true;
+    const auto done = materialize(storages, options);
+    if (recording() && keep_values) {
+      uint64_t bytes = 0;
+      for (const auto& storage : done) {
+        bytes += storage.nbytes;
+      }
+      reads_of_this_thread[full_name(call.op)] += bytes;
+    }
+  }
+  for_each_tensor(call, [](const at::Tensor& tensor) { sync_key(tensor); });
+}
+
+void run_real(const Call& call) {
+  bring_to_life(call, /*keep_values=*/!replaces_all(call));
+  run_below(call);
+}
+
+void decompose(const Call& call) {
+  std::optional<c10::impl::IncludeDispatchKeyGuard> record_inside;
+  if (call.traits.movement) {
+    record_inside.emplace(kKey);
+  }
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
+  if (call.traits.below_autograd) {
+    below_autograd.emplace();
+  }
+  call.op.callBoxedForDispatchKey(call.traits.composite_key, *call.stack);
+}
+
+void set_storage(const Call& call) {
+  const at::Tensor self = call.arguments()[0].toTensor();
+  run_below(call);
+  sync_key(self);
+}
+
+/// Index values are needed when recording: an index error must be raised now, not when the history
+/// is replayed.
+bool bounds_hold(const Call& call) {
+  if (call.traits.index_rule == IndexRule::none) {
+    return true;
+  }
+  std::vector<c10::Storage> storages;
+  const auto add = [&](const at::Tensor& tensor) {
+    if (is_lazy(tensor) && !c10::isFloatingType(tensor.scalar_type())) {
+      storages.push_back(tensor.storage());
+    }
+  };
+  const auto arguments = call.arguments();
+  for (size_t i = 1; i < arguments.size(); ++i) {
+    for_each_tensor(arguments[i], add);
+  }
+  materialize(storages, {});
+  for (size_t i = 1; i < arguments.size(); ++i) {
+    for_each_tensor(arguments[i], [](const at::Tensor& tensor) { sync_key(tensor); });
+  }
+  return indices_in_bounds(call);
+}
+
+/// True if the call became part of histories, or created an empty one.
+bool record(const Call& call) {
+  switch (call.traits.route) {
+    case Route::in_place:
+      return bounds_hold(call) && record_in_place(call);
+    case Route::functional:
+      return bounds_hold(call) && record_functional(call);
+    case Route::resize:
+      return record_resize(call);
+    default:
+      return false;
+  }
+}
+
+void without_lazy_arguments(const Call& call, bool has_tensors) {
+  if (recording()) {
+    if (call.traits.route == Route::make_empty && record_empty(call)) {
+      return;
+    }
+    if (call.traits.route == Route::decompose && (call.traits.factory || !has_tensors)) {
+      decompose(call);
+      return;
+    }
+  }
+  run_below(call);
+}
+
+void with_lazy_arguments(const Call& call) {
+  switch (call.traits.route) {
+    case Route::metadata:
+    case Route::view:
+      run_below(call);
+      return;
+    case Route::set_storage:
+      set_storage(call);
+      return;
+    case Route::decompose:
+      if (call.traits.factory || !call.traits.below_autograd || !autograd_would_track(call)) {
+        if (!autocast_active(call)) {
+          decompose(call);
+          return;
+        }
+      }
+      break;
+    default:
+      if (call.traits.route == Route::in_place && at::GradMode::is_enabled() &&
+          writes_to_leaf(call)) {
+        run_below(call);  // raises
+        return;
+      }
+      if ((recording() || call.traits.movement || call.traits.route == Route::resize) &&
+          !autograd_would_track(call) && !autocast_active(call) && record(call)) {
+        return;
+      }
+  }
+  run_real(call);
+}
+
+void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  if (keys.has_any(kWrappers)) {
+    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kKey), stack);
+    return;
+  }
+  const Call call(op, keys, stack);
+  bool has_tensors = false;
+  bool has_lazy = false;
+  for_each_tensor(call, [&](const at::Tensor& tensor) {
+    has_tensors = true;
+    if (is_lazy(tensor)) {
+      has_lazy = true;
+    } else if (carries_key(tensor)) {
+      sync_key(tensor);  // its storage came to life through another tensor
+    }
+  });
+  if (call.traits.route == Route::set_storage && has_tensors) {
+    set_storage(call);
+  } else if (has_lazy) {
+    with_lazy_arguments(call);
+  } else {
+    without_lazy_arguments(call, has_tensors);
+  }
+}
+
+}  // namespace
+
+bool recording() noexcept { return c10::impl::tls_is_dispatch_key_included(kKey); }
+
+bool set_recording(bool on) noexcept {
+  const bool before = recording();
+  c10::impl::tls_set_dispatch_key_included(kKey, on);
+  return before;
+}
+
+const std::unordered_map<std::string, uint64_t>& value_reads() noexcept {
+  return reads_of_this_thread;
+}
+
+void reset_value_reads() { reads_of_this_thread.clear(); }
+
+}  // namespace dormant::record
+
+TORCH_LIBRARY_IMPL(_, DeferredInit, library) {
+  library.fallback(torch::CppFunction::makeFromBoxedFunction<&dormant::record::fallback>());
+}

@@ -1,0 +1,168 @@
+#include "record/infer.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/aminmax.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <algorithm>
+
+#include "record/lazy_storage.h"
+
+namespace dormant::record {
+namespace {
+
+/// Runs the call on meta tensors. False if the kernel is missing or refuses the arguments.
+bool run_on_meta(const Call& call, torch::jit::Stack& stack) {
+  bool representable = true;
+  for (const auto& argument : call.arguments()) {
+    stack.push_back(map_tensors(argument, [&](const at::Tensor& tensor) -> at::Tensor {
+      const auto* impl = tensor.unsafeGetTensorImpl();
+      if (tensor.layout() != c10::kStrided || tensor.is_quantized() || tensor.is_conj() ||
+          tensor.is_neg() || tensor._is_zerotensor()) {
+        representable = false;
+        return tensor;
+      }
+      // A Python scalar stays the CPU tensor it is: it must take part in type promotion as a
+      // scalar.
+      if (impl->is_wrapped_number() || tensor.is_meta()) {
+        return tensor;
+      }
+      return at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(), tensor.scalar_type());
+    }));
+  }
+  if (!representable) {
+    return false;
+  }
+  const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  try {
+    call.op.callBoxed(stack);
+  } catch (const std::exception&) {
+    // Whatever is wrong, the real operator says it better.
+    return false;
+  }
+  return true;
+}
+
+bool append_geometry(const c10::IValue& value, std::vector<Geometry>& out) {
+  if (value.isTensorList()) {
+    for (const at::Tensor& element : value.toTensorVector()) {
+      if (!append_geometry(element, out)) {
+        return false;
+      }
+    }
+    return true;
+  }
+  if (!value.isTensor() || !value.toTensor().defined()) {
+    return false;
+  }
+  const auto& tensor = value.toTensor();
+  if (!tensor.is_meta() || tensor.layout() != c10::kStrided || tensor.is_quantized() ||
+      tensor.storage_offset() != 0 || tensor.is_conj() || tensor.is_neg()) {
+    return false;
+  }
+  out.push_back(Geometry::of(tensor));
+  return true;
+}
+
+bool in_range(const at::Tensor& index, int64_t low, int64_t high) {
+  if (index.numel() == 0) {
+    return true;
+  }
+  const auto wide = index.to(c10::kLong);
+  const auto [smallest, largest] = at::aminmax(wide);
+  return smallest.item<int64_t>() >= low && largest.item<int64_t>() < high;
+}
+
+bool is_index_type(const at::Tensor& tensor) {
+  return c10::isIntegralType(tensor.scalar_type(), /*includeBool=*/false);
+}
+
+}  // namespace
+
+std::optional<std::vector<Geometry>> infer_results(const Call& call) {
+  torch::jit::Stack stack;
+  if (!run_on_meta(call, stack)) {
+    return std::nullopt;
+  }
+  std::vector<Geometry> results;
+  for (const auto& value : stack) {
+    if (!append_geometry(value, results)) {
+      return std::nullopt;
+    }
+  }
+  return results;
+}
+
+std::optional<std::vector<Geometry>> infer_written(const Call& call) {
+  // The meta tensors that stand for the written arguments must be looked at after the call, which
+  // takes them off the stack: in-place and out= operators return them, in the order of their
+  // returns.
+  torch::jit::Stack stack;
+  if (!run_on_meta(call, stack)) {
+    return std::nullopt;
+  }
+  if (stack.size() != call.traits.written.size()) {
+    return std::nullopt;
+  }
+  std::vector<Geometry> written;
+  for (const auto argument : call.traits.written) {
+    const auto& alias = call.traits.return_alias;
+    const auto found = std::find(alias.begin(), alias.end(), argument);
+    if (found == alias.end() ||
+        !append_geometry(stack[static_cast<size_t>(found - alias.begin())], written)) {
+      return std::nullopt;
+    }
+  }
+  return written;
+}
+
+bool indices_in_bounds(const Call& call) {
+  const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const auto& schema = call.op.schema();
+  const auto arguments = call.arguments();
+  const auto& self = arguments[0].toTensor();
+  if (call.traits.index_rule == IndexRule::per_element) {
+    const auto indices = arguments[1].toOptionalTensorVector();
+    for (size_t i = 0; i < indices.size(); ++i) {
+      if (!indices[i] || !indices[i]->defined()) {
+        continue;
+      }
+      // A mask spans several dimensions and selects as many elements as its values say.
+      if (!is_index_type(*indices[i]) || static_cast<int64_t>(i) >= self.dim()) {
+        return false;
+      }
+      const auto size = self.size(static_cast<int64_t>(i));
+      if (!in_range(*indices[i], -size, size)) {
+        return false;
+      }
+    }
+    return true;
+  }
+  int64_t dim = 0;
+  if (call.traits.index_rule == IndexRule::along_dim) {
+    const auto position = schema.argumentIndexWithName("dim");
+    if (!position || !arguments[static_cast<size_t>(*position)].isInt()) {
+      return false;
+    }
+    dim = arguments[static_cast<size_t>(*position)].toInt();
+  }
+  const auto rank = std::max<int64_t>(self.dim(), 1);
+  if (dim < -rank || dim >= rank) {
+    return false;
+  }
+  const auto size = self.dim() == 0 ? 1 : self.size(dim < 0 ? dim + rank : dim);
+  for (const char* name : {"index", "indices"}) {
+    if (const auto position = schema.argumentIndexWithName(name)) {
+      const auto& index = arguments[static_cast<size_t>(*position)];
+      return index.isTensor() && is_index_type(index.toTensor()) &&
+             in_range(index.toTensor(), 0, size);
+    }
+  }
+  return false;
+}
+
+}  // namespace dormant::record

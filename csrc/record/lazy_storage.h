@@ -1,0 +1,64 @@
+// A lazy storage: a StorageImpl of the right size whose memory does not exist yet.
+//
+// Its DataPtr is null and the DataPtr's context owns the history, so the history lives and dies
+// with the storage, and every tensor over it (parameters, views, detached aliases) is only
+// geometry. Raw access to such a storage raises an error that says what to do. Giving it memory
+// (`commit`) makes every one of those tensors valid at once.
+#pragma once
+
+#include <dormant/export.h>
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Storage.h>
+
+#include <string>
+
+#include "record/node.h"
+
+namespace dormant::record {
+
+/// What was written to one lazy storage so far.
+struct History {
+  BufferPtr buffer;
+  NodePtr tail;  ///< the last write; null when nothing was written
+};
+
+/// The history of a lazy storage, or null where the storage has memory. The pointer lives as long
+/// as the storage is lazy.
+DORMANT_API History* history_of(const c10::StorageImpl* storage) noexcept;
+DORMANT_API History* history_of(const at::Tensor& tensor) noexcept;
+
+inline bool is_lazy(const at::Tensor& tensor) noexcept { return history_of(tensor) != nullptr; }
+
+/// A new lazy storage of `nbytes` without history.
+DORMANT_API c10::Storage make_lazy_storage(size_t nbytes);
+
+/// A new tensor over `storage` (its own key set carries DeferredInit when the storage is lazy).
+DORMANT_API at::Tensor make_tensor(c10::Storage storage, const Geometry& geometry);
+
+/// A new lazy tensor with its own storage, contiguous from `sizes` or with the given strides.
+DORMANT_API at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides,
+                                        c10::ScalarType dtype);
+
+/// Replaces the buffer of a lazy storage by a new one of `nbytes` without history (it grows, or is
+/// written anew).
+DORMANT_API void restart(c10::StorageImpl* storage, size_t nbytes);
+
+/// Gives a lazy storage its memory; the history is released. `memory` must hold at least the
+/// storage's bytes.
+DORMANT_API void commit(c10::StorageImpl* storage, c10::DataPtr memory);
+
+/// Memory for `nbytes` from the CPU allocator.
+DORMANT_API c10::Storage allocate(size_t nbytes);
+
+/// Makes the tensor's key set agree with its storage: DeferredInit present if and only if the
+/// storage is lazy.
+DORMANT_API void sync_key(const at::Tensor& tensor);
+
+/// Whether the tensor's own key set has DeferredInit.
+DORMANT_API bool carries_key(const at::Tensor& tensor) noexcept;
+
+/// Number of lazy storages alive in this process.
+DORMANT_API int64_t live_storages() noexcept;
+
+}  // namespace dormant::record

@@ -1,0 +1,98 @@
+// Histories: what was written to a storage that has no memory yet.
+//
+// A node is one write (an ATen operator, or another kind, with its arguments). Nodes are immutable
+// values: they point only to earlier nodes and to buffers, so histories form a directed graph
+// without cycles, replaying one changes nothing in it, and any number of storages may be derived
+// from the same node.
+//
+//   StorageImpl --(DataPtr context)--> History { buffer, tail } --> Node --> earlier Nodes
+//
+// A Buffer is only the identity of the bytes that a run of nodes reads and writes; it never points
+// to a node.
+#pragma once
+
+#include <dormant/export.h>
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/ivalue.h>
+#include <c10/core/StorageImpl.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "random/position.h"
+#include "record/geometry.h"
+
+namespace dormant::record {
+
+/// The bytes of one storage, before it has any: an identity that replay maps to memory.
+struct Buffer : c10::intrusive_ptr_target {
+  explicit Buffer(size_t bytes) : nbytes(bytes), owner(c10::intrusive_ptr<c10::StorageImpl>()) {}
+  const size_t nbytes;
+  c10::weak_intrusive_ptr<c10::StorageImpl>
+      owner;  ///< the lazy storage it belongs to, if that lives
+};
+using BufferPtr = c10::intrusive_ptr<Buffer>;
+
+struct Node;
+using NodePtr = c10::intrusive_ptr<Node>;
+
+/// A tensor that a node reads or writes: either lazy (a buffer as `before` left it) or captured
+/// (real, a copy).
+struct Operand {
+  Geometry geometry;
+  BufferPtr buffer;     ///< null for a captured tensor
+  NodePtr before;       ///< the last write that this operand must see; null when it needs none
+  at::Tensor captured;  ///< a private copy of a real tensor; undefined for a lazy one
+  bool written = false;
+};
+
+/// Argument slots. A tensor is an index into Node::operands; -1 stands for None.
+struct TensorSlot {
+  int32_t operand;
+};
+struct TensorListSlot {
+  std::vector<int32_t> operands;
+  bool optional_elements;
+};
+/// Replaced by a generator that stands at Node::position.
+struct GeneratorSlot {};
+using Argument = std::variant<c10::IValue, TensorSlot, TensorListSlot, GeneratorSlot>;
+
+enum class NodeKind : uint8_t {
+  /// op(arguments) writes its mutable operands.
+  in_place,
+  /// op(arguments) returns new tensors, which are the operands from `first_result` on.
+  functional,
+};
+
+struct DORMANT_API Node : c10::intrusive_ptr_target {
+  explicit Node(c10::OperatorHandle handle) : op(std::move(handle)) {}
+  ~Node() override;
+
+  uint64_t sequence = 0;  ///< order of recording: every node a node depends on has a smaller one
+  NodeKind kind = NodeKind::in_place;
+  c10::OperatorHandle op;
+  std::vector<Argument> arguments;
+  std::vector<Operand> operands;
+  size_t first_result = 0;                   ///< functional: operands[first_result..] are results
+  std::optional<random::Position> position;  ///< where its random numbers start
+  // What replay needs of the ambient state.
+  c10::ScalarType default_dtype = c10::ScalarType::Float;
+  int32_t threads = 1;  ///< reductions split their sums by it
+};
+
+/// A number for the next node; grows over the whole process.
+DORMANT_API uint64_t next_sequence();
+
+/// The nodes that `tails` depend on, themselves included, in the order in which they were recorded.
+DORMANT_API std::vector<Node*> closure(c10::ArrayRef<Node*> tails);
+
+/// "aten::normal_" or "aten::add.Tensor".
+DORMANT_API std::string full_name(const c10::OperatorHandle& op);
+
+}  // namespace dormant::record

@@ -1,0 +1,65 @@
+// What recording must know about an operator, worked out once from its schema and its registered
+// kernels.
+#pragma once
+
+#include <dormant/export.h>
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/DispatchKey.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace dormant::record {
+
+/// What happens to an operator that meets a lazy tensor, or is called inside the context.
+enum class Route : uint8_t {
+  metadata,     ///< reads or changes only geometry: runs as it is
+  view,         ///< returns an alias of its input: runs as it is, the result stays lazy
+  make_empty,   ///< aten::empty.memory_format and aten::empty_strided: a new lazy storage
+  decompose,    ///< a composite operator: its kernel is called with recording still on
+  set_storage,  ///< aten::set_: exchanges storages
+  resize,       ///< aten::resize_
+  in_place,     ///< writes some of its arguments (in-place and out= operators): recorded
+  functional,   ///< returns new tensors: recorded, the geometry comes from its Meta kernel
+  real,         ///< needs values or cannot be recorded: its inputs are materialised and it runs
+};
+
+/// How the values of an index argument are bounded, so that an index error is raised at once, as in
+/// eager.
+enum class IndexRule : uint8_t {
+  none,
+  along_dim,    ///< 0 <= index < self.size(dim)
+  first_dim,    ///< 0 <= index < weight.size(0)
+  per_element,  ///< a list: the i-th index addresses dimension i, negative values count from the
+                ///< end
+};
+
+struct OperatorTraits {
+  Route route = Route::real;
+  /// decompose: the key whose kernel is called.
+  c10::DispatchKey composite_key = c10::DispatchKey::CompositeImplicitAutograd;
+  /// decompose: an explicit-autograd kernel, which runs below autograd in eager.
+  bool below_autograd = false;
+  /// Its result depends on the geometry of its tensor arguments at most.
+  bool factory = false;
+  /// Moves or initialises data: stays lazy outside the context too.
+  bool movement = false;
+  /// Draws random numbers.
+  bool random = false;
+  /// in_place: the written arguments are not read.
+  bool write_only = false;
+  /// Autocast may change what it computes.
+  bool autocast = false;
+  IndexRule index_rule = IndexRule::none;
+  std::vector<size_t> written;       ///< in_place: indices of the written tensor arguments
+  std::vector<size_t> return_alias;  ///< in_place: return i is argument return_alias[i]
+};
+
+/// The traits of `op`; cached per thread, valid for the life of the thread.
+DORMANT_API const OperatorTraits& traits_of(const c10::OperatorHandle& op);
+
+/// Whether a recipe that comes from a file may contain `op`.
+DORMANT_API bool may_replay(const c10::OperatorHandle& op);
+
+}  // namespace dormant::record

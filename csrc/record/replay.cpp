@@ -1,0 +1,286 @@
+#include "record/replay.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/copy.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/DefaultDtype.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <chrono>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+namespace dormant::record {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Nothing of the caller's modes may change what a recorded operator computes.
+const c10::DispatchKeySet kForeignModes =
+    c10::DispatchKeySet({c10::DispatchKey::DeferredInit, c10::DispatchKey::Python,
+                         c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::PreDispatch,
+                         c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                         c10::DispatchKey::FuncTorchDynamicLayerBackMode}) |
+    c10::autocast_dispatch_keyset;
+
+/// The default dtype and thread count that a node was recorded under, restored afterwards.
+class Ambient {
+ public:
+  explicit Ambient(const Node& node)
+      : dtype_(c10::get_default_dtype()), threads_(at::get_num_threads()) {
+    const auto recorded = c10::scalarTypeToTypeMeta(node.default_dtype);
+    if (recorded != dtype_) {
+      c10::set_default_dtype(recorded);
+      dtype_changed_ = true;
+    }
+    if (node.threads != threads_ && !node.position) {
+      at::set_num_threads(node.threads);
+      threads_changed_ = true;
+    }
+  }
+  ~Ambient() {
+    if (dtype_changed_) {
+      c10::set_default_dtype(dtype_);
+    }
+    if (threads_changed_) {
+      at::set_num_threads(threads_);
+    }
+  }
+  Ambient(const Ambient&) = delete;
+  Ambient& operator=(const Ambient&) = delete;
+
+ private:
+  caffe2::TypeMeta dtype_;
+  int threads_;
+  bool dtype_changed_ = false;
+  bool threads_changed_ = false;
+};
+
+/// The memory of one replay.
+class Memory {
+ public:
+  const c10::Storage& of(const Buffer& buffer) {
+    auto& storage = map_[&buffer];
+    if (!storage) {
+      storage = allocate(buffer.nbytes);
+    }
+    return storage;
+  }
+  void adopt(const Buffer& buffer, c10::Storage storage) { map_[&buffer] = std::move(storage); }
+  void release(const Buffer& buffer) { map_.erase(&buffer); }
+
+  /// The memory itself, no longer known to this replay.
+  c10::DataPtr take(const Buffer& buffer) {
+    const auto storage = of(buffer);
+    map_.erase(&buffer);
+    return std::move(storage.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks());
+  }
+
+ private:
+  std::unordered_map<const Buffer*, c10::Storage> map_;
+};
+
+at::Tensor tensor_of(const Operand& operand, Memory& memory) {
+  return operand.buffer ? operand.geometry.over(memory.of(*operand.buffer)) : operand.captured;
+}
+
+torch::jit::Stack arguments_of(const Node& node, Memory& memory) {
+  torch::jit::Stack stack;
+  stack.reserve(node.arguments.size());
+  const auto tensor = [&](int32_t operand) {
+    return tensor_of(node.operands[static_cast<size_t>(operand)], memory);
+  };
+  for (const auto& argument : node.arguments) {
+    if (const auto* slot = std::get_if<TensorSlot>(&argument)) {
+      stack.emplace_back(tensor(slot->operand));
+    } else if (const auto* list = std::get_if<TensorListSlot>(&argument)) {
+      if (list->optional_elements) {
+        c10::List<std::optional<at::Tensor>> tensors;
+        for (const auto operand : list->operands) {
+          tensors.push_back(operand < 0 ? std::nullopt : std::make_optional(tensor(operand)));
+        }
+        stack.emplace_back(std::move(tensors));
+      } else {
+        c10::List<at::Tensor> tensors;
+        for (const auto operand : list->operands) {
+          tensors.push_back(tensor(operand));
+        }
+        stack.emplace_back(std::move(tensors));
+      }
+    } else if (std::holds_alternative<GeneratorSlot>(argument)) {
+      stack.emplace_back(node.position->restore());
+    } else {
+      stack.push_back(std::get<c10::IValue>(argument));
+    }
+  }
+  return stack;
+}
+
+/// Puts what a functional node returned where its result operand says; without a copy where the
+/// result's own storage is exactly the memory wanted.
+void place_result(const at::Tensor& result, const Operand& wanted, Memory& memory) {
+  const auto& storage = result.storage();
+  const auto* impl = storage.unsafeGetStorageImpl();
+  if (Geometry::of(result) == wanted.geometry && storage.nbytes() == wanted.buffer->nbytes &&
+      storage.use_count() == 1 && impl->resizable() &&
+      impl->allocator() == c10::GetCPUAllocator()) {
+    memory.adopt(*wanted.buffer, storage);
+    return;
+  }
+  TORCH_CHECK(result.sizes() == at::IntArrayRef(wanted.geometry.sizes) &&
+                  result.scalar_type() == wanted.geometry.dtype,
+              "dormant: replay gave a result of sizes ", result.sizes(), " and dtype ",
+              result.scalar_type(), " where ", at::IntArrayRef(wanted.geometry.sizes), " and ",
+              wanted.geometry.dtype,
+              " were recorded. Cause: the operator's Meta kernel disagrees "
+              "with its CPU kernel. Next: report this operator.");
+  wanted.geometry.over(memory.of(*wanted.buffer)).copy_(result);
+}
+
+void run(const Node& node, Memory& memory) {
+  const Ambient ambient(node);
+  auto stack = arguments_of(node, memory);
+  node.op.callBoxed(stack);
+  if (node.kind != NodeKind::functional) {
+    return;
+  }
+  size_t next = node.first_result;
+  for (auto& value : stack) {
+    if (value.isTensorList()) {
+      for (const at::Tensor& element : value.toTensorVector()) {
+        place_result(element, node.operands[next++], memory);
+      }
+    } else {
+      const auto result = std::move(value).toTensor();
+      place_result(result, node.operands[next++], memory);
+    }
+  }
+}
+
+struct Target {
+  c10::Storage storage;
+  BufferPtr buffer;
+  NodePtr tail;
+};
+
+std::vector<Target> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
+  std::vector<Target> targets;
+  std::unordered_set<const c10::StorageImpl*> seen;
+  for (const auto& storage : storages) {
+    const auto* impl = storage.unsafeGetStorageImpl();
+    if (const auto* history = history_of(impl); history != nullptr && seen.insert(impl).second) {
+      targets.push_back({storage, history->buffer, history->tail});
+    }
+  }
+  return targets;
+}
+
+/// Live storages, other than the targets, whose whole history is among `nodes`.
+std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
+                                        const std::vector<Target>& targets) {
+  const std::unordered_set<const Node*> planned(nodes.begin(), nodes.end());
+  std::unordered_set<const Buffer*> seen;
+  for (const auto& target : targets) {
+    seen.insert(target.buffer.get());
+  }
+  std::vector<Target> found;
+  for (const auto* node : nodes) {
+    for (const auto& operand : node->operands) {
+      if (!operand.buffer || !seen.insert(operand.buffer.get()).second) {
+        continue;
+      }
+      auto owner = operand.buffer->owner.lock();
+      const auto* history = history_of(owner.get());
+      if (history != nullptr && history->buffer == operand.buffer && history->tail &&
+          planned.count(history->tail.get()) != 0) {
+        found.push_back({c10::Storage(std::move(owner)), history->buffer, history->tail});
+      }
+    }
+  }
+  return found;
+}
+
+}  // namespace
+
+std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
+                                      const ReplayOptions& options) {
+  auto targets = lazy_targets(storages);
+  std::vector<Node*> nodes;
+  if (options.values == Values::exact) {
+    std::vector<Node*> tails;
+    for (const auto& target : targets) {
+      tails.push_back(target.tail.get());
+    }
+    nodes = closure(tails);
+    if (options.keep_intermediates) {
+      for (auto& bystander : complete_bystanders(nodes, targets)) {
+        targets.push_back(std::move(bystander));
+      }
+    }
+  }
+
+  std::unordered_map<const Buffer*, size_t> last_use;  // index of the last node that touches it
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    for (const auto& operand : nodes[i]->operands) {
+      if (operand.buffer) {
+        last_use[operand.buffer.get()] = i;
+      }
+    }
+  }
+  std::unordered_map<const Buffer*, size_t> target_of;
+  std::vector<Materialized> done(targets.size());
+  for (size_t i = 0; i < targets.size(); ++i) {
+    target_of[targets[i].buffer.get()] = i;
+    done[i] = {targets[i].storage.unsafeGetStorageImpl(), targets[i].buffer->nbytes, 0, 0.0};
+  }
+
+  const c10::impl::ExcludeDispatchKeyGuard plain(kForeignModes);
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Memory memory;
+  const auto finish = [&](size_t target) {
+    commit(targets[target].storage.unsafeGetStorageImpl(), memory.take(*targets[target].buffer));
+  };
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    if (options.on_step) {
+      options.on_step(i, nodes.size());
+    }
+    const auto start = Clock::now();
+    run(*nodes[i], memory);
+    const std::chrono::duration<double> seconds = Clock::now() - start;
+    // Buffers that no later node touches: theirs is the final value, or they were only scratch.
+    for (const auto& operand : nodes[i]->operands) {
+      if (!operand.buffer) {
+        continue;
+      }
+      const auto target = target_of.find(operand.buffer.get());
+      if (target != target_of.end() && operand.written) {
+        done[target->second].operators += 1;
+        done[target->second].seconds += seconds.count();
+      }
+      const auto last = last_use.find(operand.buffer.get());
+      if (last == last_use.end() || last->second != i) {
+        continue;
+      }
+      last_use.erase(last);
+      if (target != target_of.end()) {
+        finish(target->second);
+      } else {
+        memory.release(*operand.buffer);
+      }
+    }
+  }
+  // Storages that nothing was written to, or whose values are not wanted.
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (history_of(targets[i].storage.unsafeGetStorageImpl()) != nullptr) {
+      finish(i);
+    }
+  }
+  if (options.on_step && !nodes.empty()) {
+    options.on_step(nodes.size(), nodes.size());
+  }
+  return done;
+}
+
+}  // namespace dormant::record
