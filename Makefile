@@ -26,8 +26,9 @@ CTEST := $(VENV)/bin/ctest
 # One build at a time in a build folder, whoever else runs make.
 LOCK := $(if $(shell command -v flock),flock $(BUILD)/.lock)
 NINJA := $(LOCK) $(VENV)/bin/ninja -C $(BUILD) -j $(JOBS) -k 0 --quiet
-# Freed and fresh memory is filled with a pattern: a tensor that nobody initialised cannot look right by luck.
-PYTEST := MALLOC_PERTURB_=165 HF_HUB_OFFLINE=1 $(PY) -m pytest
+# Fresh and freed memory is filled with a pattern: a tensor that nobody initialised cannot look right by luck.
+POISON := MALLOC_PERTURB_=165
+PYTEST := $(POISON) HF_HUB_OFFLINE=1 $(PY) -m pytest
 
 ##@ Everyday
 
@@ -48,7 +49,7 @@ test: test-cpp test-python ## run all tests: C++, then Python
 test-cpp: build ## run the C++ tests only (CTEST_ARGS="-R jump")
 	@tools/googletest_sources.sh $(GOOGLETEST_DIR) >/dev/null
 	$(NINJA)
-	$(CTEST) --test-dir $(BUILD) --output-on-failure --no-tests=error $(CTEST_ARGS)
+	$(POISON) $(CTEST) --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure --no-tests=error $(CTEST_ARGS)
 
 .PHONY: test-python
 test-python: build ## run the Python tests only (PYTEST_ARGS="-k ties")
@@ -96,7 +97,7 @@ test-asan: ## address and undefined-behaviour sanitizers: C++ tests and the Pyth
 	env $(call preload,libasan.so) PYTHONPATH=build-asan/site $(PY) -m pytest tests -m core $(PYTEST_ARGS)
 
 .PHONY: test-tsan
-test-tsan: export TSAN_OPTIONS := halt_on_error=1:suppressions=$(CURDIR)/cmake/tsan.supp
+test-tsan: export TSAN_OPTIONS := halt_on_error=1
 test-tsan: ## thread sanitizer: C++ tests with "Threaded" in their name and the Python tests marked threads
 	@$(call SANITIZED,tsan,thread) test-cpp CTEST_ARGS="-L threaded"
 	env $(call preload,libtsan.so) PYTHONPATH=build-tsan/site $(PY) -m pytest tests -m threads $(PYTEST_ARGS)
@@ -105,7 +106,7 @@ test-tsan: ## thread sanitizer: C++ tests with "Threaded" in their name and the 
 test-torch: ## all tests on another torch in its own environment (TORCH=2.15.0; may download CUDA packages)
 	@[[ -n "$(TORCH)" ]] || { echo 'dormant: name the release: make test-torch TORCH=2.15.0' >&2; exit 2; }
 	$(MAKE) VENV=.venv-torch-$(TORCH) BUILD=build-torch-$(TORCH) SITE=build-torch-$(TORCH)/site TORCH_VERSION=$(TORCH) \
-		PYTEST="PYTHONPATH=build-torch-$(TORCH)/site MALLOC_PERTURB_=165 HF_HUB_OFFLINE=1 .venv-torch-$(TORCH)/bin/python -m pytest" test
+		PYTEST="PYTHONPATH=build-torch-$(TORCH)/site $(POISON) HF_HUB_OFFLINE=1 .venv-torch-$(TORCH)/bin/python -m pytest" test
 
 .PHONY: clean
 clean: ## remove builds and caches; .venv stays (make distclean removes it too)
