@@ -17,6 +17,9 @@ class InventoryEntry:
 
     tensor: torch.Tensor
     names: list[str]
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
     storage: int
     lazy: bool
 
@@ -57,6 +60,12 @@ def take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
     Returns:
         The tensors in the order in which they are met.
     """
+    # Subclasses may refuse even to tell their size: UninitializedParameter does.
+    with torch._C.DisableTorchFunctionSubclass():
+        return _take_inventory(roots)
+
+
+def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
     inventory = Inventory()
     known: set[int] = set()
     entries: dict[object, InventoryEntry] = {}
@@ -75,7 +84,15 @@ def take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
                     entry.names.append(name)
                 continue
             lazy = has_storage and _C.is_lazy(tensor)
-            entry = InventoryEntry(tensor, [name], storage, lazy)
+            entry = InventoryEntry(
+                tensor=tensor,
+                names=[name],
+                shape=sizes_of(tensor),
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                nbytes=element_bytes(tensor),
+                storage=storage,
+                lazy=lazy,
+            )
             entries[identity] = entry
             if is_wrapper(tensor):
                 continue
@@ -89,8 +106,8 @@ def take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
 
 
 def owns_storage(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is elements of a storage (sparse, nested and wrapper tensors are not)."""
-    return tensor.layout is torch.strided and bool(torch._C._has_storage(tensor))
+    """Whether `tensor` is elements of a storage of its own; sparse and nested tensors are not."""
+    return bool(torch._C._has_storage(tensor)) and not tensor.is_nested
 
 
 def is_wrapper(tensor: torch.Tensor) -> bool:
@@ -105,9 +122,9 @@ def element_bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def dtype_name(tensor: torch.Tensor) -> str:
-    """'float32' for torch.float32."""
-    return str(tensor.dtype).removeprefix("torch.")
+def sizes_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The sizes of `tensor`; of a nested tensor only how many tensors it holds."""
+    return (tensor.size(0),) if tensor.is_nested else tuple(tensor.size())
 
 
 def _geometry(tensor: torch.Tensor, storage: int) -> object:
@@ -115,6 +132,6 @@ def _geometry(tensor: torch.Tensor, storage: int) -> object:
         storage,
         tensor.dtype,
         tensor.storage_offset(),
-        tuple(tensor.shape),
+        tuple(tensor.size()),
         tensor.stride(),
     )

@@ -13,8 +13,6 @@ from dormant import _C, patches
 from dormant.convert import as_dtype, convert
 from dormant.inventory import (
     Inventory,
-    dtype_name,
-    element_bytes,
     is_wrapper,
     owns_storage,
     take_inventory,
@@ -57,7 +55,8 @@ def is_lazy(target: torch.Tensor | torch.nn.Module) -> bool:
 
 
 def _lacks_memory(tensor: torch.Tensor) -> bool:
-    return owns_storage(tensor) and _C.is_lazy(tensor)
+    with torch._C.DisableTorchFunctionSubclass():
+        return owns_storage(tensor) and _C.is_lazy(tensor)
 
 
 def materialize(
@@ -184,9 +183,9 @@ def _report(
         tensors=[
             TensorReport(
                 names=tuple(entry.names),
-                shape=tuple(entry.tensor.shape),
-                dtype=dtype_name(entry.tensor),
-                nbytes=element_bytes(entry.tensor),
+                shape=entry.shape,
+                dtype=entry.dtype,
+                nbytes=entry.nbytes,
                 origin="already real"
                 if not entry.lazy
                 else "empty"

@@ -79,9 +79,9 @@ def _join(path: str, key: str) -> str:
 
 def _children(item: object) -> Iterator[tuple[str, object]]:
     if isinstance(item, torch.Tensor):
-        # Asking a tensor inside the autograd graph for .grad warns.
-        if (item.is_leaf or item.retains_grad) and item.grad is not None:
-            yield "grad", item.grad
+        gradient = _gradient(item)
+        if gradient is not None:
+            yield "grad", gradient
     elif isinstance(item, torch.nn.Module):
         yield from _module_children(item)
         return
@@ -106,6 +106,12 @@ def _children(item: object) -> Iterator[tuple[str, object]]:
             except ValueError:  # a variable that was never assigned
                 continue
     yield from _attributes(item)
+
+
+def _gradient(tensor: torch.Tensor) -> torch.Tensor | None:
+    # A subclass may refuse to be asked (UninitializedParameter); inside the graph asking warns.
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.grad if tensor.is_leaf or tensor.retains_grad else None
 
 
 def _module_children(module: torch.nn.Module) -> Iterator[tuple[str, object]]:

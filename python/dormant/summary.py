@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dormant import _C
-from dormant.inventory import dtype_name, element_bytes, take_inventory
+from dormant.inventory import take_inventory
 from dormant.table import format_bytes, format_names, format_table
 
 
@@ -112,9 +112,9 @@ def summary(model: torch.nn.Module | torch.Tensor | dict[str, torch.Tensor]) -> 
         tensors=[
             TensorSummary(
                 names=tuple(entry.names),
-                shape=tuple(entry.tensor.shape),
-                dtype=dtype_name(entry.tensor),
-                nbytes=element_bytes(entry.tensor),
+                shape=entry.shape,
+                dtype=entry.dtype,
+                nbytes=entry.nbytes,
                 lazy=entry.lazy,
                 operators=operators.get(entry.storage, 0),
                 storage=entry.storage,
