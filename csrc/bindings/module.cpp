@@ -79,17 +79,6 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
   return result;
 }
 
-/// Drops the key from a tensor whose storage is real, and from the base it is a view of.
-void settle(const at::Tensor& tensor) {
-  if (!tensor.defined()) {
-    return;
-  }
-  sync_key(tensor);
-  if (tensor.is_view()) {
-    sync_key(at::Tensor(tensor._base()));
-  }
-}
-
 at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
                    const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                    int64_t offset) {

@@ -111,6 +111,13 @@ void sync_key(const at::Tensor& tensor) {
                          : keys.remove(c10::DispatchKey::DeferredInit);
 }
 
+void settle(const at::Tensor& tensor) {
+  sync_key(tensor);
+  if (tensor.defined() && tensor.is_view()) {
+    sync_key(at::Tensor(tensor._base()));
+  }
+}
+
 bool carries_key(const at::Tensor& tensor) noexcept {
   return tensor.defined() &&
          tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::DeferredInit);

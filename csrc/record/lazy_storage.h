@@ -55,6 +55,9 @@ DORMANT_API c10::Storage allocate(size_t nbytes);
 /// storage is lazy.
 DORMANT_API void sync_key(const at::Tensor& tensor);
 
+/// sync_key for a tensor and the tensor it is a view of.
+DORMANT_API void settle(const at::Tensor& tensor);
+
 /// Whether the tensor's own key set has DeferredInit.
 DORMANT_API bool carries_key(const at::Tensor& tensor) noexcept;
 

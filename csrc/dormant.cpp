@@ -1,0 +1,40 @@
+// The public C++ interface in terms of the core.
+#include <dormant/dormant.h>
+
+#include "record/fallback.h"
+#include "record/lazy_storage.h"
+#include "record/replay.h"
+
+namespace dormant {
+
+LazyInit::LazyInit() : before_(record::set_recording(true)) {}
+
+LazyInit::~LazyInit() { record::set_recording(before_); }
+
+bool is_lazy(const at::Tensor& tensor) noexcept {
+  return tensor.defined() && record::is_lazy(tensor);
+}
+
+Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOptions& options) {
+  std::vector<c10::Storage> storages;
+  for (const auto& tensor : tensors) {
+    if (is_lazy(tensor)) {
+      storages.push_back(tensor.storage());
+    }
+  }
+  record::ReplayOptions replay;
+  replay.values = options.values == Values::exact ? record::Values::exact : record::Values::empty;
+  replay.on_step = options.on_step;
+  Report report;
+  for (const auto& storage : record::materialize(storages, replay)) {
+    report.storages += 1;
+    report.bytes += storage.nbytes;
+    report.operators += storage.operators;
+  }
+  for (const auto& tensor : tensors) {
+    record::settle(tensor);
+  }
+  return report;
+}
+
+}  // namespace dormant

@@ -1,0 +1,89 @@
+// Dormant for libtorch: build a model without memory or time, then bring it to life bit-equal to
+// eager construction.
+//
+//   dormant::LazyInit guard;                 // factories on this thread now give lazy tensors
+//   auto model = MyModel();                  // unmodified code; allocates nothing
+//   ...guard goes out of scope...
+//   dormant::materialize(model);             // every Parameter object stays the one it was
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <dormant/export.h>
+#include <dormant/version.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace dormant {
+
+/// While one lives, tensors that this thread creates on the CPU are lazy: they have a shape and a
+/// history, no memory. Nests. Construction and destruction must happen on the same thread, in
+/// order.
+class DORMANT_API LazyInit {
+ public:
+  LazyInit();
+  ~LazyInit();
+  LazyInit(const LazyInit&) = delete;
+  LazyInit& operator=(const LazyInit&) = delete;
+
+ private:
+  bool before_;
+};
+
+/// Whether the tensor's storage has no memory yet. False for an undefined tensor.
+DORMANT_API bool is_lazy(const at::Tensor& tensor) noexcept;
+
+enum class Values : uint8_t {
+  exact,  ///< what eager construction would have given, bit for bit
+  empty,  ///< memory without values
+};
+
+struct MaterializeOptions {
+  Values values = Values::exact;
+  /// Called with (done, total) operators; an exception thrown here stops the work and comes out of
+  /// materialize. What was not finished stays lazy.
+  std::function<void(size_t done, size_t total)> on_step;
+};
+
+struct Report {
+  size_t storages = 0;   ///< storages that came to life in this call
+  size_t bytes = 0;      ///< their size
+  size_t operators = 0;  ///< recorded operators that were run for them
+};
+
+/// Brings the storages of `tensors` to life, each once and atomically; tensors that are real
+/// already are left alone. Throws what a replayed operator throws, c10::OutOfMemoryError among it;
+/// then finished storages are real and the others lazy as before.
+DORMANT_API Report materialize(const std::vector<at::Tensor>& tensors,
+                               const MaterializeOptions& options = {});
+
+inline Report materialize(const at::Tensor& tensor, const MaterializeOptions& options = {}) {
+  return materialize(std::vector<at::Tensor>{tensor}, options);
+}
+
+/// All parameters and buffers of a torch::nn::Module, its children included.
+template <typename Module>
+  requires requires(const Module& module) {
+    module.parameters(true);
+    module.buffers(true);
+  }
+Report materialize(const Module& module, const MaterializeOptions& options = {}) {
+  auto tensors = module.parameters(true);
+  const auto buffers = module.buffers(true);
+  tensors.insert(tensors.end(), buffers.begin(), buffers.end());
+  return materialize(tensors, options);
+}
+
+/// The same for a module holder (torch::nn::Linear and the like) or a shared_ptr to a module.
+template <typename Holder>
+  requires requires(const Holder& holder) {
+    holder->parameters(true);
+    holder->buffers(true);
+  }
+Report materialize(const Holder& holder, const MaterializeOptions& options = {}) {
+  return materialize(*holder, options);
+}
+
+}  // namespace dormant
