@@ -66,7 +66,7 @@ bench: build ## measure beside the peers (BENCH_ARGS="--help")
 ##@ Before a commit
 
 PYTHON_CODE = $(wildcard python tests benchmarks examples tools)
-CPP_CODE = $(shell find include csrc examples -name '*.h' -o -name '*.cpp' 2>/dev/null)
+CPP_CODE = $(shell find include csrc examples benchmarks -name '*.h' -o -name '*.cpp' 2>/dev/null)
 
 .PHONY: lint
 lint: build ## check formatting, style and types
