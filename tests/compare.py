@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeVar, cast
 
-import dormant
 import numpy
 import torch
+
+import dormant
 from reachable import Holdings, holdings
 
 Order = Literal["shuffled", "whole", "alone"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from compare import compare
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
