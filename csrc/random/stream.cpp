@@ -1,0 +1,196 @@
+#include "random/stream.h"
+
+#include <c10/util/Exception.h>
+
+#include <cstring>
+
+#include "random/aten_kernels.h"
+#include "random/exact_path.h"
+#include "random/mt19937.h"
+#include "random/typed_kernels.h"
+
+namespace dormant::random {
+namespace {
+
+// Twisting costs about 0.1 ns a draw, a jump 100 to 350 microseconds however far.
+constexpr uint64_t kJumpDraws = uint64_t{1} << 21;
+
+// Elements that one Box-Muller block makes.
+constexpr uint64_t kBlock = 16;
+
+uint64_t draws_of(c10::ScalarType dtype) { return dtype == c10::ScalarType::Double ? 2 : 1; }
+
+Path path_of(const std::vector<Path>& paths, c10::ScalarType dtype) {
+  return paths.at(static_cast<size_t>(dtype));
+}
+
+// Runs an ATen operator on the stream's engine.
+template <class Operate>
+void with_engine(Stream& stream, Operate&& operate) {
+  at::mt19937_data_pod engine = stream.engine();
+  operate(engine);
+  stream = Stream(engine);
+}
+
+}  // namespace
+
+Stream::Stream(const at::mt19937_data_pod& engine)
+    : seed_(engine.seed_), fresh_(engine.next_ == 0) {
+  constexpr int kWords = EngineBlock::kWords;
+  const bool positioned = engine.left_ >= 1 && engine.left_ <= kWords &&
+                          engine.next_ == static_cast<uint32_t>(kWords + 1 - engine.left_);
+  TORCH_CHECK_VALUE(
+      engine.seeded_ && (positioned || (fresh_ && engine.left_ == 1)),
+      "random stream: got an engine with ", engine.left_, " draws left and next word ",
+      engine.next_, (engine.seeded_ ? "" : ", not seeded"),
+      "; expected left + next = 625, or 1 and 0 after seeding. The state was changed by other "
+      "means than "
+      "drawing, or the file it was read from is damaged: take it from a generator again.");
+  std::memcpy(block_.words, engine.state_.data(), sizeof engine.state_);
+  std::memset(block_.words + kWords, 0, sizeof block_.words - sizeof engine.state_);
+  block_.used = static_cast<uint32_t>(kWords + 1 - engine.left_);
+}
+
+at::mt19937_data_pod Stream::engine() const {
+  at::mt19937_data_pod engine;
+  engine.seed_ = seed_;
+  engine.seeded_ = true;
+  engine.left_ = static_cast<int>(EngineBlock::kWords + 1 - block_.used);
+  engine.next_ = fresh_ ? 0 : block_.used;
+  std::memcpy(engine.state_.data(), block_.words, sizeof engine.state_);
+  return engine;
+}
+
+void Stream::skip(uint64_t draws) {
+  if (draws == 0) {
+    return;
+  }
+  if (draws >= kJumpDraws) {
+    with_engine(*this, [&](at::mt19937_data_pod& engine) { advance(engine, draws); });
+    return;
+  }
+  fresh_ = false;
+  const uint64_t left = EngineBlock::kWords - block_.used;
+  if (draws <= left) {
+    block_.used += static_cast<uint32_t>(draws);
+    return;
+  }
+  const uint64_t twists = (draws - left + EngineBlock::kWords - 1) / EngineBlock::kWords;
+  stream_kernels().twist(block_, twists);
+  block_.used = static_cast<uint32_t>(draws - left - (twists - 1) * EngineBlock::kWords);
+}
+
+void Stream::draw(uint32_t* out, size_t n) {
+  if (n > 0) {
+    stream_kernels().draw(block(), out, n);
+  }
+}
+
+void uniform(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double from, double to,
+             Store store) {
+  if (n == 0) {
+    return;
+  }
+  const ExactPath& path = exact_path();
+  if (path_of(path.uniform, dtype) == Path::kernel) {
+    kernel_uniform(*path.kernels, stream.block(), dtype, out, n, from, to, store);
+  } else {
+    with_engine(stream, [&](at::mt19937_data_pod& engine) {
+      aten_uniform(engine, dtype, out, n, from, to);
+    });
+  }
+}
+
+void bernoulli(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double p, Store store) {
+  if (n == 0) {
+    return;
+  }
+  const ExactPath& path = exact_path();
+  if (path_of(path.bernoulli, dtype) == Path::kernel) {
+    kernel_bernoulli(*path.kernels, stream.block(), dtype, out, n, p, store);
+  } else {
+    with_engine(stream,
+                [&](at::mt19937_data_pod& engine) { aten_bernoulli(engine, dtype, out, n, p); });
+  }
+}
+
+void block_normal(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double mean,
+                  double std, Store store) {
+  TORCH_CHECK_VALUE(n % kBlock == 0, "block_normal: got ", n,
+                    " elements; expected a multiple of 16, the block that normal_ draws at once. "
+                    "Use normal_range for "
+                    "other ranges.");
+  if (n == 0) {
+    return;
+  }
+  const ExactPath& path = exact_path();
+  if (path_of(path.normal, dtype) == Path::kernel) {
+    kernel_block_normal(*path.kernels, stream.block(), dtype, out, n, mean, std, store);
+  } else {
+    with_engine(stream, [&](at::mt19937_data_pod& engine) {
+      aten_normal(engine, dtype, out, n, mean, std);
+    });
+  }
+}
+
+NormalTail normal_tail(c10::ScalarType dtype, uint64_t numel) {
+  if (numel < kBlock || numel % kBlock == 0) {
+    return {numel, numel * draws_of(dtype)};
+  }
+  // float32 and float64 fill the whole tensor with uniform numbers first; the 16-bit types draw
+  // block by block.
+  const bool by_block = dtype == c10::ScalarType::BFloat16 || dtype == c10::ScalarType::Half;
+  const uint64_t drawn = by_block ? numel - numel % kBlock : numel;
+  return {numel - kBlock, drawn * draws_of(dtype)};
+}
+
+void normal_range(const Stream& start, c10::ScalarType dtype, void* out, uint64_t numel,
+                  uint64_t begin, uint64_t count, double mean, double std, Store store) {
+  TORCH_CHECK_VALUE(numel >= kBlock && begin <= numel && count <= numel - begin,
+                    "normal_range: got elements ", begin, " to ", begin, " + ", count, " of ",
+                    numel,
+                    "; expected a range inside a tensor of at least 16 elements (a smaller one is "
+                    "drawn serially, by "
+                    "ATen).");
+  const size_t width = c10::elementSize(dtype);
+  const NormalTail tail = normal_tail(dtype, numel);
+  const uint64_t end = begin + count;
+  auto* to = static_cast<unsigned char*>(out);
+
+  // Writes elements [first, last) of the block that starts at element `block` and is next in
+  // `stream`.
+  const auto part_of_block = [&](Stream& stream, uint64_t block, uint64_t first, uint64_t last) {
+    alignas(64) unsigned char values[kBlock * sizeof(double)];
+    block_normal(stream, dtype, values, kBlock, mean, std);
+    std::memcpy(to, values + (first - block) * width, (last - first) * width);
+    to += (last - first) * width;
+  };
+
+  uint64_t at = begin;
+  const uint64_t blocks_end = end < tail.begin ? end : tail.begin;
+  if (at < blocks_end) {
+    Stream stream = start;
+    const uint64_t head = at - at % kBlock;
+    stream.skip(head * draws_of(dtype));
+    if (at != head) {
+      const uint64_t last = head + kBlock < blocks_end ? head + kBlock : blocks_end;
+      part_of_block(stream, head, at, last);
+      at = last;
+    }
+    const uint64_t whole = (blocks_end - at) - (blocks_end - at) % kBlock;
+    block_normal(stream, dtype, to, whole, mean, std, store);
+    to += whole * width;
+    at += whole;
+    if (at < blocks_end) {
+      part_of_block(stream, at, at, blocks_end);
+      at = blocks_end;
+    }
+  }
+  if (at < end) {
+    Stream stream = start;
+    stream.skip(tail.draw);
+    part_of_block(stream, tail.begin, at, end);
+  }
+}
+
+}  // namespace dormant::random

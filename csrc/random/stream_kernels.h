@@ -1,0 +1,69 @@
+// What a processor level offers to Stream (stream.h): the engine's block and the kernels that draw
+// from it.
+//
+// This is all that stream.cpp and the vector sources share. Sources compiled with -mavx2 or
+// -mavx512f must include nothing that may leave an inline function in the object file: the linker
+// keeps one copy of such a function for the whole library, and were it theirs, an older processor
+// would meet an illegal instruction. So this header knows neither torch nor the standard
+// containers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace dormant::random {
+
+// How results reach memory. Streaming stores bypass the caches: right for memory that is larger
+// than the last-level cache and isn't read soon. They need 64-byte alignment; without it, the
+// kernels store the ordinary way.
+enum class Store : uint8_t { cached, streaming };
+
+// How an element is stored. Bits are those of the C++ types float, at::BFloat16, at::Half and
+// double.
+enum class Format : uint8_t { float32, bfloat16, float16, float64 };
+
+// 624 words of mt19937 and how many of them were drawn; 624 means that the next draw twists first.
+struct EngineBlock {
+  static constexpr uint32_t kWords = 624;
+  static constexpr uint32_t kMiddle = 397;  // the recurrence adds the word this far ahead
+  static constexpr uint32_t kOverlap =
+      16;  // a twist leaves the first new words here too, so vectors may run over
+
+  alignas(64) uint32_t words[kWords + kOverlap];
+  uint32_t used;
+};
+
+// Kernels of one processor level. All are exact: the same draws and bits as ATen at the level that
+// the table is named after (exact_path.h checks that). `n` counts elements; every kernel moves the
+// block by what ATen would draw.
+struct StreamKernels {
+  const char* name;
+
+  // `blocks` twists.
+  void (*twist)(EngineBlock& block, uint64_t blocks);
+
+  // The next `n` 32-bit draws.
+  void (*draw)(EngineBlock& block, uint32_t* out, size_t n);
+
+  // uniform_(from, to) of any format. One draw an element, two for float64.
+  void (*uniform)(EngineBlock& block, Format format, void* out, size_t n, double from, double to,
+                  Store store);
+
+  // Whole blocks of normal_(mean, std): `n` is a multiple of 16, format isn't float64. One draw an
+  // element. Null where there is no exact kernel.
+  void (*block_normal)(EngineBlock& block, Format format, void* out, size_t n, double mean,
+                       double std, Store store);
+
+  // bernoulli_(p), two draws an element. Elements have `width` bytes (1, 2, 4 or 8) and are zero or
+  // the `width` low bytes of `one`.
+  void (*bernoulli)(EngineBlock& block, size_t width, uint64_t one, void* out, size_t n, double p,
+                    Store store);
+};
+
+// Null where the library was built without them; calling one needs the processor to have the
+// instructions.
+const StreamKernels* avx2_stream_kernels();
+const StreamKernels* avx512_stream_kernels();
+const StreamKernels* portable_stream_kernels();
+
+}  // namespace dormant::random
