@@ -69,7 +69,7 @@ PYTHON_CODE = $(wildcard python tests benchmarks examples tools)
 CPP_CODE = $(shell find include csrc examples benchmarks -name '*.h' -o -name '*.cpp' 2>/dev/null)
 
 .PHONY: lint
-lint: build ## check formatting, style and types
+lint: $(STAMPS)/packages ## check formatting, style and types
 	@$(VENV)/bin/ruff check $(PYTHON_CODE)
 	$(VENV)/bin/ruff format --check $(PYTHON_CODE)
 	$(VENV)/bin/mypy
