@@ -1,0 +1,28 @@
+"""Every example in the package's documentation runs and gives what it says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import dormant
+
+MODULES = ["dormant"] + [
+    f"dormant.{module.name}"
+    for module in pkgutil.iter_modules(dormant.__path__)
+    if module.name != "_C"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of(name: str) -> None:
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+def test_there_are_examples() -> None:
+    attempted = sum(doctest.testmod(importlib.import_module(name)).attempted for name in MODULES)
+    assert attempted >= 25

@@ -1,0 +1,332 @@
+"""`materialize`: targets, order, identity, dtype, arguments."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dormant
+from compare import assert_same_bits
+from dormant import _C
+
+pytestmark = pytest.mark.core
+
+
+class Model(nn.Module):
+    """Parameters, ties, buffers and plain tensors of 7 storages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8, padding_idx=0)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("table", torch.linspace(0, 1, 30).sin(), persistent=False)
+        self.plain = torch.randn(40)
+        self.cache = {"views": [self.plain[:10], self.plain[10:]]}
+
+
+def build(*, lazy: bool, make: Callable[[], Any] = Model, seed: int = 3) -> Any:
+    torch.manual_seed(seed)
+    if not lazy:
+        return make()
+    with dormant.lazy_init():
+        return make()
+
+
+def tensors(model: Model) -> dict[str, torch.Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers()),
+        "plain": model.plain,
+        "view 0": model.cache["views"][0],
+        "view 1": model.cache["views"][1],
+    }
+
+
+def assert_equal_models(eager: Model, lazy: Model) -> None:
+    expected, got = tensors(eager), tensors(lazy)
+    assert expected.keys() == got.keys()
+    assert len(got) == 12
+    for name, tensor in expected.items():
+        assert_same_bits(tensor, got[name], name)
+
+
+def test_a_module_is_materialised_with_everything_it_holds() -> None:
+    eager, lazy = build(lazy=False), build(lazy=True)
+    assert dormant.is_lazy(lazy)
+    assert all(dormant.is_lazy(tensor) for tensor in tensors(lazy).values())
+    dormant.materialize(lazy)
+    assert not dormant.is_lazy(lazy)
+    assert_equal_models(eager, lazy)
+
+
+@pytest.mark.parametrize("order", range(5))
+def test_single_tensors_in_any_order(order: int) -> None:
+    eager, lazy = build(lazy=False), build(lazy=True)
+    parts = list(tensors(lazy).values())
+    random.Random(order).shuffle(parts)
+    for part in parts:
+        dormant.materialize(part)
+        assert not dormant.is_lazy(part)
+    assert_equal_models(eager, lazy)
+
+
+TARGETS: dict[str, Callable[[Model], Any]] = {
+    "state dict": lambda model: {**model.state_dict(), "table": model.table, "p": model.plain},
+    "list of modules": lambda model: [model.embedding, model.norm, model],
+    "iterator": lambda model: itertools.chain(model.children(), [model.table, model.plain]),
+    "mixed": lambda model: (model.table, model, {"plain": model.plain}),
+    "nested mapping": lambda model: {"all": {"model": [model]}},
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_target(target: str) -> None:
+    eager, lazy = build(lazy=False), build(lazy=True)
+    dormant.materialize(TARGETS[target](lazy))
+    assert not dormant.is_lazy(lazy)
+    assert_equal_models(eager, lazy)
+
+
+def test_a_part_leaves_the_rest_lazy() -> None:
+    model = build(lazy=True)
+    dormant.materialize(model.norm)
+    assert not dormant.is_lazy(model.norm)
+    assert dormant.is_lazy(model.embedding.weight)
+    assert dormant.is_lazy(model.plain)
+
+
+def test_materialising_twice_changes_nothing() -> None:
+    model = build(lazy=True)
+    dormant.materialize(model)
+    pointers = {name: tensor.data_ptr() for name, tensor in tensors(model).items()}
+    model.plain.zero_()
+    report = dormant.materialize(model)
+    assert report.lazy_rate == 0.0
+    assert report.count("already real") == len(report.tensors)
+    assert {name: tensor.data_ptr() for name, tensor in tensors(model).items()} == pointers
+    assert not model.plain.any()
+
+
+@pytest.mark.parametrize("bad", ["a string", 3, None, object()])
+def test_a_target_of_another_type_is_refused(bad: object) -> None:
+    with pytest.raises(TypeError, match="target must be a module, a tensor, a mapping"):
+        dormant.materialize(bad)  # type: ignore[arg-type]
+
+
+def test_pairs_are_refused_with_a_hint() -> None:
+    model = build(lazy=True)
+    with pytest.raises(TypeError, match=r"item 0 is a tuple. For .* pass dict\(pairs\)"):
+        dormant.materialize(model.named_parameters())
+    assert dormant.is_lazy(model)
+
+
+def test_arguments_that_are_not_possible_are_refused_before_anything_happens() -> None:
+    model = build(lazy=True)
+    for error, arguments in (
+        (ValueError, {"values": "random"}),
+        (NotImplementedError, {"values": "fast"}),
+        (NotImplementedError, {"memory_budget": 1 << 30}),
+        (TypeError, {"dtype": "bfloat16"}),
+        (ValueError, {"dtype": torch.int8}),
+        (ValueError, {"device": "meta"}),
+        (RuntimeError, {"device": "no such device"}),
+    ):
+        with pytest.raises(error):
+            dormant.materialize(model, **arguments)  # type: ignore[arg-type]
+    assert all(dormant.is_lazy(tensor) for tensor in tensors(model).values())
+    assert model.plain.dtype is torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    model = build(lazy=True)
+    with pytest.raises(ValueError, match="sees no CUDA GPU"):
+        dormant.materialize(model, device="cuda")
+    assert dormant.is_lazy(model)
+
+
+def test_empty_gives_memory_without_running_anything() -> None:
+    model = build(lazy=True)
+    report = dormant.materialize(model, values="empty")
+    assert not dormant.is_lazy(model)
+    assert report.count("empty") == len(report.tensors)
+    model.plain.fill_(2.0)
+    assert torch.equal(model.cache["views"][0], torch.full((10,), 2.0))
+
+
+def test_every_reference_stays_the_same_object_and_valid() -> None:
+    eager, lazy = build(lazy=False), build(lazy=True)
+    parameters = list(lazy.parameters())
+    state = lazy.state_dict()
+    optimizer = torch.optim.SGD(lazy.parameters(), lr=0.5)
+    reference = torch.optim.SGD(eager.parameters(), lr=0.5)
+    calls: list[str] = []
+    lazy.embedding.weight.register_hook(lambda grad: calls.append("hook"))
+    dormant.materialize(lazy)
+    assert all(a is b for a, b in zip(parameters, lazy.parameters(), strict=True))
+    assert lazy.head.weight is lazy.embedding.weight
+    for name, tensor in eager.state_dict().items():
+        assert_same_bits(tensor, state[name], name)
+    for model, optim in ((eager, reference), (lazy, optimizer)):
+        model.head(model.norm(model.embedding(torch.arange(1, 7)))).sum().backward()
+        optim.step()
+    assert calls == ["hook"]
+    assert_equal_models(eager, lazy)
+    for name, tensor in eager.state_dict().items():
+        assert_same_bits(tensor, state[name], name)
+
+
+def test_no_tensor_of_the_module_carries_the_key_afterwards() -> None:
+    model = build(lazy=True)
+    model.embedding.weight.grad = torch.zeros_like(model.embedding.weight)
+    bases = [view._base for view in model.cache["views"]]
+    dormant.materialize(model)
+    for name, tensor in tensors(model).items():
+        assert not _C.carries_key(tensor), name
+    assert not _C.carries_key(model.embedding.weight.grad)
+    assert not any(_C.carries_key(base) for base in bases if base is not None)
+
+
+def assert_as_module_to(build_model: Callable[[], Any], dtype: torch.dtype) -> None:
+    eager = build(lazy=False, make=build_model)
+    lazy = build(lazy=True, make=build_model)
+    parameters = {name: id(tensor) for name, tensor in lazy.named_parameters()}
+    eager.to(dtype)
+    dormant.materialize(lazy, dtype=dtype)
+    assert {name: id(tensor) for name, tensor in lazy.named_parameters()} == parameters
+    assert_equal_models(eager, lazy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtype_converts_as_module_to(dtype: torch.dtype) -> None:
+    assert_as_module_to(Model, dtype)
+
+
+def test_dtype_forms_no_copy_in_the_old_dtype() -> None:
+    width = 1024
+
+    def make() -> nn.Linear:
+        return nn.Linear(width, width, bias=False)
+
+    layer = build(lazy=True, make=make)
+    report = dormant.materialize(layer, dtype=torch.bfloat16)
+    assert report.nbytes == report.lazy_nbytes == 2 * width * width
+    eager = build(lazy=False, make=make).to(torch.bfloat16)
+    assert_same_bits(eager.weight, layer.weight)
+
+
+def test_an_alias_outside_the_target_keeps_its_dtype() -> None:
+    eager, lazy = build(lazy=False), build(lazy=True)
+    alias = lazy.embedding.weight.detach()
+    dormant.materialize(lazy, dtype=torch.bfloat16)
+    assert alias.dtype is torch.float32
+    dormant.materialize(alias)
+    assert_same_bits(eager.embedding.weight, alias)
+
+
+def test_tensors_given_by_themselves_change_dtype_in_place() -> None:
+    eager, lazy = build(lazy=False), build(lazy=True)
+    state = {"weight": lazy.embedding.weight, "count": lazy.norm.num_batches_tracked}
+    weight = state["weight"]
+    dormant.materialize(state, dtype=torch.float16)
+    assert state["weight"] is weight is lazy.embedding.weight
+    assert isinstance(weight, nn.Parameter)
+    assert weight.requires_grad
+    assert_same_bits(eager.embedding.weight.to(torch.float16), weight)
+    assert state["count"].dtype is torch.int64
+
+
+def test_a_real_model_changes_dtype_too() -> None:
+    eager, real = build(lazy=False), build(lazy=False)
+    dormant.materialize(real, dtype=torch.bfloat16)
+    assert_equal_models(eager.to(torch.bfloat16), real)
+
+
+def test_device_cpu_is_where_everything_is_already() -> None:
+    eager, lazy = build(lazy=False), build(lazy=True)
+    table = lazy.table
+    report = dormant.materialize(lazy, device="cpu")
+    assert lazy.table is table
+    assert report.lazy_rate == 1.0
+    assert_equal_models(eager, lazy)
+
+
+def test_a_lazy_linear_stays_uninitialised_until_it_is_called() -> None:
+    layer = build(lazy=True, make=lambda: nn.LazyLinear(4))
+    dormant.materialize(layer)
+    assert isinstance(layer.weight, nn.UninitializedParameter)
+    expected = build(lazy=False, make=lambda: nn.LazyLinear(4))
+    for each in (layer, expected):
+        torch.manual_seed(0)
+        each(torch.ones(1, 3))
+    assert_same_bits(expected.weight, layer.weight)
+
+
+def test_progress_is_told_to_a_function() -> None:
+    model = build(lazy=True)
+    steps: list[tuple[int, int]] = []
+    dormant.materialize(model, progress=lambda done, total: steps.append((done, total)))
+    assert len(steps) > 1
+    assert steps == sorted(steps)
+    assert len({total for _, total in steps}) == 1
+    assert all(0 <= done <= total for done, total in steps)
+
+
+def test_an_interrupt_leaves_what_is_unfinished_lazy_and_can_be_resumed() -> None:
+    eager, lazy = build(lazy=False), build(lazy=True)
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dormant.materialize(lazy, progress=interrupt)
+    assert dormant.is_lazy(lazy)
+    for tensor in tensors(lazy).values():
+        assert dormant.is_lazy(tensor) == _C.carries_key(tensor)
+    dormant.materialize(lazy)
+    assert_equal_models(eager, lazy)
+
+
+def test_verbose_prints_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    model = build(lazy=True)
+    report = dormant.materialize(model, verbose=True)
+    assert capsys.readouterr().out == f"{report}\n"
+    dormant.materialize(build(lazy=True))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_is_lazy_looks_at_every_tensor_of_a_module() -> None:
+    class Holder(nn.Module):
+        def __init__(self, tensor: torch.Tensor) -> None:
+            super().__init__()
+            self.nested = [{"tensor": tensor}]
+
+    with dormant.lazy_init():
+        lazy = torch.zeros(2)
+    assert dormant.is_lazy(Holder(lazy))
+    assert not dormant.is_lazy(Holder(torch.zeros(2)))
+    with pytest.raises(TypeError, match="expected a tensor or a module, got list"):
+        dormant.is_lazy([lazy])  # type: ignore[arg-type]
+
+
+def test_materialising_inside_a_context_keeps_recording() -> None:
+    eager = build(lazy=False, make=lambda: (torch.randn(20), torch.randn(20)))
+    torch.manual_seed(3)
+    with dormant.lazy_init():
+        first = torch.randn(20)
+        dormant.materialize(first)
+        assert not dormant.is_lazy(first)
+        second = torch.randn(20)
+        assert dormant.is_lazy(second)
+    dormant.materialize(second)
+    assert_same_bits(eager[0], first)
+    assert_same_bits(eager[1], second)

@@ -1,0 +1,288 @@
+"""Pickling lazy tensors: the recipe is written, and gives the same bits in another process."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import dormant
+from compare import assert_same_bits
+from dormant import _C, patches, recipe
+
+pytestmark = pytest.mark.core
+
+LOADERS = {
+    "pickle": (
+        lambda model, path: path.write_bytes(pickle.dumps(model)),
+        lambda path: pickle.loads(path.read_bytes()),
+    ),
+    "pickle protocol 2": (
+        lambda model, path: path.write_bytes(pickle.dumps(model, protocol=2)),
+        lambda path: pickle.loads(path.read_bytes()),
+    ),
+    "torch.save": (torch.save, lambda path: torch.load(path, weights_only=False)),
+    "legacy torch.save": (
+        lambda model, path: torch.save(model, path, _use_new_zipfile_serialization=False),
+        lambda path: torch.load(path, weights_only=False),
+    ),
+}
+
+
+def make() -> nn.Module:
+    model = nn.Sequential(
+        OrderedDict(
+            embedding=nn.Embedding(50, 16, padding_idx=0),
+            encoder=nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+            norm=nn.BatchNorm1d(16),
+            head=nn.Linear(16, 50, bias=False),
+        )
+    )
+    model.head.weight = model.embedding.weight
+    table = torch.linspace(0, 1, 64).cos()
+    model.register_buffer("left", table[:20])
+    model.register_buffer("right", table[20:].view(4, 11).t())
+    return model
+
+
+def build(*, lazy: bool) -> Any:
+    torch.manual_seed(11)
+    if not lazy:
+        return make()
+    with dormant.lazy_init():
+        return make()
+
+
+def assert_equal_models(eager: Any, lazy: Any) -> None:
+    expected, got = eager.state_dict(), lazy.state_dict()
+    assert list(expected) == list(got)
+    assert len(expected) == 21
+    for name, tensor in expected.items():
+        assert_same_bits(tensor, got[name], name)
+        assert tensor.stride() == got[name].stride(), name
+
+
+@pytest.mark.parametrize("way", LOADERS)
+def test_a_model_comes_back_lazy_and_equal(way: str, tmp_path: Path) -> None:
+    save, load = LOADERS[way]
+    model = build(lazy=True)
+    save(model, tmp_path / "model")
+    assert all(dormant.is_lazy(tensor) for tensor in model.state_dict().values())
+    loaded = load(tmp_path / "model")
+    assert all(dormant.is_lazy(tensor) for tensor in loaded.state_dict().values())
+    assert loaded.head.weight is loaded.embedding.weight
+    dormant.materialize(loaded)
+    assert_equal_models(build(lazy=False), loaded)
+    loaded.left.zero_()
+    assert loaded.right.any(), "the buffers are views of different parts"
+    assert _C.storage_id(loaded.left) == _C.storage_id(loaded.right)
+
+
+@pytest.mark.parametrize("way", ["pickle", "torch.save"])
+def test_another_process_gets_the_same_bits(way: str, tmp_path: Path) -> None:
+    LOADERS[way][0](build(lazy=True).state_dict(), tmp_path / "recipe")
+    program = (
+        "import sys, pickle, torch\n"
+        f"path = {str(tmp_path / 'recipe')!r}\n"
+        + (
+            "state = pickle.load(open(path, 'rb'))\n"
+            if way == "pickle"
+            else "state = torch.load(path, weights_only=False)\n"
+        )
+        + "import dormant\n"
+        "assert all(dormant.is_lazy(t) for t in state.values())\n"
+        "torch.manual_seed(999)\n"
+        "dormant.materialize(state)\n"
+        f"torch.save(state, {str(tmp_path / 'values')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    values = torch.load(tmp_path / "values", weights_only=True)
+    expected = build(lazy=False).state_dict()
+    assert list(values) == list(expected)
+    for name, tensor in expected.items():
+        assert_same_bits(tensor, values[name], name)
+
+
+def test_a_recipe_takes_kilobytes_not_the_weights(tmp_path: Path) -> None:
+    with dormant.lazy_init():
+        model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8)))
+    torch.save(model.state_dict(), tmp_path / "recipe")
+    assert (tmp_path / "recipe").stat().st_size < 64 * 1024
+    assert len(pickle.dumps(model)) < 64 * 1024
+
+
+def test_captured_real_data_travels_along() -> None:
+    source = torch.arange(12.0)
+    with dormant.lazy_init():
+        tensor = torch.empty(12)
+        tensor.copy_(source).mul_(2)
+    assert dormant.is_lazy(tensor)
+    data = pickle.dumps(tensor)
+    source.zero_()
+    assert pickle.loads(data).tolist() == [2.0 * i for i in range(12)]
+
+
+def test_real_tensors_of_a_lazy_model_are_pickled_as_usual() -> None:
+    model = build(lazy=True)
+    dormant.materialize(model.norm)
+    loaded = pickle.loads(pickle.dumps(model))
+    assert not dormant.is_lazy(loaded.norm)
+    assert dormant.is_lazy(loaded.embedding.weight)
+    dormant.materialize(loaded)
+    assert_equal_models(build(lazy=False), loaded)
+
+
+def test_a_loaded_recipe_can_be_pickled_again() -> None:
+    once = pickle.loads(pickle.dumps(build(lazy=True)))
+    twice = pickle.loads(pickle.dumps(once))
+    del once
+    dormant.materialize(twice)
+    assert_equal_models(build(lazy=False), twice)
+
+
+def test_a_loaded_tensor_can_be_written_and_read_like_any_lazy_tensor() -> None:
+    with dormant.lazy_init():
+        tensor = torch.ones(4)
+    loaded = pickle.loads(pickle.dumps(tensor))
+    loaded[1:].mul_(3)
+    assert dormant.is_lazy(loaded)
+    assert loaded.tolist() == [1.0, 3.0, 3.0, 3.0]
+    assert dormant.is_lazy(tensor)
+
+
+class Tagged(nn.Parameter):
+    pass
+
+
+def test_classes_attributes_and_requires_grad_survive() -> None:
+    with dormant.lazy_init():
+        parameter: Any = nn.Parameter(torch.zeros(3), requires_grad=False)
+        parameter.tag = {"layer": 3}
+        tagged: Any = Tagged(torch.ones(2))
+        tensor: Any = torch.ones(2, requires_grad=True)
+        tensor.tag = "plain"
+    for original in (parameter, tagged, tensor):
+        loaded = pickle.loads(pickle.dumps(original))
+        assert isinstance(loaded, nn.Parameter) == isinstance(original, nn.Parameter)
+        assert loaded.requires_grad == original.requires_grad
+        assert loaded.__dict__ == original.__dict__
+        assert dormant.is_lazy(loaded)
+        assert loaded.tolist() == original.tolist()
+
+
+def test_a_class_is_what_it_is_for_a_real_tensor() -> None:
+    with dormant.lazy_init():
+        lazy = Tagged(torch.ones(2))
+    assert type(pickle.loads(pickle.dumps(lazy))) is type(
+        pickle.loads(pickle.dumps(Tagged(torch.ones(2))))
+    )
+
+
+def test_conjugate_views_survive() -> None:
+    with dormant.lazy_init():
+        torch.manual_seed(0)
+        lazy = torch.randn(4, dtype=torch.complex64).conj()
+    torch.manual_seed(0)
+    eager = torch.randn(4, dtype=torch.complex64).conj()
+    loaded = pickle.loads(pickle.dumps(lazy))
+    dormant.materialize(loaded)
+    assert_same_bits(eager.resolve_conj(), loaded.resolve_conj())
+
+
+def test_the_recipe_of_a_storage_that_came_to_life_meanwhile_has_its_values() -> None:
+    with dormant.lazy_init():
+        tensor = torch.arange(3.0)
+    reduced = tensor.__reduce_ex__(2)
+    dormant.materialize(tensor)
+    function, arguments = pickle.loads(pickle.dumps(reduced))[:2]
+    assert function(*arguments).tolist() == [0.0, 1.0, 2.0]
+
+
+def saved_state() -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(build(lazy=True).state_dict(), file)
+    file.seek(0)
+    return file
+
+
+def test_weights_only_refuses_a_recipe_and_names_what_to_allow() -> None:
+    with pytest.raises(pickle.UnpicklingError, match=r"dormant\.recipe\.\w+"):
+        torch.load(saved_state(), weights_only=True)
+
+
+def test_weights_only_loads_a_recipe_once_it_is_allowed() -> None:
+    with torch.serialization.safe_globals(recipe.safe_globals()):
+        state = torch.load(saved_state(), weights_only=True)
+    assert all(dormant.is_lazy(tensor) for tensor in state.values())
+    dormant.materialize(state)
+    expected = build(lazy=False).state_dict()
+    for name, tensor in expected.items():
+        assert_same_bits(tensor, state[name], name)
+
+
+def document(tensor: torch.Tensor) -> Any:
+    return json.loads(_C.dump(tensor)[0])
+
+
+def lazy_normal() -> torch.Tensor:
+    with dormant.lazy_init():
+        return torch.empty(20).normal_()
+
+
+def _replace(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace(item, old, new) for item in value]
+    return new if value == old else value
+
+
+def test_an_operator_that_recipes_may_not_run_is_refused() -> None:
+    text = json.dumps(document(lazy_normal()))
+    assert "aten::normal_" in text
+    for operator in ("aten::from_file", "aten::_no_such_operator"):
+        changed = text.replace("aten::normal_", operator).encode()
+        with pytest.raises(ValueError, match=operator):
+            recipe.load_storage(changed, [])
+
+
+def test_another_version_is_refused() -> None:
+    content = document(lazy_normal())
+    keys = [key for key in content if "version" in key or "schema" in key]
+    assert keys, f"no version among {list(content)}"
+    for key in keys:
+        content[key] = 10_000
+    with pytest.raises(ValueError, match="10000"):
+        recipe.load_storage(json.dumps(content).encode(), [])
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"{}"])
+def test_a_damaged_document_is_refused(damage: bytes) -> None:
+    with pytest.raises(ValueError, match="recipe"):
+        recipe.load_storage(damage, [])
+
+
+def test_a_document_cut_anywhere_is_refused() -> None:
+    whole, tensors = _C.dump(lazy_normal())
+    for length in range(0, len(whole) - 1, max(1, len(whole) // 50)):
+        with pytest.raises(ValueError, match="recipe"):
+            recipe.load_storage(whole[:length], tensors)
+
+
+def test_loading_puts_the_patches_in_place_and_materialising_takes_them_away() -> None:
+    data = pickle.dumps(lazy_normal())
+    patches.uninstall_if_idle()
+    assert patches.installed() == []
+    loaded = pickle.loads(data)
+    assert patches.installed()
+    assert len(loaded.tolist()) == 20
+    assert patches.installed() == []

@@ -1,0 +1,170 @@
+"""`Report` and `Summary`: the numbers, and how they print."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import dormant
+from dormant.memory import PeakMemory, resident_bytes
+from dormant.table import format_bytes, format_table
+
+pytestmark = pytest.mark.core
+
+
+class Tied(nn.Module):
+    """A tied weight of 800 bytes, a bias of 40, a real buffer of 8, views of one table of 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 20)
+        self.head = nn.Linear(20, 10)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("real", torch.tensor([1.0, 2.0]))
+        table = torch.arange(16, dtype=torch.float32)
+        self.left, self.right = table[:8], table[8:]
+
+
+@pytest.fixture
+def model() -> Tied:
+    with dormant.lazy_init():
+        return Tied()
+
+
+def test_a_report_lists_each_distinct_tensor_once_with_all_its_names(model: Tied) -> None:
+    report = dormant.materialize(model)
+    names = sorted(tensor.names for tensor in report.tensors)
+    assert names == [
+        ("embedding.weight", "head.weight"),
+        ("head.bias",),
+        ("left",),
+        ("real",),
+        ("right",),
+    ]
+
+
+def test_a_report_counts_storages_and_bytes_once(model: Tied) -> None:
+    report = dormant.materialize(model)
+    assert (report.storages, report.nbytes, report.lazy_nbytes) == (4, 912, 904)
+    assert report.lazy_rate == 904 / 912
+    assert report.count("initialised") == 4
+    assert report.count("already real") == 1
+    by_name = {tensor.names[0]: tensor for tensor in report.tensors}
+    assert by_name["left"].storage == by_name["right"].storage
+    assert by_name["left"].nbytes == 32
+    assert by_name["embedding.weight"].shape == (10, 20)
+    assert by_name["embedding.weight"].dtype == "float32"
+    assert by_name["embedding.weight"].operators > 0
+    assert by_name["real"].operators == 0
+
+
+def test_a_report_measures_time_and_memory() -> None:
+    with dormant.lazy_init():
+        layer = nn.Linear(2048, 2048, bias=False)
+    before = resident_bytes()
+    report = dormant.materialize(layer)
+    assert report.seconds > 0
+    assert report.peak_memory is not None
+    assert before is not None
+    assert report.peak_memory >= before + layer.weight.nbytes // 2
+
+
+def test_a_report_names_the_operators_that_read_values() -> None:
+    with dormant.lazy_init():
+        layer = nn.Linear(16, 16)
+        layer.weight.sum().item()
+        report = dormant.materialize(layer)
+    assert report.value_reads
+    assert all(nbytes >= 0 for nbytes in report.value_reads.values())
+    read = next(iter(report.value_reads))
+    assert read in str(report)
+
+
+def test_a_report_is_plain_data(model: Tied) -> None:
+    report = dormant.materialize(model)
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["nbytes"] == 912
+    assert data["lazy_rate"] == report.lazy_rate
+    assert len(data["tensors"]) == 5
+
+
+def test_a_report_prints_as_a_short_table(model: Tied) -> None:
+    text = str(dormant.materialize(model))
+    assert "initialised" in text
+    assert "already real" in text
+    assert "5 tensors in 4 storages, 912 B, 99.1% of it lazy before" in text
+    assert len(text.splitlines()) < 8
+
+
+def test_an_empty_model_has_a_report() -> None:
+    report = dormant.materialize(nn.Identity())
+    assert (report.tensors, report.nbytes, report.lazy_rate) == ([], 0, 1.0)
+    assert "0 tensors" in str(report)
+
+
+def test_a_summary_tells_bytes_now_and_after(model: Tied) -> None:
+    before = dormant.summary(model)
+    assert (before.bytes_now, before.bytes_after) == (8, 912)
+    assert before.lazy_rate == pytest.approx(904 / 912)
+    assert [tensor.lazy for tensor in before.tensors].count(True) == 4
+    assert dormant.is_lazy(model.embedding.weight), "a summary must not materialise"
+    dormant.materialize(model)
+    after = dormant.summary(model)
+    assert (after.bytes_now, after.bytes_after, after.lazy_rate) == (912, 912, 0.0)
+
+
+def test_a_summary_shows_tied_names_once_with_their_aliases(model: Tied) -> None:
+    text = str(dormant.summary(model))
+    assert text.count("embedding.weight (= head.weight)") == 1
+    assert "10x20" in text
+    assert "8 B now, 912 B once materialised" in text
+
+
+def test_a_summary_takes_tensors_and_state_dicts_and_refuses_others(model: Tied) -> None:
+    assert dormant.summary(model.head.bias).bytes_after == 40
+    assert dormant.summary(model.state_dict()).bytes_after == 848
+    with pytest.raises(TypeError, match="got int"):
+        dormant.summary(3)  # type: ignore[arg-type]
+    assert json.dumps(dormant.summary(model).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (3 << 30, "3.0 GiB"),
+        (1 << 60, "1024.0 PiB"),
+    ],
+)
+def test_bytes_are_printed_in_binary_units(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_the_middle_of_a_long_table_is_left_out() -> None:
+    lines = format_table(("name", "n"), [(f"row {i}", str(i)) for i in range(100)], []).splitlines()
+    assert "row 0 " in lines[2]
+    assert "... 60 more ..." in lines[22]
+    assert "row 99" in lines[-1]
+    assert len(lines) == 43
+
+
+def test_a_long_name_is_never_cut() -> None:
+    name = "x" * 400
+    assert "".join(format_table(("name", "n"), [(name, "1")], []).split()).count("x") == 400
+
+
+def test_peak_memory_sees_what_was_freed_again() -> None:
+    peak = PeakMemory()
+    start = resident_bytes()
+    assert start is not None
+    block = torch.ones(8 << 20)
+    peak.sample()
+    del block
+    result = peak.result()
+    assert result is not None
+    assert result >= start + (24 << 20)
