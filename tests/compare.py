@@ -234,14 +234,14 @@ def assert_same_bits(
     if parts.keys() != others.keys():
         fail(f"{what}: eager consists of {sorted(parts)}, got {sorted(others)}")
     for part, left in parts.items():
-        right = others[part]
+        right, where = others[part], f"{what} {part}".rstrip()
         if (left.dtype, left.size()) != (right.dtype, right.size()):
             fail(
-                f"{what} {part}: eager {left.dtype} {tuple(left.size())}, "
+                f"{where}: eager {left.dtype} {tuple(left.size())}, "
                 f"got {right.dtype} {tuple(right.size())}"
             )
         if not torch.equal(bits(left), bits(right)):
-            fail(f"{what} {part}".rstrip() + f" differs {_describe_difference(left, right)}")
+            fail(f"{where} differs {_describe_difference(left, right)}")
 
 
 def _ties(tensors: Mapping[str, torch.Tensor], key: Callable[[torch.Tensor], int]) -> dict:
