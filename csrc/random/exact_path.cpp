@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "random/aten_kernels.h"
+#include "random/processor.h"
 #include "random/stream.h"
 #include "random/typed_kernels.h"
 
@@ -143,25 +144,6 @@ bool tail_law_holds(ScalarType dtype) {
   const size_t width = c10::elementSize(dtype);
   return std::memcmp(tail.data(), expected.data() + law.begin * width,
                      (kNumel - law.begin) * width) == 0;
-}
-
-bool processor_has_avx2() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
-}
-
-bool processor_has_avx512() {
-#if defined(__x86_64__)
-  return processor_has_avx2() && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
 }
 
 void list(std::string& text, std::string_view name, const std::vector<Path>& paths, Path path) {

@@ -50,6 +50,20 @@ struct Avx2Lanes {
     return _mm256_srai_epi32(a, kBits);
   }
 
+  // For Philox: products of the even lanes, as 64-bit lanes.
+  static Int iota() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
+  static Int product_even(Int a, Int b) { return _mm256_mul_epu32(a, b); }
+  static Int high_half(Int a) { return _mm256_srli_epi64(a, 32); }
+  // Lane 2j from lane 2j of `a`, lane 2j + 1 from lane 2j of `b`.
+  static Int interleave_even(Int a, Int b) {
+    return _mm256_blend_epi32(a, _mm256_shuffle_epi32(b, 0xa0), 0xaa);
+  }
+  // Bit i tells whether lane i is at most `limit`, unsigned.
+  static uint32_t at_most(Int a, Int limit) {
+    const Int within = _mm256_cmpeq_epi32(_mm256_max_epu32(a, limit), limit);
+    return static_cast<uint32_t>(_mm256_movemask_ps(as_float(within)));
+  }
+
   // Floats.
   static Float set_float(float v) { return _mm256_set1_ps(v); }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }

@@ -58,6 +58,19 @@ struct Avx512Lanes {
     return _mm512_srai_epi32(a, kBits);
   }
 
+  // For Philox: products of the even lanes, as 64-bit lanes.
+  static Int iota() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+  static Int product_even(Int a, Int b) { return _mm512_mul_epu32(a, b); }
+  static Int high_half(Int a) { return _mm512_srli_epi64(a, 32); }
+  // Lane 2j from lane 2j of `a`, lane 2j + 1 from lane 2j of `b`.
+  static Int interleave_even(Int a, Int b) {
+    return _mm512_mask_shuffle_epi32(a, 0xaaaa, b, static_cast<_MM_PERM_ENUM>(0xa0));
+  }
+  // Bit i tells whether lane i is at most `limit`, unsigned.
+  static uint32_t at_most(Int a, Int limit) { return _mm512_cmple_epu32_mask(a, limit); }
+
   // Floats.
   static Float set_float(float v) { return _mm512_set1_ps(v); }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }

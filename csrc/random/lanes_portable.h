@@ -84,6 +84,32 @@ struct PortableLanes {
         [&](size_t i) { return static_cast<uint32_t>(static_cast<int32_t>(a.lane[i]) >> kBits); });
   }
 
+  // For Philox: products of the even lanes, as 64-bit lanes.
+  static Int iota() {
+    return each([](size_t i) { return static_cast<uint32_t>(i); });
+  }
+  static Int product_even(Int a, Int b) {
+    return each([&](size_t i) {
+      const uint64_t product = uint64_t{a.lane[i & ~size_t{1}]} * b.lane[i & ~size_t{1}];
+      return static_cast<uint32_t>(i % 2 == 0 ? product : product >> 32);
+    });
+  }
+  static Int high_half(Int a) {
+    return each([&](size_t i) { return i % 2 == 0 ? a.lane[i + 1] : 0; });
+  }
+  // Lane 2j from lane 2j of `a`, lane 2j + 1 from lane 2j of `b`.
+  static Int interleave_even(Int a, Int b) {
+    return each([&](size_t i) { return i % 2 == 0 ? a.lane[i] : b.lane[i - 1]; });
+  }
+  // Bit i tells whether lane i is at most `limit`, unsigned.
+  static uint32_t at_most(Int a, Int limit) {
+    uint32_t bits = 0;
+    for (uint32_t i = 0; i < kCount; ++i) {
+      bits |= static_cast<uint32_t>(a.lane[i] <= limit.lane[i]) << i;
+    }
+    return bits;
+  }
+
   // Floats.
   static Float set_float(float value) {
     return each([&](size_t) { return value; });

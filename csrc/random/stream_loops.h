@@ -7,7 +7,9 @@
 #include <cstring>
 
 #include "random/box_muller.h"
+#include "random/store_choice.h"
 #include "random/stream_kernels.h"
+#include "random/uniform_map.h"
 
 namespace dormant::random {
 
@@ -146,23 +148,10 @@ class StreamLoops {
 
   template <Format kFormat, Store kStore>
   static void uniform_as(EngineBlock& block, void* out, size_t n, double from, double to) {
-    const float low_bound = static_cast<float>(from);
-    const float high_bound = static_cast<float>(to);
-    const Float scale = Lanes::set_float(high_bound - low_bound);
-    const Float offset = Lanes::set_float(low_bound);
-    // The cast to a narrower format may round up to the excluded bound; ATen then gives the lower
-    // one.
-    const Float excluded = Lanes::template round<kFormat>(Lanes::set_float(high_bound));
-    const Float instead = Lanes::template round<kFormat>(offset);
-    const auto map = [&](const uint32_t* draws) {
-      const Int low24 = Lanes::bit_and(Lanes::load(draws), Lanes::set(0xffffff));
-      const Float u = Lanes::mul(Lanes::to_float(low24), Lanes::set_float(0x1p-24f));
-      const Float value = Lanes::template round<kFormat>(Lanes::affine(u, scale, offset));
-      return Lanes::select(Lanes::equal(value, excluded), instead, value);
-    };
+    const UniformMap<Lanes, kFormat> map(from, to);
     map_draws<kFormat, kStore>(block, out, n, [&](const uint32_t* draws, Float& low, Float& high) {
-      low = map(draws);
-      high = map(draws + Lanes::kCount);
+      low = map(Lanes::load(draws));
+      high = map(Lanes::load(draws + Lanes::kCount));
     });
   }
 
@@ -222,20 +211,9 @@ class StreamLoops {
     });
   }
 
-  // Calls `kernel` with the store as a constant; streaming only where the alignment allows.
-  template <class Kernel>
-  static void with_store(Store store, const void* out, Kernel&& kernel) {
-    if (store == Store::streaming && reinterpret_cast<uintptr_t>(out) % 64 == 0) {
-      kernel.template operator()<Store::streaming>();
-      Lanes::fence();
-    } else {
-      kernel.template operator()<Store::cached>();
-    }
-  }
-
   static void uniform(EngineBlock& block, Format format, void* out, size_t n, double from,
                       double to, Store store) {
-    with_store(store, out, [&]<Store kStore>() {
+    with_store<Lanes>(store, out, [&]<Store kStore>() {
       switch (format) {
         case Format::float32:
           return uniform_as<Format::float32, kStore>(block, out, n, from, to);
@@ -251,7 +229,7 @@ class StreamLoops {
 
   static void block_normal(EngineBlock& block, Format format, void* out, size_t n, double mean,
                            double std, Store store) {
-    with_store(store, out, [&]<Store kStore>() {
+    with_store<Lanes>(store, out, [&]<Store kStore>() {
       switch (format) {
         case Format::float32:
           return block_normal_as<Format::float32, kStore>(block, out, n, mean, std);
@@ -272,7 +250,7 @@ class StreamLoops {
     const double scaled = p * 0x1p53;
     uint64_t threshold = static_cast<uint64_t>(scaled);
     threshold += static_cast<double>(threshold) < scaled ? 1 : 0;
-    with_store(store, out, [&]<Store kStore>() {
+    with_store<Lanes>(store, out, [&]<Store kStore>() {
       switch (width) {
         case 1:
           return bernoulli_as<1, kStore>(block, one, out, n, threshold);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "random/exact_path.h"
+#include "random/processor.h"
 #include "random/typed_kernels.h"
 
 namespace dormant::random {
@@ -34,11 +35,10 @@ std::vector<const StreamKernels*> levels() {
     return {portable_stream_kernels()};
   }
   std::vector<const StreamKernels*> found;
-  if (__builtin_cpu_supports("avx2") && avx2_stream_kernels() != nullptr) {
+  if (processor_has_avx2() && avx2_stream_kernels() != nullptr) {
     found.push_back(avx2_stream_kernels());
   }
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      avx512_stream_kernels() != nullptr) {
+  if (processor_has_avx512() && avx512_stream_kernels() != nullptr) {
     found.push_back(avx512_stream_kernels());
   }
   return found;

@@ -1,9 +1,6 @@
 #include "random/typed_kernels.h"
 
-#include <optional>
-
 namespace dormant::random {
-namespace {
 
 std::optional<Format> format_of(c10::ScalarType dtype) {
   switch (dtype) {
@@ -19,8 +16,6 @@ std::optional<Format> format_of(c10::ScalarType dtype) {
       return std::nullopt;
   }
 }
-
-}  // namespace
 
 One one_of(c10::ScalarType dtype) {
   switch (dtype) {

@@ -4,6 +4,7 @@
 #include <c10/core/ScalarType.h>
 
 #include <cstddef>
+#include <optional>
 
 #include "random/stream_kernels.h"
 
@@ -17,6 +18,9 @@ bool kernel_block_normal(const StreamKernels& kernels, EngineBlock& block, c10::
                          void* out, size_t n, double mean, double std, Store store);
 bool kernel_bernoulli(const StreamKernels& kernels, EngineBlock& block, c10::ScalarType dtype,
                       void* out, size_t n, double p, Store store);
+
+// None for a dtype that isn't a real floating point type of at least 16 bits.
+std::optional<Format> format_of(c10::ScalarType dtype);
 
 // The bits of the number one.
 struct One {

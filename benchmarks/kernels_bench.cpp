@@ -1,0 +1,220 @@
+// Time of the random kernels beside ATen's operators and memset, one thread, in nanoseconds an
+// element.
+//
+// Every kernel's output is compared with ATen's before it is timed. Memory is either touched
+// (written before) or fresh: pages that the system hands out at the first write, of 4 KiB or, where
+// it allows (madvise), of 2 MiB.
+//
+//   kernels_bench [elements in millions, default 32]
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "random/exact_path.h"
+#include "random/philox.h"
+#include "random/stream.h"
+#include "random/typed_kernels.h"
+
+namespace {
+
+using dormant::random::Philox;
+using dormant::random::Store;
+using dormant::random::Stream;
+using dormant::random::StreamKernels;
+
+enum class Memory { touched, fresh, huge };
+
+// An anonymous mapping that starts on a huge page.
+class Mapping {
+ public:
+  Mapping(size_t bytes, Memory memory) : bytes_(bytes + kHugePage) {
+    base_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base_ == MAP_FAILED) {
+      throw std::runtime_error("kernels_bench: no memory for " + std::to_string(bytes_) + " bytes");
+    }
+    madvise(base_, bytes_, memory == Memory::huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    if (memory == Memory::touched) {
+      std::memset(data(), 1, bytes);
+    }
+  }
+  ~Mapping() { munmap(base_, bytes_); }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  void* data() const {
+    const auto address = reinterpret_cast<uintptr_t>(base_);
+    return reinterpret_cast<void*>((address + kHugePage - 1) / kHugePage * kHugePage);
+  }
+
+ private:
+  static constexpr size_t kHugePage = size_t{2} << 20;
+  void* base_;
+  size_t bytes_;
+};
+
+// Median of `kRuns` runs, each into memory of the given kind.
+double nanoseconds(size_t n, size_t bytes, Memory memory, const std::function<void(void*)>& fill) {
+  constexpr size_t kRuns = 5;
+  std::vector<double> times;
+  for (size_t run = 0; run < kRuns; ++run) {
+    const Mapping mapping(bytes, memory);
+    const auto begin = std::chrono::steady_clock::now();
+    fill(mapping.data());
+    const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - begin;
+    times.push_back(spent.count() / static_cast<double>(n));
+  }
+  std::sort(times.begin(), times.end());
+  return times[kRuns / 2];
+}
+
+struct Contestant {
+  std::string name;
+  std::function<void(void*)> fill;
+  bool exact;  // compared with the first contestant
+};
+
+void task(const std::string& name, size_t n, size_t bytes,
+          const std::vector<Contestant>& contestants) {
+  const Mapping expected(bytes, Memory::touched);
+  contestants.front().fill(expected.data());
+  for (const Contestant& contestant : contestants) {
+    if (contestant.exact) {
+      const Mapping got(bytes, Memory::touched);
+      contestant.fill(got.data());
+      if (std::memcmp(got.data(), expected.data(), bytes) != 0) {
+        throw std::runtime_error("kernels_bench: " + name + " by " + contestant.name +
+                                 " differs from ATen");
+      }
+    }
+    std::printf("%-22s %-18s", name.c_str(), contestant.name.c_str());
+    for (const Memory memory : {Memory::touched, Memory::fresh, Memory::huge}) {
+      std::printf(" %8.2f", nanoseconds(n, bytes, memory, contestant.fill));
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+}
+
+at::Tensor over(void* data, size_t n, c10::ScalarType dtype) {
+  return at::from_blob(data, {static_cast<int64_t>(n)}, at::TensorOptions().dtype(dtype));
+}
+
+at::Generator seeded() { return at::make_generator<at::CPUGeneratorImpl>(1); }
+
+std::vector<const StreamKernels*> levels() {
+  std::vector<const StreamKernels*> found = {dormant::random::avx2_stream_kernels()};
+  if (&dormant::random::stream_kernels() != found.front()) {
+    found.push_back(&dormant::random::stream_kernels());
+  }
+  return found;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  const size_t n = (argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 32) << 20;
+  const Philox philox(1, 0);
+  std::printf("%s\n%zu elements, ns an element\n",
+              dormant::random::exact_path().description.c_str(), n);
+  std::printf("%-22s %-18s %8s %8s %8s\n", "task", "by", "touched", "fresh", "huge");
+
+  // One kernel as a contestant, at every level and with both stores.
+  const auto add = [&](std::vector<Contestant>& contestants, auto kernel) {
+    for (const StreamKernels* level : levels()) {
+      for (const Store store : {Store::cached, Store::streaming}) {
+        contestants.push_back(
+            {std::string(level->name) + (store == Store::streaming ? " streaming" : ""),
+             [=](void* out) {
+               Stream stream(at::mt19937(1).data());
+               kernel(*level, stream.block(), out, store);
+             },
+             true});
+      }
+    }
+  };
+
+  for (const auto dtype : {c10::ScalarType::Float, c10::ScalarType::BFloat16, c10::ScalarType::Half,
+                           c10::ScalarType::Double}) {
+    const size_t bytes = n * c10::elementSize(dtype);
+    const std::string type = c10::toString(dtype);
+    const auto clear = [=](void* out) { std::memset(out, 0, bytes); };
+
+    std::vector<Contestant> normal = {
+        {"ATen", [=](void* out) { over(out, n, dtype).normal_(0, 1, seeded()); }, false}};
+    if (dtype != c10::ScalarType::Double) {
+      add(normal, [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out,
+                      Store store) {
+        dormant::random::kernel_block_normal(level, block, dtype, out, n, 0, 1, store);
+      });
+      normal.push_back(
+          {"Philox", [=](void* out) { philox.normal(dtype, out, 0, n, 0, 1); }, false});
+      normal.push_back({"Philox streaming",
+                        [=](void* out) { philox.normal(dtype, out, 0, n, 0, 1, Store::streaming); },
+                        false});
+    }
+    normal.push_back({"memset", clear, false});
+    task("normal " + type, n, bytes, normal);
+
+    std::vector<Contestant> uniform = {
+        {"ATen", [=](void* out) { over(out, n, dtype).uniform_(-1, 1, seeded()); }, false}};
+    add(uniform, [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out,
+                     Store store) {
+      dormant::random::kernel_uniform(level, block, dtype, out, n, -1, 1, store);
+    });
+    uniform.push_back(
+        {"Philox", [=](void* out) { philox.uniform(dtype, out, 0, n, -1, 1); }, false});
+    uniform.push_back(
+        {"Philox streaming",
+         [=](void* out) { philox.uniform(dtype, out, 0, n, -1, 1, Store::streaming); }, false});
+    task("uniform " + type, n, bytes, uniform);
+  }
+
+  for (const auto dtype : {c10::ScalarType::Float, c10::ScalarType::Bool}) {
+    std::vector<Contestant> contestants = {
+        {"ATen", [=](void* out) { over(out, n, dtype).bernoulli_(.3, seeded()); }, false}};
+    add(contestants, [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out,
+                         Store store) {
+      dormant::random::kernel_bernoulli(level, block, dtype, out, n, .3, store);
+    });
+    contestants.push_back(
+        {"Philox", [=](void* out) { philox.bernoulli(dtype, out, 0, n, .3); }, false});
+    task(std::string("bernoulli ") + c10::toString(dtype), n, n * c10::elementSize(dtype),
+         contestants);
+  }
+
+  const auto twist = [&](const StreamKernels& level) {
+    return nanoseconds(n, 1, Memory::touched, [&](void*) {
+      Stream stream(at::mt19937(1).data());
+      level.twist(stream.block(), n / dormant::random::EngineBlock::kWords);
+    });
+  };
+  const auto draw = [&](const StreamKernels& level) {
+    return nanoseconds(n, 1, Memory::touched, [&](void*) {
+      constexpr size_t kDraws = 4992;
+      uint32_t draws[kDraws];
+      Stream stream(at::mt19937(1).data());
+      for (size_t i = 0; i < n; i += kDraws) {
+        level.draw(stream.block(), draws, kDraws);
+      }
+    });
+  };
+  for (const StreamKernels* level : levels()) {
+    std::printf("%-22s %-18s %8.3f\n%-22s %-18s %8.3f\n", "twist only", level->name, twist(*level),
+                "twist and temper", level->name, draw(*level));
+  }
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
+}

@@ -1,0 +1,104 @@
+#include "random/philox.h"
+
+#include <c10/util/Exception.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numbers>
+#include <optional>
+
+#include "random/philox_loops.h"
+#include "random/processor.h"
+#include "random/typed_kernels.h"
+
+namespace dormant::random {
+namespace {
+
+Format checked_format(const char* operation, c10::ScalarType dtype) {
+  const std::optional<Format> format = format_of(dtype);
+  TORCH_CHECK_NOT_IMPLEMENTED(format.has_value(), "fast ", operation, ": got ", dtype,
+                              "; expected float32, bfloat16, float16 or float64. Fill a float32 "
+                              "tensor and convert it.");
+  return *format;
+}
+
+// Box-Muller in double precision, on neighbouring pairs of 53-bit numbers.
+void normal_double(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double mean,
+                   double std) {
+  constexpr size_t kElements = kPhiloxWords / 2;
+  const auto uniform53 = [](const uint32_t* words) {
+    const uint64_t number = uint64_t{words[0]} << 32 | words[1];
+    return static_cast<double>(number & ((uint64_t{1} << 53) - 1)) * 0x1p-53;
+  };
+  const PhiloxKernels& kernels = philox_kernels();
+  for_units<kElements, sizeof(double)>(begin, n, out, [&](uint64_t first, size_t units, void* to) {
+    auto* element = static_cast<double*>(to);
+    for (size_t i = 0; i < units; ++i) {
+      uint32_t words[kPhiloxWords];
+      kernels.words(key, first + i, 1, words);
+      for (size_t word = 0; word < kPhiloxWords; word += 4) {
+        const double radius = std::sqrt(-2.0 * std::log1p(-uniform53(words + word)));
+        const double angle = 2.0 * std::numbers::pi * uniform53(words + word + 2);
+        *element++ = radius * std::cos(angle) * std + mean;
+        *element++ = radius * std::sin(angle) * std + mean;
+      }
+    }
+  });
+}
+
+}  // namespace
+
+const PhiloxKernels& philox_kernels() {
+  static const PhiloxKernels& kernels = []() -> const PhiloxKernels& {
+    if (processor_has_avx512() && avx512_philox_kernels() != nullptr) {
+      return *avx512_philox_kernels();
+    }
+    if (processor_has_avx2() && avx2_philox_kernels() != nullptr) {
+      return *avx2_philox_kernels();
+    }
+    return *portable_philox_kernels();
+  }();
+  return kernels;
+}
+
+void Philox::uniform(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double from,
+                     double to, Store store) const {
+  const Format format = checked_format("uniform", dtype);
+  const double largest = format == Format::float64 ? std::numeric_limits<double>::max()
+                                                   : std::numeric_limits<float>::max();
+  TORCH_CHECK_VALUE(from <= to && to - from <= largest, "fast uniform: got bounds ", from, " and ",
+                    to, "; expected from <= to, and to - from finite in ", dtype);
+  philox_kernels().uniform(key_, format, out, begin, n, from, to, store);
+}
+
+void Philox::normal(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double mean,
+                    double std, Store store) const {
+  const Format format = checked_format("normal", dtype);
+  TORCH_CHECK_VALUE(std >= 0, "fast normal: got a standard deviation of ", std,
+                    "; expected zero or more");
+  if (format == Format::float64) {
+    normal_double(key_, out, begin, n, mean, std);
+  } else {
+    philox_kernels().normal(key_, format, out, begin, n, mean, std, store);
+  }
+}
+
+void Philox::bernoulli(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double p,
+                       Store store) const {
+  const One one = one_of(dtype);
+  TORCH_CHECK_NOT_IMPLEMENTED(one.width != 0, "fast bernoulli: got ", dtype,
+                              "; expected a floating point, integer or bool dtype. Fill a float32 "
+                              "tensor and convert it.");
+  TORCH_CHECK_VALUE(p >= 0 && p <= 1, "fast bernoulli: got a probability of ", p,
+                    "; expected a number from 0 to 1");
+  const double successes = std::ceil(p * 0x1p32);  // of 2^32 words
+  if (successes == 0) {
+    std::memset(out, 0, n * one.width);
+    return;
+  }
+  const auto last = static_cast<uint32_t>(successes - 1);
+  philox_kernels().bernoulli(key_, one.width, one.bits, out, begin, n, last, store);
+}
+
+}  // namespace dormant::random

@@ -1,0 +1,12 @@
+#include "random/lanes_portable.h"
+#include "random/philox_kernels.h"
+#include "random/philox_loops.h"
+
+namespace dormant::random {
+
+const PhiloxKernels* portable_philox_kernels() {
+  static constexpr PhiloxKernels kernels = PhiloxLoops<PortableLanes>::kernels("portable");
+  return &kernels;
+}
+
+}  // namespace dormant::random
