@@ -98,7 +98,7 @@ test-asan: ## address and undefined-behaviour sanitizers: C++ tests and the Pyth
 
 .PHONY: test-tsan
 test-tsan: export TSAN_OPTIONS := halt_on_error=1
-test-tsan: ## thread sanitizer: C++ tests with "Threaded" in their name and the Python tests marked threads
+test-tsan: ## thread sanitizer: C++ tests with "Thread" in their name and the Python tests marked threads
 	@$(call SANITIZED,tsan,thread) test-cpp CTEST_ARGS="-L threaded"
 	env $(call preload,libtsan.so) PYTHONPATH=build-tsan/site $(PY) -m pytest tests -m threads $(PYTEST_ARGS)
 
@@ -141,9 +141,12 @@ $(STAMPS)/packages: requirements/build.txt requirements/dev.txt requirements/con
 	$(PIP) -r requirements/build.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
 	touch $@
 
-# The path to python/, metadata and entry points; the compiled part is built below, incrementally.
+# The path to python/, metadata and entry points; the compiled part is built below, incrementally. The import hook that
+# scikit-build-core adds for rebuilding would come before PYTHONPATH, and test-asan would test the ordinary build.
 $(STAMPS)/editable: pyproject.toml include/dormant/version.h $(STAMPS)/packages
 	@$(PIP) --no-build-isolation --no-deps --editable . --config-settings wheel.cmake=false
+	pth=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_editable_skbc_dormant.pth
+	sed -i.orig '/^import /d' $$pth && rm $$pth.orig
 	touch $@
 
 $(STAMPS)/ready: $(STAMPS)/packages $(if $(filter python,$(SITE)),$(STAMPS)/editable)

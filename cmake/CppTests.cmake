@@ -25,7 +25,7 @@ if(_tests)
   target_link_libraries(dormant_tests PRIVATE torch googletest nlohmann_json)
   dormant_compile_options(dormant_tests)
   include(GoogleTest)
-  gtest_discover_tests(dormant_tests TEST_FILTER "-*Threaded*" DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120)
-  gtest_discover_tests(dormant_tests TEST_FILTER "*Threaded*" TEST_LIST dormant_threaded DISCOVERY_TIMEOUT 60
+  gtest_discover_tests(dormant_tests TEST_FILTER "-*Thread*" DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120)
+  gtest_discover_tests(dormant_tests TEST_FILTER "*Thread*" TEST_LIST dormant_threaded DISCOVERY_TIMEOUT 60
                        PROPERTIES TIMEOUT 120 LABELS threaded)
 endif()
