@@ -42,7 +42,7 @@ bool same_bits(const torch::Tensor& a, const torch::Tensor& b) {
 }  // namespace
 
 int main() {
-  const auto eager = build();
+  auto eager = build();
   torch::nn::Sequential model(nullptr);
   {
     const dormant::LazyInit lazy;

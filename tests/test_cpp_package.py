@@ -1,0 +1,74 @@
+"""The C++ side of an installed dormant: its CMake package, its headers, the example program."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dormant
+
+ROOT = Path(__file__).resolve().parent.parent
+CMAKE = Path(sys.executable).with_name("cmake")
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def configure(source: Path, build: Path, prefixes: str) -> subprocess.CompletedProcess[str]:
+    ninja = f"-DCMAKE_MAKE_PROGRAM={CMAKE.with_name('ninja')}"
+    return run(
+        CMAKE, "-G", "Ninja", ninja, "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefixes}",
+        cwd=source,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prefixes() -> str:
+    return f"{dormant.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
+
+
+@pytest.mark.timeout(600)
+def test_example_program_equals_eager_construction(tmp_path: Path, prefixes: str) -> None:
+    configured = configure(ROOT / "examples" / "cpp", tmp_path, prefixes)
+    assert configured.returncode == 0, configured.stdout + configured.stderr
+    built = run(CMAKE, "--build", ".", cwd=tmp_path)
+    assert built.returncode == 0, built.stdout + built.stderr
+    ran = run(tmp_path / "lazy_transformer", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "equal to eager construction, bit for bit: 25 parameters" in ran.stdout
+
+
+def test_library_exports_only_the_public_interface() -> None:
+    library = Path(dormant.__file__).parent / "lib" / "libdormant.so"
+    symbols = run("nm", "--dynamic", "--defined-only", "--demangle", library, cwd=ROOT).stdout
+    names = [line.split(maxsplit=2)[2] for line in symbols.splitlines()]
+    ours = [name for name in names if name.startswith("dormant::")]
+    assert any(name.startswith("dormant::materialize(") for name in ours)
+    private = [name for name in ours if name.startswith(("dormant::random", "dormant::tile"))]
+    assert not private
+
+
+def test_package_of_another_torch_is_refused(tmp_path: Path, prefixes: str) -> None:
+    package = tmp_path / "dormant" / "share" / "cmake" / "dormant"
+    package.mkdir(parents=True)
+    installed = Path(dormant.__file__).parent / "share" / "cmake" / "dormant"
+    config = (installed / "dormantConfig.cmake").read_text()
+    built_for = f'dormant_TORCH_VERSION "{torch.__version__.split("+")[0]}"'
+    assert built_for in config
+    changed = config.replace(built_for, 'dormant_TORCH_VERSION "2.99.0"')
+    (package / "dormantConfig.cmake").write_text(changed)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.26)\n"
+        "project(consumer LANGUAGES CXX)\n"
+        "find_package(dormant REQUIRED)\n"
+    )
+    refused = configure(source, tmp_path / "build", f"{tmp_path / 'dormant'};{prefixes}")
+    assert refused.returncode != 0
+    assert "was built for torch 2.99.0" in refused.stderr.replace("\n", " ").replace("  ", " ")
