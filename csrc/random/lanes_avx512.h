@@ -63,7 +63,7 @@ struct Avx512Lanes {
     return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
   static Int product_even(Int a, Int b) { return _mm512_mul_epu32(a, b); }
-  static Int high_half(Int a) { return _mm512_srli_epi64(a, 32); }
+  static Int high_half(Int a) { return _mm512_shuffle_epi32(a, static_cast<_MM_PERM_ENUM>(0xf5)); }
   // Lane 2j from lane 2j of `a`, lane 2j + 1 from lane 2j of `b`.
   static Int interleave_even(Int a, Int b) {
     return _mm512_mask_shuffle_epi32(a, 0xaaaa, b, static_cast<_MM_PERM_ENUM>(0xa0));

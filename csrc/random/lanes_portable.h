@@ -89,17 +89,26 @@ struct PortableLanes {
     return each([](size_t i) { return static_cast<uint32_t>(i); });
   }
   static Int product_even(Int a, Int b) {
-    return each([&](size_t i) {
-      const uint64_t product = uint64_t{a.lane[i & ~size_t{1}]} * b.lane[i & ~size_t{1}];
-      return static_cast<uint32_t>(i % 2 == 0 ? product : product >> 32);
-    });
+    Int v;
+    for (size_t i = 0; i < kCount; i += 2) {
+      const uint64_t product = uint64_t{a.lane[i]} * b.lane[i];
+      v.lane[i] = static_cast<uint32_t>(product);
+      v.lane[i + 1] = static_cast<uint32_t>(product >> 32);
+    }
+    return v;
   }
   static Int high_half(Int a) {
-    return each([&](size_t i) { return i % 2 == 0 ? a.lane[i + 1] : 0; });
+    for (size_t i = 0; i < kCount; i += 2) {
+      a.lane[i] = a.lane[i + 1];
+    }
+    return a;
   }
   // Lane 2j from lane 2j of `a`, lane 2j + 1 from lane 2j of `b`.
   static Int interleave_even(Int a, Int b) {
-    return each([&](size_t i) { return i % 2 == 0 ? a.lane[i] : b.lane[i - 1]; });
+    for (size_t i = 0; i < kCount; i += 2) {
+      a.lane[i + 1] = b.lane[i];
+    }
+    return a;
   }
   // Bit i tells whether lane i is at most `limit`, unsigned.
   static uint32_t at_most(Int a, Int limit) {

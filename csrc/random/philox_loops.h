@@ -51,162 +51,172 @@ class PhiloxLoops {
   using Int = typename Lanes::Int;
   using Float = typename Lanes::Float;
 
-  static constexpr size_t kVectors = kPhiloxWords / Lanes::kCount;
-  static constexpr size_t kVectorsOfWord = kPhiloxCounters / Lanes::kCount;
-  static constexpr int kRounds = 10;
+  static constexpr uint32_t kRounds = 10;
 
-  struct Unit {
-    Int words[kVectors];
-  };
+  // Round keys, and what the constants of a call become as vectors.
+  class Schedule {
+   public:
+    explicit Schedule(const PhiloxKey& key) : stream_(key.stream) {
+      const auto key0 = static_cast<uint32_t>(key.seed);
+      const auto key1 = static_cast<uint32_t>(key.seed >> 32);
+      // Products rather than two running sums: GCC 12.2 at -O3 vectorises the two sums as one.
+      for (uint32_t round = 0; round < kRounds; ++round) {
+        keys_[round][0] = Lanes::set(key0 + round * 0x9e3779b9u);
+        keys_[round][1] = Lanes::set(key1 + round * 0xbb67ae85u);
+      }
+    }
 
-  // Counters [first, first + kCount): word w of counter i becomes lane i of result[w * stride].
-  static void counters(const PhiloxKey& key, uint64_t first, Int* result) {
-    // Two groups, of even and of odd counters, each word in the low half of a 64-bit lane: the
-    // products need no shuffles, and what they leave in the high halves is never read.
+    // The words of one unit.
+    void unit(uint64_t index, uint32_t* out) const {
+      for (size_t half = 0; half < kPhiloxCounters; half += Lanes::kCount) {
+        counters(index * kPhiloxCounters + half, out + half);
+      }
+    }
+
+   private:
     struct Group {
       Int word[4];
     };
-    const auto group = [&](uint32_t parity) {
-      return Group{{Lanes::add(Lanes::iota(), Lanes::set(static_cast<uint32_t>(first) + parity)),
-                    Lanes::set(static_cast<uint32_t>(first >> 32)),
-                    Lanes::set(static_cast<uint32_t>(key.stream)),
-                    Lanes::set(static_cast<uint32_t>(key.stream >> 32))}};
-    };
-    Group even = group(0);
-    Group odd = group(1);
-    auto key0 = static_cast<uint32_t>(key.seed);
-    auto key1 = static_cast<uint32_t>(key.seed >> 32);
-    for (int round = 0; round < kRounds; ++round) {
-      const auto mix = [&](Group& group) {
-        const Int product0 = Lanes::product_even(group.word[0], Lanes::set(0xd2511f53));
-        const Int product1 = Lanes::product_even(group.word[2], Lanes::set(0xcd9e8d57));
-        group = {
-            {Lanes::xor3(Lanes::high_half(product1), group.word[1], Lanes::set(key0)), product1,
-             Lanes::xor3(Lanes::high_half(product0), group.word[3], Lanes::set(key1)), product0}};
+
+    // Counters [first, first + kCount): word w of counter i goes to out[w * kPhiloxCounters + i].
+    void counters(uint64_t first, uint32_t* out) const {
+      // Two groups, of even and of odd counters, each word in the low half of a 64-bit lane: the
+      // products need no shuffles, and what they leave in the high halves is never read.
+      const auto group = [&](uint32_t parity) {
+        return Group{{Lanes::add(Lanes::iota(), Lanes::set(static_cast<uint32_t>(first) + parity)),
+                      Lanes::set(static_cast<uint32_t>(first >> 32)),
+                      Lanes::set(static_cast<uint32_t>(stream_)),
+                      Lanes::set(static_cast<uint32_t>(stream_ >> 32))}};
       };
-      mix(even);
-      mix(odd);
-      key0 += 0x9e3779b9;
-      key1 += 0xbb67ae85;
-    }
-    for (size_t word = 0; word < 4; ++word) {
-      result[word * kVectorsOfWord] = Lanes::interleave_even(even.word[word], odd.word[word]);
-    }
-  }
-
-  static Unit unit_at(const PhiloxKey& key, uint64_t unit) {
-    Unit result;
-    for (size_t half = 0; half < kVectorsOfWord; ++half) {
-      counters(key, unit * kPhiloxCounters + half * Lanes::kCount, result.words + half);
-    }
-    return result;
-  }
-
-  static void words(const PhiloxKey& key, uint64_t first_unit, size_t units, uint32_t* out) {
-    for (size_t i = 0; i < units; ++i) {
-      const Unit unit = unit_at(key, first_unit + i);
-      for (size_t v = 0; v < kVectors; ++v) {
-        Lanes::save(out + i * kPhiloxWords + v * Lanes::kCount, unit.words[v]);
+      Group even = group(0);
+      Group odd = group(1);
+      for (const auto& key : keys_) {
+        mix(even, key);
+        mix(odd, key);
+      }
+      for (size_t word = 0; word < 4; ++word) {
+        Lanes::save(out + word * kPhiloxCounters,
+                    Lanes::interleave_even(even.word[word], odd.word[word]));
       }
     }
+
+    static void mix(Group& group, const Int (&key)[2]) {
+      const Int product0 = Lanes::product_even(group.word[0], Lanes::set(0xd2511f53));
+      const Int product1 = Lanes::product_even(group.word[2], Lanes::set(0xcd9e8d57));
+      group = {{Lanes::xor3(Lanes::high_half(product1), group.word[1], key[0]), product1,
+                Lanes::xor3(Lanes::high_half(product0), group.word[3], key[1]), product0}};
+    }
+
+    uint64_t stream_;
+    Int keys_[kRounds][2];
+  };
+
+  static void words(const PhiloxKey& key, uint64_t first_unit, size_t units, uint32_t* out) {
+    const Schedule schedule(key);
+    for (size_t i = 0; i < units; ++i) {
+      schedule.unit(first_unit + i, out + i * kPhiloxWords);
+    }
   }
 
-  // 64 elements a unit: map(unit, values) makes kVectors vectors of values.
-  template <Format kFormat, class Map>
-  static void map_units(const PhiloxKey& key, void* out, uint64_t begin, size_t n, Store store,
-                        Map&& map) {
-    constexpr size_t kBytes = kFormat == Format::float32 ? 4 : 2;
-    for_units<kPhiloxWords, kBytes>(begin, n, out, [&](uint64_t first, size_t units, void* to) {
+  // Writes elements [begin, begin + n) of `kBytes` bytes: fill(words, out) makes the elements of a
+  // unit, with the store as a template argument.
+  template <size_t kElements, size_t kBytes, class Fill>
+  static void fill_units(const PhiloxKey& key, void* out, uint64_t begin, size_t n, Store store,
+                         Fill&& fill) {
+    // Words are made a few units ahead, in cache: the chain of rounds is long, and so is that of
+    // Box-Muller; each loop alone overlaps more units than both in one.
+    constexpr size_t kAhead = 16;
+    const Schedule schedule(key);
+    for_units<kElements, kBytes>(begin, n, out, [&](uint64_t first, size_t units, void* to) {
       with_store<Lanes>(store, to, [&]<Store kStore>() {
+        alignas(64) uint32_t words[kAhead * kPhiloxWords];
         auto* at = static_cast<unsigned char*>(to);
-        for (size_t i = 0; i < units; ++i) {
-          Float values[kVectors];
-          map(unit_at(key, first + i), values);
-          for (size_t v = 0; v < kVectors; v += 2) {
-            Lanes::template store<kFormat, kStore>(at + v * Lanes::kCount * kBytes, values[v],
-                                                   values[v + 1]);
+        for (size_t done = 0; done < units;) {
+          const size_t count = units - done < kAhead ? units - done : kAhead;
+          for (size_t i = 0; i < count; ++i) {
+            schedule.unit(first + done + i, words + i * kPhiloxWords);
           }
-          at += kPhiloxWords * kBytes;
+          for (size_t i = 0; i < count; ++i) {
+            fill.template operator()<kStore>(words + i * kPhiloxWords, at);
+            at += kElements * kBytes;
+          }
+          done += count;
         }
       });
     });
   }
 
   template <Format kFormat>
+  static constexpr size_t kBytesOf = kFormat == Format::float32 ? 4 : 2;
+
+  template <Format kFormat>
   static void uniform_as(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double from,
                          double to, Store store) {
+    constexpr size_t kBytes = kBytesOf<kFormat>;
     const UniformMap<Lanes, kFormat> map(from, to);
-    map_units<kFormat>(key, out, begin, n, store, [&](const Unit& unit, Float* values) {
-      for (size_t v = 0; v < kVectors; ++v) {
-        values[v] = map(unit.words[v]);
+    const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
+      for (size_t i = 0; i < kPhiloxWords; i += 2 * Lanes::kCount) {
+        const Float low = map(Lanes::load(words + i));
+        const Float high = map(Lanes::load(words + i + Lanes::kCount));
+        Lanes::template store<kFormat, kStore>(at + i * kBytes, low, high);
       }
-    });
+    };
+    fill_units<kPhiloxWords, kBytes>(key, out, begin, n, store, fill);
   }
 
   static void uniform_double(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double from,
                              double to, Store store) {
-    constexpr size_t kElements = kPhiloxWords / 2;
     const auto scale = Lanes::set_double(to - from);
     const auto offset = Lanes::set_double(from);
     const auto excluded = Lanes::set_double(to);
-    for_units<kElements, sizeof(double)>(
-        begin, n, out, [&](uint64_t first, size_t units, void* at) {
-          with_store<Lanes>(store, at, [&]<Store kStore>() {
-            auto* element = static_cast<double*>(at);
-            for (size_t i = 0; i < units; ++i) {
-              alignas(64) uint32_t unit[kPhiloxWords];
-              words(key, first + i, 1, unit);
-              for (size_t word = 0; word < kPhiloxWords; word += 2 * Lanes::kDoubles) {
-                const auto value = Lanes::affine(Lanes::load_uniform53(unit + word), scale, offset);
-                Lanes::template store<kStore>(element,
-                                              Lanes::select_equal(value, excluded, offset));
-                element += Lanes::kDoubles;
-              }
-            }
-          });
-        });
+    const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
+      auto* element = reinterpret_cast<double*>(at);
+      for (size_t i = 0; i < kPhiloxWords; i += 2 * Lanes::kDoubles) {
+        const auto value = Lanes::affine(Lanes::load_uniform53(words + i), scale, offset);
+        Lanes::template store<kStore>(element, Lanes::select_equal(value, excluded, offset));
+        element += Lanes::kDoubles;
+      }
+    };
+    fill_units<kPhiloxWords / 2, sizeof(double)>(key, out, begin, n, store, fill);
   }
 
   template <Format kFormat>
   static void normal_as(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double mean,
                         double std, Store store) {
+    constexpr size_t kBytes = kBytesOf<kFormat>;
     const Float offset = Lanes::set_float(static_cast<float>(mean));
     const Float scale = Lanes::set_float(static_cast<float>(std));
-    map_units<kFormat>(key, out, begin, n, store, [&](const Unit& unit, Float* values) {
-      // Words 0 and 1 of a counter make a pair, 2 and 3 another.
-      for (size_t first = 0; first < kVectors; first += 2 * kVectorsOfWord) {
-        for (size_t v = first; v < first + kVectorsOfWord; ++v) {
-          Float cosine, sine;
-          BoxMuller<Lanes>::pair(unit.words[v], unit.words[v + kVectorsOfWord], cosine, sine);
-          values[v] = Lanes::template round<kFormat>(Lanes::fma(cosine, scale, offset));
-          values[v + kVectorsOfWord] =
-              Lanes::template round<kFormat>(Lanes::fma(sine, scale, offset));
-        }
+    const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
+      // Blocks of 16 words make 16 elements, as in PyTorch's normal_.
+      for (size_t i = 0; i < kPhiloxWords; i += 2 * Lanes::kCount) {
+        Int radius_word, angle_word;
+        Lanes::load_pairs(words + i, radius_word, angle_word);
+        Float low, high;
+        BoxMuller<Lanes>::pair(radius_word, angle_word, low, high);
+        low = Lanes::template round<kFormat>(Lanes::fma(low, scale, offset));
+        high = Lanes::template round<kFormat>(Lanes::fma(high, scale, offset));
+        Lanes::restore_order(low, high);
+        Lanes::template store<kFormat, kStore>(at + i * kBytes, low, high);
       }
-    });
+    };
+    fill_units<kPhiloxWords, kBytes>(key, out, begin, n, store, fill);
   }
 
   template <size_t kWidth>
   static void bernoulli_as(const PhiloxKey& key, uint64_t one, void* out, uint64_t begin, size_t n,
                            uint32_t last, Store store) {
     constexpr size_t kElements = 32;  // of one store_bits()
-    for_units<kPhiloxWords, kWidth>(begin, n, out, [&](uint64_t first, size_t units, void* to) {
-      with_store<Lanes>(store, to, [&]<Store kStore>() {
-        auto* at = static_cast<unsigned char*>(to);
-        for (size_t i = 0; i < units; ++i) {
-          const Unit unit = unit_at(key, first + i);
-          for (size_t v = 0; v < kVectors; v += kElements / Lanes::kCount) {
-            uint32_t bits = 0;
-            for (size_t lane = 0; lane < kElements; lane += Lanes::kCount) {
-              bits |= Lanes::at_most(unit.words[v + lane / Lanes::kCount], Lanes::set(last))
-                      << lane;
-            }
-            Lanes::template store_bits<kWidth, kStore>(at, bits, one);
-            at += kElements * kWidth;
-          }
+    const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
+      for (size_t i = 0; i < kPhiloxWords; i += kElements) {
+        uint32_t bits = 0;
+        for (size_t lane = 0; lane < kElements; lane += Lanes::kCount) {
+          const Int word = Lanes::load(words + i + lane);
+          bits |= Lanes::at_most(word, Lanes::set(last)) << lane;
         }
-      });
-    });
+        Lanes::template store_bits<kWidth, kStore>(at + i * kWidth, bits, one);
+      }
+    };
+    fill_units<kPhiloxWords, kWidth>(key, out, begin, n, store, fill);
   }
 
   static void uniform(const PhiloxKey& key, Format format, void* out, uint64_t begin, size_t n,

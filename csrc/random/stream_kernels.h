@@ -13,9 +13,10 @@
 
 namespace dormant::random {
 
-// How results reach memory. Streaming stores bypass the caches: right for memory that is larger
-// than the last-level cache and isn't read soon. They need 64-byte alignment; without it, the
-// kernels store the ordinary way.
+// How results reach memory. Streaming stores bypass the caches: up to twice as fast into memory
+// that already has pages, exceeds the last-level cache and isn't read soon. Into fresh memory they
+// are slower: the system has just cleared each page, in cache. They need 64-byte alignment; without
+// it, the kernels store the ordinary way.
 enum class Store : uint8_t { cached, streaming };
 
 // How an element is stored. Bits are those of the C++ types float, at::BFloat16, at::Half and

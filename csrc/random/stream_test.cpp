@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "random/aten_kernels.h"
 #include "random/exact_path.h"
 #include "random/processor.h"
 #include "random/typed_kernels.h"
@@ -540,6 +541,32 @@ TEST(ExactPath, ComparesInMilliseconds) {
   check_exactness(stream_kernels());
   const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - begin;
   EXPECT_LT(spent.count(), 50.0);  // 5 on an idle machine
+}
+
+TEST(AtenKernels, RunBelowTheDispatcher) {
+  // A thread that records has this key in its included set: an operator that went through the
+  // dispatcher would be recorded, or fail.
+  const at::mt19937_data_pod start = engine_at(61, 2);
+  const auto fill = [&](at::Tensor& all, at::mt19937_data_pod& engine) {
+    auto* out = static_cast<float*>(all.mutable_data_ptr());
+    aten_uniform(engine, kFloat, out, 100, 0.0, 1.0);
+    aten_normal(engine, kFloat, out + 100, 100, 0.0, 1.0);
+    aten_bernoulli(engine, kFloat, out + 200, 100, 0.5);
+  };
+  at::Tensor expected = filled_with_garbage(300, kFloat);
+  at::Generator generator = generator_at(start);
+  expected.slice(0, 0, 100).uniform_(0.0, 1.0, generator);
+  expected.slice(0, 100, 200).normal_(0.0, 1.0, generator);
+  expected.slice(0, 200, 300).bernoulli_(0.5, generator);
+  at::Tensor got = filled_with_garbage(300, kFloat);
+  at::mt19937_data_pod engine = start;
+  {
+    const c10::impl::IncludeDispatchKeyGuard recording(c10::DispatchKey::DeferredInit);
+    fill(got, engine);
+    check_exactness(stream_kernels());
+  }
+  EXPECT_TRUE(same_bits(got, expected));
+  EXPECT_TRUE(same_engine(engine, engine_of(generator)));
 }
 
 TEST(StreamThreaded, ThreadsAgreeOnEveryValue) {
