@@ -349,7 +349,8 @@ def _materialize(built: _Built, order: Order, shuffle: int, fail: _Failure) -> l
     choose = random.Random(shuffle)
     if order == "whole":
         before = {name: id(tensor) for name, tensor in built.held.tensors.items()}
-        dormant.materialize(built.root)
+        single = isinstance(built.root, (torch.nn.Module, torch.Tensor))
+        dormant.materialize(built.root if single else list(built.held.tensors.values()))
         after = {name: id(tensor) for name, tensor in holdings(built.root).tensors.items()}
         if before != after:
             changed = [name for name in before if before[name] != after.get(name)]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -147,10 +151,22 @@ def test_truncated_normal_of_other_layouts(layout: str) -> None:
     compare(build, expect_lazy=None)  # std=1 with bounds -2, 2 has to look
 
 
+@pytest.fixture(scope="module")
+def timm_layers() -> ModuleType:
+    """timm's layers, imported as the tests of whole models import them."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+    from libraries import prepare
+
+    prepare()
+    return importlib.import_module("timm.layers")
+
+
 @pytest.mark.parametrize("name", ["trunc_normal_", "trunc_normal_tf_"])
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
-def test_truncated_normal_of_timm(name: str, bounds: tuple[float, float, float, float]) -> None:
-    function = getattr(pytest.importorskip("timm.layers"), name)
+def test_truncated_normal_of_timm(
+    name: str, bounds: tuple[float, float, float, float], timm_layers: ModuleType
+) -> None:
+    function = getattr(timm_layers, name)
 
     def build() -> list[torch.Tensor]:
         return [function(nn.Parameter(torch.empty(32, 48)), *bounds), torch.randn(3)]
@@ -160,12 +176,12 @@ def test_truncated_normal_of_timm(name: str, bounds: tuple[float, float, float, 
 
 @pytest.mark.parametrize("distribution", ["normal", "truncated_normal", "uniform"])
 @pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
-def test_variance_scaling_of_timm(distribution: str, mode: str) -> None:
-    layers = pytest.importorskip("timm.layers.weight_init")
+def test_variance_scaling_of_timm(distribution: str, mode: str, timm_layers: ModuleType) -> None:
+    scale = timm_layers.weight_init.variance_scaling_
 
     def build() -> list[torch.Tensor]:
         weight = nn.Parameter(torch.empty(32, 48))
-        layers.variance_scaling_(weight, mode=mode, distribution=distribution)
+        scale(weight, mode=mode, distribution=distribution)
         return [weight, torch.randn(3)]
 
     compare(build)
