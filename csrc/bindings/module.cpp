@@ -126,6 +126,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return reinterpret_cast<uintptr_t>(storage_of(tensor).unsafeGetStorageImpl());
   });
   m.def("storage_nbytes", [](const at::Tensor& tensor) { return storage_of(tensor).nbytes(); });
+  m.def("bytes_of", &flat, "All bytes of a storage as a uint8 tensor over it, lazy or real.");
   m.def("live_storages", &live_storages);
   m.def("operators", &operators);
   m.def("materialize", &materialize_tensors);

@@ -1,9 +1,10 @@
 #include "record/fallback.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DispatchKeySet.h>
+#include <c10/util/strides.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -79,6 +80,11 @@ bool replaces_all(const Call& call) {
          Geometry::of(self).covers(history->buffer->nbytes);
 }
 
+/// A copy_ to a meta tensor moves nothing.
+bool copies_to_meta(const Call& call) {
+  return call.op.operator_name().name == "aten::copy_" && call.arguments()[0].toTensor().is_meta();
+}
+
 void bring_to_life(const Call& call, bool keep_values) {
   std::vector<c10::Storage> storages;
   const auto add = [&](const at::Tensor& tensor) {
@@ -103,6 +109,38 @@ void bring_to_life(const Call& call, bool keep_values) {
   for_each_tensor(call, [](const at::Tensor& tensor) { sync_key(tensor); });
 }
 
+void bring_to_life(c10::ArrayRef<c10::Storage> storages) {
+  ReplayOptions options;
+  options.keep_intermediates = true;
+  materialize(storages, options);
+}
+
+/// set_(source, offset, sizes, strides); without strides it is contiguous.
+std::optional<Geometry> explicit_geometry(const Call& call) {
+  const auto arguments = call.arguments();
+  if (!arguments[2].isInt() || !arguments[3].isIntList() || !arguments[4].isIntList()) {
+    return std::nullopt;
+  }
+  const auto sizes = arguments[3].toIntVector();
+  const auto strides = arguments[4].toIntVector();
+  Geometry geometry;
+  geometry.sizes.assign(sizes.begin(), sizes.end());
+  geometry.strides.assign(strides.begin(), strides.end());
+  if (strides.empty()) {
+    geometry.strides = c10::contiguous_strides(sizes);
+  }
+  geometry.offset = arguments[2].toInt();
+  geometry.dtype = arguments[0].toTensor().scalar_type();
+  return geometry;
+}
+
+/// set_(storage): all of it, in one dimension.
+Geometry flat_geometry(const at::Tensor& self, const c10::Storage& source) {
+  auto geometry = Geometry::bytes(source.nbytes() / self.element_size());
+  geometry.dtype = self.scalar_type();
+  return geometry;
+}
+
 void run_real(const Call& call) {
   bring_to_life(call, /*keep_values=*/!replaces_all(call));
   run_below(call);
@@ -120,8 +158,38 @@ void decompose(const Call& call) {
   call.op.callBoxedForDispatchKey(call.traits.composite_key, *call.stack);
 }
 
+/// aten::set_ gives a tensor another storage. The CPU kernel looks at the data pointers of both,
+/// which lazy storages refuse, so a lazy source is handled here.
 void set_storage(const Call& call) {
-  const at::Tensor self = call.arguments()[0].toTensor();
+  const auto arguments = call.arguments();
+  const at::Tensor self = arguments[0].toTensor();
+  c10::Storage source;
+  std::optional<Geometry> wanted;
+  if (arguments.size() > 1 && arguments[1].isStorage()) {
+    source = arguments[1].toStorage();
+  } else if (arguments.size() > 1 && arguments[1].isTensor() &&
+             arguments[1].toTensor().has_storage()) {
+    source = arguments[1].toTensor().storage();
+    wanted = Geometry::of(arguments[1].toTensor());
+  }
+  if (source && history_of(source.unsafeGetStorageImpl()) != nullptr) {
+    wanted = arguments.size() == 5 ? explicit_geometry(call)
+             : wanted              ? wanted
+                                   : flat_geometry(self, source);
+    if (wanted && wanted->nbytes_needed() <= source.nbytes()) {
+      auto* impl = self.unsafeGetTensorImpl();
+      impl->set_storage_keep_dtype(source);
+      impl->set_sizes_and_strides(wanted->sizes, wanted->strides, wanted->offset);
+      sync_key(self);
+      bump_version(self);
+      torch::jit::drop(*call.stack, arguments.size() - 1);
+      return;
+    }
+    bring_to_life({source});
+  }
+  if (is_lazy(self)) {
+    self.unsafeGetTensorImpl()->set_storage_keep_dtype(allocate(0));
+  }
   run_below(call);
   sync_key(self);
 }
@@ -151,7 +219,11 @@ bool bounds_hold(const Call& call) {
 
 /// True if the call became part of histories, or created an empty one.
 bool record(const Call& call) {
+  // What recording itself calls (copies of captured tensors, checks of arguments) is not recorded.
+  const c10::impl::ExcludeDispatchKeyGuard no_recording(kKey);
   switch (call.traits.route) {
+    case Route::make_empty:
+      return record_empty(call);
     case Route::in_place:
       return bounds_hold(call) && record_in_place(call);
     case Route::functional:
@@ -165,7 +237,7 @@ bool record(const Call& call) {
 
 void without_lazy_arguments(const Call& call, bool has_tensors) {
   if (recording()) {
-    if (call.traits.route == Route::make_empty && record_empty(call)) {
+    if (call.traits.route == Route::make_empty && record(call)) {
       return;
     }
     if (call.traits.route == Route::decompose && (call.traits.factory || !has_tensors)) {
@@ -194,6 +266,10 @@ void with_lazy_arguments(const Call& call) {
       }
       break;
     default:
+      if (copies_to_meta(call)) {
+        torch::jit::drop(*call.stack, call.arguments().size() - 1);
+        return;
+      }
       if (call.traits.route == Route::in_place && at::GradMode::is_enabled() &&
           writes_to_leaf(call)) {
         run_below(call);  // raises

@@ -159,6 +159,10 @@ const NameSet kAlwaysReal = {
     "linalg_lu_solve",
     // results that alias an input depending on values or geometry
     "_coalesced", "coalesce", "_conj_physical", "resolve_conj", "resolve_neg", "slice_inverse",
+    // quantised tensors are real at once
+    "quantize_per_tensor", "quantize_per_tensor_dynamic", "quantize_per_channel",
+    "_empty_affine_quantized", "_empty_per_channel_affine_quantized",
+    "_make_per_tensor_quantized_tensor", "_make_per_channel_quantized_tensor",
     // effects outside the tensor
     "from_file", "_print", "_assert_async", "_assert_scalar", "_functional_assert_async",
     "_functional_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size",

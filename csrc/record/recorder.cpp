@@ -157,6 +157,9 @@ bool plain_number(const c10::IValue& value) {
 bool obviously_valid(const Call& call) {
   const auto& name = call.op.operator_name().name;
   const auto arguments = call.arguments();
+  if (call.traits.written.size() != 1 || call.traits.written[0] != 0) {
+    return false;
+  }
   const auto& self = arguments[0].toTensor();
   if (name == "aten::zero_") {
     return true;
@@ -209,9 +212,11 @@ bool parameters_accepted(const Call& call) {
 bool operands_overlap(const Call& call, const at::Tensor& written) {
   bool overlap = false;
   const auto geometry = Geometry::of(written);
+  const auto storage_impl = [](const at::Tensor& tensor) {
+    return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+  };
   for_each_tensor(call, [&](const at::Tensor& other) {
-    overlap = overlap || (other.unsafeGetTensorImpl() != written.unsafeGetTensorImpl() &&
-                          other.has_storage() && other.storage().is_alias_of(written.storage()) &&
+    overlap = overlap || (is_lazy(other) && storage_impl(other) == storage_impl(written) &&
                           !(Geometry::of(other) == geometry));
   });
   return overlap;
@@ -226,14 +231,6 @@ void reshape_for_writing(const at::Tensor& tensor, const Geometry& wanted) {
     restart(storage, bytes);
   }
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(geometry.sizes, geometry.strides);
-}
-
-/// In eager ADInplaceOrView counts the write; it is below us.
-void bump_version(const at::Tensor& tensor) {
-  const auto& excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
-  if (!excluded.has(c10::DispatchKey::ADInplaceOrView) && !tensor.is_inference()) {
-    tensor.unsafeGetTensorImpl()->bump_version();
-  }
 }
 
 bool valid_write(const Call& call, std::vector<Geometry>& changed) {
@@ -279,6 +276,13 @@ void push_returns(const Call& call) {
 }
 
 }  // namespace
+
+void bump_version(const at::Tensor& tensor) {
+  const auto& excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
+  if (!excluded.has(c10::DispatchKey::ADInplaceOrView) && !tensor.is_inference()) {
+    tensor.unsafeGetTensorImpl()->bump_version();
+  }
+}
 
 bool record_empty(const Call& call) {
   const auto arguments = call.arguments();
@@ -450,8 +454,11 @@ bool record_resize(const Call& call) {
   if (wanted.nbytes_needed() > history->buffer->nbytes && history->tail) {
     return false;
   }
+  const bool changes = tensor.sizes() != at::IntArrayRef(sizes);
   reshape_for_writing(tensor, wanted);
-  bump_version(tensor);
+  if (changes) {
+    bump_version(tensor);
+  }
   torch::jit::drop(*call.stack, arguments.size() - 1);
   return true;
 }

@@ -30,6 +30,9 @@ bool record_functional(const Call& call);
 /// contents.
 bool record_resize(const Call& call);
 
+/// Counts a write as ADInplaceOrView, which is below the fallback, does in eager.
+void bump_version(const at::Tensor& tensor);
+
 /// A new lazy storage whose bytes are a copy of `source`'s: how a lazy tensor is deep-copied.
 DORMANT_API c10::Storage clone_storage(const c10::Storage& source);
 
