@@ -30,6 +30,14 @@ def test_autocast_decides_the_dtype_of_recorded_mathematics(dtype: torch.dtype) 
         assert product.dtype is dtype
         return [a, b, product, inside, mixed, full, exact]
 
+    compare(build, expect_lazy=None)  # what autocast casts runs at once, so that its rules hold
+
+
+def test_a_model_built_inside_autocast_is_lazy() -> None:
+    def build() -> nn.Module:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return nn.TransformerEncoderLayer(16, 2, 32)
+
     compare(build)
 
 

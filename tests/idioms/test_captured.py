@@ -13,7 +13,7 @@ import torch
 import dormant
 from compare import assert_same_bits
 
-SMALL, LARGE = 12, 300_000
+SMALL, LARGE = 12, 100_000
 
 Use = Callable[[torch.Tensor], list[torch.Tensor]]
 

@@ -212,4 +212,5 @@ def test_apply_with_an_initialising_function() -> None:
 
         return model.apply(start)
 
-    compare(build, min_tensors=9)
+    # BatchNorm's counter is made by torch.tensor, which holds a number that exists already
+    compare(build, min_tensors=9, expect_lazy=0.99)

@@ -211,20 +211,20 @@ def test_a_long_chain_of_writes_is_replayed_and_released() -> None:
 
 
 def test_a_long_chain_of_functional_results_is_replayed_and_released() -> None:
-    length = 50_000
+    length = 100_000
 
     def build() -> torch.Tensor:
-        a = torch.zeros(2)
-        for _ in range(length):
-            a = a + 1
+        a = torch.randn(2)
+        for i in range(length):
+            a = a.clone() if i % 1000 else a + 1
         return a
 
-    with dormant.lazy_init():
-        dropped, kept = build(), build()
-    del dropped
+    eager, lazy = both(lambda: [build(), build()])
+    dropped, kept = lazy
+    del dropped, lazy
     gc.collect(1)
     dormant.materialize(kept)
-    assert kept.tolist() == [float(length)] * 2
+    assert_same_bits(eager[1], kept)
 
 
 def test_a_long_chain_of_views_and_copies_between_two_storages() -> None:

@@ -55,7 +55,9 @@ MODULES: dict[str, Any] = {
 @pytest.mark.core
 @pytest.mark.parametrize("name", MODULES)
 def test_module_of_torch_nn(name: str) -> None:
-    compare(MODULES[name])
+    # the counter of these is made by torch.tensor, which holds a number that exists already
+    counts = any(word in name for word in ("BatchNorm", "InstanceNorm"))
+    compare(MODULES[name], expect_lazy=0.85 if counts else 1.0)
 
 
 @idiom
