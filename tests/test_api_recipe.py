@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import pickle
@@ -54,6 +55,13 @@ def make() -> nn.Module:
     return model
 
 
+REAL = "norm.num_batches_tracked"  # made by torch.tensor
+
+
+def real_names(state: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, tensor in state.items() if not dormant.is_lazy(tensor)]
+
+
 def build(*, lazy: bool) -> Any:
     torch.manual_seed(11)
     if not lazy:
@@ -76,9 +84,9 @@ def test_a_model_comes_back_lazy_and_equal(way: str, tmp_path: Path) -> None:
     save, load = LOADERS[way]
     model = build(lazy=True)
     save(model, tmp_path / "model")
-    assert all(dormant.is_lazy(tensor) for tensor in model.state_dict().values())
+    assert real_names(model.state_dict()) == [REAL]
     loaded = load(tmp_path / "model")
-    assert all(dormant.is_lazy(tensor) for tensor in loaded.state_dict().values())
+    assert real_names(loaded.state_dict()) == [REAL]
     assert loaded.head.weight is loaded.embedding.weight
     dormant.materialize(loaded)
     assert_equal_models(build(lazy=False), loaded)
@@ -99,7 +107,7 @@ def test_another_process_gets_the_same_bits(way: str, tmp_path: Path) -> None:
             else "state = torch.load(path, weights_only=False)\n"
         )
         + "import dormant\n"
-        "assert all(dormant.is_lazy(t) for t in state.values())\n"
+        f"assert [k for k, t in state.items() if not dormant.is_lazy(t)] == [{REAL!r}]\n"
         "torch.manual_seed(999)\n"
         "dormant.materialize(state)\n"
         f"torch.save(state, {str(tmp_path / 'values')!r})\n"
@@ -112,12 +120,13 @@ def test_another_process_gets_the_same_bits(way: str, tmp_path: Path) -> None:
         assert_same_bits(tensor, values[name], name)
 
 
-def test_a_recipe_takes_kilobytes_not_the_weights(tmp_path: Path) -> None:
-    with dormant.lazy_init():
-        model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(8)))
-    torch.save(model.state_dict(), tmp_path / "recipe")
-    assert (tmp_path / "recipe").stat().st_size < 64 * 1024
-    assert len(pickle.dumps(model)) < 64 * 1024
+def test_a_recipe_takes_kilobytes_for_each_tensor_whatever_its_size(tmp_path: Path) -> None:
+    for width in (4, 4096):
+        with dormant.lazy_init():
+            model = nn.Sequential(*(nn.Linear(width, width) for _ in range(8)))
+        torch.save(model.state_dict(), tmp_path / "recipe")
+        assert (tmp_path / "recipe").stat().st_size < 16 * 8 * 1024
+        assert len(pickle.dumps(model)) < 16 * 8 * 1024
 
 
 def test_captured_real_data_travels_along() -> None:
@@ -153,9 +162,10 @@ def test_a_loaded_tensor_can_be_written_and_read_like_any_lazy_tensor() -> None:
     with dormant.lazy_init():
         tensor = torch.ones(4)
     loaded = pickle.loads(pickle.dumps(tensor))
-    loaded[1:].mul_(3)
+    loaded[1:].fill_(3)
     assert dormant.is_lazy(loaded)
-    assert loaded.tolist() == [1.0, 3.0, 3.0, 3.0]
+    loaded.mul_(2)
+    assert loaded.tolist() == [2.0, 6.0, 6.0, 6.0]
     assert dormant.is_lazy(tensor)
 
 
@@ -222,7 +232,7 @@ def test_weights_only_refuses_a_recipe_and_names_what_to_allow() -> None:
 def test_weights_only_loads_a_recipe_once_it_is_allowed() -> None:
     with torch.serialization.safe_globals(recipe.safe_globals()):
         state = torch.load(saved_state(), weights_only=True)
-    assert all(dormant.is_lazy(tensor) for tensor in state.values())
+    assert real_names(state) == [REAL]
     dormant.materialize(state)
     expected = build(lazy=False).state_dict()
     for name, tensor in expected.items():
@@ -238,14 +248,6 @@ def lazy_normal() -> torch.Tensor:
         return torch.empty(20).normal_()
 
 
-def _replace(value: Any, old: str, new: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _replace(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replace(item, old, new) for item in value]
-    return new if value == old else value
-
-
 def test_an_operator_that_recipes_may_not_run_is_refused() -> None:
     text = json.dumps(document(lazy_normal()))
     assert "aten::normal_" in text
@@ -257,15 +259,15 @@ def test_an_operator_that_recipes_may_not_run_is_refused() -> None:
 
 def test_another_version_is_refused() -> None:
     content = document(lazy_normal())
-    keys = [key for key in content if "version" in key or "schema" in key]
-    assert keys, f"no version among {list(content)}"
-    for key in keys:
-        content[key] = 10_000
+    assert content["version"] == 1
+    content["version"] = 10_000
     with pytest.raises(ValueError, match="10000"):
         recipe.load_storage(json.dumps(content).encode(), [])
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"{}"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"{}", b"[" * 100_000]
+)
 def test_a_damaged_document_is_refused(damage: bytes) -> None:
     with pytest.raises(ValueError, match="recipe"):
         recipe.load_storage(damage, [])
@@ -280,6 +282,7 @@ def test_a_document_cut_anywhere_is_refused() -> None:
 
 def test_loading_puts_the_patches_in_place_and_materialising_takes_them_away() -> None:
     data = pickle.dumps(lazy_normal())
+    gc.collect()
     patches.uninstall_if_idle()
     assert patches.installed() == []
     loaded = pickle.loads(data)

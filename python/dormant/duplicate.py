@@ -10,7 +10,6 @@ import torch
 
 from dormant import _C
 from dormant.geometry import geometry_of, lay_out
-from dormant.storage import tensor_over
 
 
 def deepcopy_tensor(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
@@ -44,4 +43,4 @@ def _flat_copy(tensor: torch.Tensor, memo: dict[Any, Any]) -> torch.Tensor:
     address = tensor.untyped_storage()._cdata
     if address not in storages:
         storages[address] = _C.clone_storage(tensor).untyped_storage()
-    return tensor_over(storages[address])
+    return _C.tensor_over(storages[address])

@@ -21,7 +21,7 @@ from torch.overrides import has_torch_function_unary
 from dormant import _C
 from dormant.duplicate import deepcopy_tensor
 from dormant.recipe import reduce_tensor
-from dormant.storage import is_lazy_storage, realize, realize_storage
+from dormant.storage import is_lazy_storage, realize, realize_storage, unrecorded
 from dormant.truncated_normal import (
     draws_plain_normals,
     fill_in_one_round,
@@ -63,7 +63,20 @@ def _realize_storage_first(original: Function) -> Function:
             if is_lazy_storage(value):
                 realize_storage(value)
         uninstall_if_idle()
-        return original(*args, **kwargs)
+        with unrecorded():
+            return original(*args, **kwargs)
+
+    return replacement
+
+
+def _set_to_memory(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not _C.recording() and not _C.carries_key(self):
+            for value in (*args, *kwargs.values()):
+                if is_lazy_storage(value):
+                    realize_storage(value)
+        return original(self, *args, **kwargs)
 
     return replacement
 
@@ -164,6 +177,12 @@ PATCHES: tuple[Patch, ...] = (
         "is_pinned",
         "asks the driver about the pointer; memory that is not there is not pinned",
         _no_for_lazy_tensors,
+    ),
+    Patch(
+        torch.Tensor,
+        "set_",
+        "takes a lazy storage as an argument that no dispatch key tells; recorded inside a context",
+        _set_to_memory,
     ),
     Patch(torch.Tensor, "new", _LEGACY_KEY, _ask_a_real_tensor),
     Patch(torch.Tensor, "new_tensor", _LEGACY_KEY, _ask_a_real_tensor),

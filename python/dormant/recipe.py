@@ -83,6 +83,13 @@ def load_storage(document: bytes, tensors: Sequence[torch.Tensor]) -> RecipeStor
     """
     from dormant import patches  # which replaces functions by those of this file
 
+    try:
+        document.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"dormant: recipe: malformed document: it is no UTF-8 text at byte {error.start} of "
+            f"{len(document)}. The file is damaged, or no recipe; write it again."
+        ) from error
     patches.install()
     return RecipeStorage(_C.load(document, list(tensors)))
 

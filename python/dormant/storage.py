@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from dormant import _C
+
+_KEY = torch._C.DispatchKeySet(
+    cast(torch._C.DispatchKey, torch._C._parse_dispatch_key("DeferredInit"))
+)
 
 
 def is_lazy_storage(storage: object) -> bool:
@@ -13,7 +19,17 @@ def is_lazy_storage(storage: object) -> bool:
         storage = storage._untyped_storage
     if not isinstance(storage, torch.UntypedStorage) or storage.device.type == "meta":
         return False
+    if not hasattr(_C, "tensor_over"):  # an extension built before it had that function
+        return False
     return _C.is_lazy(_C.tensor_over(storage))
+
+
+def unrecorded() -> torch._C._ExcludeDispatchKeyGuard:
+    """A context in which this thread records nothing.
+
+    PyTorch's own storage functions make empty tensors and give them a storage to work on.
+    """
+    return torch._C._ExcludeDispatchKeyGuard(_KEY)
 
 
 def realize(tensor: torch.Tensor) -> None:
