@@ -94,7 +94,9 @@ void Philox::bernoulli(c10::ScalarType dtype, void* out, uint64_t begin, size_t 
                     "; expected a number from 0 to 1");
   const double successes = std::ceil(p * 0x1p32);  // of 2^32 words
   if (successes == 0) {
-    std::memset(out, 0, n * one.width);
+    if (n > 0) {
+      std::memset(out, 0, n * one.width);
+    }
     return;
   }
   const auto last = static_cast<uint32_t>(successes - 1);

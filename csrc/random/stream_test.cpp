@@ -99,7 +99,9 @@ testing::AssertionResult same_bits(const at::Tensor& got, const at::Tensor& expe
 
 at::Tensor filled_with_garbage(size_t n, c10::ScalarType dtype) {
   at::Tensor tensor = at::empty({static_cast<int64_t>(n)}, dtype);
-  std::memset(tensor.mutable_data_ptr(), 0xa5, tensor.nbytes());
+  if (n > 0) {
+    std::memset(tensor.mutable_data_ptr(), 0xa5, tensor.nbytes());
+  }
   return tensor;
 }
 
