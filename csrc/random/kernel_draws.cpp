@@ -134,13 +134,7 @@ Draw take(at::CPUGeneratorImpl& generator, uint64_t draws) {
 Draw fill_normal(const Target& whole, double std, at::CPUGeneratorImpl& generator) {
   const Target target = parts_of(whole);
   const uint64_t n = target.numel;
-  if (!(std >= 0.0)) {
-    return Draw::unknown;
-  }
-  if (n == 0) {
-    return Draw::none;
-  }
-  if (!is_floating(target.dtype)) {
+  if (!is_floating(target.dtype) || !(std >= 0.0)) {
     return Draw::unknown;
   }
   constexpr uint64_t kBlock = 16;
