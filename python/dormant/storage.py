@@ -19,8 +19,6 @@ def is_lazy_storage(storage: object) -> bool:
         storage = storage._untyped_storage
     if not isinstance(storage, torch.UntypedStorage) or storage.device.type == "meta":
         return False
-    if not hasattr(_C, "tensor_over"):  # an extension built before it had that function
-        return False
     return _C.is_lazy(_C.tensor_over(storage))
 
 
