@@ -8,23 +8,23 @@
 set -euo pipefail
 
 dir=$1
-for candidate in "${DORMANT_GOOGLETEST_DIR:-}" /usr/src/googletest/googletest "$dir"/usr/src/googletest/googletest; do
+for candidate in "${DORMANT_GOOGLETEST_DIR:-}" /usr/src/googletest/googletest "$dir"/package/usr/src/googletest/googletest; do
   if [[ -n $candidate && -f $candidate/src/gtest-all.cc ]]; then
     printf '%s\n' "$candidate"
     exit 0
   fi
 done
 
-if command -v apt-get dpkg-deb >/dev/null; then
+if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then
   mkdir -p "$dir"
   cd "$dir"
   # A bare container has no package lists; as root they can be fetched.
   apt-get download googletest >&2 2>/dev/null ||
     { [[ $(id -u) == 0 ]] && apt-get update -qq >&2 && apt-get download googletest >&2; } || true
   if package=$(compgen -G 'googletest_*.deb' | head -n 1); then
-    dpkg-deb --extract "$package" .
+    dpkg-deb --extract "$package" package
     rm -- googletest_*.deb
-    printf '%s\n' "$dir/usr/src/googletest/googletest"
+    printf '%s\n' "$dir/package/usr/src/googletest/googletest"
     exit 0
   fi
 fi
