@@ -92,7 +92,10 @@ at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
   TORCH_CHECK_VALUE(geometry.nbytes_needed() <= storage.nbytes(), "dormant: view_as: sizes ", sizes,
                     " and strides ", strides, " at offset ", offset, " need ",
                     geometry.nbytes_needed(), " bytes, the storage has ", storage.nbytes());
-  return make_tensor(storage, geometry);
+  auto tensor = make_tensor(storage, geometry);
+  // A copy or a loaded tensor gets its storage from set_ in eager, which counts as a write.
+  tensor.unsafeGetTensorImpl()->bump_version();
+  return tensor;
 }
 
 py::tuple dump(const at::Tensor& tensor) {
@@ -126,7 +129,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return reinterpret_cast<uintptr_t>(storage_of(tensor).unsafeGetStorageImpl());
   });
   m.def("storage_nbytes", [](const at::Tensor& tensor) { return storage_of(tensor).nbytes(); });
-  m.def("bytes_of", &flat, "All bytes of a storage as a uint8 tensor over it, lazy or real.");
+  m.def("tensor_over", &flat, "All bytes of a storage as a uint8 tensor over it, lazy or real.");
   m.def("live_storages", &live_storages);
   m.def("operators", &operators);
   m.def("materialize", &materialize_tensors);

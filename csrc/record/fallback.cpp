@@ -1,5 +1,7 @@
 #include "record/fallback.h"
 
+#include <ATen/Context.h>
+#include <ATen/Dispatch_v2.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -7,6 +9,7 @@
 #include <c10/util/strides.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -155,7 +158,15 @@ void decompose(const Call& call) {
   if (call.traits.below_autograd) {
     below_autograd.emplace();
   }
+  std::vector<at::Tensor> written;
+  for (const auto argument : call.traits.written) {
+    written.push_back(call.arguments()[argument].toTensor());
+  }
   call.op.callBoxedForDispatchKey(call.traits.composite_key, *call.stack);
+  below_autograd.reset();
+  for (const auto& tensor : written) {
+    bump_version(tensor);
+  }
 }
 
 /// aten::set_ gives a tensor another storage. The CPU kernel looks at the data pointers of both,
@@ -194,27 +205,35 @@ void set_storage(const Call& call) {
   sync_key(self);
 }
 
-/// Index values are needed when recording: an index error must be raised now, not when the history
-/// is replayed.
-bool bounds_hold(const Call& call) {
-  if (call.traits.index_rule == IndexRule::none) {
+/// Values that eager checks at once must be known now, not when the history is replayed: indices
+/// always, the tensor parameters of distributions where they are small.
+bool values_in_range(const Call& call) {
+  const bool index = call.traits.index_rule != IndexRule::none;
+  if (!index && !call.traits.random) {
     return true;
   }
   std::vector<c10::Storage> storages;
-  const auto add = [&](const at::Tensor& tensor) {
-    if (is_lazy(tensor) && !c10::isFloatingType(tensor.scalar_type())) {
-      storages.push_back(tensor.storage());
-    }
+  const auto checked = [&](const at::Tensor& tensor) {
+    return index ? !c10::isFloatingType(tensor.scalar_type())
+                 : tensor.storage().nbytes() <= kCaptureLimit;
   };
   const auto arguments = call.arguments();
-  for (size_t i = 1; i < arguments.size(); ++i) {
-    for_each_tensor(arguments[i], add);
-  }
+  const auto for_each_checked = [&](const auto& f) {
+    for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
+      const auto& written = call.traits.written;
+      if (std::find(written.begin(), written.end(), i) == written.end()) {
+        for_each_tensor(arguments[i], f);
+      }
+    }
+  };
+  for_each_checked([&](const at::Tensor& tensor) {
+    if (is_lazy(tensor) && checked(tensor)) {
+      storages.push_back(tensor.storage());
+    }
+  });
   materialize(storages, {});
-  for (size_t i = 1; i < arguments.size(); ++i) {
-    for_each_tensor(arguments[i], [](const at::Tensor& tensor) { sync_key(tensor); });
-  }
-  return indices_in_bounds(call);
+  for_each_checked([](const at::Tensor& tensor) { sync_key(tensor); });
+  return index ? indices_in_bounds(call) : parameters_in_range(call);
 }
 
 /// True if the call became part of histories, or created an empty one.
@@ -225,9 +244,9 @@ bool record(const Call& call) {
     case Route::make_empty:
       return record_empty(call);
     case Route::in_place:
-      return bounds_hold(call) && record_in_place(call);
+      return values_in_range(call) && record_in_place(call);
     case Route::functional:
-      return bounds_hold(call) && record_functional(call);
+      return values_in_range(call) && record_functional(call);
     case Route::resize:
       return record_resize(call);
     default:
@@ -235,9 +254,30 @@ bool record(const Call& call) {
   }
 }
 
+/// torch.use_deterministic_algorithms fills what nobody initialised
+/// (at::native::fill_empty_deterministic_).
+void fill_if_deterministic(const at::Tensor& tensor) {
+  const auto& context = at::globalContext();
+  if (!context.deterministicAlgorithms() || !context.deterministicFillUninitializedMemory()) {
+    return;
+  }
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  if (tensor.is_floating_point() || tensor.is_complex()) {
+    tensor.fill_(std::numeric_limits<double>::quiet_NaN());
+  } else if (tensor.scalar_type() == c10::ScalarType::Bool) {
+    tensor.fill_(true);
+  } else {
+    AT_DISPATCH_V2(tensor.scalar_type(), "fill_if_deterministic", AT_WRAP([&] {
+                     tensor.fill_(static_cast<int64_t>(std::numeric_limits<scalar_t>::max()));
+                   }),
+                   AT_EXPAND(AT_INTEGRAL_TYPES_V2));
+  }
+}
+
 void without_lazy_arguments(const Call& call, bool has_tensors) {
   if (recording()) {
     if (call.traits.route == Route::make_empty && record(call)) {
+      fill_if_deterministic(call.stack->back().toTensor());
       return;
     }
     if (call.traits.route == Route::decompose && (call.traits.factory || !has_tensors)) {

@@ -83,12 +83,8 @@ size_t Geometry::nbytes_needed() const {
   return static_cast<size_t>(bytes);
 }
 
-bool Geometry::covers(size_t nbytes) const {
-  if (offset != 0 || static_cast<size_t>(numel()) * c10::elementSize(dtype) != nbytes) {
-    return false;
-  }
-  // Dense in some order of dimensions: sorted by stride, each stride is the product of the sizes
-  // below it.
+bool Geometry::dense() const {
+  // Sorted by stride, each stride is the product of the sizes below it.
   c10::SmallVector<size_t, 5> order;
   for (size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] == 0) {
@@ -108,6 +104,10 @@ bool Geometry::covers(size_t nbytes) const {
     expected *= sizes[i];
   }
   return true;
+}
+
+bool Geometry::covers(size_t nbytes) const {
+  return offset == 0 && static_cast<size_t>(numel()) * c10::elementSize(dtype) == nbytes && dense();
 }
 
 }  // namespace dormant::record

@@ -41,6 +41,10 @@ struct DORMANT_API Geometry {
   /// on overflow.
   size_t nbytes_needed() const;
 
+  /// Whether its elements are distinct and fill one range of memory, in whatever order of
+  /// dimensions.
+  bool dense() const;
+
   /// Whether a write through this geometry replaces every byte of a storage of `nbytes`.
   bool covers(size_t nbytes) const;
 

@@ -7,15 +7,36 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
+#include <string>
+#include <unordered_set>
 
 #include "record/lazy_storage.h"
 
 namespace dormant::record {
 namespace {
 
+/// Products whose Meta kernels do not check that the factors have one dtype, as their CPU kernels
+/// do.
+bool mixes_dtypes(const Call& call) {
+  static const std::unordered_set<std::string> products = {
+      "aten::mm",       "aten::bmm",    "aten::addmm",  "aten::addmm_", "aten::baddbmm",
+      "aten::baddbmm_", "aten::mv",     "aten::addmv",  "aten::addmv_", "aten::dot",
+      "aten::vdot",     "aten::addbmm", "aten::addbmm_"};
+  if (products.count(call.op.operator_name().name) == 0) {
+    return false;
+  }
+  std::optional<c10::ScalarType> first;
+  bool mixed = false;
+  for_each_tensor(call, [&](const at::Tensor& tensor) {
+    mixed = mixed || (first && *first != tensor.scalar_type());
+    first = tensor.scalar_type();
+  });
+  return mixed;
+}
+
 /// Runs the call on meta tensors. False if the kernel is missing or refuses the arguments.
 bool run_on_meta(const Call& call, torch::jit::Stack& stack) {
-  bool representable = true;
+  bool representable = !mixes_dtypes(call);
   for (const auto& argument : call.arguments()) {
     stack.push_back(map_tensors(argument, [&](const at::Tensor& tensor) -> at::Tensor {
       const auto* impl = tensor.unsafeGetTensorImpl();
@@ -117,6 +138,31 @@ std::optional<std::vector<Geometry>> infer_written(const Call& call) {
     }
   }
   return written;
+}
+
+bool parameters_in_range(const Call& call) {
+  const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const auto& formals = call.op.schema().arguments();
+  const bool bernoulli = call.op.operator_name().name.find("bernoulli") != std::string::npos;
+  const auto arguments = call.arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto& name = formals[i].name();
+    const bool probability =
+        bernoulli && (name == "p" || (name == "self" && call.traits.written.empty()));
+    if (!arguments[i].isTensor() || !(probability || name == "std")) {
+      continue;
+    }
+    const auto& tensor = arguments[i].toTensor();
+    if (!tensor.defined() || is_lazy(tensor) || tensor.is_complex() || tensor.numel() == 0) {
+      continue;
+    }
+    const auto [smallest, largest] = at::aminmax(tensor.to(c10::kDouble));
+    if (!(smallest.item<double>() >= 0) || (probability && !(largest.item<double>() <= 1))) {
+      return false;
+    }
+  }
+  return true;
 }
 
 bool indices_in_bounds(const Call& call) {

@@ -278,9 +278,10 @@ Route route_of(const c10::OperatorHandle& op, std::string_view name, OperatorTra
   if (kFactories.count(name) != 0 || kMovements.count(name) != 0) {
     for (const auto key : {c10::DispatchKey::CompositeExplicitAutograd,
                            c10::DispatchKey::CompositeExplicitAutogradNonFunctional}) {
-      if (has_kernel(key) && op.operator_name().overload_name.find("out") == std::string::npos) {
+      if (has_kernel(key)) {
         traits.composite_key = key;
         traits.below_autograd = true;
+        describe_writes(schema, traits);
         return Route::decompose;
       }
     }

@@ -208,7 +208,22 @@ bool parameters_accepted(const Call& call) {
   return true;
 }
 
-/// Whether two lazy arguments share memory in a way that eager might refuse.
+/// Whether eager would refuse the write because an input shares part of its memory
+/// (at::get_overlap_status, which needs data pointers): two dense ranges of one storage that
+/// intersect and are not the same.
+bool partly_overlaps(const Geometry& a, const Geometry& b) {
+  if (a == b || !a.dense() || !b.dense()) {
+    return false;
+  }
+  const auto begin = [](const Geometry& g) {
+    return g.offset * static_cast<int64_t>(c10::elementSize(g.dtype));
+  };
+  const auto end = [](const Geometry& g) {
+    return (g.offset + g.numel()) * static_cast<int64_t>(c10::elementSize(g.dtype));
+  };
+  return begin(a) < end(b) && begin(b) < end(a);
+}
+
 bool operands_overlap(const Call& call, const at::Tensor& written) {
   bool overlap = false;
   const auto geometry = Geometry::of(written);
@@ -217,7 +232,7 @@ bool operands_overlap(const Call& call, const at::Tensor& written) {
   };
   for_each_tensor(call, [&](const at::Tensor& other) {
     overlap = overlap || (is_lazy(other) && storage_impl(other) == storage_impl(written) &&
-                          !(Geometry::of(other) == geometry));
+                          partly_overlaps(geometry, Geometry::of(other)));
   });
   return overlap;
 }
@@ -355,8 +370,8 @@ bool record_empty(const Call& call) {
 bool record_in_place(const Call& call) {
   for (const auto argument : call.traits.written) {
     const auto& tensor = call.arguments()[argument].toTensor();
-    if (!is_lazy(tensor) || tensor.is_conj() || tensor.is_neg() ||
-        at::has_internal_overlap(tensor) == at::MemOverlap::Yes || operands_overlap(call, tensor)) {
+    if (!is_lazy(tensor) || at::has_internal_overlap(tensor) == at::MemOverlap::Yes ||
+        operands_overlap(call, tensor)) {
       return false;
     }
   }
