@@ -106,7 +106,7 @@ test-tsan: ## thread sanitizer: C++ tests with "Thread" in their name and the Py
 .PHONY: test-torch
 test-torch: ## all tests on another torch in its own environment (TORCH=2.15.0; may download CUDA packages)
 	@[[ -n "$(TORCH)" ]] || { echo 'dormant: name the release: make test-torch TORCH=2.15.0' >&2; exit 2; }
-	$(MAKE) VENV=.venv-torch-$(TORCH) BUILD=build-torch-$(TORCH) SITE=build-torch-$(TORCH)/site TORCH_VERSION=$(TORCH) \
+	DORMANT_ALLOW_CUDA=1 $(MAKE) VENV=.venv-torch-$(TORCH) BUILD=build-torch-$(TORCH) SITE=build-torch-$(TORCH)/site TORCH_VERSION=$(TORCH) \
 		PYTEST="PYTHONPATH=build-torch-$(TORCH)/site $(POISON) HF_HUB_OFFLINE=1 .venv-torch-$(TORCH)/bin/python -m pytest" test
 
 .PHONY: clean

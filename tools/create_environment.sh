@@ -36,12 +36,14 @@ sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists()
 }
 
 # The package index serves CUDA builds under the plain version on Linux x86-64; a CPU build has the local label +cpu.
+# DORMANT_ALLOW_CUDA=1 accepts the plain version where no CPU build is found.
 install_torch() {
   local dir=$1 version=$2 pip=("$1/bin/python" -m pip install --quiet)
   local constraints=(-c requirements/constraints.txt)
   if [[ $(uname -s) == Linux ]]; then
     "${pip[@]}" "${constraints[@]}" "torch==$version+cpu" 2>/dev/null ||
       "${pip[@]}" "${constraints[@]}" "torch==$version+cpu" --extra-index-url https://download.pytorch.org/whl/cpu ||
+      { [[ ${DORMANT_ALLOW_CUDA:-} == 1 ]] && "${pip[@]}" "${constraints[@]}" "torch==$version"; } ||
       fail "installing torch $version: no CPU build for $("$dir/bin/python" --version) was found, neither on the configured indexes nor on download.pytorch.org." \
         "Check the network, or install a CPU build of torch $version into $dir yourself and run make again."
   else
