@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "random/exact_path.h"
+#include "random/normal_elements.h"
 #include "random/philox.h"
 #include "random/stream.h"
 #include "random/typed_kernels.h"
@@ -213,6 +214,27 @@ int main(int argc, char** argv) try {
     std::printf("%-22s %-18s %8.3f\n%-22s %-18s %8.3f\n", "twist only", level->name, twist(*level),
                 "twist and temper", level->name, draw(*level));
   }
+
+  // Columns [0, 8192 / part) of an 8192 x 8192 normal_, in milliseconds.
+  constexpr size_t kSide = 8192;
+  for (const size_t part : {1, 2, 4, 8, 16}) {
+    const size_t columns = kSide / part;
+    const Mapping mapping(kSide * columns * sizeof(float), Memory::touched);
+    const double spent = nanoseconds(1, 1, Memory::touched, [&](void*) {
+      auto* out = static_cast<float*>(mapping.data());
+      dormant::random::NormalElements elements(Stream(at::mt19937(1).data()),
+                                               c10::ScalarType::Float, kSide * kSide, 0, 1);
+      for (size_t row = 0; row < kSide; ++row) {
+        elements.read(row * kSide, columns, out + row * columns);
+      }
+    });
+    std::printf("%-22s %-18s %8.1f ms\n", ("columns, 1/" + std::to_string(part)).c_str(),
+                dormant::random::stream_kernels().name, spent * 1e-6);
+  }
+  const double comparison = nanoseconds(1, 1, Memory::touched, [](void*) {
+    dormant::random::check_exactness(dormant::random::stream_kernels());
+  });
+  std::printf("%-22s %-18s %8.2f ms\n", "comparison with ATen", "", comparison * 1e-6);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());

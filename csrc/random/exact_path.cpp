@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "random/aten_kernels.h"
+#include "random/normal_elements.h"
 #include "random/processor.h"
 #include "random/stream.h"
 #include "random/typed_kernels.h"

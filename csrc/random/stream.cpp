@@ -18,8 +18,6 @@ constexpr uint64_t kJumpDraws = uint64_t{1} << 21;
 // Elements that one Box-Muller block makes.
 constexpr uint64_t kBlock = 16;
 
-uint64_t draws_of(c10::ScalarType dtype) { return dtype == c10::ScalarType::Double ? 2 : 1; }
-
 Path path_of(const std::vector<Path>& paths, c10::ScalarType dtype) {
   return paths.at(static_cast<size_t>(dtype));
 }
@@ -116,10 +114,10 @@ void bernoulli(Stream& stream, c10::ScalarType dtype, void* out, size_t n, doubl
 
 void block_normal(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double mean,
                   double std, Store store) {
-  TORCH_CHECK_VALUE(n % kBlock == 0, "block_normal: got ", n,
-                    " elements; expected a multiple of 16, the block that normal_ draws at once. "
-                    "Use normal_range for "
-                    "other ranges.");
+  TORCH_CHECK_VALUE(
+      n % kBlock == 0, "block_normal: got ", n,
+      " elements; expected a multiple of 16, the block that normal_ draws at once. Use "
+      "NormalElements for other ranges.");
   if (n == 0) {
     return;
   }
@@ -130,66 +128,6 @@ void block_normal(Stream& stream, c10::ScalarType dtype, void* out, size_t n, do
     with_engine(stream, [&](at::mt19937_data_pod& engine) {
       aten_normal(engine, dtype, out, n, mean, std);
     });
-  }
-}
-
-NormalTail normal_tail(c10::ScalarType dtype, uint64_t numel) {
-  if (numel < kBlock || numel % kBlock == 0) {
-    return {numel, numel * draws_of(dtype)};
-  }
-  // float32 and float64 fill the whole tensor with uniform numbers first; the 16-bit types draw
-  // block by block.
-  const bool by_block = dtype == c10::ScalarType::BFloat16 || dtype == c10::ScalarType::Half;
-  const uint64_t drawn = by_block ? numel - numel % kBlock : numel;
-  return {numel - kBlock, drawn * draws_of(dtype)};
-}
-
-void normal_range(const Stream& start, c10::ScalarType dtype, void* out, uint64_t numel,
-                  uint64_t begin, uint64_t count, double mean, double std, Store store) {
-  TORCH_CHECK_VALUE(numel >= kBlock && begin <= numel && count <= numel - begin,
-                    "normal_range: got elements ", begin, " to ", begin, " + ", count, " of ",
-                    numel,
-                    "; expected a range inside a tensor of at least 16 elements (a smaller one is "
-                    "drawn serially, by "
-                    "ATen).");
-  const size_t width = c10::elementSize(dtype);
-  const NormalTail tail = normal_tail(dtype, numel);
-  const uint64_t end = begin + count;
-  auto* to = static_cast<unsigned char*>(out);
-
-  // Writes elements [first, last) of the block that starts at element `block` and is next in
-  // `stream`.
-  const auto part_of_block = [&](Stream& stream, uint64_t block, uint64_t first, uint64_t last) {
-    alignas(64) unsigned char values[kBlock * sizeof(double)];
-    block_normal(stream, dtype, values, kBlock, mean, std);
-    std::memcpy(to, values + (first - block) * width, (last - first) * width);
-    to += (last - first) * width;
-  };
-
-  uint64_t at = begin;
-  const uint64_t blocks_end = end < tail.begin ? end : tail.begin;
-  if (at < blocks_end) {
-    Stream stream = start;
-    const uint64_t head = at - at % kBlock;
-    stream.skip(head * draws_of(dtype));
-    if (at != head) {
-      const uint64_t last = head + kBlock < blocks_end ? head + kBlock : blocks_end;
-      part_of_block(stream, head, at, last);
-      at = last;
-    }
-    const uint64_t whole = (blocks_end - at) - (blocks_end - at) % kBlock;
-    block_normal(stream, dtype, to, whole, mean, std, store);
-    to += whole * width;
-    at += whole;
-    if (at < blocks_end) {
-      part_of_block(stream, at, at, blocks_end);
-      at = blocks_end;
-    }
-  }
-  if (at < end) {
-    Stream stream = start;
-    stream.skip(tail.draw);
-    part_of_block(stream, tail.begin, at, end);
   }
 }
 

@@ -67,19 +67,4 @@ void bernoulli(Stream& stream, c10::ScalarType dtype, void* out, size_t n, doubl
 void block_normal(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double mean,
                   double std, Store store = Store::cached);
 
-// A contiguous normal_ of n >= 16 elements, n % 16 != 0, draws its last 16 elements anew, as one
-// block, after all others (ATen/native/cpu/DistributionTemplates.h, normal_fill).
-struct NormalTail {
-  uint64_t begin;  // first element of the tail; n where there is none
-  uint64_t draw;   // draws between the operator's first and the tail's first
-};
-NormalTail normal_tail(c10::ScalarType dtype, uint64_t numel);
-
-// Elements [begin, begin + count) of a contiguous normal_(mean, std) of `numel` >= 16 elements
-// whose first draw is the next of `start`. `out` holds `count` elements. Any range costs its own
-// elements, plus skipping.
-void normal_range(const Stream& start, c10::ScalarType dtype, void* out, uint64_t numel,
-                  uint64_t begin, uint64_t count, double mean, double std,
-                  Store store = Store::cached);
-
 }  // namespace dormant::random

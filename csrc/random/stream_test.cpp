@@ -462,7 +462,6 @@ TEST(PublicFunctions, WriteNothingPastTheEnd) {
       uniform(stream, dtype, buffer.mutable_data_ptr(), n, 0.0, 1.0);
       bernoulli(stream, dtype, buffer.mutable_data_ptr(), n, 0.5);
       block_normal(stream, dtype, buffer.mutable_data_ptr(), n / 16 * 16, 0.0, 1.0);
-      normal_range(stream, dtype, buffer.mutable_data_ptr(), n + 16, 7, n, 0.0, 1.0);
       ASSERT_TRUE(same_bits(buffer.slice(0, n), filled_with_garbage(64, dtype)))
           << n << " elements";
     }
@@ -473,27 +472,6 @@ TEST(PublicFunctions, RefuseAPartOfABlock) {
   Stream stream(engine_at(1, 1));
   float out[16];
   EXPECT_THROW(block_normal(stream, kFloat, out, 15, 0.0, 1.0), c10::ValueError);
-  EXPECT_THROW(normal_range(stream, kFloat, out, 15, 0, 4, 0.0, 1.0), c10::ValueError);
-  EXPECT_THROW(normal_range(stream, kFloat, out, 100, 90, 11, 0.0, 1.0), c10::ValueError);
-}
-
-TEST(NormalRange, EqualsTheSameElementsOfTheWhole) {
-  std::mt19937 pick(17);
-  for (const c10::ScalarType dtype : {kFloat, kBFloat16, kHalf, kDouble}) {
-    for (int trial = 0; trial < 150; ++trial) {
-      const int64_t numel = 16 + pick() % (trial % 3 == 0 ? 40 : 3000);
-      const int64_t begin = pick() % (numel + 1);
-      const int64_t count = pick() % (numel - begin + 1);
-      const at::mt19937_data_pod start = engine_at(trial, pick() % 700);
-      at::Tensor whole = filled_with_garbage(numel, dtype);
-      whole.normal_(0.25, 1.5, generator_at(start));
-      at::Tensor got = filled_with_garbage(count, dtype);
-      normal_range(Stream(start), dtype, got.mutable_data_ptr(), numel, begin, count, 0.25, 1.5);
-      ASSERT_TRUE(same_bits(got, whole.slice(0, begin, begin + count)))
-          << c10::toString(dtype) << ", seed " << trial << ", elements " << begin << " + " << count
-          << " of " << numel;
-    }
-  }
 }
 
 TEST(ExactPath, RunsOwnKernelsAtTheLevelThatAtenUses) {
