@@ -8,13 +8,16 @@
 #include <c10/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "random/kernel_draws.h"
+#include "random/law_check.h"
 
 namespace dormant::random {
 namespace {
@@ -332,10 +335,35 @@ Draw attention(Arguments args, at::CPUGeneratorImpl&) {
   return number(args[kDropout]) == 0.0 ? Draw::none : Draw::unknown;
 }
 
-using Law = Draw (*)(Arguments, at::CPUGeneratorImpl&);
+// A law, and the dtypes of the first tensor for which it was tried in this process. Threads may try
+// at the same time; they come to the same result.
+struct CheckedLaw {
+  CheckedLaw(Law law)
+      : law(law) {}  // NOLINT(google-explicit-constructor): the table below lists laws
 
-const std::unordered_map<c10::OperatorName, Law>& laws() {
-  static const std::unordered_map<c10::OperatorName, Law> table = {
+  bool holds(const c10::OperatorHandle& op, Arguments args) {
+    const auto tensor = std::find_if(args.begin(), args.end(),
+                                     [](const c10::IValue& value) { return value.isTensor(); });
+    static_assert(static_cast<int>(ScalarType::NumOptions) <= 64);
+    const uint64_t bit =
+        uint64_t{1} << (tensor == args.end() ? 0
+                                             : static_cast<int>(tensor->toTensor().scalar_type()));
+    if ((tried.load(std::memory_order_acquire) & bit) == 0) {
+      if (!law_holds(op, args, law)) {
+        failed.fetch_or(bit, std::memory_order_relaxed);
+      }
+      tried.fetch_or(bit, std::memory_order_release);
+    }
+    return (failed.load(std::memory_order_relaxed) & bit) == 0;
+  }
+
+  const Law law;
+  std::atomic<uint64_t> tried = 0;
+  std::atomic<uint64_t> failed = 0;
+};
+
+std::unordered_map<c10::OperatorName, CheckedLaw>& laws() {
+  static const std::initializer_list<std::pair<c10::OperatorName, Law>> kLaws = {
       {{"aten::normal_", ""}, on_self<normal>},
       {{"aten::normal_functional", ""}, on_clone<normal>},
       {{"aten::normal", "out"}, on_clone_to_out<normal>},
@@ -406,6 +434,7 @@ const std::unordered_map<c10::OperatorName, Law>& laws() {
       {{"aten::_scaled_dot_product_flash_attention_for_cpu", ""}, attention<3>},
       {{"aten::_fused_sdp_choice", ""}, attention<4>},
   };
+  static std::unordered_map<c10::OperatorName, CheckedLaw> table(kLaws.begin(), kLaws.end());
   return table;
 }
 
@@ -436,8 +465,8 @@ Draw skip(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
   TORCH_CHECK_VALUE(args.size() == op.schema().arguments().size(), "skip: ", op.operator_name(),
                     ": got ", args.size(), " arguments, expected ", op.schema().arguments().size(),
                     ". Fill in the schema's defaults.");
-  return std::all_of(args.begin(), args.end(), readable) ? law->second(args, generator)
-                                                         : Draw::unknown;
+  const bool known = std::all_of(args.begin(), args.end(), readable) && law->second.holds(op, args);
+  return known ? law->second.law(args, generator) : Draw::unknown;
 }
 
 }  // namespace dormant::random

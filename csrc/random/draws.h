@@ -14,29 +14,31 @@
 namespace dormant::random {
 
 enum class Draw {
-  // Draws nothing: not a random operator, or nothing to draw with these arguments (an empty tensor,
-  // dropout of p = 0).
+  // Draws nothing: not a random operator, or nothing to draw with these arguments (no elements).
   none,
   // The generator stands where eager would have left it.
   skipped,
   // How much is drawn depends on values (rejection sampling). The generator was not touched: run
   // the operator.
   value_dependent,
-  // Random, but no law is known for it or for these arguments, which eager may well refuse. The
-  // generator was not
-  // touched: run the operator, which also raises eager's own error.
+  // Random, but without a law for it or for these arguments, which eager may well refuse. The
+  // generator was not touched: run the operator, which also raises eager's own error.
   unknown,
 };
 
 // Advances `generator`, engine and cached normal, by exactly what eager CPU `op(args)` would draw
 // from it.
 //
-// `args` are the operator's arguments in schema order, defaults filled in, out= arguments included.
-// Of tensors only sizes, strides and dtype are read, through TensorImpl, never through the
-// dispatcher, and never the data: they may be lazy. A Generator among `args` is ignored: the caller
-// has resolved it to `generator` (the default one where it is absent) and holds generator.mutex_.
-// Composite operators that draw through other operators (randn, dropout, ...) are covered too, so
-// that a caller may ask before it decomposes them.
+// `args` are all arguments in schema order, defaults filled in, out= included. Of tensors only
+// sizes, strides and dtype are read, from their TensorImpl: they may be lazy. A Generator among
+// `args` is ignored: the caller has resolved it to `generator` (the default one where it is absent)
+// and holds generator.mutex_.
+//
+// Ask only for an operator that is recorded whole. One that is decomposed asks through its parts;
+// those composites that only ever draw that way (randn, dropout, ...) are Draw::unknown.
+//
+// A law does not look at values, so an error that eager would raise for one (a probability above 1
+// in a tensor, a negative standard deviation in a tensor) is left to replay.
 Draw skip(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
           at::CPUGeneratorImpl& generator);
 
