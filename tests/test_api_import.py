@@ -13,8 +13,6 @@ import dormant
 from dormant import _C, _extension
 from dormant._build_info import TORCH_VERSION
 
-pytestmark = pytest.mark.core
-
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

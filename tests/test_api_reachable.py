@@ -13,8 +13,6 @@ from torch import nn
 
 from dormant.reachable import reachable_tensors
 
-pytestmark = pytest.mark.core
-
 
 class Plain:
     def __init__(self, value: object) -> None:

@@ -12,8 +12,6 @@ import dormant
 from dormant.memory import PeakMemory, resident_bytes
 from dormant.table import format_bytes, format_table
 
-pytestmark = pytest.mark.core
-
 
 class Tied(nn.Module):
     """A tied weight of 800 bytes, a bias of 40, a real buffer of 8, views of one table of 64."""

@@ -209,6 +209,7 @@ PATCHES: tuple[Patch, ...] = (
             ("resize_", "copies the old bytes through the pointer"),
             ("_byteswap", _POINTER),
             ("_get_filename", _POINTER),
+            ("_get_shared_fd", _POINTER),
             ("_share_fd_cpu_", "moves the bytes to shared memory; share_memory_ goes through it"),
             ("_share_filename_cpu_", "moves the bytes to shared memory"),
             ("_write_file", _POINTER),
