@@ -67,7 +67,7 @@ class _Failure:
 
 
 def _seed_all(seed: int) -> None:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed formats a traceback for CUDA
     numpy.random.seed(seed)
     random.seed(seed)
 

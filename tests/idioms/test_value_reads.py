@@ -180,13 +180,13 @@ def a_loop_until_convergence() -> list[torch.Tensor]:
     return [matrix, vector]
 
 
-@idiom(expect_lazy=None, reads="a checkpoint is written and read while building")
+@idiom(expect_lazy=None, reads="what a checkpoint holds exists already")
 def saved_and_loaded_inside_the_constructor() -> nn.Module:
     model = nn.Linear(4, 4)
     stream = io.BytesIO()
     torch.save({"weight": torch.ones(4, 4), "bias": torch.arange(4.0)}, stream)
     stream.seek(0)
-    model.load_state_dict(torch.load(stream))
+    model.load_state_dict(torch.load(stream, weights_only=False))
     return model
 
 
