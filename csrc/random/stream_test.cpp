@@ -105,6 +105,8 @@ at::Tensor filled_with_garbage(size_t n, c10::ScalarType dtype) {
   return tensor;
 }
 
+constexpr size_t kGuard = 64;  // elements past the end that must stay as they were
+
 // Runs `kernel` at every level and with both stores from each start, and compares values and engine
 // with `aten`.
 template <class Aten, class Kernel>
@@ -118,11 +120,14 @@ void expect_equal(const at::mt19937_data_pod& start, size_t n, c10::ScalarType d
       SCOPED_TRACE(std::string(level->name) +
                    (store == Store::cached ? ", cached" : ", streaming"));
       Stream stream(start);
-      at::Tensor got = filled_with_garbage(n, dtype);
+      at::Tensor got = filled_with_garbage(n + kGuard, dtype);
       if (!kernel(*level, stream.block(), got.mutable_data_ptr(), store)) {
         continue;
       }
-      ASSERT_TRUE(same_bits(got, expected));
+      const auto end = static_cast<int64_t>(n);
+      ASSERT_TRUE(same_bits(got.slice(0, 0, end), expected));
+      ASSERT_TRUE(same_bits(got.slice(0, end), filled_with_garbage(kGuard, dtype)))
+          << "wrote past the end";
       ASSERT_TRUE(same_engine(stream.engine(), engine_of(generator)));
     }
   }
@@ -290,10 +295,13 @@ TEST(BlockNormal, EqualsAtenForEveryRadiusAndEveryAngle) {
 TEST(BlockNormal, EqualsAtenForManyPlacesAndArguments) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const std::pair<double, double> arguments[] = {
-      {0.0, 1.0},       {0.0, 0.02},         {-0.0, 1.0},  {0.3, 0.0},       {-2.5, 0.7},
-      {1e30, 1e-30},    {0.0, 1e38},         {0.0, 1e-38}, {0.0, 1e-45},     {1e-40, 3e-42},
-      {0.0, 6e-8},      {0.0, 3e4},          {7.0, 1e-9},  {0.0, kInfinity}, {kInfinity, 1.0},
-      {0.1, 1.0 / 3.0}, {std::nan(""), 1.0}, {0.0, 1e-3},  {-1e-6, 2e-7},    {65504.0, 1e3}};
+      {0.0, 1.0},       {0.0, 0.02},         {-0.0, 1.0},
+      {0.3, 0.0},       {-2.5, 0.7},         {1e30, 1e-30},
+      {0.0, 1e38},      {0.0, 1e-38},        {0.0, 1e-45},
+      {1e-40, 3e-42},   {0.0, 6e-8},         {0.0, 3e4},
+      {7.0, 1e-9},      {0.0, kInfinity},    {kInfinity, 1.0},
+      {0.1, 1.0 / 3.0}, {std::nan(""), 1.0}, {kInfinity, kInfinity},
+      {0.0, 1e-3},      {-1e-6, 2e-7},       {65504.0, 1e3}};
   std::mt19937 pick(13);
   for (const c10::ScalarType dtype : {kFloat, kBFloat16, kHalf}) {
     for (const auto& [mean, std] : arguments) {
@@ -405,12 +413,15 @@ TEST(Bernoulli, ComparesAll53Bits) {
     draws.push_back(static_cast<uint32_t>(k));
   }
   const at::mt19937_data_pod start = crafted_engine(draws);
-  const double p = static_cast<double>(kNumber) * 0x1p-53;
-  expect_bernoulli(start, kCraftedDraws / 2, kFloat, p);
-  Stream stream(start);
-  std::vector<float> values(kCraftedDraws / 2);
-  bernoulli(stream, kFloat, values.data(), values.size(), p);
-  EXPECT_EQ(std::count(values.begin(), values.end(), 1.0f), 152);
+  // The numbers below p, for p equal to one of them and for p between it and the next.
+  for (const auto& [p, below] : {std::pair{static_cast<double>(kNumber) * 0x1p-53, 152},
+                                 {(static_cast<double>(kNumber) + 0.5) * 0x1p-53, 153}}) {
+    expect_bernoulli(start, kCraftedDraws / 2, kFloat, p);
+    Stream stream(start);
+    std::vector<float> values(kCraftedDraws / 2);
+    bernoulli(stream, kFloat, values.data(), values.size(), p);
+    EXPECT_EQ(std::count(values.begin(), values.end(), 1.0f), below);
+  }
 }
 
 TEST(PublicFunctions, GiveTheSameBitsInOnePieceAndInMany) {
