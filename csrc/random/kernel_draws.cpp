@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "random/mt19937.h"
+#include "random/seed_trace.h"
 
 namespace dormant::random {
 namespace {
@@ -44,6 +45,7 @@ Target parts_of(Target target) {
 // Draws through the generator itself where that is cheaper than copying the engine (2.5 KB) out and
 // in.
 void advance_generator(at::CPUGeneratorImpl& generator, uint64_t draws) {
+  note_draws(generator, draws);
   constexpr uint64_t kCheapDraws = 64;
   if (draws <= kCheapDraws) {
     for (uint64_t i = 0; i < draws; ++i) {
@@ -61,6 +63,7 @@ void advance_generator(at::CPUGeneratorImpl& generator, uint64_t draws) {
 // `count` calls of at::normal_distribution<double>: a pair costs four draws, and its second half
 // waits in the generator.
 Draw take_normals(at::CPUGeneratorImpl& generator, uint64_t count) {
+  constexpr uint64_t kPairDraws = 4;
   if (count == 0) {
     return Draw::none;
   }
@@ -68,10 +71,11 @@ Draw take_normals(at::CPUGeneratorImpl& generator, uint64_t count) {
     generator.set_next_double_normal_sample(std::nullopt);
     --count;
   }
-  advance_generator(generator, count / 2 * 4);
+  advance_generator(generator, count / 2 * kPairDraws);
   if (count % 2 != 0) {
     // Drawn by ATen's own code, for the half that is kept must have ATen's bits.
     at::normal_distribution<double>(0.0, 1.0)(&generator);
+    note_draws(generator, kPairDraws);
   }
   return Draw::skipped;
 }

@@ -4,6 +4,9 @@
 
 #include <bit>
 #include <type_traits>
+#include <utility>
+
+#include "random/seed_trace.h"
 
 namespace dormant::random {
 namespace {
@@ -13,7 +16,8 @@ namespace {
 constexpr uint8_t kVersion = 1;
 constexpr uint8_t kHasNormal = 1;
 constexpr uint8_t kHasFloatNormal = 2;
-constexpr uint8_t kKnownFlags = kHasNormal | kHasFloatNormal;
+constexpr uint8_t kSinceSeeding = 4;  // a count of draws stands in place of the engine's state
+constexpr uint8_t kKnownFlags = kHasNormal | kHasFloatNormal | kSinceSeeding;
 
 class Writer {
  public:
@@ -75,13 +79,18 @@ Position Position::of(at::CPUGeneratorImpl& generator) {
   const at::mt19937 engine = generator.engine();
   const at::mt19937_data_pod state = engine.data();
   Position position;
-  position.words_ = share(state.state_);
-  position.seed_ = state.seed_;
-  position.left_ = state.left_;
-  position.next_ = state.next_;
+  position.set_state(state);
+  position.draws_ = draws_since_seeding(generator, state);
   position.cached_normal_ = generator.next_double_normal_sample();
   position.cached_float_normal_ = generator.next_float_normal_sample();
   return position;
+}
+
+void Position::set_state(const at::mt19937_data_pod& state) {
+  words_ = share(state.state_);
+  seed_ = state.seed_;
+  left_ = state.left_;
+  next_ = state.next_;
 }
 
 at::mt19937_data_pod Position::engine() const {
@@ -105,16 +114,26 @@ at::Generator Position::restore() const {
 size_t Position::memory() const { return sizeof(*this) + sizeof(*words_); }
 
 std::string Position::serialize() const {
+  bool since_seeding = false;
+  if (draws_) {
+    const at::mt19937_data_pod known = state_after(seed_, *draws_);
+    since_seeding = known.left_ == left_ && known.next_ == next_ && known.state_ == *words_;
+  }
   Writer writer;
   writer.put(kVersion);
   writer.put(static_cast<uint8_t>((cached_normal_ ? kHasNormal : 0) |
-                                  (cached_float_normal_ ? kHasFloatNormal : 0)));
+                                  (cached_float_normal_ ? kHasFloatNormal : 0) |
+                                  (since_seeding ? kSinceSeeding : 0)));
   writer.put(seed_);
   if (cached_normal_) {
     writer.put(std::bit_cast<uint64_t>(*cached_normal_));
   }
   if (cached_float_normal_) {
     writer.put(std::bit_cast<uint32_t>(*cached_float_normal_));
+  }
+  if (since_seeding) {
+    writer.put(*draws_);
+    return writer.take();
   }
   writer.put(static_cast<uint16_t>(left_));
   writer.put(static_cast<uint16_t>(next_));
@@ -143,19 +162,27 @@ Position Position::deserialize(std::string_view bytes) {
     position.cached_float_normal_ =
         std::bit_cast<float>(reader.get<uint32_t>("the cached float normal"));
   }
-  position.left_ = reader.get<uint16_t>("the count of draws left");
-  position.next_ = reader.get<uint16_t>("the index of the next word");
+  if ((flags & kSinceSeeding) != 0) {
+    position.draws_ = reader.get<uint64_t>("the count of draws");
+    reader.expect_end();
+    position.set_state(state_after(position.seed_, *position.draws_));
+    return position;
+  }
+  at::mt19937_data_pod state{};
+  state.seed_ = position.seed_;
+  state.seeded_ = true;
+  state.left_ = reader.get<uint16_t>("the count of draws left");
+  state.next_ = reader.get<uint16_t>("the index of the next word");
   constexpr int kN = at::MERSENNE_STATE_N;
   TORCH_CHECK_VALUE(
-      position.left_ >= 1 && position.left_ <= kN && position.next_ <= static_cast<uint32_t>(kN),
-      "Position::deserialize: got ", position.left_, " draws left and next word ", position.next_,
+      state.left_ >= 1 && state.left_ <= kN && state.next_ <= static_cast<uint32_t>(kN),
+      "Position::deserialize: got ", state.left_, " draws left and next word ", state.next_,
       ", expected 1..624 and 0..624. The data is not a position; save it again.");
-  Words words;
-  for (uint32_t& word : words) {
+  for (uint32_t& word : state.state_) {
     word = reader.get<uint32_t>("the words");
   }
   reader.expect_end();
-  position.words_ = share(words);
+  position.set_state(state);
   return position;
 }
 

@@ -50,11 +50,13 @@ class Position {
 
  private:
   Position() = default;
+  void set_state(const at::mt19937_data_pod& state);
 
   std::shared_ptr<const Words> words_;
   uint64_t seed_ = 0;
   int left_ = 1;
   uint32_t next_ = 0;
+  std::optional<uint64_t> draws_;  // since manual_seed(seed_), where known; a guess until checked
   std::optional<float> cached_float_normal_;
   std::optional<double> cached_normal_;
 };
