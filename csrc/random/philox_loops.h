@@ -7,6 +7,7 @@
 
 #include "random/box_muller.h"
 #include "random/philox_kernels.h"
+#include "random/philox_schedule.h"
 #include "random/store_choice.h"
 #include "random/uniform_map.h"
 
@@ -51,65 +52,7 @@ class PhiloxLoops {
   using Int = typename Lanes::Int;
   using Float = typename Lanes::Float;
 
-  static constexpr uint32_t kRounds = 10;
-
-  // Round keys, and what the constants of a call become as vectors.
-  class Schedule {
-   public:
-    explicit Schedule(const PhiloxKey& key) : stream_(key.stream) {
-      const auto key0 = static_cast<uint32_t>(key.seed);
-      const auto key1 = static_cast<uint32_t>(key.seed >> 32);
-      // Products rather than two running sums: GCC 12.2 at -O3 vectorises the two sums as one.
-      for (uint32_t round = 0; round < kRounds; ++round) {
-        keys_[round][0] = Lanes::set(key0 + round * 0x9e3779b9u);
-        keys_[round][1] = Lanes::set(key1 + round * 0xbb67ae85u);
-      }
-    }
-
-    // The words of one unit.
-    void unit(uint64_t index, uint32_t* out) const {
-      for (size_t half = 0; half < kPhiloxCounters; half += Lanes::kCount) {
-        counters(index * kPhiloxCounters + half, out + half);
-      }
-    }
-
-   private:
-    struct Group {
-      Int word[4];
-    };
-
-    // Counters [first, first + kCount): word w of counter i goes to out[w * kPhiloxCounters + i].
-    void counters(uint64_t first, uint32_t* out) const {
-      // Two groups, of even and of odd counters, each word in the low half of a 64-bit lane: the
-      // products need no shuffles, and what they leave in the high halves is never read.
-      const auto group = [&](uint32_t parity) {
-        return Group{{Lanes::add(Lanes::iota(), Lanes::set(static_cast<uint32_t>(first) + parity)),
-                      Lanes::set(static_cast<uint32_t>(first >> 32)),
-                      Lanes::set(static_cast<uint32_t>(stream_)),
-                      Lanes::set(static_cast<uint32_t>(stream_ >> 32))}};
-      };
-      Group even = group(0);
-      Group odd = group(1);
-      for (const auto& key : keys_) {
-        mix(even, key);
-        mix(odd, key);
-      }
-      for (size_t word = 0; word < 4; ++word) {
-        Lanes::save(out + word * kPhiloxCounters,
-                    Lanes::interleave_even(even.word[word], odd.word[word]));
-      }
-    }
-
-    static void mix(Group& group, const Int (&key)[2]) {
-      const Int product0 = Lanes::product_even(group.word[0], Lanes::set(0xd2511f53));
-      const Int product1 = Lanes::product_even(group.word[2], Lanes::set(0xcd9e8d57));
-      group = {{Lanes::xor3(Lanes::high_half(product1), group.word[1], key[0]), product1,
-                Lanes::xor3(Lanes::high_half(product0), group.word[3], key[1]), product0}};
-    }
-
-    uint64_t stream_;
-    Int keys_[kRounds][2];
-  };
+  using Schedule = PhiloxSchedule<Lanes>;
 
   static void words(const PhiloxKey& key, uint64_t first_unit, size_t units, uint32_t* out) {
     const Schedule schedule(key);

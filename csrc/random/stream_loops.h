@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "random/block_draws.h"
 #include "random/box_muller.h"
 #include "random/store_choice.h"
 #include "random/stream_kernels.h"
@@ -17,15 +18,16 @@ template <class Lanes>
 class StreamLoops {
  public:
   static constexpr StreamKernels kernels(const char* name, bool has_block_normal) {
-    return {name, twist, draw, uniform, has_block_normal ? block_normal : nullptr, bernoulli};
+    return {name,     Draws::twist, draw, uniform, has_block_normal ? block_normal : nullptr,
+            bernoulli};
   }
 
  private:
+  using Draws = BlockDraws<Lanes>;
   using Int = typename Lanes::Int;
   using Float = typename Lanes::Float;
   using Double = typename Lanes::Double;
 
-  static constexpr size_t kWords = EngineBlock::kWords;
   static constexpr size_t kPair = 2 * Lanes::kCount;  // elements of one store()
 
   // Draws are handed on in multiples of this, which keeps the alignment of the output: 64 bytes of
@@ -33,91 +35,10 @@ class StreamLoops {
   static constexpr size_t kGranule = 32;
   // The same where an element is one byte and takes two draws.
   static constexpr size_t kBitGranule = 128;
-  static_assert(kGranule % kPair == 0 && kWords % Lanes::kCount == 0 &&
-                EngineBlock::kOverlap >= Lanes::kCount);
-
-  // Computes words [at, at + kCount) of the next block, in place: `middle` are the words 397 ahead,
-  // which for the last 397 words are new ones.
-  static Int twist_at(EngineBlock& block, size_t at, size_t middle) {
-    const Int current = Lanes::load(block.words + at);
-    const Int next = Lanes::load(block.words + at + 1);
-    const Int mixed =
-        Lanes::template shift_right<1>(Lanes::bit_select(Lanes::set(0x80000000), current, next));
-    const Int word = Lanes::xor3(Lanes::load(block.words + middle), mixed,
-                                 Lanes::where_odd(next, Lanes::set(0x9908b0df)));
-    Lanes::save(block.words + at, word);
-    return word;
-  }
-
-  // Calls use(index, words) for each vector of the next block.
-  template <class Use>
-  static void twist_block(EngineBlock& block, Use&& use) {
-    constexpr size_t kOld = kWords - EngineBlock::kMiddle;
-    const Int first = twist_at(block, 0, EngineBlock::kMiddle);
-    // Seen from the end of the block, the new words follow the old ones, as in the recurrence: no
-    // vector is split.
-    Lanes::save(block.words + kWords, first);
-    use(0, first);
-    size_t at = Lanes::kCount;
-    for (; at < kOld; at += Lanes::kCount) {
-      use(at, twist_at(block, at, at + EngineBlock::kMiddle));
-    }
-    for (; at < kWords; at += Lanes::kCount) {
-      use(at, twist_at(block, at, at - kOld));
-    }
-  }
-
-  static Int temper(Int y) {
-    y = Lanes::bit_xor(y, Lanes::template shift_right<11>(y));
-    y = Lanes::xor_masked(y, Lanes::template shift_left<7>(y), Lanes::set(0x9d2c5680));
-    y = Lanes::xor_masked(y, Lanes::template shift_left<15>(y), Lanes::set(0xefc60000));
-    return Lanes::bit_xor(y, Lanes::template shift_right<18>(y));
-  }
-
-  // Takes `n` draws and calls consume(draws, count) on successive parts of them; all counts but the
-  // last are multiples of `kMultiple`. Up to kBitGranule words past the count may be read.
-  template <size_t kMultiple, class Consume>
-  static void take(EngineBlock& block, size_t n, Consume&& consume) {
-    constexpr size_t kBlocks = 2;
-    alignas(64) uint32_t draws[kBitGranule + kBlocks * kWords + kBitGranule];
-    std::memset(draws + kBitGranule + kBlocks * kWords, 0, kBitGranule * sizeof *draws);
-
-    // What is left of the current block; vectors may write more than it, not more than fits.
-    size_t ready = kWords - block.used < n ? kWords - block.used : n;
-    for (size_t i = 0; i < ready; i += Lanes::kCount) {
-      Lanes::save(draws + i, temper(Lanes::load(block.words + block.used + i)));
-    }
-    block.used += static_cast<uint32_t>(ready);
-    n -= ready;
-    while (n > 0) {
-      const size_t whole = ready - ready % kMultiple;
-      if (whole > 0) {
-        consume(static_cast<const uint32_t*>(draws), whole);
-        ready -= whole;
-        std::memcpy(draws, draws + whole, kMultiple * sizeof *draws);
-      }
-      for (size_t i = 0; i < kBlocks && n > 0; ++i) {
-        uint32_t* const out = draws + ready;
-        twist_block(block, [&](size_t at, Int words) { Lanes::save(out + at, temper(words)); });
-        const size_t taken = n < kWords ? n : kWords;
-        block.used = static_cast<uint32_t>(taken);
-        ready += taken;
-        n -= taken;
-      }
-    }
-    if (ready > 0) {
-      consume(static_cast<const uint32_t*>(draws), ready);
-    }
-  }
-
-  static void twist(EngineBlock& block, uint64_t blocks) {
-    for (uint64_t i = 0; i < blocks; ++i) {
-      twist_block(block, [](size_t, Int) {});
-    }
-  }
+  static_assert(kGranule % kPair == 0);
 
   static void draw(EngineBlock& block, uint32_t* out, size_t n) {
-    take<kGranule>(block, n, [&](const uint32_t* draws, size_t count) {
+    Draws::template take<kGranule>(block, n, [&](const uint32_t* draws, size_t count) {
       std::memcpy(out, draws, count * sizeof *out);
       out += count;
     });
@@ -128,7 +49,7 @@ class StreamLoops {
   static void map_draws(EngineBlock& block, void* to, size_t n, Map&& map) {
     constexpr size_t kBytes = kFormat == Format::float32 ? 4 : 2;
     auto* out = static_cast<unsigned char*>(to);
-    take<kGranule>(block, n, [&](const uint32_t* draws, size_t count) {
+    Draws::template take<kGranule>(block, n, [&](const uint32_t* draws, size_t count) {
       size_t i = 0;
       for (; i + kPair <= count; i += kPair) {
         Float low, high;
@@ -160,7 +81,7 @@ class StreamLoops {
     const Double scale = Lanes::set_double(to - from);
     const Double offset = Lanes::set_double(from);
     const Double excluded = Lanes::set_double(to);
-    take<kGranule>(block, 2 * n, [&](const uint32_t* draws, size_t count) {
+    Draws::template take<kGranule>(block, 2 * n, [&](const uint32_t* draws, size_t count) {
       for (size_t i = 0; i < count; i += 2 * Lanes::kDoubles) {
         const Double value = Lanes::affine(Lanes::load_uniform53(draws + i), scale, offset);
         const Double kept = Lanes::select_equal(value, excluded, offset);
@@ -195,7 +116,7 @@ class StreamLoops {
                            uint64_t threshold) {
     constexpr size_t kElements = 32;  // of one store_bits()
     auto* out = static_cast<unsigned char*>(to);
-    take<kBitGranule>(block, 2 * n, [&](const uint32_t* draws, size_t count) {
+    Draws::template take<kBitGranule>(block, 2 * n, [&](const uint32_t* draws, size_t count) {
       const size_t elements = count / 2;
       for (size_t i = 0; i < elements; i += kElements) {
         const uint32_t bits = Lanes::below53(draws + 2 * i, threshold);
