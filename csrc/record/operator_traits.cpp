@@ -47,43 +47,24 @@ const NameSet kFactories = {"empty_like",
                             "blackman_window",
                             "bartlett_window",
                             "fft_fftfreq",
-                            "fft_rfftfreq"};
+                            "fft_rfftfreq",
+                            "normal"};
 
 /// CompositeExplicit kernels made of empty + copy_: they move data.
-const NameSet kMovements = {"clone", "_to_copy", "repeat"};
+const NameSet kMovements = {"clone", "_to_copy"};
 
 /// Elementary operators that move or initialise data.
-const NameSet kElementaryMovements = {"copy_",
-                                      "fill_",
-                                      "zero_",
-                                      "normal_",
-                                      "uniform_",
-                                      "bernoulli_",
-                                      "exponential_",
-                                      "cauchy_",
-                                      "geometric_",
-                                      "log_normal_",
-                                      "random_",
-                                      "cat",
-                                      "stack",
-                                      "_stack",
-                                      "narrow_copy",
-                                      "split_copy",
-                                      "split_with_sizes_copy",
-                                      "slice_copy",
-                                      "select_copy",
-                                      "view_copy",
-                                      "t_copy",
-                                      "transpose_copy",
-                                      "permute_copy",
-                                      "expand_copy",
-                                      "unbind_copy",
-                                      "as_strided_copy",
-                                      "_reshape_copy",
-                                      "_conj_copy",
-                                      "alias_copy",
-                                      "detach_copy",
-                                      "constant_pad_nd"};
+const NameSet kElementaryMovements = {"copy_",         "fill_",          "zero_",
+                                      "normal_",       "uniform_",       "bernoulli_",
+                                      "exponential_",  "cauchy_",        "geometric_",
+                                      "log_normal_",   "random_",        "cat",
+                                      "stack",         "repeat",         "_stack",
+                                      "narrow_copy",   "split_copy",     "split_with_sizes_copy",
+                                      "slice_copy",    "select_copy",    "view_copy",
+                                      "t_copy",        "transpose_copy", "permute_copy",
+                                      "expand_copy",   "unbind_copy",    "as_strided_copy",
+                                      "_reshape_copy", "_conj_copy",     "alias_copy",
+                                      "detach_copy",   "constant_pad_nd"};
 
 /// In-place operators that never read what they overwrite.
 const NameSet kWriteOnly = {"copy_",      "fill_",       "zero_",        "normal_",
@@ -163,6 +144,8 @@ const NameSet kAlwaysReal = {
     "quantize_per_tensor", "quantize_per_tensor_dynamic", "quantize_per_channel",
     "_empty_affine_quantized", "_empty_per_channel_affine_quantized",
     "_make_per_tensor_quantized_tensor", "_make_per_channel_quantized_tensor",
+    // composite kernels that look at data pointers
+    "max_pool1d", "fbgemm_linear_quantize_weight", "fbgemm_pack_gemm_matrix_fp16",
     // effects outside the tensor
     "from_file", "_print", "_assert_async", "_assert_scalar", "_functional_assert_async",
     "_functional_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size",

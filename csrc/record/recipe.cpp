@@ -372,6 +372,10 @@ Recipe dump_recipe(const c10::Storage& storage) {
 c10::Storage load_recipe(std::string_view document, c10::ArrayRef<at::Tensor> tensors) {
   try {
     return Reader(tensors).read(json::parse(document));
+  } catch (const json::parse_error& error) {
+    // The parser's own text quotes the input, which may be anything.
+    TORCH_CHECK_VALUE(false, "dormant: recipe: malformed document: not JSON at byte ", error.byte,
+                      " of ", document.size());
   } catch (const json::exception& error) {
     TORCH_CHECK_VALUE(false, "dormant: recipe: malformed document: ", error.what());
   }
