@@ -163,7 +163,7 @@ def an_optimizer_with_state_built_inside() -> dict[str, Any]:
     return {"model": model, "groups": optimizer.param_groups[0]["params"], "momentum": momentum}
 
 
-@idiom
+@idiom(expect_lazy=0.85, reads="torch.tensor holds the count of averages, which exists already")
 def an_exponential_moving_average_of_a_lazy_model() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     average = torch.optim.swa_utils.AveragedModel(model)
