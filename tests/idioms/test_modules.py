@@ -1,8 +1,7 @@
-"""Modules of torch.nn and ways of building them: lazy layers, scripts, threads, subclasses."""
+"""Modules of torch.nn and ways of building them: lazy layers, scripts, subclasses."""
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections import OrderedDict
 from functools import cache
@@ -13,8 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-import dormant
-from compare import assert_same_bits, compare
+from compare import compare
 from idiom import Idiom, Idioms
 
 idiom = Idioms()
@@ -279,83 +277,3 @@ def test_equals_eager(case: Idiom) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         case.check()
-
-
-def in_threads(work: Any, count: int = 4) -> list[Any]:
-    """Results of `work(i)`, each called in a thread of its own; raises what a thread raised."""
-    results: list[Any] = [None] * count
-    errors: list[BaseException] = []
-
-    def run(i: int) -> None:
-        try:
-            results[i] = work(i)
-        except BaseException as error:  # shown in the thread that runs the test
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return results
-
-
-def build_private(i: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(i)
-    tensors = [torch.empty(50 + i, 20).normal_(generator=generator) for _ in range(20)]
-    for tensor in tensors[::3]:
-        tensor[5:].mul_(2)
-    return [*tensors, torch.cat([t.flatten() for t in tensors])]
-
-
-@pytest.mark.threads
-@pytest.mark.core
-def test_modules_built_in_threads() -> None:
-    def lazily(i: int) -> list[torch.Tensor]:
-        with dormant.lazy_init():
-            return build_private(i)
-
-    built = in_threads(lazily)
-    assert all(dormant.is_lazy(t) for tensors in built for t in tensors)
-    in_threads(lambda i: dormant.materialize(built[i]))
-    for i, tensors in enumerate(built):
-        for j, (left, right) in enumerate(zip(build_private(i), tensors, strict=True)):
-            assert_same_bits(left, right, f"tensor {j} of thread {i}")
-
-
-@pytest.mark.threads
-def test_one_model_materialised_by_several_threads_at_once() -> None:
-    with dormant.lazy_init():
-        shared = build_private(0)
-    in_threads(lambda i: [dormant.materialize(t) for t in shared[i:] + shared[:i]])
-    for left, right in zip(build_private(0), shared, strict=True):
-        assert_same_bits(left, right)
-
-
-@pytest.mark.threads
-def test_a_thread_started_inside_the_context_is_not_recorded() -> None:
-    def build() -> list[torch.Tensor]:
-        tensors = [torch.randn(4)]
-        thread = threading.Thread(target=lambda: tensors.append(torch.ones(5)))
-        thread.start()
-        thread.join()
-        return tensors
-
-    with dormant.lazy_init():
-        first, second = build()
-    assert dormant.is_lazy(first)
-    assert not dormant.is_lazy(second)
-
-
-@pytest.mark.threads
-def test_a_lazy_tensor_used_by_another_thread_is_materialised_there() -> None:
-    torch.manual_seed(0)
-    expected = torch.randn(100)
-    torch.manual_seed(0)
-    with dormant.lazy_init():
-        lazy = torch.randn(100)
-    (total,) = in_threads(lambda _: lazy.sum() + lazy[3], count=1)
-    assert_same_bits(expected.sum() + expected[3], total)
-    assert_same_bits(expected, lazy)
