@@ -1,0 +1,6 @@
+"""Measurements beside the peers: `python -m benchmarks --help`.
+
+A task is a module or folder with `NAME`, `TITLE` and `run(options)`. Where there are peers, each is
+a file in the folder `contestants` of its task. What contestants give is compared before any of them
+is timed.
+"""

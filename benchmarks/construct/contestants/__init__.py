@@ -1,0 +1,1 @@
+"""Ways to construct a model; `build(make)` calls `make` in the right context."""

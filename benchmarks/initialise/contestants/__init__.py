@@ -1,0 +1,1 @@
+"""Ways to initialise a model; `build(workload)` returns it with its values."""

@@ -1,0 +1,16 @@
+"""Lazily, then `dormant.materialize`."""
+
+from __future__ import annotations
+
+import dormant
+from benchmarks.initialise.workloads import Workload
+
+NAME = "dormant"
+EXACT = True
+
+
+def build(workload: Workload) -> object:
+    with dormant.lazy_init():
+        model = workload.make()
+    dormant.materialize(model, progress=False)
+    return model

@@ -1,0 +1,12 @@
+"""Plain construction."""
+
+from __future__ import annotations
+
+from benchmarks.initialise.workloads import Workload
+
+NAME = "eager"
+EXACT = True
+
+
+def build(workload: Workload) -> object:
+    return workload.make()

@@ -1,0 +1,25 @@
+"""memset of fresh huge pages: the limit."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import torch
+
+from benchmarks.initialise.memory_fill import fill
+from benchmarks.initialise.workloads import Workload
+
+NAME = "memset, huge pages"
+EXACT = None
+
+
+def build(workload: Workload) -> object:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        raise NotImplementedError("this system has no madvise for huge pages")
+    with torch.device("meta"):
+        nbytes = sum(tensor.nbytes for tensor in workload.make().parameters())
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    fill(ctypes.addressof(ctypes.c_char.from_buffer(memory)), nbytes)
+    return memory
