@@ -3,7 +3,7 @@
 
 #include "record/fallback.h"
 #include "record/lazy_storage.h"
-#include "record/replay.h"
+#include "tile/engine.h"
 
 namespace dormant {
 
@@ -22,11 +22,12 @@ Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOpti
       storages.push_back(tensor.storage());
     }
   }
-  record::ReplayOptions replay;
-  replay.values = options.values == Values::exact ? record::Values::exact : record::Values::empty;
-  replay.on_step = options.on_step;
+  tile::Options engine;
+  engine.values = options.values == Values::exact ? record::Values::exact : record::Values::empty;
+  engine.memory_budget = options.memory_budget;
+  engine.on_step = options.on_step;
   Report report;
-  for (const auto& storage : record::materialize(storages, replay)) {
+  for (const auto& storage : tile::materialize(storages, engine)) {
     report.storages += 1;
     report.bytes += storage.nbytes;
     report.operators += storage.operators;

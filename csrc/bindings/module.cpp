@@ -10,12 +10,14 @@
 #include <string>
 #include <vector>
 
+#include "random/exact_path.h"
 #include "record/fallback.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
 #include "record/recipe.h"
 #include "record/recorder.h"
 #include "record/replay.h"
+#include "tile/engine.h"
 
 namespace py = pybind11;
 using namespace dormant::record;
@@ -45,7 +47,7 @@ std::vector<std::string> operators(const at::Tensor& tensor) {
 }
 
 py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::string& values,
-                             const OnStep& on_step) {
+                             const OnStep& on_step, std::optional<size_t> memory_budget) {
   TORCH_CHECK_VALUE(values == "exact" || values == "empty", "dormant: materialize: values=\"",
                     values, "\", expected \"exact\" or \"empty\"");
   std::vector<c10::Storage> storages;
@@ -54,9 +56,11 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
       storages.push_back(tensor.storage());
     }
   }
-  ReplayOptions options;
+  dormant::tile::Options options;
   options.values = values == "exact" ? Values::exact : Values::empty;
+  options.memory_budget = memory_budget;
   options.on_step = [&](size_t done, size_t total) {
+    const py::gil_scoped_acquire python;
     if (PyErr_CheckSignals() != 0) {
       throw py::error_already_set();
     }
@@ -64,13 +68,19 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
       (*on_step)(done, total);
     }
   };
+  std::vector<dormant::tile::Materialized> done;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    done = dormant::tile::materialize(storages, options);
+  }
   py::list result;
-  for (const auto& storage : materialize(storages, options)) {
+  for (const auto& storage : done) {
     py::dict entry;
     entry["storage"] = reinterpret_cast<uintptr_t>(storage.storage);
     entry["nbytes"] = storage.nbytes;
     entry["operators"] = storage.operators;
     entry["seconds"] = storage.seconds;
+    entry["way"] = storage.way == dormant::tile::Way::tiles ? "tiles" : "replay";
     result.append(entry);
   }
   for (const auto& tensor : tensors) {
@@ -132,7 +142,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("tensor_over", &flat, "All bytes of a storage as a uint8 tensor over it, lazy or real.");
   m.def("live_storages", &live_storages);
   m.def("operators", &operators);
-  m.def("materialize", &materialize_tensors);
+  m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),
+        py::arg("on_step"), py::arg("memory_budget") = std::nullopt);
+  m.def("exact_path", [] { return dormant::random::exact_path().description; });
   m.def("clone_storage",
         [](const at::Tensor& tensor) { return flat(clone_storage(storage_of(tensor))); });
   m.def("view_as", &view_as);

@@ -5,6 +5,8 @@
 // ATen's operator.
 #pragma once
 
+#include <dormant/export.h>
+
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
@@ -36,7 +38,7 @@ struct ExactPath {
 };
 
 // Compares on first use (about a millisecond), then costs a load. Any thread may call it.
-const ExactPath& exact_path();
+DORMANT_API const ExactPath& exact_path();
 
 // The comparison itself, for a given level.
 ExactPath check_exactness(const StreamKernels& kernels);

@@ -7,6 +7,7 @@
 #include <c10/core/DefaultDtype.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
 #include <chrono>
 #include <unordered_map>
 #include <unordered_set>
@@ -16,14 +17,6 @@ namespace dormant::record {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-/// Nothing of the caller's modes may change what a recorded operator computes.
-const c10::DispatchKeySet kForeignModes =
-    c10::DispatchKeySet({c10::DispatchKey::DeferredInit, c10::DispatchKey::Python,
-                         c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::PreDispatch,
-                         c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
-                         c10::DispatchKey::FuncTorchDynamicLayerBackMode}) |
-    c10::autocast_dispatch_keyset;
 
 /// The default dtype and thread count that a node was recorded under, restored afterwards.
 class Ambient {
@@ -82,35 +75,32 @@ class Memory {
   std::unordered_map<const Buffer*, c10::Storage> map_;
 };
 
-at::Tensor tensor_of(const Operand& operand, Memory& memory) {
-  return operand.buffer ? operand.geometry.over(memory.of(*operand.buffer)) : operand.captured;
-}
-
-torch::jit::Stack arguments_of(const Node& node, Memory& memory) {
+/// The arguments of a node, its i-th operand being tensor(i).
+template <typename F>
+torch::jit::Stack arguments_of(const Node& node, const F& tensor,
+                               const at::Generator& generator = {}) {
   torch::jit::Stack stack;
   stack.reserve(node.arguments.size());
-  const auto tensor = [&](int32_t operand) {
-    return tensor_of(node.operands[static_cast<size_t>(operand)], memory);
-  };
+  const auto operand = [&](int32_t index) { return tensor(static_cast<size_t>(index)); };
   for (const auto& argument : node.arguments) {
     if (const auto* slot = std::get_if<TensorSlot>(&argument)) {
-      stack.emplace_back(tensor(slot->operand));
+      stack.emplace_back(operand(slot->operand));
     } else if (const auto* list = std::get_if<TensorListSlot>(&argument)) {
       if (list->optional_elements) {
         c10::List<std::optional<at::Tensor>> tensors;
-        for (const auto operand : list->operands) {
-          tensors.push_back(operand < 0 ? std::nullopt : std::make_optional(tensor(operand)));
+        for (const auto index : list->operands) {
+          tensors.push_back(index < 0 ? std::nullopt : std::make_optional(operand(index)));
         }
         stack.emplace_back(std::move(tensors));
       } else {
         c10::List<at::Tensor> tensors;
-        for (const auto operand : list->operands) {
-          tensors.push_back(tensor(operand));
+        for (const auto index : list->operands) {
+          tensors.push_back(operand(index));
         }
         stack.emplace_back(std::move(tensors));
       }
     } else if (std::holds_alternative<GeneratorSlot>(argument)) {
-      stack.emplace_back(node.position->restore());
+      stack.emplace_back(generator.defined() ? generator : node.position->restore());
     } else {
       stack.push_back(std::get<c10::IValue>(argument));
     }
@@ -141,7 +131,10 @@ void place_result(const at::Tensor& result, const Operand& wanted, Memory& memor
 
 void run(const Node& node, Memory& memory) {
   const Ambient ambient(node);
-  auto stack = arguments_of(node, memory);
+  auto stack = arguments_of(node, [&](size_t i) {
+    const auto& operand = node.operands[i];
+    return operand.buffer ? operand.geometry.over(memory.of(*operand.buffer)) : operand.captured;
+  });
   node.op.callBoxed(stack);
   if (node.kind != NodeKind::functional) {
     return;
@@ -177,6 +170,27 @@ std::vector<Target> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
   return targets;
 }
 
+std::vector<Node*> tails_of(const std::vector<Target>& targets) {
+  std::vector<Node*> tails;
+  for (const auto& target : targets) {
+    tails.push_back(target.tail.get());
+  }
+  return tails;
+}
+
+/// For every buffer the index of the last node that touches it.
+std::unordered_map<const Buffer*, size_t> last_uses(const std::vector<Node*>& nodes) {
+  std::unordered_map<const Buffer*, size_t> last;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    for (const auto& operand : nodes[i]->operands) {
+      if (operand.buffer) {
+        last[operand.buffer.get()] = i;
+      }
+    }
+  }
+  return last;
+}
+
 /// Live storages, other than the targets, whose whole history is among `nodes`.
 std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
                                         const std::vector<Target>& targets) {
@@ -204,16 +218,67 @@ std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
 
 }  // namespace
 
+c10::DispatchKeySet foreign_modes() {
+  return c10::DispatchKeySet({c10::DispatchKey::DeferredInit, c10::DispatchKey::Python,
+                              c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::PreDispatch,
+                              c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                              c10::DispatchKey::FuncTorchDynamicLayerBackMode}) |
+         c10::autocast_dispatch_keyset;
+}
+
+size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages, const ReplayOptions& options) {
+  if (options.values != Values::exact) {
+    return 0;
+  }
+  const auto targets = lazy_targets(storages);
+  std::unordered_set<const Buffer*> final_buffers;
+  for (const auto& target : targets) {
+    final_buffers.insert(target.buffer.get());
+  }
+  const auto nodes = closure(tails_of(targets));
+  const auto last_use = last_uses(nodes);
+  std::unordered_set<const Buffer*> live;
+  size_t bytes = 0;
+  size_t peak = 0;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    for (const auto& operand : nodes[i]->operands) {
+      if (operand.buffer && final_buffers.count(operand.buffer.get()) == 0 &&
+          live.insert(operand.buffer.get()).second) {
+        bytes += operand.buffer->nbytes;
+      }
+    }
+    peak = std::max(peak, bytes);
+    for (const auto& operand : nodes[i]->operands) {
+      if (operand.buffer && last_use.at(operand.buffer.get()) == i &&
+          live.erase(operand.buffer.get()) != 0) {
+        bytes -= operand.buffer->nbytes;
+      }
+    }
+  }
+  return peak;
+}
+
+void run_in_place(const Node& node, const at::Tensor& tensor, const at::Generator& generator) {
+  auto stack = arguments_of(
+      node, [&](size_t i) { return node.operands[i].written ? tensor : node.operands[i].captured; },
+      generator);
+  node.op.callBoxed(stack);
+}
+
+at::Tensor run_functional(const Node& node, const std::vector<at::Tensor>& tensors) {
+  auto stack = arguments_of(node, [&](size_t i) {
+    return tensors[i].defined() ? tensors[i] : node.operands[i].captured;
+  });
+  node.op.callBoxed(stack);
+  return stack.front().toTensor();
+}
+
 std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                       const ReplayOptions& options) {
   auto targets = lazy_targets(storages);
   std::vector<Node*> nodes;
   if (options.values == Values::exact) {
-    std::vector<Node*> tails;
-    for (const auto& target : targets) {
-      tails.push_back(target.tail.get());
-    }
-    nodes = closure(tails);
+    nodes = closure(tails_of(targets));
     if (options.keep_intermediates) {
       for (auto& bystander : complete_bystanders(nodes, targets)) {
         targets.push_back(std::move(bystander));
@@ -221,14 +286,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
     }
   }
 
-  std::unordered_map<const Buffer*, size_t> last_use;  // index of the last node that touches it
-  for (size_t i = 0; i < nodes.size(); ++i) {
-    for (const auto& operand : nodes[i]->operands) {
-      if (operand.buffer) {
-        last_use[operand.buffer.get()] = i;
-      }
-    }
-  }
+  auto last_use = last_uses(nodes);
   std::unordered_map<const Buffer*, size_t> target_of;
   std::vector<Materialized> done(targets.size());
   for (size_t i = 0; i < targets.size(); ++i) {
@@ -236,7 +294,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
     done[i] = {targets[i].storage.unsafeGetStorageImpl(), targets[i].buffer->nbytes, 0, 0.0};
   }
 
-  const c10::impl::ExcludeDispatchKeyGuard plain(kForeignModes);
+  const c10::impl::ExcludeDispatchKeyGuard plain(foreign_modes());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Memory memory;
   const auto finish = [&](size_t target) {

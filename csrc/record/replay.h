@@ -9,6 +9,7 @@
 
 #include <dormant/export.h>
 
+#include <c10/core/DispatchKeySet.h>
 #include <c10/core/Storage.h>
 
 #include <cstdint>
@@ -42,5 +43,25 @@ struct ReplayOptions {
 /// Materialises the lazy ones among `storages`, each once. Atomic per storage.
 DORMANT_API std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                                   const ReplayOptions& options);
+
+/// Bytes of memory, besides the final tensors, that materialising `storages` by replay takes at its
+/// peak, as far as storages tell: what operators allocate inside is not counted.
+DORMANT_API size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages,
+                                 const ReplayOptions& options);
+
+/// Dispatch keys of the caller's modes (recording, autocast, __torch_dispatch__, functorch), none
+/// of which may change what a recorded operator computes: exclude them around run_in_place and
+/// run_functional.
+DORMANT_API c10::DispatchKeySet foreign_modes();
+
+/// Runs one in-place node on `tensor` in place of the operand it writes; its other operands must be
+/// captured ones. `generator`, where given, is used in place of a new one at the node's position.
+/// Modes and recording must be off.
+DORMANT_API void run_in_place(const Node& node, const at::Tensor& tensor,
+                              const at::Generator& generator = {});
+
+/// Runs one functional node with one result on `tensors` in place of its lazy operands, which are
+/// the defined ones.
+DORMANT_API at::Tensor run_functional(const Node& node, const std::vector<at::Tensor>& tensors);
 
 }  // namespace dormant::record

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 namespace dormant {
@@ -42,7 +43,10 @@ enum class Values : uint8_t {
 
 struct MaterializeOptions {
   Values values = Values::exact;
-  /// Called with (done, total) operators; an exception thrown here stops the work and comes out of
+  /// Most bytes that may be taken besides the final tensors. Where it is too small to work in,
+  /// materialize throws c10::ValueError, which says the minimum.
+  std::optional<size_t> memory_budget;
+  /// Called with (done, total) bytes; an exception thrown here stops the work and comes out of
   /// materialize. What was not finished stays lazy.
   std::function<void(size_t done, size_t total)> on_step;
 };

@@ -1,0 +1,48 @@
+// The tile engine: gives lazy storages their memory and values, in parallel, in one pass.
+//
+// Every storage whose history is a program is cut into pieces, and each piece into tiles that stay
+// in cache while all writes of the history are applied to them, straight in the final memory.
+// Histories that are no programs are replayed whole on the calling thread (record/replay.h).
+#pragma once
+
+#include <c10/core/Storage.h>
+#include <dormant/export.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "record/replay.h"
+
+namespace dormant::tile {
+
+enum class Way : uint8_t {
+  tiles,   ///< its program was run
+  replay,  ///< its history was replayed whole
+};
+
+struct Materialized {
+  const c10::StorageImpl* storage;
+  size_t nbytes;
+  size_t operators;
+  double seconds;  ///< on one thread
+  Way way;
+};
+
+struct Options {
+  record::Values values = record::Values::exact;
+  /// Most bytes that tiles and everything else besides the final tensors may take.
+  std::optional<size_t> memory_budget;
+  /// Called on the calling thread with (done, total) bytes, at least every tenth of a second while
+  /// tiles are run; may throw to stop.
+  std::function<void(size_t, size_t)> on_step;
+};
+
+/// Materialises the lazy ones among `storages`, each once. A storage gets its memory when all of it
+/// is done, so whatever stops the work leaves the others lazy as they were. ValueError where
+/// `memory_budget` is too small to work in.
+DORMANT_API std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
+                                                  const Options& options);
+
+}  // namespace dormant::tile

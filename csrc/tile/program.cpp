@@ -1,0 +1,322 @@
+#include "tile/program.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+
+#include "random/exact_path.h"
+#include "record/replay.h"
+
+namespace dormant::tile {
+
+using record::Geometry;
+using record::Node;
+using record::NodePtr;
+using record::Operand;
+
+namespace {
+
+// Chains of copies deeper than this, or programs that read more sources than this, are replayed
+// instead: their cost would no longer be in proportion to what is wanted.
+constexpr int kMaxDepth = 32;
+constexpr int kMaxSources = 64;
+
+// A random operator that has no kernel here but few elements is run once, whole, and kept as a
+// table.
+constexpr int64_t kMaxTable = 4096;
+
+/// Elementwise operators whose value at an element is the same wherever a tile starts (tests
+/// compare each).
+const std::unordered_set<std::string_view> kInPlace = {
+    "aten::fill_", "aten::zero_",  "aten::mul_",       "aten::add_",       "aten::sub_",
+    "aten::div_",  "aten::clamp_", "aten::clamp_min_", "aten::clamp_max_", "aten::erfinv_",
+    "aten::neg_",  "aten::abs_",   "aten::sqrt_"};
+const std::unordered_set<std::string_view> kCompute = {
+    "aten::mul",       "aten::add",       "aten::sub", "aten::div", "aten::clamp",
+    "aten::clamp_min", "aten::clamp_max", "aten::neg", "aten::abs", "aten::sqrt"};
+
+double number(const record::Argument& argument) {
+  return std::get<c10::IValue>(argument).toScalar().toDouble();
+}
+
+/// Draws of one element, where an operator without kernel takes a fixed number for each; 0 where it
+/// doesn't.
+uint64_t draws_per_element(const Node& node, c10::ScalarType dtype) {
+  const auto& name = node.op.operator_name().name;
+  if (name == "aten::exponential_" || name == "aten::geometric_" || name == "aten::cauchy_") {
+    return 2;
+  }
+  if (name == "aten::random_" && node.op.operator_name().overload_name.empty()) {
+    return dtype == c10::ScalarType::Long || dtype == c10::ScalarType::Double ? 2 : 1;
+  }
+  return 0;
+}
+
+bool is_plain(const Geometry& geometry) {
+  return !geometry.conjugate && !geometry.negative && !geometry.wrapped_number;
+}
+
+bool is_contiguous(const Geometry& geometry) {
+  int64_t expected = 1;
+  for (size_t i = geometry.sizes.size(); i-- > 0;) {
+    if (geometry.sizes[i] != 1) {
+      if (geometry.strides[i] != expected) {
+        return false;
+      }
+      expected *= geometry.sizes[i];
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+class Lowering {
+ public:
+  std::shared_ptr<const Program> lower(const record::Buffer& buffer, NodePtr tail, int depth) {
+    if (depth > kMaxDepth || ++sources_ > kMaxSources) {
+      return nullptr;
+    }
+    std::vector<NodePtr> nodes;
+    for (auto node = std::move(tail); node;) {
+      const auto* written = written_operand(*node, buffer);
+      if (written == nullptr) {
+        return nullptr;
+      }
+      auto before = written->before;
+      nodes.push_back(std::move(node));
+      node = std::move(before);
+    }
+    std::reverse(nodes.begin(), nodes.end());
+    auto program = std::make_shared<Program>();
+    if (!nodes.empty()) {
+      program->dtype_ = written_operand(*nodes.front(), buffer)->geometry.dtype;
+    }
+    program->itemsize_ = c10::elementSize(program->dtype_);
+    if (buffer.nbytes % program->itemsize_ != 0) {
+      return nullptr;
+    }
+    program->numel_ = static_cast<int64_t>(buffer.nbytes / program->itemsize_);
+    for (const auto& node : nodes) {
+      if (!add(*program, node, *written_operand(*node, buffer), depth)) {
+        return nullptr;
+      }
+    }
+    return program;
+  }
+
+ private:
+  /// The operand through which `node` writes `buffer`; null if it writes anything else too.
+  static const Operand* written_operand(const Node& node, const record::Buffer& buffer) {
+    const Operand* found = nullptr;
+    for (const auto& operand : node.operands) {
+      if (operand.written) {
+        if (found != nullptr || operand.buffer.get() != &buffer) {
+          return nullptr;
+        }
+        found = &operand;
+      }
+    }
+    return found;
+  }
+
+  bool add(Program& program, const NodePtr& node, const Operand& written, int depth) {
+    const auto& geometry = written.geometry;
+    if (geometry.dtype != program.dtype_ || !is_plain(geometry) || !geometry.dense()) {
+      return false;
+    }
+    Step step;
+    step.begin = geometry.offset;
+    step.end = geometry.offset + geometry.numel();
+    step.node = node;
+    if (step.begin == step.end) {
+      return true;
+    }
+    const auto& name = node->op.operator_name().name;
+    if (node->position) {
+      return add_random(program, std::move(step), geometry, name);
+    }
+    if (name == "aten::copy_") {
+      return add_copy(program, std::move(step), written, depth);
+    }
+    if (node->kind == record::NodeKind::functional) {
+      return kCompute.count(name) != 0 && add_compute(program, std::move(step), written, depth);
+    }
+    step.kind = StepKind::in_place;
+    if (kInPlace.count(name) == 0 || !reads_scalars_only(*node, written)) {
+      return false;
+    }
+    program.steps_.push_back(std::move(step));
+    return true;
+  }
+
+  static bool add_random(Program& program, Step step, const Geometry& geometry,
+                         const std::string& name) {
+    const auto& node = *step.node;
+    const auto& path = random::exact_path();
+    const auto index = static_cast<size_t>(program.dtype_);
+    const auto usable = [&](const std::vector<random::Path>& paths) {
+      return index < paths.size() && paths[index] != random::Path::whole;
+    };
+    if (name == "aten::uniform_" && usable(path.uniform)) {
+      step.kind = StepKind::uniform;
+      step.a = number(node.arguments[1]);
+      step.b = number(node.arguments[2]);
+    } else if (name == "aten::normal_" && usable(path.normal) && is_contiguous(geometry) &&
+               geometry.numel() >= 16) {
+      step.kind = StepKind::normal;
+      step.a = number(node.arguments[1]);
+      step.b = number(node.arguments[2]);
+    } else if (name == "aten::bernoulli_" && usable(path.bernoulli) &&
+               node.op.operator_name().overload_name == "float") {
+      step.kind = StepKind::bernoulli;
+      step.a = number(node.arguments[1]);
+    } else if (const auto draws = draws_per_element(node, program.dtype_);
+               draws != 0 && is_contiguous(geometry)) {
+      step.kind = StepKind::draw;
+      step.draws = draws;
+    } else if (geometry.numel() <= kMaxTable && node.kind == record::NodeKind::in_place &&
+               is_contiguous(geometry) && reads_nothing(node)) {
+      return add_table(program, std::move(step), geometry);
+    } else {
+      return false;
+    }
+    program.steps_.push_back(std::move(step));
+    return true;
+  }
+
+  /// A few random elements: the operator is run now, whole.
+  static bool add_table(Program& program, Step step, const Geometry& geometry) {
+    auto table = std::make_shared<Program>();
+    table->dtype_ = program.dtype_;
+    table->itemsize_ = program.itemsize_;
+    table->numel_ = geometry.numel();
+    auto flat = geometry;
+    flat.offset = 0;
+    const auto values = flat.over(record::allocate(
+        geometry.nbytes_needed() - static_cast<size_t>(geometry.offset) * program.itemsize_));
+    record::run_in_place(*step.node, values);
+    table->table_ = values.view({-1});
+    step.kind = StepKind::copy;
+    auto mapping = Mapping::between(flat, flat);
+    step.inputs.push_back({std::move(table), *mapping, 0});
+    program.steps_.push_back(std::move(step));
+    return true;
+  }
+
+  bool add_copy(Program& program, Step step, const Operand& written, int depth) {
+    const auto& source = step.node->operands[1];
+    if (!is_plain(source.geometry)) {
+      if (!source.geometry.wrapped_number) {
+        return false;
+      }
+    }
+    if (!source.buffer && source.captured.numel() == 1) {
+      step.kind = StepKind::in_place;
+      program.steps_.push_back(std::move(step));
+      return true;
+    }
+    step.kind = StepKind::copy;
+    if (!add_input(step, written, 1, depth)) {
+      return false;
+    }
+    program.steps_.push_back(std::move(step));
+    return true;
+  }
+
+  bool add_compute(Program& program, Step step, const Operand& written, int depth) {
+    step.kind = StepKind::compute;
+    const auto& node = *step.node;
+    for (size_t i = 0; i < node.operands.size(); ++i) {
+      const auto& operand = node.operands[i];
+      if (operand.written) {
+        continue;
+      }
+      if (!operand.buffer && operand.captured.dim() == 0) {
+        continue;  // takes part as it is
+      }
+      if (operand.geometry.sizes.empty() || !add_input(step, written, i, depth)) {
+        return false;
+      }
+    }
+    if (step.inputs.empty()) {
+      return false;
+    }
+    program.steps_.push_back(std::move(step));
+    return true;
+  }
+
+  bool add_input(Step& step, const Operand& written, size_t index, int depth) {
+    const auto& source = step.node->operands[index];
+    if (source.geometry.conjugate || source.geometry.negative) {
+      return false;
+    }
+    if (!source.buffer) {
+      auto table = std::make_shared<Program>();
+      table->table_ = source.captured.contiguous().view({-1});
+      table->dtype_ = source.captured.scalar_type();
+      table->itemsize_ = source.captured.element_size();
+      table->numel_ = source.captured.numel();
+      auto geometry = Geometry::of(source.captured.contiguous());
+      geometry.offset = 0;
+      const auto mapping = Mapping::between(written.geometry, geometry);
+      if (!mapping) {
+        return false;
+      }
+      step.inputs.push_back({std::move(table), *mapping, index});
+      return true;
+    }
+    const auto mapping = Mapping::between(written.geometry, source.geometry);
+    if (!mapping || source.buffer.get() == written.buffer.get()) {
+      return false;
+    }
+    auto program = lower(*source.buffer, source.before, depth + 1);
+    if (!program || (program->dtype_ != source.geometry.dtype && !program->steps_.empty())) {
+      return false;
+    }
+    if (program->steps_.empty() && !program->table_.defined()) {
+      return false;  // reads memory that nobody initialised
+    }
+    step.inputs.push_back({std::move(program), *mapping, index});
+    return true;
+  }
+
+  static bool reads_nothing(const Node& node) {
+    return std::all_of(node.operands.begin(), node.operands.end(),
+                       [](const Operand& operand) { return operand.written; });
+  }
+
+  /// Besides the elements that it writes, an in-place step may read single numbers.
+  static bool reads_scalars_only(const Node& node, const Operand& written) {
+    return std::all_of(node.operands.begin(), node.operands.end(), [&](const Operand& operand) {
+      return &operand == &written || (!operand.buffer && operand.captured.numel() == 1);
+    });
+  }
+
+  int sources_ = 0;
+};
+
+std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const NodePtr& tail) {
+  return Lowering().lower(buffer, tail, 0);
+}
+
+size_t Program::scratch_bytes(int64_t elements) const {
+  size_t bytes = 0;
+  for (const auto& step : steps_) {
+    for (const auto& input : step.inputs) {
+      bytes += static_cast<size_t>(elements) * input.program->itemsize() +
+               input.program->scratch_bytes(elements);
+    }
+    if (step.kind == StepKind::compute) {
+      bytes += static_cast<size_t>(elements) * itemsize_;
+    }
+  }
+  return bytes;
+}
+
+}  // namespace dormant::tile

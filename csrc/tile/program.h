@@ -1,0 +1,78 @@
+// A history as a program over tiles: it can produce any elements of its storage, in any order, on
+// any thread.
+//
+// A program is the list of writes to one storage. Each write covers a range of elements and is one
+// of a few kinds whose result at an element does not depend on where a tile starts; a copy reads
+// the program of another storage. What is not of these kinds has no program and is replayed whole.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <dormant/export.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "record/node.h"
+#include "tile/mapping.h"
+
+namespace dormant::tile {
+
+class Program;
+
+enum class StepKind : uint8_t {
+  uniform,    ///< uniform_(a, b)
+  normal,     ///< a contiguous normal_(a, b) of at least 16 elements
+  bernoulli,  ///< bernoulli_(a)
+  draw,       ///< another random operator that draws the same number of times for each element
+  in_place,   ///< an elementwise operator on the elements themselves
+  compute,    ///< an elementwise operator on other storages' elements
+  copy,       ///< the elements of another storage, cast
+};
+
+/// Elements of another storage that a step reads.
+struct Input {
+  std::shared_ptr<const Program> program;
+  Mapping mapping;
+  size_t operand = 0;  ///< of the node
+};
+
+struct Step {
+  StepKind kind = StepKind::in_place;
+  int64_t begin = 0;  ///< elements [begin, end) of the storage are written
+  int64_t end = 0;
+  record::NodePtr node;
+  double a = 0;  ///< parameters of the distribution
+  double b = 0;
+  uint64_t draws = 0;  ///< of an element, where kind is draw
+  std::vector<Input> inputs;
+};
+
+class DORMANT_API Program {
+ public:
+  /// The program of a history, or null where it has none.
+  static std::shared_ptr<const Program> of(const record::Buffer& buffer,
+                                           const record::NodePtr& tail);
+
+  c10::ScalarType dtype() const { return dtype_; }
+  size_t itemsize() const { return itemsize_; }
+  int64_t numel() const { return numel_; }
+  const std::vector<Step>& steps() const { return steps_; }
+
+  /// A program that is a table of values instead of steps; undefined otherwise. Contiguous.
+  const at::Tensor& table() const { return table_; }
+
+  /// Bytes that a reader of this program needs for a tile of `elements`.
+  size_t scratch_bytes(int64_t elements) const;
+
+ private:
+  friend class Lowering;
+
+  c10::ScalarType dtype_ = c10::ScalarType::Byte;
+  size_t itemsize_ = 1;
+  int64_t numel_ = 0;
+  std::vector<Step> steps_;
+  at::Tensor table_;
+};
+
+}  // namespace dormant::tile

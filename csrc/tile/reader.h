@@ -1,0 +1,49 @@
+// Reads elements of a program: the loop body of the tile engine.
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <dormant/export.h>
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "random/normal_elements.h"
+#include "random/stream.h"
+#include "tile/program.h"
+
+namespace dormant::tile {
+
+/// Holds the positions in random streams between tiles, so tiles in increasing order cost no jumps.
+/// One thread at a time may use it; it keeps a reference to the program.
+class DORMANT_API Reader {
+ public:
+  explicit Reader(const Program& program);
+
+  /// Writes the elements of `runs` to `out`, one after the other.
+  void read(Runs runs, void* out);
+
+ private:
+  /// What a step keeps from tile to tile.
+  struct State {
+    std::optional<random::NormalElements> normal;
+    std::optional<random::Stream> stream;
+    at::Generator generator;
+    int64_t next = 0;  ///< element of the step that stream or generator draws next
+    std::vector<Reader> inputs;
+    std::vector<std::vector<std::byte>> scratch;
+  };
+
+  void apply(const Step& step, State& state, Runs runs, void* out);
+  void draw(const Step& step, State& state, int64_t begin, int64_t count, void* out);
+  void seek(const Step& step, State& state, int64_t element, uint64_t draws);
+  void copy(const Step& step, State& state, Runs runs, void* out);
+  void compute(const Step& step, State& state, Runs runs, void* out);
+  const void* read_input(const Step& step, State& state, size_t index, Runs runs);
+
+  const Program* program_;
+  std::vector<State> states_;
+};
+
+}  // namespace dormant::tile
