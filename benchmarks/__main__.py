@@ -29,7 +29,7 @@ def main() -> int:
     if arguments.repeat < 1:
         parser.error(f"--repeat must be at least 1, got {arguments.repeat}")
     options = Options(repeat=arguments.repeat, quick=arguments.quick)
-    console = Console(width=max(Console().width, 110))
+    console = Console(width=max(Console().width, 120))
     console.print(headline(), markup=False, highlight=False)
     equal = True
     for name in arguments.only or TASKS:

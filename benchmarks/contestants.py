@@ -16,6 +16,9 @@ class Contestant:
         name: as tables show it, its `NAME`.
         exact: its `EXACT`: True where it promises the values of eager construction, False where it
             gives values without such a promise, None where it gives none.
+
+    The module's function `build` does it. Where it has a function `prepare`, that is called with
+    the same arguments before the clock starts.
     """
 
     module: str

@@ -31,53 +31,50 @@ _AIMS = {
 def run(options: Options) -> Outcome:
     outcome = Outcome(NAME)
     everyone = find("benchmarks.initialise")
-    threads = sorted({1, min(2, os.cpu_count() or 1)})
-    for name, dtype in itertools.product(
-        QUICK if options.quick else WORKLOADS, ("float32", "bfloat16")
-    ):
-        notes = _compare(outcome, everyone, name, dtype, threads[-1])
-        for count in threads:
-            outcome.sheets.append(
-                _measure(outcome, everyone, notes, (name, dtype, count), options.repeat)
-            )
+    threads = [1] if options.quick else sorted({1, min(2, os.cpu_count() or 1)})
+    names, dtypes = (QUICK, ["float32"]) if options.quick else (WORKLOADS, ["float32", "bfloat16"])
+    cases = list(itertools.product(names, dtypes))
+    notes = _compare(outcome, everyone, cases, threads[-1])
+    for (name, dtype), count in itertools.product(cases, threads):
+        outcome.sheets.append(
+            _measure(outcome, everyone, notes[name, dtype], (name, dtype, count), options.repeat)
+        )
     return outcome
 
 
 def _compare(
-    outcome: Outcome, everyone: list[Contestant], name: str, dtype: str, threads: int
-) -> dict[str, str]:
-    """Compares everyone's values with eager's; returns what can be said of each."""
-    described = {}
-    notes = {contestant.name: "none" for contestant in everyone if contestant.exact is None}
-    for contestant in everyone:
-        if contestant.exact is None:
-            continue
-        try:
-            described[contestant.name] = call(
-                "benchmarks.initialise.task:describe",
-                module=contestant.module,
-                name=name,
-                dtype=dtype,
-                threads=threads,
-            )
-        except Unavailable as reason:
-            notes[contestant.name] = f"not available: {reason}"
-    eager = described["eager"]
-    for contestant in everyone:
-        got = described.get(contestant.name)
-        if got is None:
-            continue
-        what = f"{contestant.name}, {name}, {dtype}"
-        differing = fingerprint.differences(eager["values"], got["values"])
-        if contestant.name != "eager":
-            outcome.check(
-                f"{what}: geometry", fingerprint.differences(eager["geometry"], got["geometry"])
-            )
-            if contestant.exact:
-                outcome.check(f"{what}: bits", differing)
-        notes[contestant.name] = (
-            "bits of eager" if not differing else f"other: {len(differing)}/{len(eager['values'])}"
+    outcome: Outcome, everyone: list[Contestant], cases: list[tuple[str, str]], threads: int
+) -> dict[tuple[str, str], dict[str, str]]:
+    """Compares everyone's values with eager's; returns what can be said of each, by case."""
+    described = {
+        c.name: call(
+            "benchmarks.initialise.task:describe", module=c.module, cases=cases, threads=threads
         )
+        for c in everyone
+        if c.exact is not None
+    }
+    notes: dict[tuple[str, str], dict[str, str]] = {}
+    for position, case in enumerate(cases):
+        notes[case] = {c.name: "none" for c in everyone if c.exact is None}
+        eager = described["eager"][position]
+        for contestant in everyone:
+            if contestant.exact is None:
+                continue
+            got = described[contestant.name][position]
+            if "unavailable" in got:
+                notes[case][contestant.name] = f"not available: {got['unavailable']}"
+                continue
+            what = f"{contestant.name}, {', '.join(case)}"
+            differing = fingerprint.differences(eager["values"], got["values"])
+            if contestant.name != "eager":
+                outcome.check(
+                    f"{what}: geometry", fingerprint.differences(eager["geometry"], got["geometry"])
+                )
+                if contestant.exact:
+                    outcome.check(f"{what}: bits", differing)
+            notes[case][contestant.name] = (
+                f"other: {len(differing)}/{len(eager['values'])}" if differing else "bits of eager"
+            )
     return notes
 
 
@@ -91,22 +88,21 @@ def _measure(
     name, dtype, threads = case
     takers = [c for c in everyone if not notes[c.name].startswith("not available")]
     measured: dict[str, list[dict[str, Any]]] = {}
-    absent: dict[str, str] = {}
     for _ in range(repeat):  # in turns, so that a busy minute hits all of them
-        for contestant in takers:
+        for contestant in list(takers):
             try:
-                measured.setdefault(contestant.name, []).append(
-                    call(
-                        "benchmarks.initialise.task:measure",
-                        module=contestant.module,
-                        name=name,
-                        dtype=dtype,
-                        threads=threads,
-                    )
+                figures = call(
+                    "benchmarks.initialise.task:measure",
+                    module=contestant.module,
+                    name=name,
+                    dtype=dtype,
+                    threads=threads,
                 )
-            except Unavailable as reason:
-                absent[contestant.name] = f"not available: {reason}"
-    measured = {name: samples for name, samples in measured.items() if samples}
+            except Unavailable as reason:  # those without values were not tried before
+                takers.remove(contestant)
+                notes[contestant.name] = f"not available: {reason}"
+                continue
+            measured.setdefault(contestant.name, []).append(figures)
     elements, nbytes = _size(name, dtype)
     seconds = {contestant: median(samples, "seconds") for contestant, samples in measured.items()}
     limit = min(time for contestant, time in seconds.items() if contestant.startswith("memset"))
@@ -114,13 +110,13 @@ def _measure(
         f"{name}, {dtype}, {threads} thread(s), {elements / 1e6:.1f} M elements",
         (
             "",
-            "seconds",
-            "processor",
+            "s",
+            "cpu s",
             "ns/element",
             "GB/s",
             "x memset",
-            "x eager speed",
-            "peak memory",
+            "speed-up",
+            "peak",
             "values",
         ),
     )
@@ -152,10 +148,11 @@ def _measure(
             }
         )
     sheet.notes.append(
-        f"median of {repeat} fresh processes; the tensors take {format_bytes(nbytes)}; "
+        f"median of {repeat} fresh processes; speed-up is over eager; x memset is the time beside "
+        f"the faster memset; the tensors take {format_bytes(nbytes)}; "
         '"other" counts tensors whose values are not eager\'s, which that way does not promise'
     )
-    for contestant, note in {**notes, **absent}.items():
+    for contestant, note in notes.items():
         if note.startswith("not available"):
             sheet.notes.append(f"{contestant}: {note}")
     if (name, threads) in _AIMS and dtype == "float32":
@@ -186,17 +183,33 @@ def _prepare(dtype: str, threads: int) -> None:
     torch.manual_seed(0)
 
 
-def describe(module: str, name: str, dtype: str, threads: int) -> dict[str, dict[str, str]]:
-    """Geometry and digests of every tensor."""
-    _prepare(dtype, threads)
-    model = importlib.import_module(module).build(workload(name))
-    return {"geometry": fingerprint.geometry(model), "values": fingerprint.values(model)}
+def describe(
+    module: str, cases: list[tuple[str, str]], threads: int
+) -> list[dict[str, str | dict[str, str]]]:
+    """Geometry and digests of every tensor, or why there are none, for each workload and dtype."""
+    build = importlib.import_module(module).build
+    answers: list[dict[str, str | dict[str, str]]] = []
+    for name, dtype in cases:
+        _prepare(dtype, threads)
+        try:
+            model = build(workload(name))
+        except NotImplementedError as reason:
+            answers.append({"unavailable": str(reason)})
+            continue
+        answers.append(
+            {"geometry": fingerprint.geometry(model), "values": fingerprint.values(model)}
+        )
+        del model
+    return answers
 
 
 def measure(module: str, name: str, dtype: str, threads: int) -> dict[str, Any]:
     """One sample, after a tiny model of the same kind: imports are not what is compared."""
-    build = importlib.import_module(module).build
+    contestant = importlib.import_module(module)
+    build = contestant.build
     _prepare(dtype, threads)
+    if hasattr(contestant, "prepare"):
+        contestant.prepare(workload(name))
     build(workload(workload(name).small))
     torch.manual_seed(0)
     return sample(lambda: build(workload(name)))

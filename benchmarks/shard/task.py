@@ -62,8 +62,9 @@ def run(options: Options) -> Outcome:
             outcome.measurements.append({"contestant": name, **case, "samples": samples})
         ours = median(measured["dormant, the part"], "seconds")
         sheet.notes += [
-            f"median of {options.repeat} fresh processes, {torch.get_num_threads()} thread(s); the "
-            f"part takes {format_bytes(elements * 4)}, the whole {format_bytes(elements * 4 * PARTS)}",
+            f"median of {options.repeat} fresh processes, {torch.get_num_threads()} thread(s); "
+            f"the part takes {format_bytes(elements * 4)}, the whole "
+            f"{format_bytes(elements * 4 * PARTS)}",
             aim("share of our time for the whole", ours / whole, _AIMS[dim], ""),
         ]
         outcome.sheets.append(sheet)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.initialise.memory_fill import fill
+from benchmarks.initialise.memory_fill import fill, tensor_sizes
 from benchmarks.initialise.workloads import Workload
 
 NAME = "memset, PyTorch's memory"
 EXACT = None
+prepare = tensor_sizes
 
 
 def build(workload: Workload) -> object:
-    with torch.device("meta"):
-        sizes = [tensor.nbytes for tensor in workload.make().parameters()]
-    buffers = []
-    for nbytes in sizes:
-        buffers.append(torch.empty(nbytes, dtype=torch.uint8))
-        fill(buffers[-1].data_ptr(), nbytes)
+    buffers = [torch.empty(nbytes, dtype=torch.uint8) for nbytes in tensor_sizes(workload)]
+    fill([(buffer.data_ptr(), buffer.nbytes) for buffer in buffers])
     return buffers

@@ -5,21 +5,19 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-import torch
-
-from benchmarks.initialise.memory_fill import fill
+from benchmarks.initialise.memory_fill import fill, tensor_sizes
 from benchmarks.initialise.workloads import Workload
 
 NAME = "memset, huge pages"
 EXACT = None
+prepare = tensor_sizes
 
 
 def build(workload: Workload) -> object:
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         raise NotImplementedError("this system has no madvise for huge pages")
-    with torch.device("meta"):
-        nbytes = sum(tensor.nbytes for tensor in workload.make().parameters())
+    nbytes = sum(tensor_sizes(workload))
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
-    fill(ctypes.addressof(ctypes.c_char.from_buffer(memory)), nbytes)
+    fill([(ctypes.addressof(ctypes.c_char.from_buffer(memory)), nbytes)])
     return memory
