@@ -149,20 +149,20 @@ quick = settings(
 
 
 @pytest.mark.core
-@settings(quick, max_examples=150)
+@settings(quick, max_examples=80)
 @given(program=programs(*KINDS), shuffle=st.integers(0, 1000))
 def test_a_program_without_reads(program: list[Step], shuffle: int) -> None:
     # near bounds of trunc_normal_ of a short tensor have to look at what was drawn
     compare(lambda: run(program), shuffle=shuffle, expect_lazy=None, min_bytes=0)
 
 
-@settings(quick, max_examples=100)
+@settings(quick, max_examples=40)
 @given(program=programs(*KINDS, "read", "read"), shuffle=st.integers(0, 1000))
 def test_a_program_that_reads_values(program: list[Step], shuffle: int) -> None:
     compare(lambda: run(program), shuffle=shuffle, expect_lazy=None, min_bytes=0)
 
 
-@settings(quick, max_examples=60)
+@settings(quick, max_examples=40)
 @given(program=programs("make", "view", "draw", "arithmetic", "combine", "copy"))
 def test_nothing_is_read_early_without_a_reason(program: list[Step]) -> None:
     """Draws by round, views, arithmetic and copies alone leave every byte lazy."""
