@@ -8,6 +8,8 @@
 
 #include <optional>
 #include <string>
+#include <system_error>
+#include <tuple>
 #include <vector>
 
 #include "random/exact_path.h"
@@ -18,6 +20,7 @@
 #include "record/recorder.h"
 #include "record/replay.h"
 #include "tile/engine.h"
+#include "tile/sink.h"
 
 namespace py = pybind11;
 using namespace dormant::record;
@@ -46,6 +49,19 @@ std::vector<std::string> operators(const at::Tensor& tensor) {
   return names;
 }
 
+/// Looks for Ctrl-C, then calls `on_step`, from a thread without the GIL.
+std::function<void(size_t, size_t)> interruptible(const OnStep& on_step) {
+  return [&on_step](size_t done, size_t total) {
+    const py::gil_scoped_acquire python;
+    if (PyErr_CheckSignals() != 0) {
+      throw py::error_already_set();
+    }
+    if (on_step) {
+      (*on_step)(done, total);
+    }
+  };
+}
+
 py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::string& values,
                              const OnStep& on_step, std::optional<size_t> memory_budget) {
   TORCH_CHECK_VALUE(values == "exact" || values == "empty", "dormant: materialize: values=\"",
@@ -59,15 +75,7 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
   dormant::tile::Options options;
   options.values = values == "exact" ? Values::exact : Values::empty;
   options.memory_budget = memory_budget;
-  options.on_step = [&](size_t done, size_t total) {
-    const py::gil_scoped_acquire python;
-    if (PyErr_CheckSignals() != 0) {
-      throw py::error_already_set();
-    }
-    if (on_step) {
-      (*on_step)(done, total);
-    }
-  };
+  options.on_step = interruptible(on_step);
   std::vector<dormant::tile::Materialized> done;
   {
     const py::gil_scoped_release other_threads_may_run;
@@ -87,6 +95,23 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
     sync_key(tensor);
   }
   return result;
+}
+
+void write_tensors(const std::vector<std::tuple<at::Tensor, int64_t>>& tensors, int descriptor,
+                   const std::string& path, const OnStep& on_step) {
+  std::vector<dormant::tile::Output> outputs;
+  for (const auto& [tensor, offset] : tensors) {
+    (void)storage_of(tensor);
+    outputs.push_back({tensor, offset});
+  }
+  try {
+    const py::gil_scoped_release other_threads_may_run;
+    dormant::tile::write(outputs, {descriptor, path}, interruptible(on_step));
+  } catch (const std::system_error& error) {
+    const auto arguments = py::make_tuple(error.code().value(), error.what());
+    PyErr_SetObject(PyExc_OSError, arguments.ptr());
+    throw py::error_already_set();
+  }
 }
 
 at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
@@ -144,6 +169,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("operators", &operators);
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),
         py::arg("on_step"), py::arg("memory_budget") = std::nullopt);
+  m.def("write", &write_tensors, py::arg("tensors"), py::arg("descriptor"), py::arg("path"),
+        py::arg("on_step"), py::pos_only());
   m.def("exact_path", [] { return dormant::random::exact_path().description; });
   m.def("clone_storage",
         [](const at::Tensor& tensor) { return flat(clone_storage(storage_of(tensor))); });

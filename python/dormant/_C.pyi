@@ -34,6 +34,14 @@ def materialize(
 ) -> list[MaterializedStorage]: ...
 def settle(tensor: torch.Tensor, /) -> None: ...
 
+def write(
+    tensors: Sequence[tuple[torch.Tensor, int]],
+    descriptor: int,
+    path: str,
+    on_step: Callable[[int, int], None] | None,
+    /,
+) -> None: ...
+
 # Copies and recipes.
 def clone_storage(tensor: torch.Tensor, /) -> torch.Tensor: ...
 def view_as(

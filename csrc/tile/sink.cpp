@@ -1,0 +1,300 @@
+#include "tile/sink.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "record/lazy_storage.h"
+#include "record/replay.h"
+#include "tile/engine.h"
+#include "tile/mapping.h"
+#include "tile/program.h"
+#include "tile/reader.h"
+
+namespace dormant::tile {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using record::Geometry;
+
+// A tile stays in a core's cache, and is large enough that the system call costs little beside it.
+constexpr int64_t kTileBytes = 128 * 1024;
+// Between two writes from memory an interrupt is looked for.
+constexpr int64_t kBlockBytes = 4 * 1024 * 1024;
+// Tiles begin where vectors and blocks of normal_ do.
+constexpr int64_t kAlignment = 64;
+// One thread's work: large enough that the jump to its random numbers costs little.
+constexpr int64_t kPieceBytes = 16 * 1024 * 1024;
+constexpr auto kInterval = std::chrono::milliseconds(50);
+
+void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) {
+  const auto* bytes = static_cast<const char*>(data);
+  while (count > 0) {
+    const auto written = ::pwrite(sink.descriptor, bytes, count, offset);
+    if (written < 0 && errno == EINTR) {
+      continue;
+    }
+    if (written <= 0) {
+      // A write of nothing without a reason: the device takes no more.
+      throw std::system_error(written < 0 ? errno : ENOSPC, std::generic_category(),
+                              "dormant: save: writing " + std::to_string(count) +
+                                  " bytes at offset " + std::to_string(offset) + " of " +
+                                  sink.path);
+    }
+    bytes += written;
+    count -= static_cast<size_t>(written);
+    offset += written;
+  }
+}
+
+/// A tensor whose bytes can be made or found in any order: by a program, or in memory.
+struct Source {
+  std::shared_ptr<const Program> program;
+  Mapping mapping;
+  const std::byte* memory = nullptr;
+  int64_t itemsize;
+  int64_t numel;
+  int64_t offset;  ///< in the file
+};
+
+struct Piece {
+  const Source* source;
+  int64_t begin;
+  int64_t end;
+};
+
+Geometry contiguous(const Geometry& geometry) {
+  auto result = geometry;
+  result.offset = 0;
+  int64_t stride = 1;
+  for (auto i = result.sizes.size(); i-- > 0;) {
+    result.strides[i] = stride;
+    stride *= std::max<int64_t>(result.sizes[i], 1);
+  }
+  return result;
+}
+
+/// None where the tensor has to be whole to be written, or its elements have to be gathered.
+std::optional<Source> source_of(const Output& output) {
+  const auto geometry = Geometry::of(output.tensor);
+  if (geometry.conjugate || geometry.negative) {
+    return std::nullopt;
+  }
+  Source source;
+  source.itemsize = static_cast<int64_t>(c10::elementSize(geometry.dtype));
+  source.numel = geometry.numel();
+  source.offset = output.offset;
+  if (const auto* history = record::history_of(output.tensor)) {
+    const auto mapping = Mapping::between(contiguous(geometry), geometry);
+    auto program = mapping ? Program::of(*history->buffer, history->tail) : nullptr;
+    if (!program || (program->dtype() != geometry.dtype &&
+                     !(program->steps().empty() && !program->table().defined()))) {
+      return std::nullopt;
+    }
+    source.program = std::move(program);
+    source.mapping = *mapping;
+    return source;
+  }
+  if (!output.tensor.is_cpu() || !output.tensor.is_contiguous()) {
+    return std::nullopt;
+  }
+  source.memory = static_cast<const std::byte*>(output.tensor.const_data_ptr());
+  return source;
+}
+
+std::vector<Piece> cut(const std::vector<Source>& sources) {
+  std::vector<Piece> pieces;
+  for (const auto& source : sources) {
+    const auto length = kPieceBytes / source.itemsize / kAlignment * kAlignment;
+    for (int64_t begin = 0; begin < source.numel; begin += length) {
+      pieces.push_back({&source, begin, std::min(begin + length, source.numel)});
+    }
+  }
+  return pieces;
+}
+
+/// A lazy storage with the same history: it is brought to life in place of `storage`, which stays
+/// lazy.
+c10::Storage twin(const c10::Storage& storage) {
+  auto copy = record::make_lazy_storage(storage.nbytes());
+  *record::history_of(copy.unsafeGetStorageImpl()) =
+      *record::history_of(storage.unsafeGetStorageImpl());
+  return copy;
+}
+
+/// Writes to one sink, and tells how far it is.
+class Writer {
+ public:
+  Writer(const Sink& sink, const OnBytes& on_bytes, size_t total)
+      : sink_(sink), on_bytes_(on_bytes), total_(total) {}
+
+  /// Writes pieces on all threads until none is left or something was thrown anywhere.
+  void run(const std::vector<Piece>& pieces) {
+    const auto caller = std::this_thread::get_id();
+    std::atomic<size_t> next{0};
+    at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
+      for (auto worker = begin; worker < end; ++worker) {
+        work(pieces, next, std::this_thread::get_id() == caller);
+      }
+    });
+    if (error_) {
+      std::rethrow_exception(error_);
+    }
+  }
+
+  /// Writes a real tensor however its elements lie, and wherever: a few rows at a time.
+  void gather(const at::Tensor& tensor, int64_t offset) {
+    const auto itemsize = static_cast<int64_t>(tensor.element_size());
+    const auto numel = tensor.numel();
+    if (numel == 0) {
+      return;
+    }
+    const auto rows = tensor.dim() == 0 ? 1 : tensor.size(0);
+    const auto row_bytes = numel / rows * itemsize;
+    const auto at_once = std::clamp<int64_t>(kBlockBytes / row_bytes, 1, rows);
+    for (int64_t row = 0; row < rows; row += at_once) {
+      const auto part =
+          tensor.dim() == 0 ? tensor : tensor.narrow(0, row, std::min(at_once, rows - row));
+      const auto plain = part.resolve_conj().resolve_neg().cpu().contiguous();
+      put(plain.const_data_ptr(), static_cast<size_t>(plain.numel() * itemsize), offset);
+      offset += plain.numel() * itemsize;
+      tell();
+    }
+  }
+
+  /// Tells at once: also where only a signal shall be looked for.
+  void tell_now() {
+    told_ = Clock::now();
+    if (on_bytes_) {
+      on_bytes_(std::min<size_t>(done_, total_), total_);
+    }
+  }
+
+ private:
+  void put(const void* data, size_t count, int64_t offset) {
+    write_at(sink_, data, count, offset);
+    done_ += count;
+  }
+
+  void tell() {
+    if (Clock::now() - told_ >= kInterval) {
+      tell_now();
+    }
+  }
+
+  void work(const std::vector<Piece>& pieces, std::atomic<size_t>& next,
+            bool on_calling_thread) noexcept {
+    try {
+      // Modes and recording belong to the caller's thread; workers have their own.
+      const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;
+      for (size_t i = next++; i < pieces.size() && !stopped_; i = next++) {
+        run(pieces[i], on_calling_thread);
+      }
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) {
+        error_ = std::current_exception();
+      }
+      stopped_ = true;
+    }
+  }
+
+  void run(const Piece& piece, bool on_calling_thread) {
+    const auto& source = *piece.source;
+    std::optional<Reader> reader;
+    std::vector<std::byte> buffer;
+    std::vector<Run> runs;
+    const auto bytes = source.program ? kTileBytes : kBlockBytes;
+    const auto tile = std::max(bytes / source.itemsize / kAlignment * kAlignment, kAlignment);
+    if (source.program) {
+      reader.emplace(*source.program);
+      buffer.resize(static_cast<size_t>(tile * source.itemsize));
+    }
+    for (auto begin = piece.begin; begin < piece.end && !stopped_; begin += tile) {
+      const auto count = std::min(tile, piece.end - begin);
+      const auto size = static_cast<size_t>(count * source.itemsize);
+      const auto* data = source.memory + begin * source.itemsize;
+      if (reader) {
+        // What nobody initialised must not show what this process had in its memory.
+        std::memset(buffer.data(), 0, size);
+        runs.clear();
+        source.mapping.append(begin, count, runs);
+        reader->read(runs, buffer.data());
+        data = buffer.data();
+      }
+      put(data, size, source.offset + begin * source.itemsize);
+      if (on_calling_thread) {
+        tell();
+      }
+    }
+  }
+
+  const Sink& sink_;
+  const OnBytes& on_bytes_;
+  const size_t total_;
+  std::atomic<size_t> done_{0};
+  std::atomic<bool> stopped_{false};
+  Clock::time_point told_ = Clock::now();
+  std::mutex mutex_;
+  std::exception_ptr error_;
+};
+
+}  // namespace
+
+void write(c10::ArrayRef<Output> outputs, const Sink& sink, const OnBytes& on_bytes) {
+  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  size_t total = 0;
+  std::vector<Source> sources;
+  std::vector<const Output*> real;
+  // Views of one storage are written from one replay of it.
+  std::map<const c10::StorageImpl*, std::vector<const Output*>> whole;
+  for (const auto& output : outputs) {
+    total += static_cast<size_t>(output.tensor.numel()) * output.tensor.element_size();
+    if (output.tensor.numel() == 0) {
+      continue;
+    }
+    if (auto source = source_of(output)) {
+      sources.push_back(std::move(*source));
+    } else if (record::is_lazy(output.tensor)) {
+      whole[output.tensor.storage().unsafeGetStorageImpl()].push_back(&output);
+    } else {
+      real.push_back(&output);
+    }
+  }
+  Writer writer(sink, on_bytes, total);
+  writer.tell_now();
+  writer.run(cut(sources));
+  for (const auto* output : real) {
+    writer.gather(output->tensor, output->offset);
+  }
+  for (const auto& [storage, views] : whole) {
+    const auto copy = twin(views.front()->tensor.storage());
+    Options options;
+    options.on_step = [&](size_t, size_t) { writer.tell_now(); };
+    materialize({copy}, options);
+    for (const auto* output : views) {
+      writer.gather(Geometry::of(output->tensor).over(copy), output->offset);
+    }
+  }
+  writer.tell_now();
+}
+
+}  // namespace dormant::tile

@@ -1,0 +1,36 @@
+// Writes tensors to a file without making lazy ones real: their tiles go from cache to the file.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <dormant/export.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace dormant::tile {
+
+/// A tensor, lazy or real, and the place in the file of its first element.
+struct Output {
+  at::Tensor tensor;
+  int64_t offset;
+};
+
+/// An open file that can be written at any position. It stays the caller's.
+struct Sink {
+  int descriptor;
+  std::string path;  ///< for messages
+};
+
+/// Called on the calling thread with (done, total) bytes, many times a second; may throw to stop.
+using OnBytes = std::function<void(size_t, size_t)>;
+
+/// Writes the elements of each tensor in logical order, in its dtype, as if it were contiguous.
+/// Lazy tensors stay lazy, and of one whose history is a program only a tile for each thread exists
+/// at a time; one that has no program is made whole, in memory of its own, for as long as it is
+/// written. Elements that nobody initialised are zero, or whatever memory held where there is no
+/// program. std::system_error with the system's number where the file cannot be written.
+DORMANT_API void write(c10::ArrayRef<Output> outputs, const Sink& sink, const OnBytes& on_bytes);
+
+}  // namespace dormant::tile
