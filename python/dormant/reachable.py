@@ -111,7 +111,13 @@ def _children(item: object) -> Iterator[tuple[str, object]]:
 def _gradient(tensor: torch.Tensor) -> torch.Tensor | None:
     # A subclass may refuse to be asked (UninitializedParameter); inside the graph asking warns.
     with torch._C.DisableTorchFunctionSubclass():
-        return tensor.grad if tensor.is_leaf or tensor.retains_grad else None
+        try:
+            held = tensor.is_leaf or tensor.retains_grad
+        except RuntimeError:
+            # One of several views made at once (split, chunk), its base changed in place since,
+            # as FSDP1's parameters are: it left the graph, and even is_leaf refuses.
+            return None
+        return tensor.grad if held else None
 
 
 def _module_children(module: torch.nn.Module) -> Iterator[tuple[str, object]]:

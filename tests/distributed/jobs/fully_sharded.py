@@ -1,0 +1,56 @@
+"""FSDP2: `fully_shard` over a mesh of one or two dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
+
+import dormant
+from jobs.held import lazy_names, report, train_step
+from jobs.models import ROWS, eager_model, lazy_model
+
+
+def _mesh(sizes: list[int]) -> DeviceMesh:
+    names = ("replicate", "shard")[-len(sizes) :]
+    return init_device_mesh("cpu", tuple(sizes), mesh_dim_names=names)
+
+
+def _shard(model: nn.Module, mesh: DeviceMesh, dim: int) -> None:
+    def placement(parameter: nn.Parameter) -> Shard:
+        return Shard(dim if parameter.dim() > dim else 0)
+
+    chosen: Any = placement if dim else None
+    for block in model.get_submodule("blocks").children():
+        fully_shard(block, mesh=mesh, shard_placement_fn=chosen)
+    fully_shard(model, mesh=mesh, shard_placement_fn=chosen)
+
+
+def shard(mesh: list[int], dim: int = 0, dtype: str = "float32") -> dict[str, Any]:
+    """Shards a lazy model, materialises it, and trains it beside an eager one."""
+    over = _mesh(mesh)
+    model = lazy_model("TiedModel").to(getattr(torch, dtype))
+    _shard(model, over, dim)
+    lazy = lazy_names(model)
+    dormant.materialize(model)
+    eager = eager_model("TiedModel").to(getattr(torch, dtype))
+    _shard(eager, over, dim)
+    tokens = torch.arange(ROWS)
+    return report(model, lazy) | {
+        "step": train_step(model, tokens),
+        "eager step": train_step(eager, tokens),
+    }
+
+
+def shard_without_materializing() -> dict[str, Any]:
+    """Runs a lazy sharded model at once: whatever it reads comes to life by itself."""
+    mesh = _mesh([torch.distributed.get_world_size()])
+    model, eager = lazy_model("TiedModel"), eager_model("TiedModel")
+    _shard(model, mesh, 0)
+    _shard(eager, mesh, 0)
+    tokens = torch.arange(ROWS)
+    return {"step": train_step(model, tokens), "eager step": train_step(eager, tokens)}
