@@ -20,6 +20,7 @@ from dormant.compat import LazyInitContext  # noqa: E402
 from dormant.context import lazy_init  # noqa: E402
 from dormant.materialize import is_lazy, materialize  # noqa: E402
 from dormant.report import Report, TensorReport  # noqa: E402
+from dormant.save import save  # noqa: E402
 from dormant.summary import Summary, summary  # noqa: E402
 
 cmake_prefix_path: str = cmake_prefix()
@@ -34,5 +35,6 @@ __all__ = [
     "is_lazy",
     "lazy_init",
     "materialize",
+    "save",
     "summary",
 ]

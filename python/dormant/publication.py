@@ -1,0 +1,99 @@
+"""Files that appear in a folder whole and together, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+
+class Publication:
+    """New files of one folder, under temporary names until `publish` gives them their own.
+
+    As a context manager it removes what was not published, whatever ends it. A killed process
+    leaves at most temporary files: they begin with a dot and end in ".tmp".
+
+    Args:
+        folder: an existing folder.
+
+    Attributes:
+        folder: the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._waiting: dict[Path, Path] = {}
+        self._incomplete: list[Path] = []
+
+    def __enter__(self) -> Publication:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for path in (*self._waiting, *self._incomplete):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[int]:
+        """A file to be written: yields its descriptor, and has its bytes on the device at the end.
+
+        Raises:
+            OSError: it cannot be created, or the device reports that it did not take the bytes.
+        """
+        temporary = self.folder / f".{name}.{secrets.token_hex(4)}.tmp"
+        # Noted first: an interrupt may come as soon as the file is there.
+        self._waiting[temporary] = self.folder / name
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"dormant: save: cannot create {self.folder / name}: {error.strerror}. Next: check "
+                "that the folder exists and can be written.",
+            ) from error
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def publish(self, *, before: Iterable[Path] = (), after: Iterable[Path] = ()) -> None:
+        """Gives all files their names, in the order in which they were created.
+
+        Args:
+            before: files to remove first; those that are not there are no error.
+            after: files to remove once the last new one has its name.
+
+        Raises:
+            OSError: the folder does not let files be renamed or removed.
+        """
+        for path in before:
+            path.unlink(missing_ok=True)
+        self._sync_folder()
+        for temporary, final in list(self._waiting.items()):
+            if len(self._waiting) == 1:
+                # Others must not be met without the last one, nor the last one without them.
+                self._sync_folder()
+            temporary.rename(final)
+            del self._waiting[temporary]
+            self._incomplete.append(final)
+        self._incomplete.clear()
+        self._sync_folder()
+        for path in after:
+            path.unlink(missing_ok=True)
+
+    def _sync_folder(self) -> None:
+        descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
