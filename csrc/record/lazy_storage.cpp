@@ -30,6 +30,12 @@ c10::DataPtr null_data_ptr(BufferPtr buffer) {
   return {nullptr, history, &delete_history, c10::Device(c10::DeviceType::CPU)};
 }
 
+/// PyTorch calls it when somebody asks for a mutable pointer to a storage that nothing was written
+/// to.
+void give_memory(c10::StorageImpl* storage) {
+  storage->set_data_ptr_noswap(c10::GetCPUAllocator()->allocate(storage->nbytes()));
+}
+
 // TensorImpl keeps its key set protected and offers no way to remove DeferredInit; a pointer to the
 // member, formed in a derived class, is the sanctioned way to reach it.
 struct KeySetAccess : c10::TensorImpl {
@@ -61,7 +67,7 @@ c10::Storage make_lazy_storage(size_t nbytes) {
       c10::StorageImpl::use_byte_size_t(), static_cast<int64_t>(nbytes),
       null_data_ptr(c10::make_intrusive<Buffer>(nbytes)), c10::GetCPUAllocator(),
       /*resizable=*/true);
-  storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kRawAccess);
+  storage->set_materializer(&give_memory);
   history_of(storage.get())->buffer->owner = c10::weak_intrusive_ptr<c10::StorageImpl>(storage);
   return c10::Storage(std::move(storage));
 }
@@ -88,9 +94,23 @@ void restart(c10::StorageImpl* storage, size_t nbytes) {
   history->buffer->owner = std::move(owner);
   history->tail.reset();
   storage->set_nbytes(nbytes);
+  storage->clear_data_ptr_access_error_msg_();
+  storage->clear_materializer();
+  storage->set_materializer(&give_memory);
+}
+
+void append(c10::StorageImpl* storage, NodePtr node) {
+  auto* history = history_of(storage);
+  TORCH_INTERNAL_ASSERT(history != nullptr);
+  if (!history->tail) {
+    storage->clear_materializer();
+    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kRawAccess);
+  }
+  history->tail = std::move(node);
 }
 
 void commit(c10::StorageImpl* storage, c10::DataPtr memory) {
+  storage->clear_materializer();
   storage->set_data_ptr_noswap(std::move(memory));
   storage->clear_data_ptr_access_error_msg_();
 }

@@ -2,8 +2,10 @@
 //
 // Its DataPtr is null and the DataPtr's context owns the history, so the history lives and dies
 // with the storage, and every tensor over it (parameters, views, detached aliases) is only
-// geometry. Raw access to such a storage raises an error that says what to do. Giving it memory
-// (`commit`) makes every one of those tensors valid at once.
+// geometry. Raw access to such a storage raises an error that says what to do; as long as nothing
+// was written to it, asking for a mutable pointer gives it memory instead (at::tensor fills what
+// at::empty gave it that way). Giving it memory (`commit`) makes every one of those tensors valid
+// at once.
 #pragma once
 
 #include <dormant/export.h>
@@ -39,6 +41,9 @@ DORMANT_API at::Tensor make_tensor(c10::Storage storage, const Geometry& geometr
 /// A new lazy tensor with its own storage, contiguous from `sizes` or with the given strides.
 DORMANT_API at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides,
                                         c10::ScalarType dtype);
+
+/// Records `node` as the last write to a lazy storage.
+DORMANT_API void append(c10::StorageImpl* storage, NodePtr node);
 
 /// Replaces the buffer of a lazy storage by a new one of `nbytes` without history (it grows, or is
 /// written anew).

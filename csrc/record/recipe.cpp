@@ -200,7 +200,9 @@ class Reader {
     auto* history = history_of(storage.unsafeGetStorageImpl());
     buffers_[target]->owner = history->buffer->owner;
     history->buffer = buffers_[target];
-    history->tail = tails_[target];
+    if (tails_[target]) {
+      append(storage.unsafeGetStorageImpl(), tails_[target]);
+    }
     return storage;
   }
 

@@ -392,7 +392,7 @@ bool record_in_place(const Call& call) {
   node->sequence = next_sequence();
   for (const auto argument : call.traits.written) {
     const auto& tensor = call.arguments()[argument].toTensor();
-    history_of(tensor)->tail = node;
+    append(tensor.storage().unsafeGetStorageImpl(), node);
     bump_version(tensor);
   }
   push_returns(call);
@@ -420,7 +420,7 @@ bool record_functional(const Call& call) {
     auto storage = make_lazy_storage(geometry.nbytes_needed());
     auto* history = history_of(storage.unsafeGetStorageImpl());
     node->operands.push_back({geometry, history->buffer, nullptr, {}, true});
-    history->tail = node;
+    append(storage.unsafeGetStorageImpl(), node);
     tensors.push_back(make_tensor(std::move(storage), geometry));
   }
   torch::jit::drop(*call.stack, call.arguments().size());
@@ -495,7 +495,7 @@ c10::Storage clone_storage(const c10::Storage& source) {
   node->arguments.emplace_back(TensorSlot{0});
   node->arguments.emplace_back(TensorSlot{1});
   node->arguments.emplace_back(c10::IValue(false));
-  copied->tail = std::move(node);
+  append(storage.unsafeGetStorageImpl(), std::move(node));
   return storage;
 }
 
