@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 import dormant
-from benchmarks.child import call
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet
 
@@ -25,13 +24,13 @@ def run(options: Options) -> Outcome:
     counts = [1 << k for k in range(4, 33 if options.quick else 41, 4)]
     eager_up_to = 1 << 20 if options.quick else _EAGER_UP_TO
     drawn = [count + extra for count in counts if count <= eager_up_to for extra in (0, 5)]
-    for count, equal in call("benchmarks.jump:compare", counts=drawn):
+    for count, equal in options.call("benchmarks.jump:compare", counts=drawn):
         outcome.check(f"state after {count} draws", [] if equal else ["state"])
     sheet = Sheet(
         "microseconds of processor time, median",
         ("n", "eager draws", "jump, n not seen before", "jump, same n again", "faster"),
     )
-    for row in call(
+    for row in options.call(
         "benchmarks.jump:measure",
         counts=counts,
         eager_up_to=eager_up_to,

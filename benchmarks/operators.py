@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 import dormant
-from benchmarks.child import call
 from benchmarks.fingerprint import bits
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
@@ -60,10 +59,10 @@ OPERATORS: dict[str, Operator] = {
 
 def run(options: Options) -> Outcome:
     outcome = Outcome(NAME)
-    for name, equal in call("benchmarks.operators:compare").items():
+    for name, equal in options.call("benchmarks.operators:compare").items():
         outcome.check(name, [] if equal else [name])
     calls, rounds = (50, 3) if options.quick else (1000, 5 * options.repeat)
-    measured = call("benchmarks.operators:measure", calls=calls, rounds=rounds)
+    measured = options.call("benchmarks.operators:measure", calls=calls, rounds=rounds)
     sheet = Sheet(
         f"{calls} calls each, median (fastest) of {rounds} rounds, microseconds per call",
         ("", "eager", "lazy", "lazy - eager", "lazy / eager", "faster", "materialize"),

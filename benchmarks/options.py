@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import child
 
 
 @dataclass(frozen=True)
@@ -16,3 +19,7 @@ class Options:
 
     repeat: int = 3
     quick: bool = False
+
+    def call(self, function: str, **arguments: Any) -> Any:
+        """Calls `package.module:name` in another process; see `child.call`."""
+        return (child.call_forked if self.quick else child.call)(function, **arguments)

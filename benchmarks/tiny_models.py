@@ -15,7 +15,6 @@ import torch
 
 import dormant
 from benchmarks import fingerprint
-from benchmarks.child import call
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 
@@ -48,7 +47,7 @@ def run(options: Options) -> Outcome:
     )
     ratios = []
     for library, models in names.items():
-        for name, figures in call(
+        for name, figures in options.call(
             "benchmarks.tiny_models:measure", library=library, names=models, rounds=rounds
         ).items():
             outcome.check(f"{library} {name}", figures["differing"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from benchmarks.child import call
 from benchmarks.contestants import Contestant, find
 from benchmarks.fingerprint import differences, geometry
 from benchmarks.llama import llama
@@ -26,7 +25,7 @@ def run(options: Options) -> Outcome:
     sizes = ["tiny"] if options.quick else ["1.1B", "7B", "70B", "405B"]
     everyone = find("benchmarks.construct")
     described = {
-        contestant.name: call(
+        contestant.name: options.call(
             "benchmarks.construct.task:describe",
             module=contestant.module,
             sizes=[size for size in sizes if _takes_part(contestant, size)],
@@ -40,7 +39,7 @@ def run(options: Options) -> Outcome:
         for name, sizes_of in described.items():
             if size in sizes_of and name != reference:
                 outcome.check(f"{name} {size}", differences(expected, sizes_of[size]))
-        outcome.sheets.append(_measure(outcome, everyone, size, len(expected), options.repeat))
+        outcome.sheets.append(_measure(outcome, everyone, size, len(expected), options))
     return outcome
 
 
@@ -50,14 +49,16 @@ def _takes_part(contestant: Contestant, size: str) -> bool:
 
 
 def _measure(
-    outcome: Outcome, everyone: list[Contestant], size: str, tensors: int, repeat: int
+    outcome: Outcome, everyone: list[Contestant], size: str, tensors: int, options: Options
 ) -> Sheet:
     measured: dict[str, list[dict[str, Any]]] = {}
     takers = [contestant for contestant in everyone if _takes_part(contestant, size)]
-    for _ in range(repeat):  # in turns, so that a busy minute hits all of them
+    for _ in range(options.repeat):  # in turns, so that a busy minute hits all of them
         for contestant in takers:
             measured.setdefault(contestant.name, []).append(
-                call("benchmarks.construct.task:measure", module=contestant.module, size=size)
+                options.call(
+                    "benchmarks.construct.task:measure", module=contestant.module, size=size
+                )
             )
     fastest = min(median(samples, "seconds") for samples in measured.values())
     sheet = Sheet(
@@ -79,8 +80,8 @@ def _measure(
         )
         outcome.measurements.append({"contestant": name, "size": size, "samples": samples})
     sheet.notes.append(
-        f"median of {repeat} fresh processes, after a tiny model of the same kind was built the "
-        "same way; the meta device and accelerate leave no way to get the values"
+        f"median of {options.repeat} fresh processes, after a tiny model of the same kind was "
+        "built the same way; the meta device and accelerate leave no way to get the values"
     )
     if size in _AIMS:
         ours = measured["dormant.lazy_init()"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import fingerprint
-from benchmarks.child import Unavailable, call
+from benchmarks.child import Unavailable
 from benchmarks.contestants import Contestant, find
 from benchmarks.initialise.workloads import QUICK, WORKLOADS, workload
 from benchmarks.options import Options
@@ -34,20 +34,24 @@ def run(options: Options) -> Outcome:
     threads = [1] if options.quick else sorted({1, min(2, os.cpu_count() or 1)})
     names, dtypes = (QUICK, ["float32"]) if options.quick else (WORKLOADS, ["float32", "bfloat16"])
     cases = list(itertools.product(names, dtypes))
-    notes = _compare(outcome, everyone, cases, threads[-1])
+    notes = _compare(outcome, everyone, cases, threads[-1], options)
     for (name, dtype), count in itertools.product(cases, threads):
         outcome.sheets.append(
-            _measure(outcome, everyone, notes[name, dtype], (name, dtype, count), options.repeat)
+            _measure(outcome, everyone, notes[name, dtype], (name, dtype, count), options)
         )
     return outcome
 
 
 def _compare(
-    outcome: Outcome, everyone: list[Contestant], cases: list[tuple[str, str]], threads: int
+    outcome: Outcome,
+    everyone: list[Contestant],
+    cases: list[tuple[str, str]],
+    threads: int,
+    options: Options,
 ) -> dict[tuple[str, str], dict[str, str]]:
     """Compares everyone's values with eager's; returns what can be said of each, by case."""
     described = {
-        c.name: call(
+        c.name: options.call(
             "benchmarks.initialise.task:describe", module=c.module, cases=cases, threads=threads
         )
         for c in everyone
@@ -83,15 +87,15 @@ def _measure(
     everyone: list[Contestant],
     notes: dict[str, str],
     case: tuple[str, str, int],
-    repeat: int,
+    options: Options,
 ) -> Sheet:
     name, dtype, threads = case
     takers = [c for c in everyone if not notes[c.name].startswith("not available")]
     measured: dict[str, list[dict[str, Any]]] = {}
-    for _ in range(repeat):  # in turns, so that a busy minute hits all of them
+    for _ in range(options.repeat):  # in turns, so that a busy minute hits all of them
         for contestant in list(takers):
             try:
-                figures = call(
+                figures = options.call(
                     "benchmarks.initialise.task:measure",
                     module=contestant.module,
                     name=name,
@@ -148,8 +152,8 @@ def _measure(
             }
         )
     sheet.notes.append(
-        f"median of {repeat} fresh processes; speed-up is over eager; x memset is the time beside "
-        f"the faster memset; the tensors take {format_bytes(nbytes)}; "
+        f"median of {options.repeat} fresh processes; speed-up is over eager; x memset is the time "
+        f"beside the faster memset; the tensors take {format_bytes(nbytes)}; "
         '"other" counts tensors whose values are not eager\'s, which that way does not promise'
     )
     for contestant, note in notes.items():

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.child import call
 from benchmarks.contestants import find
 from benchmarks.fingerprint import bits
 from benchmarks.options import Options
@@ -29,7 +28,7 @@ def run(options: Options) -> Outcome:
     for dim in (0, 1):
         case = {"rows": rows, "columns": columns, "dim": dim}
         digests = {
-            c.name: call("benchmarks.shard.task:describe", module=c.module, **case)
+            c.name: options.call("benchmarks.shard.task:describe", module=c.module, **case)
             for c in everyone
         }
         expected = digests.pop("eager, the whole")
@@ -39,7 +38,7 @@ def run(options: Options) -> Outcome:
         for _ in range(options.repeat):  # in turns, so that a busy minute hits all of them
             for contestant in everyone:
                 measured.setdefault(contestant.name, []).append(
-                    call("benchmarks.shard.task:measure", module=contestant.module, **case)
+                    options.call("benchmarks.shard.task:measure", module=contestant.module, **case)
                 )
         whole = median(measured["dormant, the whole"], "seconds")
         sheet = Sheet(
