@@ -19,9 +19,9 @@ MICROBATCHES = 2
 def keep_stage(model: nn.Module, rank: int, world: int) -> nn.Module:
     """Takes from the model what the other ranks hold; names stay as in the whole model."""
     blocks = model.get_submodule("blocks")
-    each = len(list(blocks.children())) // world
-    for i in range(len(list(blocks.children()))):
-        if i // each != rank:
+    count = len(list(blocks.children()))
+    for i in range(count):
+        if i * world // count != rank:
             setattr(blocks, str(i), nn.Identity())
     if rank != 0:
         model.embedding = nn.Identity()

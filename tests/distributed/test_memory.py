@@ -1,0 +1,48 @@
+"""No rank takes more memory than its own part of the model, and a fixed amount.
+
+The model takes 320 MiB, 128 MiB of them in one tensor, so the bounds would notice one whole tensor.
+"""
+
+from __future__ import annotations
+
+import pytest
+from launch import RunRanks
+
+MIB = 1 << 20
+WHOLE = 320 * MIB
+LARGEST = 128 * MIB  # the largest unit that is sharded at once: the embedding
+FIXED = 64 * MIB
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("fully_shard", [80, 80, 80, 80]),
+        ("hybrid_shard", [160, 160, 160, 160]),
+        ("distribute_tensor", [80, 80, 80, 80]),
+        ("parallelize_module", [80, 80, 80, 80]),
+        ("pipeline", [192, 32, 64, 32]),
+    ],
+)
+def test_a_rank_takes_its_part(run_ranks: RunRanks, kind: str, parts: list[int]) -> None:
+    for rank, result in enumerate(run_ranks(4, "memory:peak", kind=kind)):
+        assert result["part"] == parts[rank] * MIB
+        assert result["part"] <= result["peak"] + MIB  # the pages really were there
+        assert result["peak"] <= result["part"] + FIXED, f"rank {rank}: {result}"
+        assert result["part"] + FIXED < WHOLE
+
+
+def test_fsdp1_takes_its_part_and_two_copies_of_one_unit(run_ranks: RunRanks) -> None:
+    # Flattening writes a unit's tensors into one, and cuts the part from it; one unit at a time.
+    for rank, result in enumerate(run_ranks(4, "memory:peak", kind="fsdp1")):
+        assert result["part"] == WHOLE // 4
+        assert result["peak"] <= result["part"] + 2 * LARGEST + FIXED, f"rank {rank}: {result}"
+
+
+@pytest.mark.parametrize("kind", ["ddp", "ddp without broadcast"])
+def test_ddp_takes_what_it_takes_for_an_eager_model(run_ranks: RunRanks, kind: str) -> None:
+    # The model and the gradient buckets, which DDP allocates when it is constructed.
+    for rank, result in enumerate(run_ranks(2, "memory:peak", kind=kind)):
+        assert result["part"] == WHOLE
+        assert result["peak"] + MIB >= WHOLE
+        assert result["peak"] <= 2 * WHOLE + FIXED, f"rank {rank}: {result}"
