@@ -34,6 +34,7 @@ constexpr auto kStepInterval = std::chrono::milliseconds(50);
 
 struct Job {
   c10::Storage storage;
+  record::History history;  ///< what `program` was made from
   std::shared_ptr<const Program> program;
   c10::Storage memory;
   std::once_flag allocated;
@@ -57,10 +58,9 @@ struct Plan {
 size_t bytes_per_thread(const std::vector<std::unique_ptr<Job>>& jobs, int64_t tile_bytes) {
   size_t most = 0;
   for (const auto& job : jobs) {
-    const auto elements = tile_bytes / static_cast<int64_t>(job->program->itemsize());
-    // Positions of random streams: two engines for each random step.
-    const auto readers = job->program->steps().size() * 2 * sizeof(at::mt19937_data_pod);
-    most = std::max(most, job->program->scratch_bytes(elements) + readers);
+    const auto elements = std::min(tile_bytes / static_cast<int64_t>(job->program->itemsize()),
+                                   job->program->numel());
+    most = std::max(most, job->program->scratch_bytes(elements));
   }
   return most;
 }
@@ -159,6 +159,14 @@ class Workers {
   std::exception_ptr error_;
 };
 
+/// Whether the storage is still as lazy as it was: on_step and other threads may have written to it
+/// or given it memory.
+bool unchanged(const Job& job) {
+  const auto* history = record::history_of(job.storage.unsafeGetStorageImpl());
+  return history != nullptr && history->buffer == job.history.buffer &&
+         history->tail == job.history.tail;
+}
+
 std::vector<Piece> cut(const std::vector<std::unique_ptr<Job>>& jobs) {
   std::vector<Piece> pieces;
   for (const auto& job : jobs) {
@@ -174,7 +182,6 @@ std::vector<Piece> cut(const std::vector<std::unique_ptr<Job>>& jobs) {
 
 size_t history_length(const record::History& history) {
   size_t length = 0;
-  std::unordered_set<const record::Node*> seen;
   for (const auto* node = history.tail.get(); node != nullptr;) {
     ++length;
     const record::Node* before = nullptr;
@@ -192,6 +199,9 @@ size_t history_length(const record::History& history) {
 
 std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                       const Options& options) {
+  // Lowering runs operators too.
+  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
   std::vector<std::unique_ptr<Job>> jobs;
   std::vector<c10::Storage> rest;
   std::vector<Materialized> results;
@@ -213,6 +223,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
     }
     auto job = std::make_unique<Job>();
     job->storage = storage;
+    job->history = *history;
     job->program = std::move(program);
     job->result = results.size();
     results.push_back({impl, history->buffer->nbytes, history_length(*history), 0.0, Way::tiles});
@@ -235,7 +246,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
 
   const auto commit_done = [&] {
     for (const auto& job : jobs) {
-      if (job->memory && job->pieces_left == 0) {
+      if (job->memory && job->pieces_left == 0 && unchanged(*job)) {
         record::commit(
             job->storage.unsafeGetStorageImpl(),
             std::move(job->memory.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks()));

@@ -50,6 +50,10 @@ std::optional<Mapping> Mapping::between(const record::Geometry& destination,
   return mapping;
 }
 
+int64_t Mapping::most_runs(int64_t count, int64_t ranges) const {
+  return sizes_.size() == 1 ? ranges : std::min(count, count / sizes_.back() + 2 * ranges);
+}
+
 void Mapping::append(int64_t begin, int64_t count, std::vector<Run>& runs) const {
   const auto inner = sizes_.back();
   while (count > 0) {

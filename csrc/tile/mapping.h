@@ -37,6 +37,9 @@ class DORMANT_API Mapping {
   /// Appends the source elements of positions [begin, begin + count).
   void append(int64_t begin, int64_t count, std::vector<Run>& runs) const;
 
+  /// The most runs that `count` positions in `ranges` ranges can take.
+  int64_t most_runs(int64_t count, int64_t ranges) const;
+
  private:
   // Outermost first; dimensions that follow each other in memory are merged. The innermost has
   // stride one.

@@ -1,6 +1,8 @@
 #include "tile/program.h"
 
+#include <ATen/core/MT19937RNGEngine.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/DefaultDtype.h>
 
 #include <algorithm>
 #include <string>
@@ -39,6 +41,18 @@ const std::unordered_set<std::string_view> kInPlace = {
 const std::unordered_set<std::string_view> kCompute = {
     "aten::mul",       "aten::add",       "aten::sub", "aten::div", "aten::clamp",
     "aten::clamp_min", "aten::clamp_max", "aten::neg", "aten::abs", "aten::sqrt"};
+
+/// Whether `node` is a sum with a factor. ATen's add rounds alpha * other + self once in vectors
+/// and twice in the elements left over (aten/src/ATen/native/cpu/BinaryOpsKernel.cpp), so the bits
+/// depend on where these begin.
+bool has_factor(const Node& node) {
+  const auto alpha = node.op.schema().argumentIndexWithName("alpha");
+  if (!alpha) {
+    return false;
+  }
+  const auto factor = std::get<c10::IValue>(node.arguments[static_cast<size_t>(*alpha)]).toScalar();
+  return !factor.equal(1);
+}
 
 double number(const record::Argument& argument) {
   return std::get<c10::IValue>(argument).toScalar().toDouble();
@@ -138,11 +152,17 @@ class Lowering {
       return true;
     }
     const auto& name = node->op.operator_name().name;
+    if (has_factor(*node) || !computes_the_same(*node, written)) {
+      return false;
+    }
     if (node->position) {
       return add_random(program, std::move(step), geometry, name);
     }
     if (name == "aten::copy_") {
       return add_copy(program, std::move(step), written, depth);
+    }
+    if (name == "aten::cat") {
+      return add_joined(program, node, written, depth);
     }
     if (node->kind == record::NodeKind::functional) {
       return kCompute.count(name) != 0 && add_compute(program, std::move(step), written, depth);
@@ -153,6 +173,26 @@ class Lowering {
     }
     program.steps_.push_back(std::move(step));
     return true;
+  }
+
+  /// Whether a tile, which has one dimension, and this thread's default dtype lead to the dtype
+  /// that the operator computed in.
+  static bool computes_the_same(const Node& node, const Operand& written) {
+    const bool same_default =
+        node.default_dtype == c10::typeMetaToScalarType(c10::get_default_dtype());
+    return std::all_of(node.operands.begin(), node.operands.end(), [&](const Operand& operand) {
+      if (&operand == &written) {
+        return true;
+      }
+      // A tensor without dimensions gives way to one that has some.
+      const bool same_rank = !written.geometry.sizes.empty() || operand.geometry.wrapped_number ||
+                             operand.geometry.dtype == written.geometry.dtype;
+      // Operators give integers the default dtype; it belongs to the process, not to a thread.
+      const bool by_default = c10::isFloatingType(written.geometry.dtype) &&
+                              !c10::isFloatingType(operand.geometry.dtype) &&
+                              !operand.geometry.wrapped_number;
+      return same_rank && (same_default || !by_default);
+    });
   }
 
   static bool add_random(Program& program, Step step, const Geometry& geometry,
@@ -216,7 +256,7 @@ class Lowering {
         return false;
       }
     }
-    if (!source.buffer && source.captured.numel() == 1) {
+    if (!source.buffer && source.captured.numel() == 1 && source.captured.dim() <= 1) {
       step.kind = StepKind::in_place;
       program.steps_.push_back(std::move(step));
       return true;
@@ -226,6 +266,37 @@ class Lowering {
       return false;
     }
     program.steps_.push_back(std::move(step));
+    return true;
+  }
+
+  /// cat along the outermost dimension: a copy for each part.
+  bool add_joined(Program& program, const NodePtr& node, const Operand& written, int depth) {
+    const auto rank = static_cast<int64_t>(written.geometry.sizes.size());
+    const auto dim = std::get<c10::IValue>(node->arguments[1]).toInt();
+    if (node->kind != record::NodeKind::functional || (dim != 0 && dim != -rank) ||
+        !is_contiguous(written.geometry)) {
+      return false;
+    }
+    auto begin = written.geometry.offset;
+    for (size_t i = 0; i < node->first_result; ++i) {
+      const auto& source = node->operands[i];
+      if (source.geometry.numel() == 0) {
+        continue;  // may have another number of dimensions
+      }
+      auto part = written;
+      part.geometry.sizes[0] = source.geometry.sizes[0];
+      part.geometry.offset = begin;
+      Step step;
+      step.kind = StepKind::copy;
+      step.node = node;
+      step.begin = begin;
+      step.end = begin + part.geometry.numel();
+      begin = step.end;
+      if (!add_input(step, part, i, depth)) {
+        return false;
+      }
+      program.steps_.push_back(std::move(step));
+    }
     return true;
   }
 
@@ -294,7 +365,8 @@ class Lowering {
   /// Besides the elements that it writes, an in-place step may read single numbers.
   static bool reads_scalars_only(const Node& node, const Operand& written) {
     return std::all_of(node.operands.begin(), node.operands.end(), [&](const Operand& operand) {
-      return &operand == &written || (!operand.buffer && operand.captured.numel() == 1);
+      return &operand == &written ||
+             (!operand.buffer && operand.captured.numel() == 1 && operand.captured.dim() <= 1);
     });
   }
 
@@ -305,15 +377,26 @@ std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const N
   return Lowering().lower(buffer, tail, 0);
 }
 
-size_t Program::scratch_bytes(int64_t elements) const {
+size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
+  // A stream and the generator or the copy of it that started it.
+  constexpr size_t kPosition = 2 * (sizeof(at::mt19937_data_pod) + 64);
+  const auto count = static_cast<size_t>(elements);
   size_t bytes = 0;
   for (const auto& step : steps_) {
+    if (step.node->position) {
+      bytes += kPosition;
+    }
     for (const auto& input : step.inputs) {
-      bytes += static_cast<size_t>(elements) * input.program->itemsize() +
-               input.program->scratch_bytes(elements);
+      const auto runs = input.mapping.most_runs(elements, ranges);
+      bytes +=
+          static_cast<size_t>(runs) * sizeof(Run) + input.program->scratch_bytes(elements, runs);
+      // A copy of the same dtype reads its input in place.
+      if (step.kind == StepKind::compute || input.program->dtype() != dtype_) {
+        bytes += count * input.program->itemsize();
+      }
     }
     if (step.kind == StepKind::compute) {
-      bytes += static_cast<size_t>(elements) * itemsize_;
+      bytes += count * itemsize_;
     }
   }
   return bytes;

@@ -62,8 +62,9 @@ class DORMANT_API Program {
   /// A program that is a table of values instead of steps; undefined otherwise. Contiguous.
   const at::Tensor& table() const { return table_; }
 
-  /// Bytes that a reader of this program needs for a tile of `elements`.
-  size_t scratch_bytes(int64_t elements) const;
+  /// Bytes that a reader of this program needs, besides its result, to read `elements` in `ranges`
+  /// runs: buffers, lists of runs and positions in random streams.
+  size_t scratch_bytes(int64_t elements, int64_t ranges = 1) const;
 
  private:
   friend class Lowering;

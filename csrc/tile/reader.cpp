@@ -32,6 +32,17 @@ bool inside(Runs runs, int64_t begin, int64_t end) {
   });
 }
 
+/// The elements of an input that `runs` of the step's storage are made from.
+std::vector<Run> wanted_of(const Input& input, const Step& step, Runs runs) {
+  std::vector<Run> wanted;
+  wanted.reserve(
+      static_cast<size_t>(input.mapping.most_runs(total(runs), static_cast<int64_t>(runs.size()))));
+  for (const auto& run : runs) {
+    input.mapping.append(run.begin - step.begin, run.count, wanted);
+  }
+  return wanted;
+}
+
 }  // namespace
 
 Reader::Reader(const Program& program) : program_(&program), states_(program.steps().size()) {
@@ -139,10 +150,7 @@ void Reader::seek(const Step& step, State& state, int64_t element, uint64_t draw
 
 const void* Reader::read_input(const Step& step, State& state, size_t index, Runs runs) {
   const auto& input = step.inputs[index];
-  std::vector<Run> wanted;
-  for (const auto& run : runs) {
-    input.mapping.append(run.begin - step.begin, run.count, wanted);
-  }
+  const auto wanted = wanted_of(input, step, runs);
   auto& scratch = state.scratch[index];
   scratch.resize(
       std::max(scratch.size(), static_cast<size_t>(total(runs)) * input.program->itemsize()));
@@ -153,11 +161,7 @@ const void* Reader::read_input(const Step& step, State& state, size_t index, Run
 void Reader::copy(const Step& step, State& state, Runs runs, void* out) {
   const auto& input = step.inputs.front();
   if (input.program->dtype() == program_->dtype()) {
-    std::vector<Run> wanted;
-    for (const auto& run : runs) {
-      input.mapping.append(run.begin - step.begin, run.count, wanted);
-    }
-    state.inputs.front().read(wanted, out);
+    state.inputs.front().read(wanted_of(input, step, runs), out);
     return;
   }
   const auto count = total(runs);

@@ -1,0 +1,232 @@
+#include "tile/engine.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_qr.h>
+#include <ATen/ops/randn.h>
+
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "record/recorder.h"
+#include "tile/eager_comparison.h"
+
+namespace dormant::tile {
+namespace {
+
+using at::Tensor;
+
+/// How the tensor's own storage was brought to life.
+Way bring_to_life(const Tensor& lazy, const Options& options = {}) {
+  const auto done = materialize({lazy.storage()}, options);
+  record::settle(lazy);
+  EXPECT_EQ(done.size(), 1U);
+  EXPECT_FALSE(record::is_lazy(lazy));
+  return done.at(0).way;
+}
+
+class Threads {
+ public:
+  explicit Threads(int count) : before_(at::get_num_threads()) { at::set_num_threads(count); }
+  ~Threads() { at::set_num_threads(before_); }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  int before_;
+};
+
+struct Case {
+  const char* name;
+  Build build;
+  Way way;
+};
+
+Tensor whole(at::ScalarType dtype = at::kFloat) {
+  return at::empty({300, 517}, dtype).normal_(0, 0.02);
+}
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = {
+      {"row chunk", [] { return whole().chunk(8, 0)[3].clone(); }, Way::tiles},
+      {"column chunk, uneven", [] { return whole().chunk(8, 1)[7].clone(); }, Way::tiles},
+      {"column chunk of bfloat16",
+       [] { return whole(at::kBFloat16).narrow(1, 13, 65).contiguous(); }, Way::tiles},
+      {"middle of three dimensions",
+       [] { return at::empty({9, 31, 70}).uniform_(-1, 1).narrow(1, 3, 17).clone(); }, Way::tiles},
+      {"chain of three copies",
+       [] {
+         return whole()
+             .narrow(0, 20, 200)
+             .clone()
+             .narrow(1, 9, 400)
+             .to(at::kBFloat16)
+             .narrow(0, 5, 50)
+             .to(at::kFloat);
+       },
+       Way::tiles},
+      {"embedding with a padding row",
+       [] {
+         auto weight = whole();
+         weight.select(0, 1).zero_();
+         return weight;
+       },
+       Way::tiles},
+      {"shard of an embedding with a padding row",
+       [] {
+         auto weight = whole();
+         weight.select(0, 1).zero_();
+         return weight.narrow(1, 100, 33).clone();
+       },
+       Way::tiles},
+      {"rows joined", [] { return at::cat({whole(), at::empty({40, 517}).uniform_(0, 1)}, 0); },
+       Way::tiles},
+      {"truncated normal",
+       [] {
+         return at::empty({100000}).uniform_(-0.9, 0.9).erfinv_().mul_(0.02).add_(0.1).clamp_(-2,
+                                                                                              2);
+       },
+       Way::tiles},
+      {"a few normal numbers", [] { return at::empty({3, 5}).normal_(); }, Way::tiles},
+      {"nothing", [] { return at::empty({0, 5}).normal_(); }, Way::replay},
+      {"transposed copy", [] { return whole().t().contiguous(); }, Way::replay},
+      {"orthogonal", [] { return std::get<0>(at::linalg_qr(at::randn({20, 20}))); }, Way::replay},
+      {"mathematics on rows", [] { return whole().cumsum(0); }, Way::replay},
+  };
+  return all;
+}
+
+TEST(Engine, GivesTheBitsOfEagerTheWayItShould) {
+  for (const auto& c : cases()) {
+    SCOPED_TRACE(c.name);
+    const auto lazy = lazily(c.build);
+    ASSERT_TRUE(record::is_lazy(lazy));
+    EXPECT_EQ(bring_to_life(lazy), c.way);
+    EXPECT_TRUE(same_bits(lazy, eagerly(c.build)));
+  }
+}
+
+TEST(EngineThreads, OneAndTwoGiveTheSameBits) {
+  // Several pieces of 16 MiB, the last one short.
+  const auto build = [] {
+    auto weight = at::empty({(20 << 20) / 4 * 2 + 77}, at::kFloat).normal_(0.5, 2);
+    weight.narrow(0, 4194300, 8).zero_();
+    return weight;
+  };
+  const auto expected = eagerly(build);
+  for (const int count : {1, 2}) {
+    const Threads threads(count);
+    const auto lazy = lazily(build);
+    EXPECT_EQ(bring_to_life(lazy), Way::tiles);
+    EXPECT_TRUE(same_bits(lazy, expected)) << count << " threads";
+  }
+}
+
+TEST(Engine, WorksWhileRecording) {
+  const auto build = [] { return at::empty({7}).normal_(); };
+  const auto lazy = lazily(build);
+  {
+    const LazyInit guard;
+    EXPECT_EQ(bring_to_life(lazy), Way::tiles);
+  }
+  EXPECT_TRUE(same_bits(lazy, eagerly(build)));
+}
+
+TEST(Engine, WhatStopsItLeavesTheRestLazyAndItCanBeRepeated) {
+  const Threads threads(1);
+  const auto build = [] { return at::empty({6 << 20}).uniform_(-1, 1); };
+  std::vector<Tensor> lazy;
+  for (int i = 0; i < 8; ++i) {
+    lazy.push_back(lazily(build));
+  }
+  std::vector<c10::Storage> storages;
+  for (const auto& tensor : lazy) {
+    storages.push_back(tensor.storage());
+  }
+  for (const bool at_once : {true, false}) {
+    Options options;
+    options.on_step = [&](size_t done, size_t total) {
+      EXPECT_LE(done, total);
+      if (at_once || done > 0) {
+        throw std::runtime_error("stop");
+      }
+    };
+    EXPECT_THROW(materialize(storages, options), std::runtime_error);
+    EXPECT_EQ(record::is_lazy(lazy.back()), true) << "stopped at " << at_once;
+  }
+  materialize(storages, {});
+  const auto expected = eagerly(build);
+  for (const auto& tensor : lazy) {
+    record::settle(tensor);
+    EXPECT_TRUE(same_bits(tensor, expected));
+  }
+}
+
+TEST(Engine, ProgressEndsWithEverything) {
+  const auto lazy = lazily([] { return at::empty({100000}).uniform_(-1, 1); });
+  size_t last = 0;
+  Options options;
+  options.on_step = [&](size_t done, size_t total) {
+    EXPECT_GE(done, last);
+    EXPECT_EQ(total, 400000U);
+    last = done;
+  };
+  bring_to_life(lazy, options);
+  EXPECT_EQ(last, 400000U);
+}
+
+/// The least budget, as the error for a budget of one byte says it.
+size_t minimum_budget(const Tensor& lazy) {
+  Options options;
+  options.memory_budget = 1;
+  try {
+    materialize({lazy.storage()}, options);
+  } catch (const c10::ValueError& error) {
+    const std::string message = error.what_without_backtrace();
+    const std::string before = "the minimum for these tensors is ";
+    const auto at = message.find(before);
+    EXPECT_NE(at, std::string::npos) << message;
+    return std::stoul(message.substr(at + before.size()));
+  }
+  ADD_FAILURE() << "a budget of one byte was accepted";
+  return 0;
+}
+
+TEST(Engine, ABudgetTooSmallSaysTheMinimumWhichIsEnough) {
+  const std::vector<Build> builds = {
+      [] { return whole().narrow(1, 100, 33).to(at::kBFloat16, false, true); },
+      [] { return at::empty({300, 517}).normal_().cumsum(0); },
+  };
+  for (const auto& build : builds) {
+    const auto lazy = lazily(build);
+    const auto least = minimum_budget(lazy);
+    Options options;
+    options.memory_budget = least - 1;
+    EXPECT_THROW(materialize({lazy.storage()}, options), c10::ValueError);
+    ASSERT_TRUE(record::is_lazy(lazy));
+    options.memory_budget = least;
+    bring_to_life(lazy, options);
+    EXPECT_TRUE(same_bits(lazy, eagerly(build)));
+  }
+}
+
+TEST(Engine, AStorageThatChangedMeanwhileKeepsItsChange) {
+  const auto lazy = lazily([] { return at::empty({100000}).uniform_(-1, 1); });
+  Options options;
+  bool written = false;
+  options.on_step = [&](size_t, size_t) {
+    if (!written) {
+      written = true;
+      const c10::impl::ExcludeDispatchKeyGuard none{c10::DispatchKeySet()};
+      record::restart(lazy.storage().unsafeGetStorageImpl(), lazy.nbytes());
+    }
+  };
+  materialize({lazy.storage()}, options);
+  EXPECT_TRUE(record::is_lazy(lazy));
+}
+
+}  // namespace
+}  // namespace dormant::tile
