@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -124,7 +125,7 @@ def _bytes_of(size: int | str) -> int:
         count = size
     else:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B)\s*", str(size).upper())
-        count = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+        count = int(Fraction(found[1]) * _UNITS[found[2]]) if found else 0
     if count <= 0:
         raise ValueError(
             "save: max_shard_size must be a positive number of bytes or text like '5GB' or "
