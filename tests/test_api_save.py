@@ -432,9 +432,12 @@ def test_an_exception_of_progress_stops_it_and_leaves_no_file(shard: str, tmp_pa
     assert dormant.is_lazy(model)
 
 
-def test_a_rename_that_fails_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("earlier", [None, "15KB", "5GB"])
+def test_a_rename_that_fails_leaves_nothing_that_looks_whole(
+    earlier: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if earlier:
+        dormant.save(eagerly(Stack), tmp_path, max_shard_size=earlier)
     rename = Path.rename
     renamed = []
 
@@ -446,9 +449,11 @@ def test_a_rename_that_fails_leaves_no_file(
 
     monkeypatch.setattr(Path, "rename", fail_third)
     with pytest.raises(PermissionError):
-        dormant.save(lazily(Stack), tmp_path, max_shard_size=15_000)
+        dormant.save(lazily(Stack), tmp_path, max_shard_size="15KB")
     assert len(renamed) == 2
-    assert not list(tmp_path.iterdir())
+    # Without an index, shards of the earlier save are no model.
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == ({"model-00003-of-00003.safetensors"} if earlier == "15KB" else set())
 
 
 def test_ctrl_c_stops_it_soon_and_leaves_no_file(tmp_path: Path) -> None:
