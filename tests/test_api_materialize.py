@@ -136,7 +136,9 @@ def test_arguments_that_are_not_possible_are_refused_before_anything_happens() -
     for error, arguments in (
         (ValueError, {"values": "random"}),
         (NotImplementedError, {"values": "fast"}),
-        (NotImplementedError, {"memory_budget": 1 << 30}),
+        (TypeError, {"memory_budget": 1e9}),
+        (ValueError, {"memory_budget": 0}),
+        (ValueError, {"memory_budget": 1}),
         (TypeError, {"dtype": "bfloat16"}),
         (ValueError, {"dtype": torch.int8}),
         (ValueError, {"device": "meta"}),

@@ -10,6 +10,7 @@ class MaterializedStorage(TypedDict):
     nbytes: int
     operators: int
     seconds: float
+    way: Literal["tiles", "replay"]
 
 # Recording, per thread.
 def recording() -> bool: ...
@@ -30,8 +31,9 @@ def materialize(
     tensors: Sequence[torch.Tensor],
     values: Literal["exact", "empty"],
     on_step: Callable[[int, int], None] | None,
-    /,
+    memory_budget: int | None = None,
 ) -> list[MaterializedStorage]: ...
+def exact_path() -> str: ...
 def settle(tensor: torch.Tensor, /) -> None: ...
 
 def write(

@@ -87,7 +87,8 @@ def materialize(
             objects. Each tensor is computed on the CPU and moved before the next.
         dtype: floating point and complex tensors get this dtype, as in `module.to(dtype)`, without
             a copy in the old dtype. Aliases outside `target` keep theirs.
-        memory_budget: not supported yet.
+        memory_budget: bytes that materialising may take besides the final tensors; None sets no
+            bound. Tensors get smaller tiles, and fewer threads, to fit.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             steps; None shows a bar where stderr is a terminal and it takes longer than a second.
         verbose: print the report.
@@ -96,10 +97,11 @@ def materialize(
         What was done to each tensor, and what it cost.
 
     Raises:
-        TypeError: `target` or `dtype` is of a type that cannot be materialised.
-        ValueError: `values` or `device` is not one of those possible.
-        NotImplementedError: `values="fast"`, `memory_budget`, or an operator that cannot be
-            replayed; the message names it.
+        TypeError: `target`, `dtype` or `memory_budget` is of a type that cannot be used.
+        ValueError: `values` or `device` is not one of those possible, or `memory_budget` is too
+            small to work in; the message says the minimum, and nothing was materialised.
+        NotImplementedError: `values="fast"`, or an operator that cannot be replayed; the message
+            names it.
         RuntimeError: an operator failed, as out of memory; its message says which.
         KeyboardInterrupt: the user interrupted it.
 
@@ -115,11 +117,7 @@ def materialize(
     _check_values(values)
     _check_dtype(dtype)
     place = _check_device(device)
-    if memory_budget is not None:
-        raise NotImplementedError(
-            f"materialize: memory_budget={memory_budget!r} is not supported yet: tensors are "
-            "computed whole. Leave it out, and materialise a part of the model at a time."
-        )
+    _check_memory_budget(memory_budget)
     roots = _roots(target)
     peak = PeakMemory()
     finished: dict[int, _C.MaterializedStorage] = {}
@@ -131,7 +129,7 @@ def materialize(
 
         def realize(tensors: list[torch.Tensor]) -> None:
             filling: Literal["exact", "empty"] = "empty" if values == "empty" else "exact"
-            for storage in _C.materialize(tensors, filling, on_step):
+            for storage in _C.materialize(tensors, filling, on_step, memory_budget):
                 finished[storage["storage"]] = storage
             for tensor in tensors:
                 _C.settle(tensor)
@@ -179,6 +177,7 @@ def _report(
     peak_memory: int | None,
 ) -> Report:
     operators = {storage: entry["operators"] for storage, entry in finished.items()}
+    ways = {storage: entry["way"] for storage, entry in finished.items()}
     return Report(
         tensors=[
             TensorReport(
@@ -193,6 +192,7 @@ def _report(
                 else "initialised",
                 operators=operators.get(entry.storage, 0),
                 storage=entry.storage,
+                way=ways.get(entry.storage),
             )
             for entry in inventory.entries
         ],
@@ -203,6 +203,7 @@ def _report(
         seconds=seconds,
         peak_memory=peak_memory,
         value_reads=_C.value_reads(),
+        random_path=_C.exact_path(),
     )
 
 
@@ -242,6 +243,21 @@ def _check_values(values: str) -> None:
         )
     if values not in ("exact", "empty"):
         raise ValueError(f'materialize: values must be "exact" or "empty", got {values!r}.')
+
+
+def _check_memory_budget(memory_budget: int | None) -> None:
+    if memory_budget is None:
+        return
+    if not isinstance(memory_budget, int) or isinstance(memory_budget, bool):
+        raise TypeError(
+            "materialize: memory_budget must be a number of bytes (int), got "
+            f"{type(memory_budget).__name__}."
+        )
+    if memory_budget <= 0:
+        raise ValueError(
+            f"materialize: memory_budget must be at least one byte, got {memory_budget}. "
+            "Leave it out to set no bound."
+        )
 
 
 def _check_dtype(dtype: torch.dtype | None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dormant.table import format_bytes, format_table
 
 Origin = Literal["initialised", "empty", "already real"]
+Way = Literal["tiles", "replay"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class TensorReport:
             "already real".
         operators: recorded operators run for its storage; 0 where it was already real.
         storage: identity of its storage: equal for views of one storage.
+        way: how its storage came to life: "tiles" (piece by piece, in parallel), "replay" (its
+            history has an operator that only runs whole); None where it was already real.
     """
 
     names: tuple[str, ...]
@@ -32,6 +35,7 @@ class TensorReport:
     origin: Origin
     operators: int
     storage: int
+    way: Way | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Report:
             the highest sample between storages.
         value_reads: operators that needed values while this thread recorded, with the bytes that
             had to be computed early for them.
+        random_path: which code draws PyTorch's random numbers on this machine, in words.
     """
 
     tensors: list[TensorReport]
@@ -60,6 +65,7 @@ class Report:
     seconds: float
     peak_memory: int | None
     value_reads: dict[str, int] = field(default_factory=dict)
+    random_path: str = ""
 
     @property
     def lazy_rate(self) -> float:
@@ -69,6 +75,10 @@ class Report:
     def count(self, origin: Origin) -> int:
         """Number of tensors of one origin."""
         return sum(tensor.origin == origin for tensor in self.tensors)
+
+    def count_way(self, way: Way) -> int:
+        """Number of tensors whose storages came to life in one way."""
+        return sum(tensor.way == way for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report in plain dicts, lists, numbers and strings, as for JSON."""
@@ -100,6 +110,9 @@ class Report:
                 else f", peak memory {format_bytes(self.peak_memory)}"
             )
         ]
+        ways = [f"{count} by {way}" for way in get_args(Way) if (count := self.count_way(way)) > 0]
+        if ways:
+            footer.append(", ".join(ways) + f"; random numbers: {self.random_path}")
         if self.value_reads:
             reads = sorted(self.value_reads.items(), key=lambda read: -read[1])
             footer.append(

@@ -1,0 +1,167 @@
+"""The tile engine: the bits of eager, bounded memory, and work that can be stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import dormant
+from compare import assert_same_bits
+
+pytestmark = pytest.mark.core
+
+MIB = 1 << 20
+
+
+class Block(nn.Module):
+    """An embedding with a padding row, a linear layer and an orthogonal weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(1000, 65, padding_idx=2)
+        self.linear = nn.Linear(65, 130)
+        self.square = nn.Parameter(torch.empty(40, 40))
+        nn.init.orthogonal_(self.square)
+
+
+def eager_and_lazy(
+    make: Callable[[], nn.Module] = Block,
+) -> tuple[dict[str, torch.Tensor], nn.Module]:
+    torch.manual_seed(4)
+    eager = make().state_dict()
+    torch.manual_seed(4)
+    with dormant.lazy_init():
+        return eager, make()
+
+
+def test_a_report_says_how_each_tensor_came_to_life() -> None:
+    eager, model = eager_and_lazy()
+    report = dormant.materialize(model)
+    ways = {tensor.names[0]: tensor.way for tensor in report.tensors}
+    assert ways == {
+        "embedding.weight": "tiles",
+        "linear.weight": "tiles",
+        "linear.bias": "tiles",
+        "square": "replay",
+    }
+    assert (report.count_way("tiles"), report.count_way("replay")) == (3, 1)
+    assert "3 by tiles, 1 by replay; random numbers: " in str(report)
+    assert report.random_path
+    assert report.to_dict()["random_path"] == report.random_path
+    for name, tensor in model.state_dict().items():
+        assert_same_bits(eager[name], tensor)
+
+
+def test_what_was_real_already_came_to_life_in_no_way() -> None:
+    report = dormant.materialize(nn.Linear(2, 2))
+    assert [tensor.way for tensor in report.tensors] == [None, None]
+    assert "random numbers" not in str(report)
+
+
+def test_a_budget_too_small_says_the_minimum_and_the_minimum_is_enough() -> None:
+    eager, model = eager_and_lazy()
+    with pytest.raises(ValueError, match="memory_budget=1 bytes is too small") as caught:
+        dormant.materialize(model, memory_budget=1)
+    found = re.search(r"the minimum for these tensors is (\d+)", str(caught.value))
+    assert found is not None
+    least = int(found[1])
+    with pytest.raises(ValueError, match="too small"):
+        dormant.materialize(model, memory_budget=least - 1)
+    assert all(dormant.is_lazy(parameter) for parameter in model.parameters())
+    dormant.materialize(model, memory_budget=least)
+    for name, tensor in model.state_dict().items():
+        assert_same_bits(eager[name], tensor)
+
+
+def in_child(code: str) -> dict[str, int]:
+    """Runs `code` in a new process and returns what it prints as JSON."""
+    prelude = """
+        import json, torch, dormant
+        from dormant.memory import highest_resident_bytes, resident_bytes
+        MIB = 1 << 20
+        # What a process needs once is not the tensors' own: the code itself, the threads.
+        with dormant.lazy_init():
+            dormant.materialize(torch.nn.Linear(1000, 1000), dtype=torch.bfloat16)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, int] = json.loads(done.stdout)
+    return result
+
+
+def test_the_peak_of_a_model_in_bfloat16_is_its_own_size_and_little_more() -> None:
+    found = in_child("""
+        with dormant.lazy_init():
+            model = torch.nn.Sequential(*[torch.nn.Linear(4096, 4096) for _ in range(8)])
+        model.to(torch.bfloat16)
+        before = resident_bytes()
+        dormant.materialize(model)
+        after = resident_bytes()
+        print(json.dumps({
+            "final": sum(p.nbytes for p in model.parameters()),
+            "grown": after - before,
+            "peak": highest_resident_bytes() - before,
+        }))
+    """)
+    assert found["final"] >= 256 * MIB
+    assert found["grown"] >= found["final"] - MIB  # the figures see the memory
+    assert found["peak"] <= found["final"] + 48 * MIB
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_peak_of_a_shard_is_its_part_and_the_budget(dim: int) -> None:
+    found = in_child(f"""
+        with dormant.lazy_init():
+            shard = torch.randn(8192, 8192).chunk(8, {dim})[3].clone()
+        before = resident_bytes()
+        dormant.materialize(shard, memory_budget=4 * MIB)
+        print(json.dumps({{"part": shard.nbytes, "peak": highest_resident_bytes() - before}}))
+    """)
+    assert found["part"] == 32 * MIB
+    # The whole has 256 MiB; pages of code that runs for the first time count too.
+    assert found["part"] - MIB <= found["peak"] <= found["part"] + (4 + 12) * MIB
+
+
+def test_an_interrupt_leaves_tensors_lazy_and_they_can_be_materialised_again() -> None:
+    with dormant.lazy_init():
+        model = nn.Sequential(*[nn.Linear(3000, 3000, bias=False) for _ in range(12)])
+    started = threading.Event()
+
+    def interrupt() -> None:
+        started.wait(10)
+        signal.raise_signal(signal.SIGINT)
+
+    def on_step(done: int, total: int) -> None:
+        started.set()
+        time.sleep(0.01)  # the work outlasts the signal, however fast the machine
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            dormant.materialize(model, progress=on_step)
+            time.sleep(1)
+            pytest.fail("the signal came too late")
+    finally:
+        thread.join()
+    assert dormant.is_lazy(model)
+    dormant.materialize(model)
+    assert not dormant.is_lazy(model)
+    assert all(bool((layer.weight != 0).any()) for layer in model)
