@@ -49,6 +49,17 @@ def test_training_continues_as_from_an_eager_model(run_ranks: RunRanks, mesh: li
         assert_same_tensors(result["eager step"], result["step"], f"rank {rank}")
 
 
+def test_tensor_parallel_layers_sharded_again(run_ranks: RunRanks) -> None:
+    eager = tensors_of(eager_model("TwoLayers"))
+    for rank, result in enumerate(run_ranks(4, "fully_sharded:shard_tensor_parallel")):
+        where = f"rank {rank}"
+        assert result["lazy before"] == list(eager), where
+        assert_came_to_life(result, where)
+        assert_same_tensors(result["eager local"], result["local"], where)
+        assert_same_tensors(eager, result["gathered"], where)
+        assert_same_tensors(result["eager step"], result["step"], where)
+
+
 def test_a_lazy_sharded_model_may_run_without_materialize(run_ranks: RunRanks) -> None:
     for rank, result in enumerate(run_ranks(2, "fully_sharded:shard_without_materializing")):
         assert_same_tensors(result["eager step"], result["step"], f"rank {rank}")

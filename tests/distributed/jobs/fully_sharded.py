@@ -9,9 +9,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import dormant
-from jobs.held import lazy_names, report, train_step
+from jobs.held import lazy_names, local_tensors, report, train_step
 from jobs.models import ROWS, eager_model, lazy_model
 
 
@@ -43,6 +44,27 @@ def shard(mesh: list[int], dim: int = 0, dtype: str = "float32") -> dict[str, An
     return report(model, lazy) | {
         "step": train_step(model, tokens),
         "eager step": train_step(eager, tokens),
+    }
+
+
+def shard_tensor_parallel() -> dict[str, Any]:
+    """Tensor parallelism in each row of a 2x2 mesh, FSDP2 across the rows."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def compose(model: nn.Module) -> nn.Module:
+        plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+        parallelize_module(model, mesh["tensor"], plan, src_data_rank=None)  # type: ignore[arg-type]
+        return fully_shard(model, mesh=mesh["data"])
+
+    model = compose(lazy_model("TwoLayers"))
+    lazy = lazy_names(model)
+    dormant.materialize(model)
+    eager = compose(eager_model("TwoLayers"))
+    inputs = torch.linspace(-1, 1, 24).view(3, 8)
+    return report(model, lazy) | {
+        "eager local": local_tensors(eager),
+        "step": train_step(model, inputs),
+        "eager step": train_step(eager, inputs),
     }
 
 
