@@ -35,12 +35,12 @@ constexpr int64_t kMaxTable = 4096;
 /// Elementwise operators whose value at an element is the same wherever a tile starts (tests
 /// compare each).
 const std::unordered_set<std::string_view> kInPlace = {
-    "aten::fill_", "aten::zero_",  "aten::mul_",       "aten::add_",       "aten::sub_",
-    "aten::div_",  "aten::clamp_", "aten::clamp_min_", "aten::clamp_max_", "aten::erfinv_",
-    "aten::neg_",  "aten::abs_",   "aten::sqrt_"};
+    "aten::fill_",      "aten::zero_",   "aten::mul_",   "aten::add_",
+    "aten::sub_",       "aten::div_",    "aten::clamp_", "aten::clamp_min_",
+    "aten::clamp_max_", "aten::erfinv_", "aten::neg_",   "aten::sqrt_"};
 const std::unordered_set<std::string_view> kCompute = {
     "aten::mul",       "aten::add",       "aten::sub", "aten::div", "aten::clamp",
-    "aten::clamp_min", "aten::clamp_max", "aten::neg", "aten::abs", "aten::sqrt"};
+    "aten::clamp_min", "aten::clamp_max", "aten::neg", "aten::sqrt"};
 
 /// Whether `node` is a sum with a factor. ATen's add rounds alpha * other + self once in vectors
 /// and twice in the elements left over (aten/src/ATen/native/cpu/BinaryOpsKernel.cpp), so the bits
