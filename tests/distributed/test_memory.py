@@ -42,7 +42,9 @@ def test_fsdp1_takes_its_part_and_two_copies_of_one_unit(run_ranks: RunRanks) ->
 @pytest.mark.parametrize("kind", ["ddp", "ddp without broadcast"])
 def test_ddp_takes_what_it_takes_for_an_eager_model(run_ranks: RunRanks, kind: str) -> None:
     # The model and the gradient buckets, which DDP allocates when it is constructed.
+    eager = run_ranks(2, "memory:peak", kind=kind, lazy=False)
     for rank, result in enumerate(run_ranks(2, "memory:peak", kind=kind)):
+        assert result["peak"] <= eager[rank]["peak"] + FIXED, f"rank {rank}: {result}"
         assert result["part"] == WHOLE
         assert result["peak"] + MIB >= WHOLE
         assert result["peak"] <= 2 * WHOLE + FIXED, f"rank {rank}: {result}"
