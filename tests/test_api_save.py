@@ -287,6 +287,23 @@ def test_a_tied_tensor_is_written_once(
     assert report.tensors[0].names[0] == f"{kept}.weight"
 
 
+@pytest.mark.parametrize("build", [lazily, eagerly])
+def test_views_of_the_same_elements_in_another_order_are_not_tied(
+    build: Callable[..., State], tmp_path: Path
+) -> None:
+    def square() -> State:
+        with torch.no_grad():
+            waves = torch.empty(8, 8, dtype=torch.complex64).normal_()
+            views = [waves, waves.t(), waves.conj(), waves[:4], waves.imag, waves.conj().imag]
+            return {str(place): view for place, view in enumerate(views)}
+
+    report = dormant.save(build(square), tmp_path)
+    assert [tensor.names for tensor in report.tensors] == [(str(place),) for place in range(6)]
+    loaded = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    expected = {n: t.resolve_conj().resolve_neg() for n, t in eagerly(square).items()}
+    assert_same_state(loaded, expected)
+
+
 def gpt2() -> nn.Module:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=2, n_embd=48, n_head=4, vocab_size=300)
