@@ -63,6 +63,14 @@ def test_a_report_says_how_each_tensor_came_to_life() -> None:
         assert_same_bits(eager[name], tensor)
 
 
+def test_a_summary_says_which_code_will_draw() -> None:
+    _, model = eager_and_lazy()
+    found = dormant.summary(model)
+    assert found.random_path
+    assert f"random numbers: {found.random_path}" in str(found)
+    assert "random numbers" not in str(dormant.summary(nn.Linear(2, 2)))
+
+
 def test_what_was_real_already_came_to_life_in_no_way() -> None:
     report = dormant.materialize(nn.Linear(2, 2))
     assert [tensor.way for tensor in report.tensors] == [None, None]

@@ -43,11 +43,13 @@ class Summary:
         tensors: every distinct tensor, tied ones once.
         bytes_now: bytes of the storages that have memory.
         bytes_after: bytes of all storages once everything is materialised.
+        random_path: which code will draw PyTorch's random numbers on this machine, in words.
     """
 
     tensors: list[TensorSummary]
     bytes_now: int
     bytes_after: int
+    random_path: str = ""
 
     @property
     def lazy_rate(self) -> float:
@@ -75,6 +77,8 @@ class Summary:
             f"{format_bytes(self.bytes_now)} now, "
             f"{format_bytes(self.bytes_after)} once materialised"
         ]
+        if lazy:
+            footer.append(f"random numbers: {self.random_path}")
         return format_table(("tensor", "shape", "dtype", "bytes", "state"), rows, footer)
 
 
@@ -123,4 +127,5 @@ def summary(model: torch.nn.Module | torch.Tensor | dict[str, torch.Tensor]) -> 
         ],
         bytes_now=inventory.nbytes - inventory.lazy_nbytes,
         bytes_after=inventory.nbytes,
+        random_path=_C.exact_path(),
     )
