@@ -9,7 +9,9 @@
 #include <c10/util/strides.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -88,7 +90,17 @@ bool copies_to_meta(const Call& call) {
   return call.op.operator_name().name == "aten::copy_" && call.arguments()[0].toTensor().is_meta();
 }
 
+/// _to_copy to the meta device makes a tensor without values, whatever autograd notes of it.
+bool moves_to_meta(const Call& call) {
+  if (call.op.operator_name().name != "aten::_to_copy") {
+    return false;
+  }
+  const auto& device = call.arguments()[3];
+  return device.isDevice() && device.toDevice().is_meta();
+}
+
 void bring_to_life(const Call& call, bool keep_values) {
+  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
   std::vector<c10::Storage> storages;
   const auto add = [&](const at::Tensor& tensor) {
     if (is_lazy(tensor)) {
@@ -113,6 +125,7 @@ void bring_to_life(const Call& call, bool keep_values) {
 }
 
 void bring_to_life(c10::ArrayRef<c10::Storage> storages) {
+  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
   ReplayOptions options;
   options.keep_intermediates = true;
   materialize(storages, options);
@@ -213,21 +226,19 @@ bool values_in_range(const Call& call) {
     return true;
   }
   std::vector<c10::Storage> storages;
-  const auto checked = [&](const at::Tensor& tensor) {
-    return index ? !c10::isFloatingType(tensor.scalar_type())
-                 : tensor.storage().nbytes() <= kCaptureLimit;
-  };
   const auto arguments = call.arguments();
   const auto for_each_checked = [&](const auto& f) {
     for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
       const auto& written = call.traits.written;
-      if (std::find(written.begin(), written.end(), i) == written.end()) {
+      if (std::find(written.begin(), written.end(), i) == written.end() &&
+          (index || is_checked_parameter(call, i))) {
         for_each_tensor(arguments[i], f);
       }
     }
   };
   for_each_checked([&](const at::Tensor& tensor) {
-    if (is_lazy(tensor) && checked(tensor)) {
+    if (is_lazy(tensor) && (index ? !c10::isFloatingType(tensor.scalar_type())
+                                  : tensor.storage().nbytes() <= kCaptureLimit)) {
       storages.push_back(tensor.storage());
     }
   });
@@ -238,6 +249,7 @@ bool values_in_range(const Call& call) {
 
 /// True if the call became part of histories, or created an empty one.
 bool record(const Call& call) {
+  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
   // What recording itself calls (copies of captured tensors, checks of arguments) is not recorded.
   const c10::impl::ExcludeDispatchKeyGuard no_recording(kKey);
   switch (call.traits.route) {
@@ -298,6 +310,10 @@ void with_lazy_arguments(const Call& call) {
       set_storage(call);
       return;
     case Route::decompose:
+      if (moves_to_meta(call)) {
+        run_below(call);
+        return;
+      }
       if (call.traits.factory || !call.traits.below_autograd || !autograd_would_track(call)) {
         if (!autocast_active(call)) {
           decompose(call);
@@ -331,14 +347,18 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
   const Call call(op, keys, stack);
   bool has_tensors = false;
   bool has_lazy = false;
-  for_each_tensor(call, [&](const at::Tensor& tensor) {
-    has_tensors = true;
-    if (is_lazy(tensor)) {
-      has_lazy = true;
-    } else if (carries_key(tensor)) {
-      sync_key(tensor);  // its storage came to life through another tensor
-    }
-  });
+  {
+    // Another thread may be giving a storage its memory right now.
+    const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
+    for_each_tensor(call, [&](const at::Tensor& tensor) {
+      has_tensors = true;
+      if (is_lazy(tensor)) {
+        has_lazy = true;
+      } else if (carries_key(tensor)) {
+        sync_key(tensor);  // its storage came to life through another tensor
+      }
+    });
+  }
   if (call.traits.route == Route::set_storage && has_tensors) {
     set_storage(call);
   } else if (has_lazy) {

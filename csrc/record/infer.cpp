@@ -140,17 +140,26 @@ std::optional<std::vector<Geometry>> infer_written(const Call& call) {
   return written;
 }
 
+bool is_checked_parameter(const Call& call, size_t argument) {
+  const auto& formals = call.op.schema().arguments();
+  const auto& name = formals[argument].name();
+  if (name == "std") {
+    return true;
+  }
+  if (call.op.operator_name().name.find("bernoulli") == std::string::npos) {
+    return false;
+  }
+  // bernoulli(self) draws with self's values; where there is a p, self is only a shape.
+  return name == "p" || (name == "self" && !call.op.schema().argumentIndexWithName("p"));
+}
+
 bool parameters_in_range(const Call& call) {
   const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   const auto& formals = call.op.schema().arguments();
-  const bool bernoulli = call.op.operator_name().name.find("bernoulli") != std::string::npos;
   const auto arguments = call.arguments();
   for (size_t i = 0; i < arguments.size(); ++i) {
-    const auto& name = formals[i].name();
-    const bool probability =
-        bernoulli && (name == "p" || (name == "self" && call.traits.written.empty()));
-    if (!arguments[i].isTensor() || !(probability || name == "std")) {
+    if (!arguments[i].isTensor() || !is_checked_parameter(call, i)) {
       continue;
     }
     const auto& tensor = arguments[i].toTensor();
@@ -158,6 +167,7 @@ bool parameters_in_range(const Call& call) {
       continue;
     }
     const auto [smallest, largest] = at::aminmax(tensor.to(c10::kDouble));
+    const bool probability = formals[i].name() != "std";
     if (!(smallest.item<double>() >= 0) || (probability && !(largest.item<double>() <= 1))) {
       return false;
     }

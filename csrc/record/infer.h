@@ -24,6 +24,10 @@ std::optional<std::vector<Geometry>> infer_written(const Call& call);
 /// Whether every value of the call's index arguments is in bounds. The index tensors must be real.
 bool indices_in_bounds(const Call& call);
 
+/// Whether eager looks at the values of this tensor argument of a random operator: probabilities,
+/// deviations.
+bool is_checked_parameter(const Call& call, size_t argument);
+
 /// Whether the real tensor parameters of a random operator are ones that eager accepts: 0 <= p <=
 /// 1, 0 <= std.
 bool parameters_in_range(const Call& call);

@@ -143,6 +143,11 @@ bool carries_key(const at::Tensor& tensor) noexcept {
          tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::DeferredInit);
 }
 
+std::recursive_mutex& graph_mutex() {
+  static std::recursive_mutex mutex;
+  return mutex;
+}
+
 int64_t live_storages() noexcept { return live_count.load(std::memory_order_relaxed); }
 
 }  // namespace dormant::record

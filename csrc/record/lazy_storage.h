@@ -13,7 +13,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
 
-#include <string>
+#include <mutex>
 
 #include "record/node.h"
 
@@ -65,6 +65,11 @@ DORMANT_API void settle(const at::Tensor& tensor);
 
 /// Whether the tensor's own key set has DeferredInit.
 DORMANT_API bool carries_key(const at::Tensor& tensor) noexcept;
+
+/// Held while histories are extended or replayed and while storages get their memory, so that
+/// threads may share lazy tensors. Never held while an operator runs for real. Take it without
+/// Python's global lock, which replay may need.
+DORMANT_API std::recursive_mutex& graph_mutex();
 
 /// Number of lazy storages alive in this process.
 DORMANT_API int64_t live_storages() noexcept;

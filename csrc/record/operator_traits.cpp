@@ -122,6 +122,8 @@ const NameSet kMetadata = {"size",
                            "_dimI",
                            "_dimV",
                            "_unsafe_view",
+                           "unsafe_split",
+                           "unsafe_split_with_sizes",
                            "lift",
                            "_make_dual",
                            "_unpack_dual",
@@ -144,6 +146,10 @@ const NameSet kAlwaysReal = {
     "quantize_per_tensor", "quantize_per_tensor_dynamic", "quantize_per_channel",
     "_empty_affine_quantized", "_empty_per_channel_affine_quantized",
     "_make_per_tensor_quantized_tensor", "_make_per_channel_quantized_tensor",
+    // dtypes of the CPU kernel's statistics, or strides of its result, differ from the Meta
+    // kernel's
+    "native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm", "nonzero_static",
+    "layer_norm", "ctc_loss", "_ctc_loss", "_use_cudnn_ctc_loss",
     // composite kernels that look at data pointers
     "max_pool1d", "fbgemm_linear_quantize_weight", "fbgemm_pack_gemm_matrix_fp16",
     // effects outside the tensor
@@ -197,7 +203,6 @@ const NameSet kUncheckedIndex = {"take",
                                  "bincount",
                                  "histc",
                                  "lu_unpack",
-                                 "repeat_interleave",
                                  "embedding_renorm_"};
 
 bool is_tensor(const c10::Argument& argument) {
@@ -254,6 +259,9 @@ Route route_of(const c10::OperatorHandle& op, std::string_view name, OperatorTra
   }
   if (kMetadata.count(name) != 0) {
     return Route::metadata;
+  }
+  if (name == "repeat_interleave" && schema.overload_name() != "self_int") {
+    return Route::real;  // its size is the sum of the repeats
   }
   if (kAlwaysReal.count(name) != 0 || kUncheckedIndex.count(name) != 0) {
     return Route::real;

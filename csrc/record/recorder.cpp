@@ -15,6 +15,7 @@
 #include <mutex>
 
 #include "random/draws.h"
+#include "record/elementwise.h"
 #include "record/infer.h"
 #include "record/lazy_storage.h"
 
@@ -176,6 +177,17 @@ bool obviously_valid(const Call& call) {
   if (name == "aten::erfinv_") {
     return true;
   }
+  // Parameters that fit every floating dtype.
+  constexpr double kLargest = 1e4;
+  if (name == "aten::normal_") {
+    return arguments[2].isDouble() && arguments[2].toDouble() >= 0;
+  }
+  if (name == "aten::uniform_") {
+    return arguments[1].isDouble() && arguments[2].isDouble() &&
+           arguments[1].toDouble() >= -kLargest &&
+           arguments[1].toDouble() <= arguments[2].toDouble() &&
+           arguments[2].toDouble() <= kLargest;
+  }
   if (name == "aten::mul_" || name == "aten::add_" || name == "aten::sub_" ||
       name == "aten::div_") {
     const auto& other = arguments[1];
@@ -248,9 +260,41 @@ void reshape_for_writing(const at::Tensor& tensor, const Geometry& wanted) {
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(geometry.sizes, geometry.strides);
 }
 
+/// Arithmetic that would put fractions into an integer tensor: eager refuses most of it, Meta
+/// kernels let it pass.
+bool narrows(const Call& call) {
+  if (call.traits.movement || call.traits.random) {
+    return false;
+  }
+  bool fractions = false;
+  for_each_tensor(call,
+                  [&](const at::Tensor& t) { fractions = fractions || t.is_floating_point(); });
+  for (const auto& argument : call.arguments()) {
+    fractions = fractions || argument.isDouble();
+  }
+  return fractions &&
+         std::any_of(call.traits.written.begin(), call.traits.written.end(), [&](size_t i) {
+           const auto dtype = call.arguments()[i].toTensor().scalar_type();
+           return c10::isIntegralType(dtype, /*includeBool=*/true);
+         });
+}
+
 bool valid_write(const Call& call, std::vector<Geometry>& changed) {
   if (obviously_valid(call)) {
     return true;
+  }
+  if (const auto length = arange_length(call)) {
+    const auto& out = call.arguments()[3].toTensor();
+    if (out.numel() != *length) {
+      auto geometry = Geometry::of(out);
+      geometry.sizes.assign(1, *length);
+      geometry.strides.assign(1, 1);
+      changed.push_back(std::move(geometry));
+    }
+    return true;
+  }
+  if (narrows(call)) {
+    return false;
   }
   const bool out_variant = call.op.operator_name().overload_name.find("out") != std::string::npos;
   if (call.traits.random && !out_variant && call.traits.written.size() == 1) {
@@ -404,7 +448,10 @@ bool record_functional(const Call& call) {
   if (call.traits.random && !has_generator_argument(call)) {
     return false;
   }
-  auto results = infer_results(call);
+  auto results = infer_elementwise(call);
+  if (!results) {
+    results = infer_results(call);
+  }
   if (!results) {
     return false;
   }

@@ -199,6 +199,7 @@ size_t history_length(const record::History& history) {
 
 std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                       const Options& options) {
+  const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
   // Lowering runs operators too.
   const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;

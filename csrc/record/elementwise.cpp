@@ -1,0 +1,212 @@
+#include "record/elementwise.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ScalarOps.h>
+#include <ATen/TensorIterator.h>
+#include <ATen/WrapDimUtils.h>
+
+#include <cmath>
+#include <string_view>
+#include <unordered_map>
+
+namespace dormant::record {
+namespace {
+
+/// The TensorIterator configuration that the operator's structured kernel uses
+/// (ATen/native/BinaryOps.cpp, UnaryOps.cpp).
+enum class Rule : uint8_t { unary, unary_float, binary, binary_float, comparison };
+
+const std::unordered_map<std::string_view, Rule> kRules = {
+    {"aten::neg", Rule::unary},           {"aten::floor", Rule::unary},
+    {"aten::ceil", Rule::unary},          {"aten::sin", Rule::unary_float},
+    {"aten::cos", Rule::unary_float},     {"aten::exp", Rule::unary_float},
+    {"aten::log", Rule::unary_float},     {"aten::sqrt", Rule::unary_float},
+    {"aten::rsqrt", Rule::unary_float},   {"aten::tanh", Rule::unary_float},
+    {"aten::sigmoid", Rule::unary_float}, {"aten::reciprocal", Rule::unary_float},
+    {"aten::add", Rule::binary},          {"aten::sub", Rule::binary},
+    {"aten::mul", Rule::binary},          {"aten::maximum", Rule::binary},
+    {"aten::minimum", Rule::binary},      {"aten::div", Rule::binary_float},
+    {"aten::eq", Rule::comparison},       {"aten::ne", Rule::comparison},
+    {"aten::lt", Rule::comparison},       {"aten::le", Rule::comparison},
+    {"aten::gt", Rule::comparison},       {"aten::ge", Rule::comparison}};
+
+bool plain(const at::Tensor& tensor) {
+  const auto dtype = tensor.scalar_type();
+  return tensor.layout() == c10::kStrided && tensor.is_cpu() && !tensor.is_conj() &&
+         !tensor.is_neg() && !tensor._is_zerotensor() &&
+         (c10::isFloatingType(dtype) || c10::isIntegralType(dtype, /*includeBool=*/false)) &&
+         !c10::isFloat8Type(dtype) && !c10::isBarebonesUnsignedType(dtype);
+}
+
+/// A tensor as the iterator may see it: Python scalars and real 0-dim tensors as they are, others
+/// without memory.
+at::Tensor stand_in(const c10::IValue& value, bool& usable) {
+  if (value.isTensor() && value.toTensor().defined()) {
+    const auto& tensor = value.toTensor();
+    usable = usable && plain(tensor);
+    return tensor.unsafeGetTensorImpl()->is_wrapped_number()
+               ? tensor
+               : at::Tensor(at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(),
+                                                           tensor.scalar_type()));
+  }
+  if (value.isInt() || value.isDouble()) {
+    auto number = at::scalar_to_tensor(value.toScalar());
+    number.unsafeGetTensorImpl()->set_wrapped_number(true);
+    return number;
+  }
+  usable = false;
+  return {};
+}
+
+bool plain_number(const c10::IValue& value) { return value.isInt() || value.isDouble(); }
+
+std::optional<std::vector<Geometry>> by_rule(const Call& call, Rule rule) {
+  const auto arguments = call.arguments();
+  const bool unary = rule == Rule::unary || rule == Rule::unary_float;
+  const auto& name = call.op.operator_name();
+  // self; self, other; self, other, alpha. A rounding mode or anything else is left to the Meta
+  // kernel.
+  const bool alpha =
+      arguments.size() == 3 && (name.name == "aten::add" || name.name == "aten::sub");
+  if (arguments.size() != (unary ? 1U : 2U) && !(alpha && plain_number(arguments[2]))) {
+    return std::nullopt;
+  }
+  bool usable = true;
+  const auto self = stand_in(arguments[0], usable);
+  const auto other = unary ? at::Tensor() : stand_in(arguments[1], usable);
+  if (!usable) {
+    return std::nullopt;
+  }
+  if (alpha && arguments[2].isDouble() && !at::isFloatingType(at::result_type(self, other))) {
+    return std::nullopt;  // eager refuses a fractional alpha for integers
+  }
+  at::Tensor out;
+  try {
+    switch (rule) {
+      case Rule::unary:
+        out = at::TensorIterator::unary_op(out, self).output();
+        break;
+      case Rule::unary_float:
+        out = at::TensorIterator::unary_float_op(out, self).output();
+        break;
+      case Rule::binary:
+        out = at::TensorIterator::binary_op(out, self, other).output();
+        break;
+      case Rule::binary_float:
+        out = at::TensorIterator::binary_float_op(out, self, other).output();
+        break;
+      case Rule::comparison:
+        out = at::TensorIterator::comparison_op(out, self, other).output();
+        break;
+    }
+  } catch (const std::exception&) {
+    return std::nullopt;  // the real operator says it better
+  }
+  return std::vector<Geometry>{Geometry::of(out)};
+}
+
+/// A contiguous geometry.
+Geometry contiguous(std::vector<int64_t> sizes, c10::ScalarType dtype) {
+  Geometry geometry;
+  geometry.dtype = dtype;
+  geometry.strides.resize(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    geometry.strides[i] = stride;
+    stride *= std::max<int64_t>(sizes[i], 1);
+  }
+  geometry.sizes.assign(sizes.begin(), sizes.end());
+  return geometry;
+}
+
+std::optional<std::vector<Geometry>> joined(const Call& call, bool new_dimension) {
+  const auto arguments = call.arguments();
+  if (arguments.size() != 2 || !arguments[0].isTensorList() || !arguments[1].isInt()) {
+    return std::nullopt;
+  }
+  const auto tensors = arguments[0].toTensorVector();
+  if (tensors.empty()) {
+    return std::nullopt;
+  }
+  const auto& first = tensors.front();
+  auto sizes = first.sizes().vec();
+  const auto rank = static_cast<int64_t>(sizes.size()) + (new_dimension ? 1 : 0);
+  auto dim = arguments[1].toInt();
+  if (dim < -rank || dim >= rank || rank == 0) {
+    return std::nullopt;
+  }
+  dim += dim < 0 ? rank : 0;
+  int64_t length = 0;
+  for (const auto& tensor : tensors) {
+    if (!plain(tensor) || !tensor.is_contiguous() || tensor.numel() == 0 ||
+        tensor.dim() != first.dim() || tensor.scalar_type() != first.scalar_type()) {
+      return std::nullopt;
+    }
+    for (int64_t i = 0; i < tensor.dim(); ++i) {
+      if ((new_dimension || i != dim) && tensor.size(i) != first.size(i)) {
+        return std::nullopt;
+      }
+    }
+    length += new_dimension ? 1 : tensor.size(dim);
+  }
+  // A tensor that is contiguous in two memory formats at once lets the kernel choose: leave it to
+  // the Meta kernel.
+  if (!new_dimension && (rank == 4 || rank == 5)) {
+    return std::nullopt;
+  }
+  if (new_dimension) {
+    sizes.insert(sizes.begin() + dim, length);
+  } else {
+    sizes[static_cast<size_t>(dim)] = length;
+  }
+  return std::vector<Geometry>{contiguous(std::move(sizes), first.scalar_type())};
+}
+
+}  // namespace
+
+std::optional<std::vector<Geometry>> infer_elementwise(const Call& call) {
+  const auto& name = call.op.operator_name().name;
+  if (const auto rule = kRules.find(name); rule != kRules.end()) {
+    return by_rule(call, rule->second);
+  }
+  if (name == "aten::cat" && call.op.operator_name().overload_name.empty()) {
+    return joined(call, /*new_dimension=*/false);
+  }
+  if (name == "aten::stack" && call.op.operator_name().overload_name.empty()) {
+    return joined(call, /*new_dimension=*/true);
+  }
+  return std::nullopt;
+}
+
+std::optional<int64_t> arange_length(const Call& call) {
+  // (start, end, step, *, out), as at::native::arange_out computes it.
+  const auto arguments = call.arguments();
+  if (call.op.operator_name().name != "aten::arange" || arguments.size() != 4 ||
+      !arguments[3].isTensor() || !plain_number(arguments[0]) || !plain_number(arguments[1]) ||
+      !plain_number(arguments[2])) {
+    return std::nullopt;
+  }
+  const auto dtype = arguments[3].toTensor().scalar_type();
+  const auto start = arguments[0].toScalar().toDouble();
+  const auto end = arguments[1].toScalar().toDouble();
+  const auto step = arguments[2].toScalar().toDouble();
+  constexpr double kLimit = 1e9;  // beyond, rounding and overflow are the kernel's to judge
+  if (!(step > 0) || !(start <= end) || !(std::abs(start) < kLimit) || !(std::abs(end) < kLimit) ||
+      !((end - start) / step < kLimit)) {
+    return std::nullopt;
+  }
+  const bool integers = arguments[0].isInt() && arguments[1].isInt() && arguments[2].isInt();
+  if (dtype == c10::ScalarType::Long) {
+    if (!integers) {
+      return std::nullopt;
+    }
+    const auto stride = arguments[2].toInt();
+    return (arguments[1].toInt() - arguments[0].toInt() + stride - 1) / stride;
+  }
+  if (!c10::isFloatingType(dtype)) {
+    return std::nullopt;
+  }
+  return static_cast<int64_t>(std::ceil((end - start) / step));
+}
+
+}  // namespace dormant::record
