@@ -84,6 +84,13 @@ const std::vector<Case>& cases() {
        Way::tiles},
       {"rows joined", [] { return at::cat({whole(), at::empty({40, 517}).uniform_(0, 1)}, 0); },
        Way::tiles},
+      {"rows joined twice",
+       [] {
+         const auto rows = at::empty({3, 40}).uniform_(0, 1);
+         return at::cat({rows, rows.narrow(0, 1, 2), at::empty({0}), rows}, -2);
+       },
+       Way::tiles},
+      {"columns joined", [] { return at::cat({whole(), whole()}, 1); }, Way::replay},
       {"truncated normal",
        [] {
          return at::empty({100000}).uniform_(-0.9, 0.9).erfinv_().mul_(0.02).add_(0.1).clamp_(-2,

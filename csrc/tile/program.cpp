@@ -278,7 +278,8 @@ class Lowering {
       return false;
     }
     auto begin = written.geometry.offset;
-    for (size_t i = 0; i < node->first_result; ++i) {
+    for (const auto index : std::get<record::TensorListSlot>(node->arguments[0]).operands) {
+      const auto i = static_cast<size_t>(index);
       const auto& source = node->operands[i];
       if (source.geometry.numel() == 0) {
         continue;  // may have another number of dimensions
