@@ -34,9 +34,17 @@ bool mixes_dtypes(const Call& call) {
   return mixed;
 }
 
+/// Normalisations of bfloat16 and float16: their Meta kernels say that statistics are float32, the
+/// CPU kernels don't.
+bool keeps_reduced_statistics(const Call& call) {
+  const auto& name = call.op.operator_name().name;
+  return (name == "aten::native_layer_norm" || name == "aten::native_group_norm") &&
+         c10::isReducedFloatingType(call.arguments()[0].toTensor().scalar_type());
+}
+
 /// Runs the call on meta tensors. False if the kernel is missing or refuses the arguments.
 bool run_on_meta(const Call& call, torch::jit::Stack& stack) {
-  bool representable = !mixes_dtypes(call);
+  bool representable = !mixes_dtypes(call) && !keeps_reduced_statistics(call);
   for (const auto& argument : call.arguments()) {
     stack.push_back(map_tensors(argument, [&](const at::Tensor& tensor) -> at::Tensor {
       const auto* impl = tensor.unsafeGetTensorImpl();

@@ -148,8 +148,7 @@ const NameSet kAlwaysReal = {
     "_make_per_tensor_quantized_tensor", "_make_per_channel_quantized_tensor",
     // dtypes of the CPU kernel's statistics, or strides of its result, differ from the Meta
     // kernel's
-    "native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm", "nonzero_static",
-    "layer_norm", "ctc_loss", "_ctc_loss", "_use_cudnn_ctc_loss",
+    "_fused_rms_norm", "nonzero_static", "ctc_loss", "_ctc_loss", "_use_cudnn_ctc_loss",
     // composite kernels that look at data pointers
     "max_pool1d", "fbgemm_linear_quantize_weight", "fbgemm_pack_gemm_matrix_fp16",
     // effects outside the tensor

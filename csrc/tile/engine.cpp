@@ -14,7 +14,7 @@
 #include <unordered_set>
 #include <utility>
 
-#include "tile/memory.h"
+#include "tile/pages.h"
 #include "tile/program.h"
 #include "tile/reader.h"
 
@@ -121,9 +121,11 @@ class Workers {
   void run(const Piece& piece, bool on_calling_thread) {
     auto& job = *piece.job;
     const auto start = Clock::now();
-    std::call_once(job.allocated, [&] { job.memory = allocate_fresh(job.storage.nbytes()); });
+    std::call_once(job.allocated, [&] { job.memory = record::allocate(job.storage.nbytes()); });
     const auto itemsize = static_cast<int64_t>(job.program->itemsize());
     auto* memory = static_cast<std::byte*>(job.memory.mutable_data());
+    pages_.prepare(memory + piece.begin * itemsize,
+                   static_cast<size_t>((piece.end - piece.begin) * itemsize));
     Reader reader(*job.program);
     const auto tile = std::max(plan_.tile_bytes / itemsize / kAlignment * kAlignment, kAlignment);
     for (auto begin = piece.begin; begin < piece.end && !stopped_; begin += tile) {
@@ -151,6 +153,7 @@ class Workers {
   const std::vector<Piece> pieces_;
   const Plan plan_;
   const std::function<void(size_t)> on_bytes_;
+  Pages pages_;
   std::atomic<size_t> next_{0};
   std::atomic<size_t> done_{0};
   std::atomic<bool> stopped_{false};

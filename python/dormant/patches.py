@@ -56,6 +56,26 @@ def _realize_tensor_first(original: Function) -> Function:
     return replacement
 
 
+def _realize_nested(original: Function) -> Function:
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if _C.is_lazy(value):
+                realize(value)
+        elif isinstance(value, (list, tuple)):
+            for element in value:
+                visit(element)
+
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        # A tensor by itself is a dispatched copy; only sequences are read behind the dispatcher.
+        data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
+        if isinstance(data, (list, tuple)):
+            visit(data)
+        return original(*args, **kwargs)
+
+    return replacement
+
+
 def _realize_storage_first(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(*args: Any, **kwargs: Any) -> Any:
@@ -183,6 +203,10 @@ PATCHES: tuple[Patch, ...] = (
         "set_",
         "takes a lazy storage as an argument that no dispatch key tells; recorded inside a context",
         _set_to_memory,
+    ),
+    *(
+        Patch(torch, name, "reads the tensors in a nested sequence with our key off", _realize_nested)
+        for name in ("tensor", "as_tensor", "asarray")
     ),
     Patch(torch.Tensor, "new", _LEGACY_KEY, _ask_a_real_tensor),
     Patch(torch.Tensor, "new_tensor", _LEGACY_KEY, _ask_a_real_tensor),

@@ -1,0 +1,27 @@
+// Huge or ordinary pages for fresh memory, whichever the machine gives faster.
+//
+// Clearing fresh 4 KiB pages one fault at a time costs as much as drawing the values, and huge
+// pages are several times cheaper where the system has them at hand. On a virtual machine whose
+// host must find them first they are several times dearer, and which it is changes while a program
+// runs. So nothing is believed: now and then two megabytes of each kind are faulted in and timed.
+#pragma once
+
+#include <cstddef>
+#include <mutex>
+
+namespace dormant::tile {
+
+class Pages {
+ public:
+  /// Chooses the kind of pages of [memory, memory + nbytes), which the calling thread is about to
+  /// fill. Overwrites some of the bytes. Any number of threads may call it.
+  void prepare(std::byte* memory, size_t nbytes);
+
+ private:
+  std::mutex mutex_;
+  size_t calls_ = 0;
+  double huge_seconds_ = 0;
+  double ordinary_seconds_ = 0;
+};
+
+}  // namespace dormant::tile
