@@ -205,7 +205,9 @@ PATCHES: tuple[Patch, ...] = (
         _set_to_memory,
     ),
     *(
-        Patch(torch, name, "reads the tensors in a nested sequence with our key off", _realize_nested)
+        Patch(
+            torch, name, "reads the tensors in a nested sequence with our key off", _realize_nested
+        )
         for name in ("tensor", "as_tensor", "asarray")
     ),
     Patch(torch.Tensor, "new", _LEGACY_KEY, _ask_a_real_tensor),
