@@ -67,7 +67,7 @@ bench: build ## measure beside the peers (BENCH_ARGS="--help")
 ##@ Before a commit
 
 PYTHON_CODE = $(wildcard python tests benchmarks examples tools)
-CPP_CODE = $(shell find include csrc examples benchmarks -name '*.h' -o -name '*.cpp' 2>/dev/null)
+CPP_CODE = $(shell find include csrc examples benchmarks tools -name '*.h' -o -name '*.cpp' 2>/dev/null)
 
 .PHONY: lint
 lint: $(STAMPS)/packages ## check formatting, style and types
@@ -95,13 +95,13 @@ test-asan: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
 test-asan: export UBSAN_OPTIONS := print_stacktrace=1
 test-asan: ## address and undefined-behaviour sanitizers: C++ tests and the Python tests marked core
 	@$(call SANITIZED,asan,address,undefined) test-cpp
-	env $(call preload,libasan.so) PYTHONPATH=build-asan/site $(PY) -m pytest tests -m core $(PYTEST_ARGS)
+	env $(call preload,libasan.so) PYTHONPATH=build-asan/site $(PY) -m pytest --capture=sys tests -m core $(PYTEST_ARGS)
 
 .PHONY: test-tsan
-test-tsan: export TSAN_OPTIONS := halt_on_error=1
+test-tsan: export TSAN_OPTIONS := halt_on_error=1:suppressions=$(CURDIR)/tools/tsan.supp
 test-tsan: ## thread sanitizer: C++ tests with "Thread" in their name and the Python tests marked threads
 	@$(call SANITIZED,tsan,thread) test-cpp CTEST_ARGS="-L threaded"
-	env $(call preload,libtsan.so) PYTHONPATH=build-tsan/site $(PY) -m pytest tests -m threads $(PYTEST_ARGS)
+	env $(call preload,libtsan.so) PYTHONPATH=build-tsan/site $(PY) -m pytest --capture=sys tests -m threads $(PYTEST_ARGS)
 
 .PHONY: test-torch
 test-torch: ## all tests on another torch in its own environment (TORCH=2.15.0; may download CUDA packages)
