@@ -16,6 +16,7 @@
 
 #include <map>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -142,11 +143,11 @@ bool same(std::vector<char>& got, std::vector<char> expected, at::ScalarType dty
 }
 
 std::string text(Runs runs) {
-  std::string text;
+  std::ostringstream stream;
   for (const auto& run : runs) {
-    text += "[" + std::to_string(run.begin) + ", " + std::to_string(run.begin + run.count) + ") ";
+    stream << " [" << run.begin << ", " << run.begin + run.count << ")";
   }
-  return text;
+  return stream.str();
 }
 
 /// Reads `program` in random runs in random order, and once whole.
