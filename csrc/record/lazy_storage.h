@@ -3,9 +3,8 @@
 // Its DataPtr is null and the DataPtr's context owns the history, so the history lives and dies
 // with the storage, and every tensor over it (parameters, views, detached aliases) is only
 // geometry. Raw access to such a storage raises an error that says what to do; as long as nothing
-// was written to it, asking for a mutable pointer gives it memory instead (at::tensor fills what
-// at::empty gave it that way). Giving it memory (`commit`) makes every one of those tensors valid
-// at once.
+// was written to it, asking the storage for a mutable pointer gives it memory instead. Giving it
+// memory (`commit`) makes every one of those tensors valid at once.
 #pragma once
 
 #include <dormant/export.h>
