@@ -19,7 +19,7 @@ at::Tensor example() {
   auto base = at::empty({40, 8}).normal_();
   auto table = at::arange(8, at::kFloat).mul_(0.25);
   base.select(0, 2).copy_(table);
-  base.index_fill_(0, at::arange(5, 8, 2), std::numeric_limits<double>::infinity());
+  base.index_fill_(0, at::arange(5, 8, 2), 2.5);
   return at::cat({base, base.sin()}, 1);
 }
 
