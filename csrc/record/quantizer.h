@@ -1,0 +1,51 @@
+// What a quantise node computes: several outputs, unit by unit, from the elements of one tensor.
+//
+// The tensor never has to exist: the tile engine hands its elements over as it makes them, from any
+// thread and in any order, so long as each call has whole units.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+#include <c10/util/ArrayRef.h>
+#include <dormant/export.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "record/geometry.h"
+
+namespace dormant::record {
+
+class DORMANT_API Quantizer {
+ public:
+  Quantizer() = default;
+  virtual ~Quantizer() = default;
+  Quantizer(const Quantizer&) = delete;
+  Quantizer& operator=(const Quantizer&) = delete;
+
+  /// Contiguous outputs for a source of `sizes`, the packed elements first. ValueError where such a
+  /// source can't be quantised.
+  virtual std::vector<Geometry> outputs(c10::IntArrayRef sizes) const = 0;
+
+  /// What `run` leaves for `finish` besides the outputs.
+  virtual std::vector<Geometry> scratch(c10::IntArrayRef sizes) const = 0;
+
+  /// Elements that are quantised together: `run` gets multiples of it.
+  virtual int64_t unit(c10::IntArrayRef sizes) const = 0;
+
+  /// Quantises elements [begin, begin + count) of the source, in logical order; `begin` is a
+  /// multiple of the unit, and so is `count` unless it reaches the end. `dtype` is float32, bfloat16
+  /// or float16. `memory` is that of the outputs, then of the scratch. Any number of threads.
+  virtual void run(const void* source, c10::ScalarType dtype, c10::IntArrayRef sizes, int64_t begin,
+                   int64_t count, c10::ArrayRef<void*> memory) const = 0;
+
+  /// Called once, when all elements have been through `run`. `threads` is the number that the
+  /// library concerned would use (at::get_num_threads() when the node was recorded): sums over many
+  /// elements depend on it.
+  virtual void finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> memory) const = 0;
+
+  /// The scheme in words that identify it, such as "nf4, blocks of 64, nested".
+  virtual std::string name() const = 0;
+};
+
+}  // namespace dormant::record

@@ -1,0 +1,47 @@
+// Bytes that exist elsewhere, such as the contents of a file: what a read node gives its storage.
+#pragma once
+
+#include <c10/core/Allocator.h>
+#include <dormant/export.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace dormant::record {
+
+class DORMANT_API Source {
+ public:
+  Source() = default;
+  virtual ~Source() = default;
+  Source(const Source&) = delete;
+  Source& operator=(const Source&) = delete;
+
+  /// Copies bytes [offset, offset + count) to `out`; any number of threads at a time. Whoever makes
+  /// a read node has checked that they exist. std::system_error where the system cannot read them,
+  /// c10::ValueError where they are no longer what they were.
+  virtual void read(uint64_t offset, size_t count, void* out) const = 0;
+
+  /// Bytes [offset, offset + count) as memory of its own, which shows them without a copy until it
+  /// is written to, and which keeps what it needs alive. A null DataPtr where there is no such
+  /// memory.
+  virtual c10::DataPtr map(uint64_t offset, size_t count) const {
+    static_cast<void>(offset);
+    static_cast<void>(count);
+    return {};
+  }
+
+  /// Whether `map` is as safe as `read`: false for a network filesystem.
+  virtual bool maps_well() const { return false; }
+
+  /// Tells that these bytes will be read soon.
+  virtual void will_read(uint64_t offset, size_t count) const {
+    static_cast<void>(offset);
+    static_cast<void>(count);
+  }
+
+  /// For messages and reports: the path of a file.
+  virtual const std::string& name() const = 0;
+};
+
+}  // namespace dormant::record
