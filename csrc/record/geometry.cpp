@@ -33,6 +33,20 @@ Geometry Geometry::bytes(size_t nbytes) {
   return geometry;
 }
 
+Geometry Geometry::contiguous(c10::IntArrayRef sizes, c10::ScalarType dtype) {
+  Geometry geometry;
+  geometry.sizes.assign(sizes.begin(), sizes.end());
+  geometry.strides.resize(sizes.size());
+  geometry.dtype = dtype;
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    geometry.strides[i] = stride;
+    TORCH_CHECK_VALUE(!__builtin_mul_overflow(stride, std::max<int64_t>(sizes[i], 1), &stride),
+                      "dormant: sizes ", sizes, " have more elements than can be counted");
+  }
+  return geometry;
+}
+
 at::Tensor Geometry::over(const c10::Storage& storage) const {
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage),
                                                          c10::DispatchKeySet(c10::DispatchKey::CPU),

@@ -31,6 +31,8 @@ struct DORMANT_API Geometry {
   /// All bytes of a storage of `nbytes`, as one flat uint8 tensor.
   static Geometry bytes(size_t nbytes);
 
+  static Geometry contiguous(c10::IntArrayRef sizes, c10::ScalarType dtype);
+
   /// A tensor with this geometry over `storage`, without autograd history. The caller vouches that
   /// it fits.
   at::Tensor over(const c10::Storage& storage) const;

@@ -1,6 +1,6 @@
 // Histories: what was written to a storage that has no memory yet.
 //
-// A node is one write (an ATen operator, or another kind, with its arguments). Nodes are immutable
+// A node is one write (an ATen operator, bytes of a file, a quantisation). Nodes are immutable
 // values: they point only to earlier nodes and to buffers, so histories form a directed graph
 // without cycles, replaying one changes nothing in it, and any number of storages may be derived
 // from the same node.
@@ -19,6 +19,7 @@
 #include <c10/util/intrusive_ptr.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <variant>
@@ -26,6 +27,8 @@
 
 #include "random/position.h"
 #include "record/geometry.h"
+#include "record/quantizer.h"
+#include "record/source.h"
 
 namespace dormant::record {
 
@@ -68,6 +71,10 @@ enum class NodeKind : uint8_t {
   in_place,
   /// op(arguments) returns new tensors, which are the operands from `first_result` on.
   functional,
+  /// operands[0], all bytes of its buffer, are those of `source` from `source_offset` on.
+  read,
+  /// operands[1..] are what `quantizer` makes of operands[0].
+  quantize,
 };
 
 struct DORMANT_API Node : c10::intrusive_ptr_target {
@@ -81,6 +88,9 @@ struct DORMANT_API Node : c10::intrusive_ptr_target {
   std::vector<Operand> operands;
   size_t first_result = 0;                   ///< functional: operands[first_result..] are results
   std::optional<random::Position> position;  ///< where its random numbers start
+  std::shared_ptr<const Source> source;
+  uint64_t source_offset = 0;  ///< in bytes
+  std::shared_ptr<const Quantizer> quantizer;
   // What replay needs of the ambient state.
   c10::ScalarType default_dtype = c10::ScalarType::Float;
   int32_t threads = 1;  ///< reductions split their sums by it

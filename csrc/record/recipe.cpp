@@ -132,6 +132,13 @@ class Writer {
   }
 
   json node(const Node& n) {
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        n.kind == NodeKind::in_place || n.kind == NodeKind::functional,
+        "dormant: recipe: a tensor that is ",
+        n.kind == NodeKind::read ? "read from " + n.source->name()
+                                 : "quantised as " + n.quantizer->name(),
+        " can't be kept as a recipe. Next: dormant.materialize it first, or write it with "
+        "dormant.save.");
     json encoded = {{"kind", n.kind == NodeKind::functional ? kFunctional : kInPlace},
                     {"op", n.op.operator_name().name},
                     {"overload", n.op.operator_name().overload_name},

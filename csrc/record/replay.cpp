@@ -129,7 +129,27 @@ void place_result(const at::Tensor& result, const Operand& wanted, Memory& memor
   wanted.geometry.over(memory.of(*wanted.buffer)).copy_(result);
 }
 
+/// Bytes of a file, or what quantising a tensor gives.
+void run_without_operator(const Node& node, Memory& memory) {
+  if (node.kind == NodeKind::read) {
+    const auto& buffer = *node.operands[0].buffer;
+    node.source->read(node.source_offset, buffer.nbytes, memory.of(buffer).mutable_data());
+    return;
+  }
+  std::vector<at::Tensor> outputs;
+  for (size_t i = 1; i < node.operands.size(); ++i) {
+    outputs.push_back(node.operands[i].geometry.over(memory.of(*node.operands[i].buffer)));
+  }
+  const auto& source = node.operands[0];
+  run_whole(*node.quantizer, source.geometry.over(memory.of(*source.buffer)).contiguous(), outputs,
+            node.threads);
+}
+
 void run(const Node& node, Memory& memory) {
+  if (node.kind == NodeKind::read || node.kind == NodeKind::quantize) {
+    run_without_operator(node, memory);
+    return;
+  }
   const Ambient ambient(node);
   auto stack = arguments_of(node, [&](size_t i) {
     const auto& operand = node.operands[i];
@@ -207,8 +227,9 @@ std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
       }
       auto owner = operand.buffer->owner.lock();
       const auto* history = history_of(owner.get());
+      // What a file holds can be read again.
       if (history != nullptr && history->buffer == operand.buffer && history->tail &&
-          planned.count(history->tail.get()) != 0) {
+          history->tail->kind != NodeKind::read && planned.count(history->tail.get()) != 0) {
         found.push_back({c10::Storage(std::move(owner)), history->buffer, history->tail});
       }
     }

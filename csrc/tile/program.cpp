@@ -151,6 +151,11 @@ class Lowering {
     if (step.begin == step.end) {
       return true;
     }
+    if (node->kind == record::NodeKind::read) {
+      step.kind = StepKind::read;
+      program.steps_.push_back(std::move(step));
+      return true;
+    }
     const auto& name = node->op.operator_name().name;
     if (has_factor(*node) || !computes_the_same(*node, written)) {
       return false;
@@ -376,6 +381,52 @@ class Lowering {
 
 std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const NodePtr& tail) {
   return Lowering().lower(buffer, tail, 0);
+}
+
+std::optional<Program::Range> Program::range(int64_t begin, int64_t count) const {
+  if (steps_.size() != 1 || begin < steps_[0].begin || begin + count > steps_[0].end) {
+    return std::nullopt;
+  }
+  const auto& step = steps_[0];
+  if (step.kind == StepKind::read) {
+    return Range{step.node->source,
+                 step.node->source_offset + static_cast<uint64_t>(begin) * itemsize_};
+  }
+  if (step.kind != StepKind::copy || step.inputs[0].program->dtype() != dtype_) {
+    return std::nullopt;
+  }
+  std::vector<Run> runs;
+  step.inputs[0].mapping.append(begin - step.begin, count, runs);
+  if (runs.size() != 1) {
+    return std::nullopt;
+  }
+  return step.inputs[0].program->range(runs[0].begin, runs[0].count);
+}
+
+Program::Origins Program::origins() const {
+  Origins found;
+  for (const auto& step : steps_) {
+    const auto bytes = static_cast<size_t>(step.end - step.begin) * itemsize_;
+    if (step.kind == StepKind::read) {
+      found.read += bytes;
+      found.sources.insert(step.node->source.get());
+      continue;
+    }
+    Origins inputs;
+    for (const auto& input : step.inputs) {
+      const auto origins = input.program->origins();
+      inputs.read += origins.read;
+      inputs.computed += origins.computed;
+      found.sources.insert(origins.sources.begin(), origins.sources.end());
+    }
+    if (inputs.read > 0) {
+      found.read += bytes;
+    }
+    if (inputs.computed > 0 || step.inputs.empty()) {
+      found.computed += bytes;
+    }
+  }
+  return found;
 }
 
 size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <set>
 #include <vector>
 
 #include "record/node.h"
@@ -28,6 +30,7 @@ enum class StepKind : uint8_t {
   in_place,   ///< an elementwise operator on the elements themselves
   compute,    ///< an elementwise operator on other storages' elements
   copy,       ///< the elements of another storage, cast
+  read,       ///< bytes that exist elsewhere
 };
 
 /// Elements of another storage that a step reads.
@@ -61,6 +64,23 @@ class DORMANT_API Program {
 
   /// A program that is a table of values instead of steps; undefined otherwise. Contiguous.
   const at::Tensor& table() const { return table_; }
+
+  /// Bytes of a source, in order.
+  struct Range {
+    std::shared_ptr<const record::Source> source;
+    uint64_t offset = 0;
+  };
+
+  /// What elements [begin, begin + count) are a plain copy of, if they are.
+  std::optional<Range> range(int64_t begin, int64_t count) const;
+
+  /// What the elements come from.
+  struct Origins {
+    size_t read = 0;      ///< bytes of elements that are made from a source's
+    size_t computed = 0;  ///< bytes of elements that are drawn or filled
+    std::set<const record::Source*> sources;
+  };
+  Origins origins() const;
 
   /// Bytes that a reader of this program needs, besides its result, to read `elements` in `ranges`
   /// runs: buffers, lists of runs and positions in random streams.

@@ -98,6 +98,9 @@ void Reader::apply(const Step& step, State& state, Runs runs, void* out) {
     case StepKind::compute:
       compute(step, state, runs, out);
       return;
+    case StepKind::read:
+      fetch(step, runs, out);
+      return;
     default:
       auto* place = static_cast<std::byte*>(out);
       for (const auto& run : runs) {
@@ -146,6 +149,17 @@ void Reader::seek(const Step& step, State& state, int64_t element, uint64_t draw
     state.next = 0;
   }
   state.stream->skip(static_cast<uint64_t>(element - state.next) * draws);
+}
+
+void Reader::fetch(const Step& step, Runs runs, void* out) {
+  auto* place = static_cast<std::byte*>(out);
+  const auto itemsize = program_->itemsize();
+  for (const auto& run : runs) {
+    const auto bytes = static_cast<size_t>(run.count) * itemsize;
+    step.node->source->read(
+        step.node->source_offset + static_cast<uint64_t>(run.begin) * itemsize, bytes, place);
+    place += bytes;
+  }
 }
 
 const void* Reader::read_input(const Step& step, State& state, size_t index, Runs runs) {

@@ -40,6 +40,7 @@ class DORMANT_API Reader {
   void seek(const Step& step, State& state, int64_t element, uint64_t draws);
   void copy(const Step& step, State& state, Runs runs, void* out);
   void compute(const Step& step, State& state, Runs runs, void* out);
+  void fetch(const Step& step, Runs runs, void* out);
   const void* read_input(const Step& step, State& state, size_t index, Runs runs);
 
   const Program* program_;

@@ -1,0 +1,33 @@
+// Histories that do not begin with an operator: bytes of a file, and what quantising gives.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/Storage.h>
+#include <dormant/export.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "record/quantizer.h"
+#include "record/source.h"
+
+namespace dormant::record {
+
+/// A lazy storage whose bytes are `source`'s from `offset` on; `nbytes` is a multiple of the size of
+/// `dtype`, the type of most tensors over it.
+DORMANT_API c10::Storage make_read_storage(std::shared_ptr<const Source> source, uint64_t offset,
+                                           size_t nbytes, c10::ScalarType dtype);
+
+/// A lazy tensor that fills such a storage, contiguous.
+DORMANT_API at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offset,
+                                        c10::IntArrayRef sizes, c10::ScalarType dtype);
+
+/// The outputs of quantising `tensor`: lazy where it is lazy. `outputs`, where given, are such
+/// tensors of an earlier call, whose storages lose their histories for the new one. ValueError where
+/// the dtype is not float32, bfloat16 or float16, or where the quantizer refuses the sizes.
+DORMANT_API std::vector<at::Tensor> quantize(const at::Tensor& tensor,
+                                             const std::shared_ptr<const Quantizer>& quantizer,
+                                             std::vector<at::Tensor> outputs = {});
+
+}  // namespace dormant::record
