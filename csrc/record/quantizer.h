@@ -4,6 +4,7 @@
 // thread and in any order, so long as each call has whole units.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
 #include <dormant/export.h>
@@ -30,12 +31,13 @@ class DORMANT_API Quantizer {
   /// What `run` leaves for `finish` besides the outputs.
   virtual std::vector<Geometry> scratch(c10::IntArrayRef sizes) const = 0;
 
-  /// Elements that are quantised together: `run` gets multiples of it.
+  /// Elements that are quantised together, at least one: `run` gets multiples of it.
   virtual int64_t unit(c10::IntArrayRef sizes) const = 0;
 
   /// Quantises elements [begin, begin + count) of the source, in logical order; `begin` is a
-  /// multiple of the unit, and so is `count` unless it reaches the end. `dtype` is float32, bfloat16
-  /// or float16. `memory` is that of the outputs, then of the scratch. Any number of threads.
+  /// multiple of the unit, and so is `count` unless it reaches the end. `dtype` is float32,
+  /// bfloat16 or float16. `memory` is that of the outputs, then of the scratch. Any number of
+  /// threads.
   virtual void run(const void* source, c10::ScalarType dtype, c10::IntArrayRef sizes, int64_t begin,
                    int64_t count, c10::ArrayRef<void*> memory) const = 0;
 
@@ -47,5 +49,11 @@ class DORMANT_API Quantizer {
   /// The scheme in words that identify it, such as "nf4, blocks of 64, nested".
   virtual std::string name() const = 0;
 };
+
+/// Quantises a tensor that exists, with PyTorch's threads: what the tile engine does tile by tile.
+/// `outputs` have the geometry that the quantizer says, each over memory of its own. ValueError
+/// where `source` is not a contiguous CPU tensor of a dtype that `run` takes, or does not fit.
+DORMANT_API void run_whole(const Quantizer& quantizer, const at::Tensor& source,
+                           c10::ArrayRef<at::Tensor> outputs, int threads);
 
 }  // namespace dormant::record
