@@ -1,0 +1,104 @@
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+#include <torch/csrc/Dtype.h>
+#include <torch/csrc/DynamicTypes.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "bindings/parts.h"
+#include "checkpoint/file.h"
+#include "checkpoint/file_storage.h"
+#include "checkpoint/index.h"
+#include "checkpoint/safetensors.h"
+
+namespace py = pybind11;
+using namespace dormant::checkpoint;
+
+namespace {
+
+/// A file as Python holds it: pybind11 has no holder for what must not change.
+struct OpenFile {
+  std::shared_ptr<const File> file;
+};
+
+py::object dtype_object(c10::ScalarType type) {
+  return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(type)));
+}
+
+c10::ScalarType scalar_type(const py::object& dtype) {
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()),
+                   "dormant: File.storage: dtype must be a torch.dtype");
+  return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+}
+
+std::filesystem::path path_object(const std::string& path) { return path; }
+
+std::shared_ptr<FileStorage> storage(const OpenFile& open, const py::object& dtype, uint64_t offset,
+                                     uint64_t nbytes) {
+  open.file->check_range(offset, nbytes);
+  return std::make_shared<FileStorage>(open.file, scalar_type(dtype), offset, nbytes);
+}
+
+py::tuple safetensors_entries(const OpenFile& open) {
+  Safetensors header;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    header = read_safetensors_header(*open.file);
+  }
+  py::list entries;
+  for (const auto& entry : header.entries) {
+    entries.append(py::make_tuple(entry.name, dtype_object(entry.dtype),
+                                  py::tuple(py::cast(entry.sizes)), entry.offset, entry.nbytes));
+  }
+  return py::make_tuple(entries, header.metadata);
+}
+
+py::tuple index_entries(const std::filesystem::path& path) {
+  const auto index = read_index(path.string());
+  py::dict files;
+  for (const auto& [tensor, file] : index.files) {
+    files[py::str(tensor)] = py::str(py::cast(path_object(file)));
+  }
+  return py::make_tuple(files, py::module_::import("json").attr("loads")(index.metadata));
+}
+
+}  // namespace
+
+void dormant::bindings::bind_checkpoint(py::module_& m) {
+  py::class_<FileStorage, std::shared_ptr<FileStorage>>(m, "FileStorage")
+      .def("tensor", [](FileStorage& storage) {
+        // Histories are extended without Python's global lock (record/lazy_storage.h).
+        const py::gil_scoped_release other_threads_may_run;
+        return storage.tensor();
+      });
+  py::class_<OpenFile>(m, "File")
+      .def(py::init([](const std::filesystem::path& path) {
+             return OpenFile{File::open(path.string())};
+           }),
+           py::arg("path"))
+      .def_property_readonly(
+          "path",
+          [](const OpenFile& open) { return py::str(py::cast(path_object(open.file->path()))); })
+      .def_property_readonly("size", [](const OpenFile& open) { return open.file->size(); })
+      .def("check", [](const OpenFile& open) { open.file->check(); })
+      .def(
+          "read",
+          [](const OpenFile& open, uint64_t offset, size_t count) {
+            // Refused before memory of any size is asked for.
+            open.file->check_range(offset, count);
+            auto* bytes = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(count));
+            const auto result = py::reinterpret_steal<py::bytes>(bytes);
+            auto* out = PyBytes_AS_STRING(bytes);
+            const py::gil_scoped_release other_threads_may_run;
+            open.file->read(offset, count, out);
+            return result;
+          },
+          py::arg("offset"), py::arg("count"))
+      .def("storage", &storage, py::arg("dtype"), py::arg("offset"), py::arg("nbytes"));
+  m.def("safetensors_entries", &safetensors_entries, py::arg("file"));
+  m.def("index_entries", &index_entries, py::arg("path"));
+}

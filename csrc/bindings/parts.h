@@ -1,0 +1,11 @@
+// The parts of dormant._C that have a file of their own.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+namespace dormant::bindings {
+
+/// Files, and what the formats of checkpoints say about them.
+void bind_checkpoint(pybind11::module_& m);
+
+}  // namespace dormant::bindings

@@ -1,0 +1,238 @@
+#include "checkpoint/file.h"
+
+#include <c10/util/Exception.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/vfs.h>
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstddef>
+#include <filesystem>
+#include <iterator>
+#include <map>
+#include <system_error>
+#include <utility>
+
+#include "checkpoint/printable.h"
+
+namespace dormant::checkpoint {
+namespace {
+
+// The system reads no more at once (the manual of read(2)).
+constexpr size_t kMostBytes = 0x7ffff000;
+
+std::string absolute(const std::string& path) {
+  std::error_code error;
+  const auto result = std::filesystem::absolute(path, error);
+  return error ? path : result.string();
+}
+
+}  // namespace
+
+/// One private mapping of the whole file, and which of its bytes somebody has.
+class File::Mapping {
+ public:
+  /// Null where the system has no room for it.
+  static std::shared_ptr<Mapping> make(int descriptor, size_t size) {
+    // Without MAP_NORESERVE the system would set aside memory for a copy of every page.
+    void* memory =
+        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, descriptor, 0);
+    if (memory == MAP_FAILED) {
+      return nullptr;
+    }
+    return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(memory), size));
+  }
+  ~Mapping() { ::munmap(memory_, size_); }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+
+  /// False if any byte was claimed before.
+  bool claim(uint64_t begin, uint64_t end) {
+    const auto next = claimed_.lower_bound(begin);
+    if (next != claimed_.end() && next->first < end) {
+      return false;
+    }
+    if (next != claimed_.begin() && std::prev(next)->second > begin) {
+      return false;
+    }
+    claimed_.emplace_hint(next, begin, end);
+    return true;
+  }
+
+  std::byte* memory() const noexcept { return memory_; }
+
+ private:
+  Mapping(std::byte* memory, size_t size) : memory_(memory), size_(size) {}
+
+  std::byte* memory_;
+  size_t size_;
+  std::map<uint64_t, uint64_t> claimed_;  ///< begin -> end
+};
+
+std::shared_ptr<const File> File::open(const std::string& path) {
+  // O_NONBLOCK: a named pipe would block until somebody writes to it. It means nothing to a file.
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  if (descriptor < 0) {
+    throw std::system_error(errno, std::generic_category(),
+                            "dormant: open_checkpoint: opening " + printable(path));
+  }
+  // From here on the object closes the descriptor.
+  const std::shared_ptr<File> file(new File(absolute(path), descriptor));
+  struct ::stat status{};
+  if (::fstat(descriptor, &status) != 0) {
+    file->fail(errno, "asking for the size of");
+  }
+  TORCH_CHECK_VALUE(S_ISREG(status.st_mode), "dormant: open_checkpoint: ", file->name(), " is ",
+                    S_ISDIR(status.st_mode) ? "a folder" : "a device, pipe or socket",
+                    ", expected a file");
+  file->identity_ = identity_of(status);
+  return file;
+}
+
+File::File(std::string path, int descriptor)
+    : path_(std::move(path)), name_(printable(path_)), descriptor_(descriptor) {}
+
+File::~File() { ::close(descriptor_); }
+
+File::Identity File::identity_of(const struct ::stat& status) noexcept {
+#ifdef __APPLE__
+  const auto modified = status.st_mtimespec;
+#else
+  const auto modified = status.st_mtim;
+#endif
+  constexpr int64_t kNanoseconds = 1'000'000'000;
+  return {static_cast<uint64_t>(status.st_dev), static_cast<uint64_t>(status.st_ino),
+          static_cast<uint64_t>(status.st_size),
+          static_cast<int64_t>(modified.tv_sec) * kNanoseconds + modified.tv_nsec};
+}
+
+void File::fail(int error, const std::string& what) const {
+  throw std::system_error(error, std::generic_category(), "dormant: " + what + " " + name_);
+}
+
+void File::check_same(const Identity& now, const char* where) const {
+  constexpr const char* kNext =
+      "Cause: another process replaced or rewrote it meanwhile. Next: open the checkpoint again.";
+  TORCH_CHECK_VALUE(now.device == identity_.device && now.inode == identity_.inode,
+                    "dormant: read ", name_, ": ", where, " lies another file (inode ", now.inode,
+                    " of device ", now.device, ") than when it was opened (inode ", identity_.inode,
+                    " of device ", identity_.device, "). ", kNext);
+  TORCH_CHECK_VALUE(now.size == identity_.size, "dormant: read ", name_, ": ", where, " it has ",
+                    now.size, " bytes, expected ", identity_.size, " as when it was opened. ",
+                    kNext);
+  TORCH_CHECK_VALUE(now.modified == identity_.modified, "dormant: read ", name_, ": ", where,
+                    " it was modified at ", now.modified, " ns, expected ", identity_.modified,
+                    " ns as when it was opened. ", kNext);
+}
+
+void File::check() const {
+  struct ::stat status{};
+  if (::fstat(descriptor_, &status) != 0) {
+    fail(errno, "asking for the size of");
+  }
+  check_same(identity_of(status), "behind the open descriptor");
+  if (::stat(path_.c_str(), &status) != 0) {
+    if (errno == ENOENT || errno == ENOTDIR) {
+      return;  // removed; its bytes exist as long as it is open
+    }
+    fail(errno, "looking for");
+  }
+  check_same(identity_of(status), "at this path");
+}
+
+void File::check_range(uint64_t offset, uint64_t count) const {
+  TORCH_CHECK_VALUE(offset <= identity_.size && count <= identity_.size - offset, "dormant: read ",
+                    name_, ": ", count, " bytes at offset ", offset, ", the file has ",
+                    identity_.size, " bytes");
+}
+
+void File::read(uint64_t offset, size_t count, void* out) const {
+  check_range(offset, count);
+  auto* bytes = static_cast<std::byte*>(out);
+  for (size_t done = 0; done < count;) {
+    const auto place = static_cast<off_t>(offset + done);
+    const auto got = ::pread(descriptor_, bytes + done, std::min(count - done, kMostBytes), place);
+    if (got < 0 && errno == EINTR) {
+      continue;
+    }
+    if (got < 0) {
+      fail(errno, "reading " + std::to_string(count - done) + " bytes at offset " +
+                      std::to_string(place) + " of");
+    }
+    TORCH_CHECK_VALUE(got > 0, "dormant: read ", name_, ": the file ends at byte ", place,
+                      ", expected ", count, " bytes at offset ", offset,
+                      ". Cause: it shrank since it was opened, when it had ", identity_.size,
+                      " bytes. Next: open the checkpoint again.");
+    done += static_cast<size_t>(got);
+  }
+}
+
+c10::DataPtr File::map(uint64_t offset, size_t count) const {
+  check_range(offset, count);
+  if (count == 0) {
+    return {};
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto mapping = mapping_.lock();
+  if (!mapping || !mapping->claim(offset, offset + count)) {
+    mapping = Mapping::make(descriptor_, identity_.size);
+    if (!mapping) {
+      return {};
+    }
+    mapping->claim(offset, offset + count);
+    mapping_ = mapping;
+  }
+  auto* data = mapping->memory() + offset;
+  using Holder = std::shared_ptr<Mapping>;
+  auto holder = std::make_unique<Holder>(std::move(mapping));
+  return {data, holder.release(), [](void* context) { delete static_cast<Holder*>(context); },
+          c10::DeviceType::CPU};
+}
+
+bool File::maps_well() const {
+#ifdef __linux__
+  // Where the bytes lie behind a network or another process, a page fault may take seconds, fail
+  // with SIGBUS, or miss what another machine wrote. (linux/magic.h; cluster filesystems state
+  // theirs in their own sources.)
+  constexpr std::array<uint32_t, 12> kRemote = {
+      0x6969,      // NFS
+      0xff534d42,  // CIFS
+      0xfe534d42,  // SMB2
+      0x517b,      // SMB
+      0x65735546,  // FUSE
+      0x01021997,  // 9p
+      0x0bd00bd0,  // Lustre
+      0x47504653,  // GPFS
+      0x00c36400,  // Ceph
+      0x5346414f,  // AFS
+      0x6b414653,  // kAFS
+      0x73757245,  // Coda
+  };
+  struct ::statfs status{};
+  if (::fstatfs(descriptor_, &status) != 0) {
+    return false;
+  }
+  return std::find(kRemote.begin(), kRemote.end(), static_cast<uint32_t>(status.f_type)) ==
+         kRemote.end();
+#else
+  return true;
+#endif
+}
+
+void File::will_read(uint64_t offset, size_t count) const {
+#ifdef POSIX_FADV_WILLNEED
+  static_cast<void>(::posix_fadvise(descriptor_, static_cast<off_t>(offset),
+                                    static_cast<off_t>(count), POSIX_FADV_WILLNEED));
+#else
+  static_cast<void>(offset);
+  static_cast<void>(count);
+#endif
+}
+
+}  // namespace dormant::checkpoint

@@ -1,0 +1,20 @@
+// Text from a file in a message: names that may hold anything, and may be 100 MB long.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace dormant::checkpoint {
+
+/// `text` with control characters and bytes that are no UTF-8 as \xNN, and its middle left out
+/// where it is long. Always valid UTF-8, on one line.
+std::string printable(std::string_view text);
+
+/// The same between single quotes.
+std::string in_quotes(std::string_view text);
+
+/// The place of the first byte of `text` that does not belong to valid UTF-8; npos where there is
+/// none.
+size_t first_not_utf8(std::string_view text) noexcept;
+
+}  // namespace dormant::checkpoint
