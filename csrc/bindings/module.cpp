@@ -12,14 +12,18 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/parts.h"
 #include "random/exact_path.h"
+#include "record/entry.h"
 #include "record/fallback.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
 #include "record/recipe.h"
 #include "record/recorder.h"
 #include "record/replay.h"
+#include "record/snapshot.h"
 #include "tile/engine.h"
+#include "tile/rewrite.h"
 #include "tile/sink.h"
 
 namespace py = pybind11;
@@ -62,8 +66,46 @@ std::function<void(size_t, size_t)> interruptible(const OnStep& on_step) {
   };
 }
 
+/// A Snapshot, and the storages that were being written when work over it stopped.
+struct HeldTensors {
+  Snapshot snapshot;
+  std::vector<const c10::StorageImpl*> begun;
+};
+
+std::unique_ptr<HeldTensors> hold(const std::vector<at::Tensor>& tensors) {
+  std::vector<c10::Storage> storages;
+  for (const auto& tensor : tensors) {
+    storages.push_back(storage_of(tensor));
+  }
+  auto held = std::make_unique<HeldTensors>(HeldTensors{Snapshot(storages), {}});
+  for (const auto& tensor : tensors) {
+    settle(tensor);
+  }
+  return held;
+}
+
+dormant::tile::Mmap mmap_from(const std::string& name) {
+  TORCH_CHECK_VALUE(name == "auto" || name == "always" || name == "never", "dormant: mmap=\"", name,
+                    "\", expected \"auto\", \"always\" or \"never\"");
+  return name == "auto"     ? dormant::tile::Mmap::automatic
+         : name == "always" ? dormant::tile::Mmap::always
+                            : dormant::tile::Mmap::never;
+}
+
+const char* name_of(dormant::tile::Way way) {
+  switch (way) {
+    case dormant::tile::Way::tiles:
+      return "tiles";
+    case dormant::tile::Way::mapped:
+      return "mapped";
+    default:
+      return "replay";
+  }
+}
+
 py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::string& values,
-                             const OnStep& on_step, std::optional<size_t> memory_budget) {
+                             const OnStep& on_step, std::optional<size_t> memory_budget,
+                             const std::string& mmap, HeldTensors* held) {
   TORCH_CHECK_VALUE(values == "exact" || values == "empty", "dormant: materialize: values=\"",
                     values, "\", expected \"exact\" or \"empty\"");
   std::vector<c10::Storage> storages;
@@ -75,11 +117,14 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
   dormant::tile::Options options;
   options.values = values == "exact" ? Values::exact : Values::empty;
   options.memory_budget = memory_budget;
+  options.mmap = mmap_from(mmap);
   options.on_step = interruptible(on_step);
   std::vector<dormant::tile::Materialized> done;
   {
     const py::gil_scoped_release other_threads_may_run;
-    done = dormant::tile::materialize(storages, options);
+    done = held == nullptr
+               ? dormant::tile::materialize(storages, options)
+               : dormant::tile::materialize_over(held->snapshot, storages, options, held->begun);
   }
   py::list result;
   for (const auto& storage : done) {
@@ -88,7 +133,10 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
     entry["nbytes"] = storage.nbytes;
     entry["operators"] = storage.operators;
     entry["seconds"] = storage.seconds;
-    entry["way"] = storage.way == dormant::tile::Way::tiles ? "tiles" : "replay";
+    entry["way"] = name_of(storage.way);
+    entry["read_bytes"] = storage.read_bytes;
+    entry["initialised_bytes"] = storage.initialised_bytes;
+    entry["sources"] = storage.sources;
     result.append(entry);
   }
   for (const auto& tensor : tensors) {
@@ -104,14 +152,8 @@ void write_tensors(const std::vector<std::tuple<at::Tensor, int64_t>>& tensors, 
     (void)storage_of(tensor);
     outputs.push_back({tensor, offset});
   }
-  try {
-    const py::gil_scoped_release other_threads_may_run;
-    dormant::tile::write(outputs, {descriptor, path}, interruptible(on_step));
-  } catch (const std::system_error& error) {
-    const auto arguments = py::make_tuple(error.code().value(), error.what());
-    PyErr_SetObject(PyExc_OSError, arguments.ptr());
-    throw py::error_already_set();
-  }
+  const py::gil_scoped_release other_threads_may_run;
+  dormant::tile::write(outputs, {descriptor, path}, interruptible(on_step));
 }
 
 at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
@@ -145,6 +187,14 @@ at::Tensor load(const py::bytes& document, const std::vector<at::Tensor>& tensor
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      std::rethrow_exception(std::move(thrown));
+    } catch (const std::system_error& error) {
+      const auto arguments = py::make_tuple(error.code().value(), error.what());
+      PyErr_SetObject(PyExc_OSError, arguments.ptr());
+    }
+  });
   m.def("recording", &recording);
   m.def(
       "set_recording",
@@ -168,7 +218,21 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("live_storages", &live_storages);
   m.def("operators", &operators);
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),
-        py::arg("on_step"), py::arg("memory_budget") = std::nullopt);
+        py::arg("on_step"), py::arg("memory_budget") = std::nullopt, py::arg("mmap") = "auto",
+        py::arg("held") = nullptr);
+  py::class_<HeldTensors>(m, "HeldTensors")
+      .def(py::init(&hold), py::arg("tensors"), py::pos_only())
+      .def("restore", [](HeldTensors& held) { held.snapshot.restore(); })
+      .def("keep", [](HeldTensors& held) { held.snapshot.keep(); })
+      .def("begun", [](const HeldTensors& held) {
+        std::vector<uintptr_t> storages;
+        for (const auto* storage : held.begun) {
+          storages.push_back(reinterpret_cast<uintptr_t>(storage));
+        }
+        return storages;
+      });
+  m.def("quantize", &dormant::record::quantize, py::arg("tensor"), py::arg("quantizer"),
+        py::arg("outputs") = std::vector<at::Tensor>());
   m.def("write", &write_tensors, py::arg("tensors"), py::arg("descriptor"), py::arg("path"),
         py::arg("on_step"), py::pos_only());
   m.def("exact_path", [] { return dormant::random::exact_path().description; });
@@ -178,4 +242,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("dump", &dump);
   m.def("load", &load);
   m.def("torch_version", [] { return std::string(TORCH_VERSION); });
+  dormant::bindings::bind_checkpoint(m);
 }

@@ -75,10 +75,9 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
   for (size_t i = 0; i < outputs.size(); ++i) {
     TORCH_CHECK_VALUE(is_lazy(outputs[i]), "dormant: quantize: output ", i,
                       " has memory already. Next: quantise before materialising.");
-    TORCH_CHECK_VALUE(
-        outputs[i].storage().nbytes() >= geometries[i].nbytes_needed(), "dormant: quantize: output ",
-        i, " has ", outputs[i].storage().nbytes(), " bytes, expected ",
-        geometries[i].nbytes_needed());
+    TORCH_CHECK_VALUE(outputs[i].storage().nbytes() >= geometries[i].nbytes_needed(),
+                      "dormant: quantize: output ", i, " has ", outputs[i].storage().nbytes(),
+                      " bytes, expected ", geometries[i].nbytes_needed());
   }
   const auto* history = history_of(tensor);
   if (history == nullptr) {

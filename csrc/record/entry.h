@@ -14,8 +14,8 @@
 
 namespace dormant::record {
 
-/// A lazy storage whose bytes are `source`'s from `offset` on; `nbytes` is a multiple of the size of
-/// `dtype`, the type of most tensors over it.
+/// A lazy storage whose bytes are `source`'s from `offset` on; `nbytes` is a multiple of the size
+/// of `dtype`, the type of most tensors over it.
 DORMANT_API c10::Storage make_read_storage(std::shared_ptr<const Source> source, uint64_t offset,
                                            size_t nbytes, c10::ScalarType dtype);
 
@@ -24,8 +24,8 @@ DORMANT_API at::Tensor make_read_tensor(std::shared_ptr<const Source> source, ui
                                         c10::IntArrayRef sizes, c10::ScalarType dtype);
 
 /// The outputs of quantising `tensor`: lazy where it is lazy. `outputs`, where given, are such
-/// tensors of an earlier call, whose storages lose their histories for the new one. ValueError where
-/// the dtype is not float32, bfloat16 or float16, or where the quantizer refuses the sizes.
+/// tensors of an earlier call, whose storages lose their histories for the new one. ValueError
+/// where the dtype is not float32, bfloat16 or float16, or where the quantizer refuses the sizes.
 DORMANT_API std::vector<at::Tensor> quantize(const at::Tensor& tensor,
                                              const std::shared_ptr<const Quantizer>& quantizer,
                                              std::vector<at::Tensor> outputs = {});

@@ -115,6 +115,22 @@ void commit(c10::StorageImpl* storage, c10::DataPtr memory) {
   storage->clear_data_ptr_access_error_msg_();
 }
 
+c10::DataPtr suspend(c10::StorageImpl* storage, History history) {
+  storage->clear_materializer();
+  storage->clear_data_ptr_access_error_msg_();
+  const bool written = history.tail != nullptr;
+  auto lazy = null_data_ptr(history.buffer);
+  storage->set_nbytes(history.buffer->nbytes);
+  auto memory = storage->set_data_ptr(std::move(lazy));
+  *history_of(storage) = std::move(history);
+  if (written) {
+    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kRawAccess);
+  } else {
+    storage->set_materializer(&give_memory);
+  }
+  return memory;
+}
+
 c10::Storage allocate(size_t nbytes) {
   return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
       c10::StorageImpl::use_byte_size_t(), static_cast<int64_t>(nbytes),

@@ -52,6 +52,10 @@ DORMANT_API void restart(c10::StorageImpl* storage, size_t nbytes);
 /// storage's bytes.
 DORMANT_API void commit(c10::StorageImpl* storage, c10::DataPtr memory);
 
+/// Takes the memory of a storage, if it has any, and makes it lazy with `history`. Tensors over it
+/// need sync_key.
+DORMANT_API c10::DataPtr suspend(c10::StorageImpl* storage, History history);
+
 /// Memory for `nbytes` from the CPU allocator.
 DORMANT_API c10::Storage allocate(size_t nbytes);
 

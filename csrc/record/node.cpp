@@ -60,6 +60,12 @@ std::vector<Node*> closure(c10::ArrayRef<Node*> tails) {
   return found;
 }
 
+bool initialises(const Node& node) {
+  const auto& name = node.op.operator_name().name;
+  return node.position || name == "aten::fill_" || name == "aten::zero_" ||
+         (name == "aten::copy_" && !node.operands[1].buffer);
+}
+
 std::string full_name(const c10::OperatorHandle& op) {
   const auto& name = op.operator_name();
   return name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;

@@ -96,6 +96,9 @@ struct DORMANT_API Node : c10::intrusive_ptr_target {
   int32_t threads = 1;  ///< reductions split their sums by it
 };
 
+/// Whether the node gives elements their first values: a fill, or random numbers.
+DORMANT_API bool initialises(const Node& node);
+
 /// A number for the next node; grows over the whole process.
 DORMANT_API uint64_t next_sequence();
 

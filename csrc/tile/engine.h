@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "record/replay.h"
@@ -19,7 +21,16 @@ namespace dormant::tile {
 
 enum class Way : uint8_t {
   tiles,   ///< its program was run
+  mapped,  ///< it is bytes of a file, shown in place
   replay,  ///< its history was replayed whole
+};
+
+/// Whether a storage that is nothing but bytes of a file may show them in place, privately, rather
+/// than copy them.
+enum class Mmap : uint8_t {
+  never,
+  automatic,  ///< where that is as safe as reading: not on a network filesystem
+  always,     ///< wherever the system can; bytes misaligned for their dtype are copied all the same
 };
 
 struct Materialized {
@@ -28,12 +39,24 @@ struct Materialized {
   size_t operators;
   double seconds;  ///< on one thread
   Way way;
+  size_t read_bytes;         ///< of elements made from a source's bytes
+  size_t initialised_bytes;  ///< of elements drawn or filled, overwritten ones included
+  std::vector<std::string> sources;
+};
+
+/// Memory that a storage's bytes go to, in place of new memory; the storage stays lazy.
+struct Destination {
+  void* memory = nullptr;
+  bool begun = false;  ///< whether any byte was written
 };
 
 struct Options {
   record::Values values = record::Values::exact;
   /// Most bytes that tiles and everything else besides the final tensors may take.
   std::optional<size_t> memory_budget;
+  Mmap mmap = Mmap::automatic;
+  /// Only of storages that have a program; the others get memory of their own.
+  std::unordered_map<const c10::StorageImpl*, Destination>* destinations = nullptr;
   /// Called on the calling thread with (done, total) bytes, at least every tenth of a second while
   /// tiles are run; may throw to stop.
   std::function<void(size_t, size_t)> on_step;

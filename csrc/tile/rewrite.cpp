@@ -1,0 +1,35 @@
+#include "tile/rewrite.h"
+
+#include <unordered_map>
+#include <utility>
+
+namespace dormant::tile {
+
+std::vector<Materialized> materialize_over(const record::Snapshot& snapshot,
+                                           c10::ArrayRef<c10::Storage> storages, Options options,
+                                           std::vector<const c10::StorageImpl*>& begun) {
+  std::vector<c10::Storage> wanted(storages.begin(), storages.end());
+  const auto changed = snapshot.changed();
+  for (const auto& storage : changed) {
+    wanted.push_back(storage.storage);
+  }
+  std::unordered_map<const c10::StorageImpl*, Destination> destinations;
+  if (!snapshot.needed_by(wanted)) {
+    for (const auto& storage : changed) {
+      destinations[storage.storage.unsafeGetStorageImpl()].memory = storage.memory;
+    }
+  }
+  options.destinations = &destinations;
+  try {
+    return materialize(wanted, options);
+  } catch (...) {
+    for (const auto& [storage, destination] : destinations) {
+      if (destination.begun) {
+        begun.push_back(storage);
+      }
+    }
+    throw;
+  }
+}
+
+}  // namespace dormant::tile
