@@ -1,0 +1,154 @@
+#include "quantize/four_bit.h"
+
+#include <c10/util/Exception.h>
+#include <c10/util/accumulate.h>
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstring>
+#include <numeric>
+
+#include "quantize/cascade_mean.h"
+#include "quantize/source_format.h"
+
+namespace dormant::quantize {
+namespace {
+
+using record::Geometry;
+using Values = std::array<float, 16>;
+
+constexpr int64_t kLargestBlock = 4096;
+
+// Quantiles of the normal distribution: QLoRA, https://arxiv.org/abs/2305.14314, appendix E.
+constexpr Values kNormalFloat = {
+    -1.0f,
+    -0.6961928009986877f,
+    -0.5250730514526367f,
+    -0.39491748809814453f,
+    -0.28444138169288635f,
+    -0.18477343022823334f,
+    -0.09105003625154495f,
+    0.0f,
+    0.07958029955625534f,
+    0.16093020141124725f,
+    0.24611230194568634f,
+    0.33791524171829224f,
+    0.44070982933044434f,
+    0.5626170039176941f,
+    0.7229568362236023f,
+    1.0f,
+};
+
+// A sign, two bits of exponent and one of mantissa, divided by the largest; both zeros occur.
+Values float_values() {
+  constexpr std::array<float, 8> kMagnitudes = {0, 0.0625f, 8, 12, 4, 6, 2, 3};
+  Values values;
+  for (size_t i = 0; i < kMagnitudes.size(); ++i) {
+    values[i] = kMagnitudes[i] / 12;
+    values[i + kMagnitudes.size()] = -values[i];
+  }
+  return values;
+}
+
+FourBitTable table_of(const Values& values) {
+  FourBitTable table = {};
+  std::iota(std::begin(table.code), std::end(table.code), uint8_t{0});
+  // Stable: of fp4's zeros, code 0 comes first.
+  std::stable_sort(std::begin(table.code), std::end(table.code),
+                   [&](uint8_t a, uint8_t b) { return values[a] < values[b]; });
+  for (size_t i = 0; i + 1 < values.size(); ++i) {
+    table.middle[i] = (values[table.code[i]] + values[table.code[i + 1]]) / 2;
+  }
+  return table;
+}
+
+}  // namespace
+
+FourBit::FourBit(FourBitKind kind, int64_t block_size,
+                 std::optional<c10::ArrayRef<float>> nested_map)
+    : kind_(kind),
+      block_size_(block_size),
+      table_(table_of(kind == FourBitKind::nf4 ? kNormalFloat : float_values())) {
+  TORCH_CHECK_VALUE(block_size >= static_cast<int64_t>(kGroup) && block_size <= kLargestBlock &&
+                        std::has_single_bit(static_cast<uint64_t>(block_size)),
+                    "dormant: 4-bit quantisation: got blocks of ", block_size,
+                    " elements; expected 32, 64, 128, 256, 512, 1024, 2048 or 4096");
+  if (nested_map) {
+    nested_.emplace(*nested_map);
+  }
+}
+
+int64_t FourBit::blocks(c10::IntArrayRef sizes) const {
+  const int64_t n = c10::multiply_integers(sizes);
+  return n / block_size_ + (n % block_size_ != 0 ? 1 : 0);
+}
+
+std::vector<Geometry> FourBit::outputs(c10::IntArrayRef sizes) const {
+  const int64_t n = c10::multiply_integers(sizes);
+  const int64_t count = blocks(sizes);
+  std::vector<Geometry> outputs = {Geometry::contiguous({n / 2 + n % 2, 1}, c10::ScalarType::Byte)};
+  if (!nested_) {
+    outputs.push_back(Geometry::contiguous({count}, c10::ScalarType::Float));
+    return outputs;
+  }
+  const int64_t nested = count / DynamicMap::kBlock + (count % DynamicMap::kBlock != 0 ? 1 : 0);
+  outputs.push_back(Geometry::contiguous({count}, c10::ScalarType::Byte));
+  outputs.push_back(Geometry::contiguous({nested}, c10::ScalarType::Float));
+  outputs.push_back(Geometry::contiguous({}, c10::ScalarType::Float));
+  return outputs;
+}
+
+std::vector<Geometry> FourBit::scratch(c10::IntArrayRef sizes) const {
+  if (!nested_) {
+    return {};
+  }
+  return {Geometry::contiguous({blocks(sizes)}, c10::ScalarType::Float)};
+}
+
+int64_t FourBit::unit(c10::IntArrayRef /*sizes*/) const { return block_size_; }
+
+void FourBit::run(const void* source, c10::ScalarType dtype, c10::IntArrayRef /*sizes*/,
+                  int64_t begin, int64_t count, c10::ArrayRef<void*> memory) const {
+  const Format format = source_format(dtype);
+  auto* packed = static_cast<uint8_t*>(memory[0]) + begin / 2;
+  auto* absmax = static_cast<float*>(memory[nested_ ? 4 : 1]) + begin / block_size_;
+  const int64_t full = count / block_size_;
+  const auto block_size = static_cast<size_t>(block_size_);
+  const Kernels& level = kernels();
+  level.four_bit(table_, Scaling::multiply, format, source, block_size, static_cast<size_t>(full),
+                 packed, absmax);
+
+  const auto rest = static_cast<size_t>(count % block_size_);
+  if (rest == 0) {
+    return;
+  }
+  // Zeros after the last elements don't change their absmax, and an odd last one is paired with the
+  // code of zero.
+  const size_t width = c10::elementSize(dtype);
+  alignas(64) unsigned char padded[kLargestBlock * sizeof(float)] = {};
+  std::memcpy(padded, static_cast<const char*>(source) + full * block_size_ * width, rest * width);
+  const size_t padded_size = (rest + kGroup - 1) / kGroup * kGroup;
+  uint8_t codes[kLargestBlock / 2];
+  level.four_bit(table_, Scaling::divide, format, padded, padded_size, 1, codes, absmax + full);
+  std::memcpy(packed + full * block_size_ / 2, codes, (rest + 1) / 2);
+}
+
+void FourBit::finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> memory) const {
+  if (!nested_) {
+    return;
+  }
+  const auto* absmax = static_cast<const float*>(memory[4]);
+  const int64_t count = blocks(sizes);
+  const float offset = cascade_mean(absmax, count, threads);
+  *static_cast<float*>(memory[3]) = offset;
+  nested_->quantize(absmax, count, offset, static_cast<uint8_t*>(memory[1]),
+                    static_cast<float*>(memory[2]));
+}
+
+std::string FourBit::name() const {
+  return std::string(kind_ == FourBitKind::nf4 ? "nf4" : "fp4") + ", blocks of " +
+         std::to_string(block_size_) + (nested_ ? ", nested" : "");
+}
+
+}  // namespace dormant::quantize

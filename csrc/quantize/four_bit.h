@@ -1,0 +1,48 @@
+// The 4-bit formats of bitsandbytes, nf4 and fp4, bit for bit as its quantize_4bit makes them on a
+// CPU.
+#pragma once
+
+#include <c10/util/ArrayRef.h>
+#include <dormant/export.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "quantize/dynamic_map.h"
+#include "quantize/kernels.h"
+#include "record/quantizer.h"
+
+namespace dormant::quantize {
+
+enum class FourBitKind : uint8_t { nf4, fp4 };
+
+/// Outputs for N elements in B blocks: the packed codes, uint8 [(N + 1) / 2, 1], and the absmax,
+/// float32 [B]. Nested: the packed codes, the absmax as codes, uint8 [B], the absmax of those, one
+/// for 256, and the number subtracted from them, float32 [].
+class DORMANT_API FourBit final : public record::Quantizer {
+ public:
+  /// `block_size` is a power of two from 32 to 4096; `nested_map` quantises the absmax again
+  /// (DynamicMap). ValueError otherwise.
+  FourBit(FourBitKind kind, int64_t block_size,
+          std::optional<c10::ArrayRef<float>> nested_map = std::nullopt);
+
+  std::vector<record::Geometry> outputs(c10::IntArrayRef sizes) const override;
+  std::vector<record::Geometry> scratch(c10::IntArrayRef sizes) const override;
+  int64_t unit(c10::IntArrayRef sizes) const override;
+  void run(const void* source, c10::ScalarType dtype, c10::IntArrayRef sizes, int64_t begin,
+           int64_t count, c10::ArrayRef<void*> memory) const override;
+  void finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> memory) const override;
+  std::string name() const override;
+
+ private:
+  int64_t blocks(c10::IntArrayRef sizes) const;
+
+  FourBitKind kind_;
+  int64_t block_size_;
+  FourBitTable table_;
+  std::optional<DynamicMap> nested_;
+};
+
+}  // namespace dormant::quantize

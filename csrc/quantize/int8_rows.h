@@ -1,0 +1,28 @@
+// LLM.int8: rows of int8 with a scale for each, bit for bit as Int8Params of bitsandbytes quantises
+// on a CPU.
+#pragma once
+
+#include <dormant/export.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "record/quantizer.h"
+
+namespace dormant::quantize {
+
+/// Outputs for a source of [rows, columns], which is rounded to float16 first: int8 [rows, columns]
+/// and the absmax of each row, float32 [rows], which bitsandbytes calls SCB.
+class DORMANT_API Int8Rows final : public record::Quantizer {
+ public:
+  std::vector<record::Geometry> outputs(c10::IntArrayRef sizes) const override;
+  std::vector<record::Geometry> scratch(c10::IntArrayRef sizes) const override;
+  int64_t unit(c10::IntArrayRef sizes) const override;
+  void run(const void* source, c10::ScalarType dtype, c10::IntArrayRef sizes, int64_t begin,
+           int64_t count, c10::ArrayRef<void*> memory) const override;
+  void finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> memory) const override;
+  std::string name() const override;
+};
+
+}  // namespace dormant::quantize

@@ -1,0 +1,19 @@
+#include "quantize/source_format.h"
+
+#include <c10/util/Exception.h>
+
+#include <optional>
+
+#include "random/typed_kernels.h"
+
+namespace dormant::quantize {
+
+Format source_format(c10::ScalarType dtype) {
+  const std::optional<Format> format = random::format_of(dtype);
+  TORCH_CHECK_VALUE(format.has_value() && *format != Format::float64,
+                    "dormant: quantise: got elements of ", dtype,
+                    "; expected float32, bfloat16 or float16. Convert them first");
+  return *format;
+}
+
+}  // namespace dormant::quantize

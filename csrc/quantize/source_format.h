@@ -1,0 +1,13 @@
+// The format of the elements that are quantised.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include "quantize/kernels.h"
+
+namespace dormant::quantize {
+
+/// ValueError but for float32, bfloat16 and float16.
+Format source_format(c10::ScalarType dtype);
+
+}  // namespace dormant::quantize
