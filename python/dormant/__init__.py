@@ -19,6 +19,8 @@ check_torch()
 from dormant.compat import LazyInitContext  # noqa: E402
 from dormant.context import lazy_init  # noqa: E402
 from dormant.materialize import is_lazy, materialize  # noqa: E402
+from dormant.quantize import QuantizeReport, quantize  # noqa: E402
+from dormant.quantizers.bitsandbytes import FourBit, Int8  # noqa: E402
 from dormant.report import Report, TensorReport  # noqa: E402
 from dormant.save import save  # noqa: E402
 from dormant.summary import Summary, summary  # noqa: E402
@@ -27,7 +29,10 @@ cmake_prefix_path: str = cmake_prefix()
 """Directory to put on CMAKE_PREFIX_PATH so that `find_package(dormant)` succeeds."""
 
 __all__ = [
+    "FourBit",
+    "Int8",
     "LazyInitContext",
+    "QuantizeReport",
     "Report",
     "Summary",
     "TensorReport",
@@ -35,6 +40,7 @@ __all__ = [
     "is_lazy",
     "lazy_init",
     "materialize",
+    "quantize",
     "save",
     "summary",
 ]

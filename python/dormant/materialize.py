@@ -17,8 +17,10 @@ from dormant.inventory import (
     owns_storage,
     take_inventory,
 )
+from dormant.layerwise import finish_layerwise
 from dormant.memory import PeakMemory
 from dormant.progress import Callback, ProgressBar, wants_bar
+from dormant.quantized_layers import forget_sources
 from dormant.reachable import reachable_tensors
 from dormant.report import Report, TensorReport
 
@@ -124,6 +126,9 @@ def materialize(
 
     if dtype is not None:
         convert(roots, as_dtype(dtype))
+    if values == "exact":
+        for _, root in roots:
+            finish_layerwise(root, lambda layer: _realize_layer(layer, memory_budget))
     inventory = take_inventory(roots)
     with _steps(progress, peak) as on_step:
 
@@ -148,11 +153,19 @@ def materialize(
         finally:
             for tensor in inventory.objects:
                 _C.settle(tensor)
+    forget_sources(root for _, root in roots)
     patches.uninstall_if_idle()
     report = _report(inventory, finished, values, time.perf_counter() - started, peak.result())
     if verbose:
         print(report)
     return report
+
+
+def _realize_layer(layer: torch.nn.Module, memory_budget: int | None) -> None:
+    inventory = take_inventory([("", layer)])
+    _C.materialize(list(inventory.lazy_storages.values()), "exact", None, memory_budget)
+    for tensor in inventory.objects:
+        _C.settle(tensor)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,228 @@
+"""Quantised weights that still know the full-precision tensor they are made of.
+
+A quantised layer holds packed bytes and statistics, so a checkpoint in full precision finds no
+parameter to go to. While its packed bytes are lazy, each weight therefore keeps its source: the
+lazy float tensor it is computed from. `load` shows the sources as ordinary parameters for the time
+of `load_state_dict`, and quantises again, from the new histories, into the same parameter objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from dormant import _C
+from dormant.context import lazy_init
+
+
+class PackedFormat(Protocol):
+    """How one library keeps a quantised weight in a layer."""
+
+    def check(self, weight: torch.Tensor, name: str) -> None:
+        """Raises ValueError where a weight like this, [out, in], can't be quantised."""
+
+    def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
+        """Makes `module` the library's layer, its weight the quantised `weight` ([out, in])."""
+
+    def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
+        """Quantises `weight` anew into the parameter object that `install` made."""
+
+    def accept(
+        self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
+    ) -> None:
+        """Takes what a checkpoint of quantised weights has for this layer."""
+
+
+@dataclass
+class _Source:
+    """What a quantised weight is made of; knows no module, so that it keeps none alive."""
+
+    tensor: torch.Tensor
+    transposed: bool
+    requires_grad: bool
+    format: PackedFormat
+
+    def weight(self) -> torch.Tensor:
+        """The tensor as it is quantised: [out, in]."""
+        return self.tensor.t().contiguous() if self.transposed else self.tensor
+
+
+_sources: weakref.WeakKeyDictionary[torch.nn.Module, _Source] = weakref.WeakKeyDictionary()
+
+
+class QuantizedWeight:
+    """The quantised weight of one layer.
+
+    Attributes:
+        name: its name in the state dict of the model.
+        module: the layer.
+        attribute: the name of the parameter in the layer.
+    """
+
+    attribute = "weight"
+
+    def __init__(self, name: str, module: torch.nn.Module, source: _Source) -> None:
+        self.name = name
+        self.module = module
+        self._source = source
+
+    @property
+    def source(self) -> torch.Tensor:
+        """The lazy float tensor that is quantised, laid out as a checkpoint has it."""
+        return self._source.tensor
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the packed bytes have no memory yet."""
+        return _C.is_lazy(self._packed())
+
+    @contextlib.contextmanager
+    def expose(self, *, dtype: torch.dtype | None = None) -> Iterator[torch.nn.Parameter]:
+        """Puts a float parameter in the place of the quantised one while open.
+
+        It starts with the history of the source. What was written to it, or to a parameter that
+        replaced it, is quantised at the end into the same parameter object as before, lazily; where
+        nothing was written, and no dtype asked for, everything is as it was. So it is after an
+        exception.
+
+        Args:
+            dtype: what is quantised gets this dtype first.
+
+        Yields:
+            The float parameter.
+        """
+        packed = self._packed()
+        source = self._source
+        exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
+        version = exposed._version
+        self.module._parameters[self.attribute] = exposed
+        try:
+            yield exposed
+            written = self.module._parameters[self.attribute]
+        finally:
+            self.module._parameters[self.attribute] = packed
+        assert written is not None
+        changed = written is not exposed or written._version != version
+        if not changed and dtype in (None, source.tensor.dtype):
+            return
+        with torch.no_grad():
+            tensor = written.detach()
+            replaced = _Source(
+                tensor if dtype is None else tensor.to(dtype),
+                source.transposed,
+                source.requires_grad,
+                source.format,
+            )
+            source.format.check(replaced.tensor, self.name)
+            source.format.refresh(self.module, replaced.weight())
+        self._source = _sources[self.module] = replaced
+
+    def accept_prequantized(self, entries: Mapping[str, torch.Tensor]) -> None:
+        """Takes a weight that a checkpoint has in quantised form, lazily where it is lazy.
+
+        Args:
+            entries: the checkpoint's tensors of this layer by their names within it: "weight",
+                "weight.absmax", "weight.quant_map", ... or "weight", "SCB", "weight_format".
+
+        Raises:
+            KeyError: a part is missing, or there is one too many.
+            ValueError: a part does not fit the layer, or is quantised another way.
+        """
+        tensor = self._source.tensor
+        sizes = tensor.shape[::-1] if self._source.transposed else tensor.shape
+        with torch.no_grad():
+            self._source.format.accept(self.module, entries, torch.Size(sizes))
+        # What was to be quantised is not the source of these bytes.
+        self._source = _sources[self.module] = _placeholder(self._source)
+
+    def prequantized_names(self) -> tuple[str, ...]:
+        """Every name under which a checkpoint of quantised weights may keep parts of this one."""
+        prefix = self.name.removesuffix(self.attribute)
+        return tuple(prefix + part for part in _PARTS)
+
+    def _packed(self) -> torch.nn.Parameter:
+        packed = self.module._parameters[self.attribute]
+        assert packed is not None
+        return packed
+
+
+_PARTS = (
+    "weight",
+    "weight.absmax",
+    "weight.quant_map",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+    "SCB",
+    "weight_format",
+)
+
+
+def register(
+    module: torch.nn.Module,
+    weight: torch.Tensor,
+    *,
+    transposed: bool,
+    requires_grad: bool,
+    packed_format: PackedFormat,
+) -> None:
+    """Remembers `weight`, as the layer kept it, as the source of what `module` holds now."""
+    source = _Source(weight, transposed, requires_grad, packed_format)
+    _sources[module] = source if _C.is_lazy(weight) else _placeholder(source)
+
+
+def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
+    """The quantised weights in `model` that `dormant.quantize` made, each once.
+
+    Args:
+        model: the module, or one that holds it.
+
+    Returns:
+        The weights in the order of `named_modules`.
+    """
+    found: list[QuantizedWeight] = []
+    for prefix, module in model.named_modules():
+        source = _sources.get(module)
+        if source is not None:
+            name = f"{prefix}.weight" if prefix else "weight"
+            found.append(QuantizedWeight(name, module, source))
+    return found
+
+
+def forget_sources(roots: Iterable[object]) -> None:
+    """Lets go of the histories of weights that are real now.
+
+    They are no longer needed, and a lazy tensor that is alive keeps Dormant's patches in place.
+
+    Args:
+        roots: modules, and anything else, which has none.
+    """
+    if not _sources:
+        return
+    for root in roots:
+        for module in root.modules() if isinstance(root, torch.nn.Module) else ():
+            source = _sources.get(module)
+            packed = module._parameters.get("weight")
+            if source is not None and packed is not None and not _C.is_lazy(packed):
+                _sources[module] = _placeholder(source)
+
+
+def _placeholder(source: _Source) -> _Source:
+    """A source of the same geometry on the meta device: it has neither values nor a history."""
+    tensor = torch.empty(source.tensor.shape, dtype=source.tensor.dtype, device="meta")
+    return _Source(tensor, source.transposed, source.requires_grad, source.format)
+
+
+def _copy(source: torch.Tensor) -> torch.Tensor:
+    """A lazy tensor with the history of `source`; without values where that has none."""
+    with torch.no_grad():
+        if not source.is_meta:
+            return source.detach().clone()
+        with lazy_init():
+            return torch.empty(source.shape, dtype=source.dtype, device="cpu")

@@ -1,0 +1,1 @@
+"""What `dormant.quantize` knows about layers, and about the libraries that quantise them."""

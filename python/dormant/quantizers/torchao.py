@@ -1,0 +1,37 @@
+"""Configuration objects of torchao, applied to one layer."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from dormant.layerwise import Quantiser
+
+
+def is_configuration(scheme: object) -> bool:
+    """Whether `scheme` is a configuration object of torchao; imports nothing."""
+    return any(kind.__name__ == "AOBaseConfig" for kind in type(scheme).__mro__)
+
+
+def layer_quantiser(configuration: Any) -> Quantiser:
+    """The function that quantises one linear layer in place as `configuration` says.
+
+    Raises:
+        ImportError: torchao is not installed; the message says what to do.
+    """
+    try:
+        quantize_ = importlib.import_module("torchao.quantization").quantize_
+    except ImportError as error:
+        raise ImportError(
+            f"quantize: {type(configuration).__name__} is a configuration of torchao, which cannot "
+            f"be imported ({error}). Install it: pip install 'torchao>=0.18'. The rest of dormant "
+            "does not need it."
+        ) from error
+
+    def quantise(layer: torch.nn.Module) -> torch.nn.Module:
+        quantize_(layer, configuration)
+        return layer
+
+    return quantise
