@@ -66,7 +66,12 @@ std::string printable(std::string_view text) {
   return result;
 }
 
-std::string in_quotes(std::string_view text) { return "'" + printable(text) + "'"; }
+std::string in_quotes(std::string_view text) {
+  std::string result(1, '\'');
+  result += printable(text);
+  result += '\'';
+  return result;
+}
 
 size_t first_not_utf8(std::string_view text) noexcept {
   for (size_t place = 0; place < text.size();) {

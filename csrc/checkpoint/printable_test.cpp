@@ -1,0 +1,40 @@
+#include "checkpoint/printable.h"
+
+#include <gtest/gtest.h>
+
+namespace dormant::checkpoint {
+namespace {
+
+TEST(Printable, LeavesTextAlone) {
+  EXPECT_EQ(printable("model.layers.0.weight \xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80"),
+            "model.layers.0.weight \xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80");
+  EXPECT_EQ(in_quotes("a"), "'a'");
+}
+
+TEST(Printable, ShowsControlCharactersAndBytesThatAreNoText) {
+  EXPECT_EQ(printable(std::string_view("a\0b\n\x1b[31m\x7f", 10)), "a\\x00b\\x0a\\x1b[31m\\x7f");
+  EXPECT_EQ(printable("\xff\xc3"), "\\xff\\xc3");
+  EXPECT_EQ(printable("\xed\xa0\x80"), "\\xed\\xa0\\x80");
+}
+
+TEST(Printable, LongTextIsCutToValidText) {
+  std::string text;
+  for (int i = 0; i < 1000; ++i) {
+    text += "\xe2\x82\xac";
+  }
+  const auto shown = printable(text);
+  EXPECT_LT(shown.size(), 500u);
+  EXPECT_NE(shown.find("2600 bytes more"), std::string::npos);
+  EXPECT_EQ(first_not_utf8(shown), std::string_view::npos);
+}
+
+TEST(Printable, FindsTheFirstByteThatIsNoUtf8) {
+  EXPECT_EQ(first_not_utf8("abc"), std::string_view::npos);
+  EXPECT_EQ(first_not_utf8("ab\x80"), 2u);
+  EXPECT_EQ(first_not_utf8("\xc0\x80"), 0u) << "an overlong form";
+  EXPECT_EQ(first_not_utf8("a\xf4\x90\x80\x80"), 1u) << "above U+10FFFF";
+  EXPECT_EQ(first_not_utf8("a\xe2\x82"), 1u) << "the text ends within a character";
+}
+
+}  // namespace
+}  // namespace dormant::checkpoint
