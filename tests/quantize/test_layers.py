@@ -1,0 +1,364 @@
+"""Which layers become quantised ones, which stay, and what stays of them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.nn.utils import parametrizations
+from transformers.pytorch_utils import Conv1D
+
+import dormant
+from compare import assert_same_bits
+from parallel_layers import (
+    ColumnParallelLinear,
+    MegatronColumnParallelLinear,
+    RowParallelLinear,
+)
+from peers import assert_same_quantised, assert_same_state, four_bit, int8
+
+SCHEMES = ("nf4", "fp4", "int8")
+
+
+def peer(layer: nn.Linear, scheme: str) -> Any:
+    return int8(layer) if scheme == "int8" else four_bit(layer, quant_type=scheme)
+
+
+def body(*extra: nn.Module) -> nn.Sequential:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64), *extra)
+
+
+def lazy_body(*extra: nn.Module) -> nn.Sequential:
+    with dormant.lazy_init():
+        return body(*extra)
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+def test_only_the_exact_class_is_replaced() -> None:
+    with dormant.lazy_init():
+        model = nn.ModuleDict(
+            {
+                "plain": nn.Linear(64, 64),
+                "own": OwnLinear(64, 64),
+                "bilinear": nn.Bilinear(4, 4, 4),
+                "attention": nn.MultiheadAttention(64, 4),
+                "convolution": nn.Conv1d(4, 4, 1),
+                "embedding": nn.Embedding(16, 64),
+            }
+        )
+    report = dormant.quantize(model, "nf4", skip=())
+    assert [layer.name for layer in report.layers] == ["plain"]
+    assert type(model["own"]) is OwnLinear
+    assert type(model["attention"].out_proj) is nn.modules.linear.NonDynamicallyQuantizableLinear
+
+
+def test_the_module_bias_hooks_and_attributes_stay_the_same_objects() -> None:
+    model: Any = lazy_body()
+    layer, bias = model[0], model[0].bias
+    layer.note = note = object()
+    calls: list[nn.Module] = []
+    layer.register_forward_hook(lambda module, *_: calls.append(module))
+    layer.eval()
+    dormant.quantize(model, "nf4", skip=())
+    assert model[0] is layer
+    assert type(layer) is bitsandbytes.nn.Linear4bit
+    assert layer.bias is bias
+    assert bias.requires_grad
+    assert layer.note is note
+    assert layer.training is False
+    assert model[2].training is True
+    dormant.materialize(model)
+    model(torch.randn(2, 64))
+    assert calls == [layer]
+
+
+def test_other_parameters_stay_the_same_objects_and_get_eager_values() -> None:
+    def build() -> nn.Sequential:
+        return body().extend([nn.LayerNorm(64), nn.Linear(64, 8)])
+
+    with dormant.lazy_init():
+        model = build()
+    before = dict(model.named_parameters())
+    dormant.quantize(model, "nf4")
+    dormant.materialize(model)
+    eager = dict(build().named_parameters())
+    for name, parameter in model.named_parameters():
+        if name not in ("0.weight", "2.weight"):
+            assert parameter is before[name]
+            assert_same_bits(parameter, eager[name], name)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_inside_and_outside_the_context(scheme: str, inside: bool) -> None:
+    with dormant.lazy_init():
+        model: Any = body()
+        if inside:
+            dormant.quantize(model, scheme, skip=())
+    if not inside:
+        dormant.quantize(model, scheme, skip=())
+    assert dormant.is_lazy(model[0].weight)
+    dormant.materialize(model)
+    for mine, eager in zip(model, body(), strict=True):
+        if isinstance(eager, nn.Linear):
+            assert_same_quantised(mine, peer(eager, scheme))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_real_model_is_quantised_at_once(scheme: str) -> None:
+    model: Any = body()
+    dormant.quantize(model, scheme, skip=())
+    assert not dormant.is_lazy(model)
+    assert_same_quantised(model[0], peer(body()[0], scheme))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_conv1d_is_quantised_transposed(scheme: str) -> None:
+    def build() -> Conv1D:
+        torch.manual_seed(2)
+        return Conv1D(96, 64)
+
+    with dormant.lazy_init():
+        layer: Any = build()
+    dormant.quantize(layer, scheme)
+    dormant.materialize(layer)
+    eager = build()
+    linear = nn.Linear(64, 96)
+    with torch.no_grad():
+        linear.weight.copy_(eager.weight.t())
+        linear.bias.copy_(eager.bias)
+    theirs = peer(linear, scheme)
+    assert_same_state(layer, theirs)
+    inputs = torch.randn(3, 64)
+    assert_same_bits(layer(inputs), theirs(inputs), "forward")
+
+
+# --- parallel layers
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_parallel_layers_keep_their_forward(scheme: str, parts: int) -> None:
+    gathered: list[torch.Size] = []
+
+    def gather(output: torch.Tensor) -> torch.Tensor:
+        gathered.append(output.shape)
+        return torch.cat([output] * parts, dim=-1)
+
+    def build() -> nn.Sequential:
+        torch.manual_seed(6)
+        return nn.Sequential(
+            ColumnParallelLinear(64, 128, parts=parts, gather=gather),
+            nn.Unflatten(-1, (parts, 128 // parts)),
+            RowParallelLinear(128, 64, parts=parts, reduce=lambda output: output.sum(-2)),
+        )
+
+    with dormant.lazy_init():
+        model = build()
+    dormant.quantize(model, scheme, skip=())
+    assert type(model[0]) is ColumnParallelLinear
+    dormant.materialize(model)
+
+    eager = build()
+    column, row = linear_of(eager[0]), linear_of(eager[2])
+    inputs = torch.randn(3, 64)
+    mine = model(inputs)
+    assert gathered == [torch.Size([3, 128 // parts])]
+    first = gather(peer(column, scheme)(inputs)).unflatten(-1, (parts, 128 // parts))
+    bias = row.bias
+    row.bias = None
+    theirs = peer(row, scheme)(first).sum(-2) + bias
+    assert_same_bits(mine, theirs, "forward")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_parallel_layers_save_what_bitsandbytes_saves(scheme: str) -> None:
+    def build() -> ColumnParallelLinear:
+        torch.manual_seed(6)
+        return ColumnParallelLinear(64, 128, parts=2)
+
+    with dormant.lazy_init():
+        layer = build()
+    dormant.quantize(layer, scheme)
+    dormant.materialize(layer)
+    theirs = peer(linear_of(build()), scheme)
+    mine, expected = layer.state_dict(), theirs.state_dict()
+    assert set(mine) == set(expected)
+    for name, tensor in expected.items():
+        assert_same_bits(mine[name], tensor, name)
+    layer.eval()(torch.randn(2, 64))
+    assert set(layer.state_dict()) == set(expected)
+
+
+def test_megatrons_second_result_stays() -> None:
+    def build() -> MegatronColumnParallelLinear:
+        torch.manual_seed(6)
+        return MegatronColumnParallelLinear(64, 32)
+
+    with dormant.lazy_init():
+        layer = build()
+    dormant.quantize(layer, "nf4")
+    dormant.materialize(layer)
+    eager = build()
+    linear = nn.Linear(64, 32, bias=False)
+    linear.weight = eager.weight
+    inputs = torch.randn(3, 64)
+    output, bias = layer(inputs)
+    assert_same_bits(output, four_bit(linear, quant_type="nf4")(inputs), "output")
+    assert_same_bits(bias, eager.bias, "bias")
+
+
+def linear_of(parallel: Any) -> nn.Linear:
+    rows, columns = parallel.weight.shape
+    linear = nn.Linear(columns, rows, bias=parallel.bias is not None)
+    linear.weight, linear.bias = parallel.weight, parallel.bias
+    return linear
+
+
+# --- what is skipped
+
+
+def test_adapters_and_the_last_module_are_skipped_by_default() -> None:
+    with dormant.lazy_init():
+        model = nn.ModuleDict(
+            {
+                "embedding": nn.Embedding(10, 64),
+                "project": nn.Linear(64, 64),
+                "project_lora_a": nn.Linear(64, 4),
+                "output": nn.Linear(64, 10),
+                "output_lora_b": nn.Linear(4, 10),
+            }
+        )
+    report = dormant.quantize(model, "nf4")
+    assert [layer.name for layer in report.layers] == ["project"]
+    assert set(report.skipped) == {"project_lora_a", "output", "output_lora_b"}
+    assert "lora" in report.skipped["project_lora_a"]
+    assert "head" in report.skipped["output"]
+
+
+@pytest.mark.parametrize(
+    ("skip", "quantised"),
+    [
+        ((), ["layers.1.up", "layers.1.down", "layers.11.up", "layers.11.down", "head"]),
+        (["layers.1"], ["layers.11.up", "layers.11.down", "head"]),
+        (["down"], ["layers.1.up", "layers.11.up", "head"]),
+        ([r"layers\.\d+\.up", "head"], ["layers.1.down", "layers.11.down"]),
+        (iter(["layers"]), ["head"]),
+    ],
+)
+def test_skip_is_matched_as_transformers_does(skip: Any, quantised: list[str]) -> None:
+    def block() -> nn.ModuleDict:
+        return nn.ModuleDict({"up": nn.Linear(8, 8), "down": nn.Linear(8, 8)})
+
+    with dormant.lazy_init():
+        model = nn.Module()
+        model.layers = nn.ModuleDict({"1": block(), "11": block()})
+        model.head = nn.Linear(8, 8)
+    report = dormant.quantize(model, "nf4", skip=skip)
+    assert [layer.name for layer in report.layers] == quantised
+
+
+def test_tied_weights_are_skipped_by_default() -> None:
+    with dormant.lazy_init():
+        model: Any = lazy_body(nn.Linear(64, 64))
+        model[3].weight = model.append(nn.Embedding(64, 64))[4].weight
+    report = dormant.quantize(model, "nf4")
+    assert [layer.name for layer in report.layers] == ["0", "2"]
+    assert report.skipped == {"3": "its weight is tied"}
+    assert model[3].weight is model[4].weight
+
+
+def test_tied_weights_that_are_asked_for_are_refused() -> None:
+    with dormant.lazy_init():
+        model: Any = body()
+        model[2].weight = nn.Parameter(model[0].weight.data.t())
+    with pytest.raises(ValueError, match=r"0\.weight is tied: 0\.weight, 2\.weight") as error:
+        dormant.quantize(model, "nf4", skip=())
+    assert "Skip these layers, or untie" in str(error.value)
+    assert type(model[0]) is nn.Linear
+
+
+def test_a_module_held_twice_is_quantised_once() -> None:
+    with dormant.lazy_init():
+        model: Any = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
+        model.append(model[0])
+    report = dormant.quantize(model, "nf4", skip=())
+    assert [layer.name for layer in report.layers] == ["0"]
+    assert model[2] is model[0]
+
+
+def test_quantising_twice_takes_what_is_left() -> None:
+    model: Any = lazy_body(ColumnParallelLinear(64, 64), nn.Linear(64, 64))
+    first = dormant.quantize(model, "nf4", skip=["4"])
+    second = dormant.quantize(model, "int8", skip=())
+    assert [layer.name for layer in first.layers] == ["0", "2", "3"]
+    assert [layer.name for layer in second.layers] == ["4"]
+    with pytest.raises(ValueError, match="no layer to quantise"):
+        dormant.quantize(model, "nf4", skip=())
+
+
+def test_computed_weights_are_left_alone() -> None:
+    model: Any = lazy_body()
+    parametrizations.weight_norm(model[0])
+    torch.nn.utils.weight_norm(model[2])
+    model.append(nn.Linear(64, 64))
+    report = dormant.quantize(model, "nf4", skip=())
+    assert [layer.name for layer in report.layers] == ["3"]
+    assert "weight norm" in report.skipped["2"]
+
+
+def test_gpt2_keeps_what_transformers_keeps() -> None:
+    configuration = transformers.GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=64)
+    with dormant.lazy_init():
+        model = transformers.GPT2LMHeadModel(configuration)
+    report = dormant.quantize(model, "nf4")
+    kinds = {layer.kind for layer in report.layers}
+    assert kinds == {"Conv1D"}
+    assert len(report.layers) == 4
+    assert list(report.skipped) == ["lm_head"]
+
+
+# --- copies and reports
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_deep_copy_of_a_lazy_quantised_model(scheme: str) -> None:
+    model = lazy_body()
+    dormant.quantize(model, scheme, skip=())
+    duplicate = copy.deepcopy(model)
+    dormant.materialize(model)
+    dormant.materialize(duplicate)
+    assert_same_state(duplicate, model)
+    assert duplicate[0].weight.data_ptr() != model[0].weight.data_ptr()
+
+
+def test_the_report_counts_bytes() -> None:
+    model = lazy_body(nn.Linear(64, 8))
+    report = dormant.quantize(model, "nf4")
+    dormant.materialize(model)
+    for layer in report.layers:
+        state = model.get_submodule(layer.name).state_dict()
+        held = sum(
+            state[name].nbytes for name in ("weight", "weight.absmax", "weight.nested_absmax")
+        )
+        assert layer.nbytes == held + 4  # the offset, which is saved as text
+    assert report.layers[0].nbytes_before == 4 * 64 * 128
+    assert "2 layers" in str(report)
+    assert "kept 3: it is the output head" in str(report)
+    assert report.to_dict()["layers"][0]["name"] == "0"
+
+
+def test_int8_reports_its_bytes() -> None:
+    model: Any = lazy_body()
+    report = dormant.quantize(model, "int8", skip=())
+    dormant.materialize(model)
+    assert report.layers[0].nbytes == model[0].weight.nbytes + model[0].weight.SCB.nbytes
