@@ -71,7 +71,8 @@ def assert_same_quantised(got: Layer, expected: Layer) -> None:
         _assert_same_int8(got, expected)
     for name in ("in_features", "out_features", "training"):
         assert getattr(got, name) == getattr(expected, name), name
-    assert set(vars(got)) == set(vars(expected))
+    # A Conv1D keeps its own attributes, too.
+    assert set(vars(got)) - {"nf", "nx"} == set(vars(expected))
 
 
 def _assert_same_4bit(got: Layer, expected: Layer) -> None:

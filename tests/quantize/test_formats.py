@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from peers import assert_same_forward, assert_same_quantised, assert_same_state, four_bit, int8
 from torch import nn
 
 import dormant
 from compare import assert_same_bits
-from peers import assert_same_forward, assert_same_quantised, assert_same_state, four_bit, int8
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -9,18 +9,18 @@ import bitsandbytes
 import pytest
 import torch
 import transformers
-from torch import nn
-from torch.nn.utils import parametrizations
-from transformers.pytorch_utils import Conv1D
-
-import dormant
-from compare import assert_same_bits
 from parallel_layers import (
     ColumnParallelLinear,
     MegatronColumnParallelLinear,
     RowParallelLinear,
 )
 from peers import assert_same_quantised, assert_same_state, four_bit, int8
+from torch import nn
+from torch.nn.utils import parametrizations
+from transformers.pytorch_utils import Conv1D
+
+import dormant
+from compare import assert_same_bits
 
 SCHEMES = ("nf4", "fp4", "int8")
 
