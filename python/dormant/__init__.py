@@ -16,6 +16,7 @@ from dormant._extension import check_torch, cmake_prefix
 # First: the extension of another torch version would fail to load with a missing C++ symbol.
 check_torch()
 
+from dormant.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from dormant.compat import LazyInitContext  # noqa: E402
 from dormant.context import lazy_init  # noqa: E402
 from dormant.materialize import is_lazy, materialize  # noqa: E402
@@ -40,6 +41,7 @@ __all__ = [
     "is_lazy",
     "lazy_init",
     "materialize",
+    "open_checkpoint",
     "quantize",
     "save",
     "summary",

@@ -1,0 +1,158 @@
+"""What lies at a path: a file, the index of a sharded set, or the parts of a tensor-parallel set.
+
+Only names are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["file", "index", "parts", "differences"]
+
+_INDEX = ".index.json"
+# LLaMA: consolidated.00.pth; LLaMA2-Accessory: consolidated.00-of-02.model.pth, and .model-diff.pth
+# for differences to a base.
+_PART = re.compile(
+    r"consolidated\.(?P<rank>\d+)(-of-(?P<of>\d+)\.(?P<what>model|model-diff))?\.pth"
+)
+
+# What transformers takes from a folder, in its order (transformers/modeling_utils.py).
+_FIRST = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Then the only file with such an ending, an index before the shards that it names.
+_ONLY = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pth", "*.pt")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Files that together are one mapping of names to tensors.
+
+    Attributes:
+        kind: "file"; "index": JSON that names the file of each tensor; "parts": those of all
+            tensor-parallel ranks; "differences": the same, to be added to what is opened before.
+        files: the file, the index, or the parts in the order of the ranks.
+    """
+
+    kind: Kind
+    files: tuple[Path, ...]
+
+
+def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
+    """Finds what to open, in the order of `paths`.
+
+    Files of one tensor-parallel set that are listed one by one make one group, where the first of
+    them stands.
+
+    Raises:
+        FileNotFoundError: nothing lies at a path.
+        ValueError: a folder has nothing to open or more than one choice, or parts are missing.
+    """
+    groups: list[Group] = []
+    listed = [Path(path) for path in paths]
+    sets: dict[tuple[Path, str], list[Path]] = {}
+    if len(listed) > 1:
+        for path in listed:
+            if (found := _PART.fullmatch(path.name)) and not path.is_dir():
+                sets.setdefault((path.parent, _set_name(found)), []).append(path)
+    for path in listed:
+        if not path.exists():
+            raise FileNotFoundError(
+                2,
+                f"dormant: open_checkpoint: nothing lies at {str(path)!r}. Expected a "
+                "checkpoint file, an index or a folder",
+            )
+        if path.is_dir():
+            groups.append(_find_in(path))
+            continue
+        part = _PART.fullmatch(path.name)
+        if part is not None and (path.parent, _set_name(part)) in sets:
+            files = sets[path.parent, _set_name(part)]
+            if path == files[0]:
+                groups.append(_parts(files, path.parent))
+            continue
+        if part is not None and part["what"] == "model-diff":
+            groups.append(Group("differences", (path,)))
+        else:
+            groups.append(Group("index" if path.name.endswith(_INDEX) else "file", (path,)))
+    return groups
+
+
+def _find_in(folder: Path) -> Group:
+    for name in _FIRST:
+        if (folder / name).is_file():
+            return _single(folder / name)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    sets: dict[str, list[Path]] = {}
+    for name in names:
+        if found := _PART.fullmatch(name):
+            sets.setdefault(_set_name(found), []).append(folder / name)
+    if len(sets) == 1:
+        return _parts(next(iter(sets.values())), folder)
+    if sets:
+        raise _ambiguous(folder, [f"{files[0].name} ..." for files in sets.values()])
+    for pattern in _ONLY:
+        choices = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if len(choices) == 1:
+            return _single(choices[0])
+        if choices:
+            raise _ambiguous(folder, [path.name for path in choices])
+    raise ValueError(
+        f"open_checkpoint: the folder {str(folder)!r} holds no checkpoint; files: "
+        f"{names[:20]}. Expected one of {', '.join(_FIRST)}, consolidated.00.pth and its like, or "
+        f"a single file {' or '.join(_ONLY)}. Pass the path of a file."
+    )
+
+
+def _single(path: Path) -> Group:
+    return Group("index" if path.name.endswith(_INDEX) else "file", (path,))
+
+
+def _ambiguous(folder: Path, names: Iterable[str]) -> ValueError:
+    return ValueError(
+        f"open_checkpoint: the folder {str(folder)!r} holds more than one checkpoint: "
+        f"{', '.join(names)}. Pass the path of the one to open, or a list of them."
+    )
+
+
+def _set_name(part: re.Match[str]) -> str:
+    """Equal for files of the same set."""
+    return f"-of-{part['of']}.{part['what']}" if part["of"] else ""
+
+
+def _parts(files: Sequence[Path], folder: Path) -> Group:
+    """The files of a set by rank, if none is missing."""
+    ranks: dict[int, Path] = {}
+    count = 0
+    for path in files:
+        found = _PART.fullmatch(path.name)
+        assert found is not None
+        rank = int(found["rank"])
+        if rank in ranks:
+            raise ValueError(
+                f"open_checkpoint: {ranks[rank].name} and {path.name} in {str(folder)!r} are both "
+                f"part {rank} of one set. Pass each once."
+            )
+        ranks[rank] = path
+        count = int(found["of"] or 0)
+    expected = range(count or max(ranks) + 1)
+    if sorted(ranks) != list(expected):
+        missing = sorted(set(expected) - set(ranks))
+        extra = sorted(set(ranks) - set(expected))
+        raise ValueError(
+            f"open_checkpoint: the tensor-parallel set of {len(ranks)} parts in {str(folder)!r} "
+            f"lacks parts {missing[:20]}"
+            + (f" and has parts {extra[:20]} beside its {count}" if extra else "")
+            + ". Get them all."
+        )
+    differences = next(iter(ranks.values())).name.endswith("model-diff.pth")
+    kind: Kind = "differences" if differences else "parts"
+    return Group(kind, tuple(ranks[rank] for rank in expected))
