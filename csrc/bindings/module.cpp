@@ -231,6 +231,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         }
         return storages;
       });
+  m.def("read_of", &read_of);
   m.def("quantize", &dormant::record::quantize, py::arg("tensor"), py::arg("quantizer"),
         py::arg("outputs") = std::vector<at::Tensor>());
   m.def("write", &write_tensors, py::arg("tensors"), py::arg("descriptor"), py::arg("path"),
@@ -243,4 +244,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("load", &load);
   m.def("torch_version", [] { return std::string(TORCH_VERSION); });
   dormant::bindings::bind_checkpoint(m);
+  dormant::bindings::bind_quantize(m);
 }

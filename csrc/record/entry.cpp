@@ -3,7 +3,9 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <cstring>
 #include <mutex>
+#include <string_view>
 #include <utility>
 
 #include "record/lazy_storage.h"
@@ -24,6 +26,23 @@ const c10::OperatorHandle& handle(const char* name) {
       c10::Dispatcher::singleton().findSchemaOrThrow("dormant::quantize", "");
   return std::string_view(name) == "read" ? read : quantize;
 }
+
+/// The memory of a tensor.
+class TensorMemory final : public Source {
+ public:
+  explicit TensorMemory(at::Tensor tensor) : tensor_(std::move(tensor)) {}
+
+  void read(uint64_t offset, size_t count, void* out) const override {
+    std::memcpy(out, static_cast<const std::byte*>(tensor_.const_data_ptr()) + offset, count);
+  }
+  const std::string& name() const override {
+    static const std::string name = "memory";
+    return name;
+  }
+
+ private:
+  const at::Tensor tensor_;
+};
 
 }  // namespace
 
@@ -53,6 +72,13 @@ at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offse
   const auto geometry = Geometry::contiguous(sizes, dtype);
   return make_tensor(make_read_storage(std::move(source), offset, geometry.nbytes_needed(), dtype),
                      geometry);
+}
+
+at::Tensor read_of(const at::Tensor& tensor) {
+  TORCH_CHECK_VALUE(!is_lazy(tensor) && tensor.is_cpu() && tensor.is_contiguous(),
+                    "dormant: read_of: expected a real contiguous tensor on the CPU");
+  return make_read_tensor(std::make_shared<TensorMemory>(tensor.detach()), 0, tensor.sizes(),
+                          tensor.scalar_type());
 }
 
 std::vector<at::Tensor> quantize(const at::Tensor& tensor,

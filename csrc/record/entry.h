@@ -23,6 +23,10 @@ DORMANT_API c10::Storage make_read_storage(std::shared_ptr<const Source> source,
 DORMANT_API at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offset,
                                         c10::IntArrayRef sizes, c10::ScalarType dtype);
 
+/// A lazy tensor with the elements of a real contiguous one on the CPU, which it keeps alive and
+/// which must not change until the lazy one and its copies are real.
+DORMANT_API at::Tensor read_of(const at::Tensor& tensor);
+
 /// The outputs of quantising `tensor`: lazy where it is lazy. `outputs`, where given, are such
 /// tensors of an earlier call, whose storages lose their histories for the new one. ValueError
 /// where the dtype is not float32, bfloat16 or float16, or where the quantizer refuses the sizes.
