@@ -8,4 +8,7 @@ namespace dormant::bindings {
 /// Files, and what the formats of checkpoints say about them.
 void bind_checkpoint(pybind11::module_& m);
 
+/// What a quantise node may compute.
+void bind_quantize(pybind11::module_& m);
+
 }  // namespace dormant::bindings

@@ -4,8 +4,8 @@
 
 #include <c10/util/ArrayRef.h>
 
+#include <array>
 #include <cstdint>
-#include <vector>
 
 namespace dormant::quantize {
 
@@ -23,10 +23,9 @@ class DynamicMap {
   void quantize(const float* numbers, int64_t n, float offset, uint8_t* codes, float* absmax) const;
 
  private:
-  void quantize_block(const float* numbers, int64_t n, float offset, uint8_t* codes,
-                      float& absmax) const;
-
-  std::vector<uint8_t> nearest_;  // by (value + 1) / 2 * 65535
+  // The first step of each code, and the end: the table is made from them when it is needed, since
+  // every quantised layer of a model may hold a map.
+  std::array<uint32_t, 257> first_step_;
 };
 
 }  // namespace dormant::quantize

@@ -4,10 +4,12 @@
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
-#include <array>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <iterator>
 #include <numeric>
+#include <utility>
 
 #include "quantize/cascade_mean.h"
 #include "quantize/source_format.h"
@@ -16,43 +18,17 @@ namespace dormant::quantize {
 namespace {
 
 using record::Geometry;
-using Values = std::array<float, 16>;
 
 constexpr int64_t kLargestBlock = 4096;
 
-// Quantiles of the normal distribution: QLoRA, https://arxiv.org/abs/2305.14314, appendix E.
-constexpr Values kNormalFloat = {
-    -1.0f,
-    -0.6961928009986877f,
-    -0.5250730514526367f,
-    -0.39491748809814453f,
-    -0.28444138169288635f,
-    -0.18477343022823334f,
-    -0.09105003625154495f,
-    0.0f,
-    0.07958029955625534f,
-    0.16093020141124725f,
-    0.24611230194568634f,
-    0.33791524171829224f,
-    0.44070982933044434f,
-    0.5626170039176941f,
-    0.7229568362236023f,
-    1.0f,
-};
-
-// A sign, two bits of exponent and one of mantissa, divided by the largest; both zeros occur.
-Values float_values() {
-  constexpr std::array<float, 8> kMagnitudes = {0, 0.0625f, 8, 12, 4, 6, 2, 3};
-  Values values;
-  for (size_t i = 0; i < kMagnitudes.size(); ++i) {
-    values[i] = kMagnitudes[i] / 12;
-    values[i + kMagnitudes.size()] = -values[i];
-  }
-  return values;
-}
-
-FourBitTable table_of(const Values& values) {
+FourBitTable table_of(c10::ArrayRef<float> values) {
   FourBitTable table = {};
+  TORCH_CHECK_VALUE(values.size() == std::size(table.code), "dormant: 4-bit quantisation: got ",
+                    values.size(), " values of codes, expected ", std::size(table.code));
+  for (const float value : values) {
+    TORCH_CHECK_VALUE(std::abs(value) <= 1, "dormant: 4-bit quantisation: got ", value,
+                      " as the value of a code, expected a number from -1 to 1");
+  }
   std::iota(std::begin(table.code), std::end(table.code), uint8_t{0});
   // Stable: of fp4's zeros, code 0 comes first.
   std::stable_sort(std::begin(table.code), std::end(table.code),
@@ -60,19 +36,20 @@ FourBitTable table_of(const Values& values) {
   for (size_t i = 0; i + 1 < values.size(); ++i) {
     table.middle[i] = (values[table.code[i]] + values[table.code[i + 1]]) / 2;
   }
+  // The kernels don't clamp to [-1, 1] what rounding took beyond: no middle may notice.
+  TORCH_CHECK_VALUE(table.middle[0] > -1 && table.middle[14] < 1,
+                    "dormant: 4-bit quantisation: two codes have the same value, 1 or -1");
   return table;
 }
 
 }  // namespace
 
-FourBit::FourBit(FourBitKind kind, int64_t block_size,
+FourBit::FourBit(std::string kind, int64_t block_size, c10::ArrayRef<float> values,
                  std::optional<c10::ArrayRef<float>> nested_map)
-    : kind_(kind),
-      block_size_(block_size),
-      table_(table_of(kind == FourBitKind::nf4 ? kNormalFloat : float_values())) {
+    : kind_(std::move(kind)), block_size_(block_size), table_(table_of(values)) {
   TORCH_CHECK_VALUE(block_size >= static_cast<int64_t>(kGroup) && block_size <= kLargestBlock &&
                         std::has_single_bit(static_cast<uint64_t>(block_size)),
-                    "dormant: 4-bit quantisation: got blocks of ", block_size,
+                    "dormant: ", kind_, " quantisation: got blocks of ", block_size,
                     " elements; expected 32, 64, 128, 256, 512, 1024, 2048 or 4096");
   if (nested_map) {
     nested_.emplace(*nested_map);
@@ -147,8 +124,7 @@ void FourBit::finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> m
 }
 
 std::string FourBit::name() const {
-  return std::string(kind_ == FourBitKind::nf4 ? "nf4" : "fp4") + ", blocks of " +
-         std::to_string(block_size_) + (nested_ ? ", nested" : "");
+  return kind_ + ", blocks of " + std::to_string(block_size_) + (nested_ ? ", nested" : "");
 }
 
 }  // namespace dormant::quantize

@@ -16,16 +16,15 @@
 
 namespace dormant::quantize {
 
-enum class FourBitKind : uint8_t { nf4, fp4 };
-
 /// Outputs for N elements in B blocks: the packed codes, uint8 [(N + 1) / 2, 1], and the absmax,
 /// float32 [B]. Nested: the packed codes, the absmax as codes, uint8 [B], the absmax of those, one
 /// for 256, and the number subtracted from them, float32 [].
 class DORMANT_API FourBit final : public record::Quantizer {
  public:
-  /// `block_size` is a power of two from 32 to 4096; `nested_map` quantises the absmax again
-  /// (DynamicMap). ValueError otherwise.
-  FourBit(FourBitKind kind, int64_t block_size,
+  /// `kind` is a name; `values` are those of the 16 codes, within [-1, 1] (bitsandbytes'
+  /// get_4bit_type); `block_size` is a power of two from 32 to 4096; `nested_map` quantises the
+  /// absmax again (DynamicMap). ValueError otherwise.
+  FourBit(std::string kind, int64_t block_size, c10::ArrayRef<float> values,
           std::optional<c10::ArrayRef<float>> nested_map = std::nullopt);
 
   std::vector<record::Geometry> outputs(c10::IntArrayRef sizes) const override;
@@ -39,7 +38,7 @@ class DORMANT_API FourBit final : public record::Quantizer {
  private:
   int64_t blocks(c10::IntArrayRef sizes) const;
 
-  FourBitKind kind_;
+  std::string kind_;
   int64_t block_size_;
   FourBitTable table_;
   std::optional<DynamicMap> nested_;

@@ -56,3 +56,32 @@ def view_as(
 def dump(tensor: torch.Tensor, /) -> tuple[bytes, list[torch.Tensor]]: ...
 def load(document: bytes, tensors: Sequence[torch.Tensor], /) -> torch.Tensor: ...
 def torch_version() -> str: ...
+
+# Quantisers: what a quantise node may compute, bit for bit as bitsandbytes does on a CPU.
+class Quantizer:
+    @property
+    def name(self) -> str: ...
+
+class FourBit(Quantizer):
+    """Outputs: packed codes and absmax; nested: packed codes, absmax codes, their absmax, offset.
+
+    Raises ValueError where `values` are not those of 16 codes, `nested_map` not 256 ascending ones,
+    or `block_size` not a power of two from 32 to 4096.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        block_size: int,
+        values: torch.Tensor,
+        nested_map: torch.Tensor | None = None,
+    ) -> None: ...
+
+class Int8Rows(Quantizer):
+    """Outputs: codes and the absmax of each row."""
+
+    def __init__(self) -> None: ...
+
+def quantize_now(
+    tensor: torch.Tensor, quantizer: Quantizer, threads: int, /
+) -> list[torch.Tensor]: ...
