@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import dormant
@@ -330,6 +334,8 @@ def test_tensors_that_do_not_fit_together_are_all_listed() -> None:
 def test_a_tensor_without_the_dimension_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(4,\) has no dimension 1 to divide"):
         split({"wo.weight": torch.zeros(4)}, 2)
+    with pytest.raises(ValueError, match=r"part 1 has shape \(4,\), part 0 has \(4, 2\)"):
+        merge([{"wo.weight": torch.zeros(4, 2)}, {"wo.weight": torch.zeros(4)}])
 
 
 def test_values_that_are_no_tensors_are_refused() -> None:
@@ -465,6 +471,67 @@ def test_differences_may_be_added_before_or_after_merging() -> None:
     assert_same_states([apply_diffs(whole, [diff])], [merge(parts)])
 
 
+# Files
+
+
+def saved_parts(folder: Path, parts: Sequence[State]) -> list[Path]:
+    """A set as LLaMA's own code saves it."""
+    folder.mkdir()
+    paths = [folder / f"consolidated.{rank:02}.pth" for rank in range(len(parts))]
+    for part, path in zip(parts, paths, strict=True):
+        torch.save(part, path)
+    return paths
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_parts_of_files_are_merged_and_divided_anew(count: int, tmp_path: Path) -> None:
+    whole = uneven(torch.bfloat16)
+    paths = saved_parts(tmp_path / "llama", divide(whole, 4))
+    parts = [dormant.open_checkpoint(path) for path in paths]
+    got = reshard(parts, count, rules=LLAMA)
+    assert_all_lazy(got)
+    dormant.materialize(got)
+    assert_same_states(divide(whole, count), got)
+
+
+def test_a_merged_set_is_saved_in_a_stream(tmp_path: Path) -> None:
+    whole = even(torch.float16)
+    paths = saved_parts(tmp_path / "llama", divide(whole, 2))
+    merged = merge([dormant.open_checkpoint(path) for path in paths])
+    dormant.save(merged, tmp_path / "whole.safetensors")
+    assert_all_lazy([merged])
+    got = safetensors.torch.load_file(tmp_path / "whole.safetensors")
+    assert_same_states([whole], [{name: got[name] for name in whole}])
+
+
+def test_the_document_says_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = Path(__file__).parent.parent / "docs" / "tensor_parallel.md"
+    code = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+    assert len(code) == 5
+    monkeypatch.chdir(tmp_path)
+    whole = even()
+    parts = divide(whole, 4)
+    saved_parts(tmp_path / "llama", parts)
+    names: dict[str, Any] = {}
+    for block in code:
+        exec(block, names)
+    assert_same_states([divide(whole, 3)[1]], [names["mine"]])
+    got = safetensors.torch.load_file("whole.safetensors")
+    assert_same_states([whole], [{name: got[name] for name in whole}])
+    heads = [
+        part["layers.0.attention.wq.weight"].shape[0] for part in names["parts_of_whole_heads"]
+    ]
+    assert heads == [24, 12, 12]
+    first = names["two"][0]["mlp.dense_h_to_4h.weight"]
+    assert first.flatten().tolist() == [0, 1, 2, 6, 7, 8]
+    # What is replicated came to life with "mine", whose tensor it is.
+    for name, dim in DIVIDED.items():
+        assert dormant.is_lazy(names["whole"][name]) == (dim is not None), name
+        assert dormant.is_lazy(names["tuned"][name]) == (dim is not None), name
+    dormant.materialize(names["tuned"])
+    assert_same_bits(whole["norm.weight"] + 0.5, names["tuned"]["norm.weight"])
+
+
 # Cost
 
 
@@ -503,6 +570,29 @@ def test_a_part_costs_its_own_bytes() -> None:
     """)
     assert found["part"] == 32 << 20  # of 512 MiB
     assert found["part"] - (1 << 20) <= found["peak"] <= found["part"] + (48 << 20)
+
+
+def characters_read() -> int:
+    """Bytes that read calls have given this process."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count reads")
+@pytest.mark.parametrize(("name", "mapped"), [("output.weight", True), ("wo.weight", False)])
+def test_a_part_reads_its_own_bytes_of_the_files(name: str, mapped: bool, tmp_path: Path) -> None:
+    size = (512, 4096)  # 8 MiB; a row of a part is 16 KiB
+    paths = saved_parts(tmp_path / "llama", [{name: torch.randn(size)} for _ in range(4)])
+    parts = [dormant.open_checkpoint(path) for path in paths]
+    wanted = reshard(parts, 8)[3]
+    part = wanted[name]
+    before = characters_read()
+    dormant.materialize(part)
+    read = characters_read() - before
+    assert part.nbytes == 4 << 20
+    # What lies in one piece in one file is shown in place, without a read.
+    copied = 0 if mapped else part.nbytes
+    assert copied <= read <= copied + (64 << 10)
 
 
 def test_comparing_large_replicas_takes_little_memory() -> None:

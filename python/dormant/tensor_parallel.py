@@ -354,7 +354,7 @@ def _misfit(parts: list[torch.Tensor], rule: Rule) -> str | None:
     if not 0 <= rule.dim < first.dim():
         return f"shape {_sizes(first)} has no dimension {rule.dim} to divide"
     for index, part in enumerate(parts):
-        if _others(part, rule.dim) != _others(first, rule.dim):
+        if part.dim() != first.dim() or _others(part, rule.dim) != _others(first, rule.dim):
             return (
                 f"part {index} has shape {_sizes(part)}, part 0 has {_sizes(first)}, expected "
                 f"them to differ in dimension {rule.dim} only"
