@@ -19,6 +19,7 @@ check_torch()
 from dormant.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from dormant.compat import LazyInitContext  # noqa: E402
 from dormant.context import lazy_init  # noqa: E402
+from dormant.load import load  # noqa: E402
 from dormant.materialize import is_lazy, materialize  # noqa: E402
 from dormant.quantize import QuantizeReport, quantize  # noqa: E402
 from dormant.quantizers.bitsandbytes import FourBit, Int8  # noqa: E402
@@ -30,6 +31,7 @@ cmake_prefix_path: str = cmake_prefix()
 """Directory to put on CMAKE_PREFIX_PATH so that `find_package(dormant)` succeeds."""
 
 __all__ = [
+    "Checkpoint",
     "FourBit",
     "Int8",
     "LazyInitContext",
@@ -40,6 +42,7 @@ __all__ = [
     "cmake_prefix_path",
     "is_lazy",
     "lazy_init",
+    "load",
     "materialize",
     "open_checkpoint",
     "quantize",

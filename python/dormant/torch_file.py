@@ -117,7 +117,7 @@ def _read_zip(stream: BinaryIO, file: _C.File) -> tuple[Unpickled, dict[str, _Ru
         record = records.get(name)
         if record is None:
             raise ValueError(f"storage {request.key!r} has no record {name!r}")
-        if record.nbytes // request.dtype.itemsize != request.numel:
+        if record.nbytes != request.nbytes:
             raise ValueError(
                 f"record {record.name!r} at byte {record.offset} has {record.nbytes} bytes, "
                 f"expected {request.nbytes} for {request.numel} {request.dtype}"
@@ -174,7 +174,11 @@ class _Storages:
         begin = place.offset * place.request.dtype.itemsize
         item = tensor.dtype.itemsize
         first = int(tensor.storage_offset()) + begin // item
-        _check_geometry(size, strides, where)
+        if len(size) > _MOST_DIMENSIONS:
+            raise ValueError(
+                f"open_checkpoint: {where} has {len(size)} dimensions, expected at most "
+                f"{_MOST_DIMENSIONS}. The file is damaged."
+            )
         last = first + sum((n - 1) * stride for n, stride in zip(size, strides, strict=True))
         end = (last + 1) * item if 0 not in size else first * item
         if begin % item or end > run.nbytes:
@@ -230,19 +234,6 @@ class _Storages:
                 copy[name] = self._lazy(item, where, done, depth + 1)
             return copy
         return value
-
-
-def _check_geometry(size: tuple[int, ...], strides: tuple[int, ...], where: str) -> None:
-    if len(size) > _MOST_DIMENSIONS:
-        raise ValueError(
-            f"open_checkpoint: {where} has {len(size)} dimensions, expected at most "
-            f"{_MOST_DIMENSIONS}. The file is damaged."
-        )
-    if any(stride < 0 for stride in strides):
-        raise ValueError(
-            f"open_checkpoint: {where} has strides {strides}, expected none below 0. The file is "
-            "damaged."
-        )
 
 
 def _state_dict(

@@ -36,14 +36,17 @@ class Record:
 class _Bounded:
     """A file that refuses to be read into memory whole, as a directory of absurd size would."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream = stream
+        self._size = size
         self.seek = stream.seek
         self.tell = stream.tell
         self.seekable = stream.seekable
 
     def read(self, count: int = -1) -> bytes:
-        if not 0 <= count <= _LONGEST_DIRECTORY:
+        if count < 0:
+            count = max(0, self._size - self.tell())
+        if count > _LONGEST_DIRECTORY:
             raise zipfile.BadZipFile(
                 f"a directory of {count} bytes, expected at most {_LONGEST_DIRECTORY}"
             )
@@ -64,7 +67,7 @@ def read_directory(stream: BinaryIO, size: int, path: str) -> dict[str, Record]:
             archive of torch.save.
     """
     try:
-        archive = zipfile.ZipFile(_Bounded(stream))
+        archive = zipfile.ZipFile(_Bounded(stream, size))
     # zipfile lets errors of struct, of text decoding and of arithmetic through.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as e:
         raise ValueError(
