@@ -1,6 +1,7 @@
 """The C++ core as Python sees it (csrc/bindings)."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Literal, TypedDict
 
 import torch
@@ -10,7 +11,10 @@ class MaterializedStorage(TypedDict):
     nbytes: int
     operators: int
     seconds: float
-    way: Literal["tiles", "replay"]
+    way: Literal["tiles", "mapped", "replay"]
+    read_bytes: int
+    initialised_bytes: int
+    sources: list[str]
 
 # Recording, per thread.
 def recording() -> bool: ...
@@ -32,7 +36,20 @@ def materialize(
     values: Literal["exact", "empty"],
     on_step: Callable[[int, int], None] | None,
     memory_budget: int | None = None,
+    mmap: Literal["auto", "always", "never"] = "auto",
+    held: HeldTensors | None = None,
 ) -> list[MaterializedStorage]: ...
+
+class HeldTensors:
+    def __init__(self, tensors: Sequence[torch.Tensor], /) -> None: ...
+    def restore(self) -> None: ...
+    def keep(self) -> None: ...
+    def begun(self) -> list[int]: ...
+
+def read_of(tensor: torch.Tensor, /) -> torch.Tensor: ...
+def quantize(
+    tensor: torch.Tensor, quantizer: Quantizer, outputs: Sequence[torch.Tensor] = ()
+) -> list[torch.Tensor]: ...
 def exact_path() -> str: ...
 def settle(tensor: torch.Tensor, /) -> None: ...
 def write(
@@ -56,6 +73,29 @@ def view_as(
 def dump(tensor: torch.Tensor, /) -> tuple[bytes, list[torch.Tensor]]: ...
 def load(document: bytes, tensors: Sequence[torch.Tensor], /) -> torch.Tensor: ...
 def torch_version() -> str: ...
+
+# Files, and what the formats of checkpoints say about them.
+class File:
+    """An open regular file. Raises OSError or ValueError where `path` is none."""
+
+    def __init__(self, path: str | PathLike[str]) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    def check(self) -> None:
+        """Raises ValueError if the file changed since it was opened."""
+    def read(self, offset: int, count: int) -> bytes: ...
+    def storage(self, dtype: torch.dtype, offset: int, nbytes: int) -> FileStorage: ...
+
+class FileStorage:
+    def tensor(self) -> torch.Tensor:
+        """All of it, flat and lazy; on one storage as long as that lives, lazy and unwritten."""
+
+def safetensors_entries(
+    file: File,
+) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...
+def index_entries(path: str | PathLike[str]) -> tuple[dict[str, str], dict[str, object]]: ...
 
 # Quantisers: what a quantise node may compute, bit for bit as bitsandbytes does on a CPU.
 class Quantizer:

@@ -13,16 +13,18 @@ from dormant import _C, patches
 from dormant.convert import as_dtype, convert
 from dormant.inventory import (
     Inventory,
+    InventoryEntry,
     is_wrapper,
     owns_storage,
     take_inventory,
 )
 from dormant.layerwise import finish_layerwise
 from dormant.memory import PeakMemory
+from dormant.options import check_device, check_dtype, check_memory_budget
 from dormant.progress import Callback, ProgressBar, wants_bar
 from dormant.quantized_layers import forget_sources
 from dormant.reachable import reachable_tensors
-from dormant.report import Report, TensorReport
+from dormant.report import Origin, Report, TensorReport
 
 Values = Literal["exact", "fast", "empty"]
 Target: TypeAlias = (
@@ -117,9 +119,9 @@ def materialize(
     """
     started = time.perf_counter()
     _check_values(values)
-    _check_dtype(dtype)
-    place = _check_device(device)
-    _check_memory_budget(memory_budget)
+    check_dtype(dtype, "materialize")
+    place = check_device(device, "materialize")
+    check_memory_budget(memory_budget, "materialize")
     roots = _roots(target)
     peak = PeakMemory()
     finished: dict[int, _C.MaterializedStorage] = {}
@@ -130,7 +132,7 @@ def materialize(
         for _, root in roots:
             finish_layerwise(root, lambda layer: _realize_layer(layer, memory_budget))
     inventory = take_inventory(roots)
-    with _steps(progress, peak) as on_step:
+    with steps("materialize", progress, peak) as on_step:
 
         def realize(tensors: list[torch.Tensor]) -> None:
             filling: Literal["exact", "empty"] = "empty" if values == "empty" else "exact"
@@ -155,7 +157,13 @@ def materialize(
                 _C.settle(tensor)
     forget_sources(root for _, root in roots)
     patches.uninstall_if_idle()
-    report = _report(inventory, finished, values, time.perf_counter() - started, peak.result())
+    report = make_report(
+        inventory,
+        finished,
+        values=values,
+        seconds=time.perf_counter() - started,
+        peak_memory=peak.result(),
+    )
     if verbose:
         print(report)
     return report
@@ -169,9 +177,9 @@ def _realize_layer(layer: torch.nn.Module, memory_budget: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _steps(progress: bool | Callback | None, peak: PeakMemory) -> Iterator[Callback]:
+def steps(title: str, progress: bool | Callback | None, peak: PeakMemory) -> Iterator[Callback]:
     """What the core calls after each step: looks at the memory, and tells who wants to know."""
-    with ProgressBar("materialize") as bar:
+    with ProgressBar(title) as bar:
         tell = progress if callable(progress) else bar if wants_bar(progress) else None
 
         def on_step(done: int, total: int) -> None:
@@ -182,41 +190,58 @@ def _steps(progress: bool | Callback | None, peak: PeakMemory) -> Iterator[Callb
         yield on_step
 
 
-def _report(
+def make_report(
     inventory: Inventory,
-    finished: dict[int, _C.MaterializedStorage],
+    finished: Mapping[int, _C.MaterializedStorage],
+    *,
     values: Values,
     seconds: float,
     peak_memory: int | None,
 ) -> Report:
-    operators = {storage: entry["operators"] for storage, entry in finished.items()}
-    ways = {storage: entry["way"] for storage, entry in finished.items()}
+    """The report of an operation.
+
+    Args:
+        inventory: what the target held before.
+        finished: what was done, by storage.
+        values: which values lazy tensors were given.
+        seconds: time taken.
+        peak_memory: highest resident memory, in bytes.
+    """
+
+    def origin(storage: int, lazy: bool) -> Origin:
+        done = finished.get(storage)
+        if done is not None and done["read_bytes"] > 0:
+            return "checkpoint"
+        if not lazy and done is None:
+            return "already real"
+        return "empty" if values == "empty" else "initialised"
+
+    def tensor_report(entry: InventoryEntry) -> TensorReport:
+        done = finished.get(entry.storage)
+        return TensorReport(
+            names=tuple(entry.names),
+            shape=entry.shape,
+            dtype=entry.dtype,
+            nbytes=entry.nbytes,
+            origin=origin(entry.storage, entry.lazy),
+            operators=0 if done is None else done["operators"],
+            storage=entry.storage,
+            way=None if done is None else done["way"],
+            files=() if done is None else tuple(done["sources"]),
+        )
+
     return Report(
-        tensors=[
-            TensorReport(
-                names=tuple(entry.names),
-                shape=entry.shape,
-                dtype=entry.dtype,
-                nbytes=entry.nbytes,
-                origin="already real"
-                if not entry.lazy
-                else "empty"
-                if values == "empty"
-                else "initialised",
-                operators=operators.get(entry.storage, 0),
-                storage=entry.storage,
-                way=ways.get(entry.storage),
-            )
-            for entry in inventory.entries
-        ],
+        tensors=[tensor_report(entry) for entry in inventory.entries],
         storages=len(inventory.storage_nbytes),
         nbytes=inventory.nbytes,
         lazy_nbytes=inventory.lazy_nbytes,
-        operators=sum(operators.values()),
+        operators=sum(done["operators"] for done in finished.values()),
         seconds=seconds,
         peak_memory=peak_memory,
         value_reads=_C.value_reads(),
         random_path=_C.exact_path(),
+        read_bytes=sum(done["read_bytes"] for done in finished.values()),
+        initialised_bytes=sum(done["initialised_bytes"] for done in finished.values()),
     )
 
 
@@ -256,47 +281,3 @@ def _check_values(values: str) -> None:
         )
     if values not in ("exact", "empty"):
         raise ValueError(f'materialize: values must be "exact" or "empty", got {values!r}.')
-
-
-def _check_memory_budget(memory_budget: int | None) -> None:
-    if memory_budget is None:
-        return
-    if not isinstance(memory_budget, int) or isinstance(memory_budget, bool):
-        raise TypeError(
-            "materialize: memory_budget must be a number of bytes (int), got "
-            f"{type(memory_budget).__name__}."
-        )
-    if memory_budget <= 0:
-        raise ValueError(
-            f"materialize: memory_budget must be at least one byte, got {memory_budget}. "
-            "Leave it out to set no bound."
-        )
-
-
-def _check_dtype(dtype: torch.dtype | None) -> None:
-    if dtype is None:
-        return
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"materialize: dtype must be a torch.dtype, got {type(dtype).__name__}.")
-    if not (dtype.is_floating_point or dtype.is_complex):
-        raise ValueError(
-            "materialize: dtype converts parameters as module.to does, which takes floating point "
-            f"and complex dtypes only; got {dtype}."
-        )
-
-
-def _check_device(device: torch.device | str | int | None) -> torch.device | None:
-    if device is None:
-        return None
-    place = torch.device(device)
-    if place.type == "meta":
-        raise ValueError(
-            "materialize: device 'meta' holds no values, so nothing could be materialised there. "
-            'Use model.to("meta") to drop the values.'
-        )
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"materialize: device {str(place)!r} was asked for, but torch {torch.__version__} sees "
-            "no CUDA GPU. Leave device out to materialise on the CPU."
-        )
-    return place

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 from dormant.table import format_bytes, format_table
 
-Origin = Literal["initialised", "empty", "already real"]
-Way = Literal["tiles", "replay"]
+Origin = Literal["checkpoint", "initialised", "empty", "already real"]
+Way = Literal["tiles", "mapped", "replay"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class TensorReport:
         shape: its sizes.
         dtype: its dtype as text, "float32".
         nbytes: bytes of its elements.
-        origin: "initialised" (its history was run), "empty" (memory without values), or
-            "already real".
+        origin: "checkpoint" (its elements are made of what a file holds), "initialised" (its
+            history was run), "empty" (memory without values), or "already real".
         operators: recorded operators run for its storage; 0 where it was already real.
         storage: identity of its storage: equal for views of one storage.
-        way: how its storage came to life: "tiles" (piece by piece, in parallel), "replay" (its
-            history has an operator that only runs whole); None where it was already real.
+        way: how its storage came to life: "tiles" (piece by piece, in parallel), "mapped" (the
+            file's bytes are shown in place), "replay" (its history has an operator that only runs
+            whole); None where it was already real.
+        files: paths of the files it was read from.
     """
 
     names: tuple[str, ...]
@@ -36,11 +38,12 @@ class TensorReport:
     operators: int
     storage: int
     way: Way | None = None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `materialize` did.
+    """What `materialize`, `load` or `save` did.
 
     Attributes:
         tensors: every distinct tensor of the target, tied ones once.
@@ -55,6 +58,13 @@ class Report:
         value_reads: operators that needed values while this thread recorded, with the bytes that
             had to be computed early for them.
         random_path: which code draws PyTorch's random numbers on this machine, in words.
+        read_bytes: bytes of the elements that were made from what files hold.
+        initialised_bytes: bytes of the elements that were drawn or filled, those included that
+            something else overwrote.
+        missing: names that the model has and the checkpoint lacks: what `load` left to their own
+            initialisation, or as they were.
+        unexpected: names that the checkpoint has and the model lacks.
+        mismatched: names that both have in different shapes.
     """
 
     tensors: list[TensorReport]
@@ -66,11 +76,21 @@ class Report:
     peak_memory: int | None
     value_reads: dict[str, int] = field(default_factory=dict)
     random_path: str = ""
+    read_bytes: int = 0
+    initialised_bytes: int = 0
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
 
     @property
     def lazy_rate(self) -> float:
         """Share of the bytes that had no memory before; 1.0 where there are no bytes."""
         return self.lazy_nbytes / self.nbytes if self.nbytes else 1.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes made from files, per second; 0.0 where there were none."""
+        return self.read_bytes / self.seconds if self.seconds > 0 else 0.0
 
     def count(self, origin: Origin) -> int:
         """Number of tensors of one origin."""
@@ -113,6 +133,20 @@ class Report:
         ways = [f"{count} by {way}" for way in get_args(Way) if (count := self.count_way(way)) > 0]
         if ways:
             footer.append(", ".join(ways) + f"; random numbers: {self.random_path}")
+        if self.read_bytes:
+            footer.append(
+                f"{format_bytes(self.read_bytes)} from files, "
+                f"{format_bytes(int(self.bytes_per_second))}/s; "
+                f"{format_bytes(self.initialised_bytes)} initialised"
+            )
+        for title, names in (
+            ("missing in the checkpoint", self.missing),
+            ("unexpected in the checkpoint", self.unexpected),
+            ("of another shape in the checkpoint", self.mismatched),
+        ):
+            if names:
+                shown = ", ".join(names[:5])
+                footer.append(f"{title}: {shown}" + (", ..." if len(names) > 5 else ""))
         if self.value_reads:
             reads = sorted(self.value_reads.items(), key=lambda read: -read[1])
             footer.append(

@@ -1,0 +1,94 @@
+"""What a module is, kept so that work on it either succeeds or changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dormant import _C
+from dormant.inventory import owns_storage
+from dormant.reachable import reachable_tensors
+
+
+@dataclass
+class _Tensor:
+    """One tensor object, and an alias that keeps what it was."""
+
+    tensor: torch.Tensor
+    alias: torch.Tensor
+    version: int
+
+
+class HeldModule:
+    """Holds a module's tensors as they are until `keep` or `restore`.
+
+    Tensors that have memory become lazy meanwhile, so that what is written to them is only
+    recorded; `_C.materialize(..., held=module.tensors)` writes it to the memory they had.
+
+    Attributes:
+        tensors: the held storages, as the core knows them.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._registries: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (registry, dict(registry))
+            for child in module.modules()
+            for registry in (child._parameters, child._buffers)
+        ]
+        self._tensors: dict[int, _Tensor] = {}
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            for _, tensor in reachable_tensors(module):
+                if id(tensor) not in self._tensors and _can_be_held(tensor):
+                    alias = tensor.detach()
+                    self._tensors[id(tensor)] = _Tensor(tensor, alias, tensor._version)
+        self._names = {
+            _C.storage_id(tensor): name
+            for name, tensor in reachable_tensors(module)
+            if id(tensor) in self._tensors
+        }
+        everything = [each for held in self._tensors.values() for each in (held.tensor, held.alias)]
+        self.tensors = _C.HeldTensors(everything)
+
+    def partly_written(self) -> list[str]:
+        """Names of tensors that had memory and were being written to when the work stopped."""
+        return sorted(self._names[storage] for storage in self.tensors.begun())
+
+    def keep(self) -> None:
+        """What was materialised stays; tensors that had memory have that memory again."""
+        self.tensors.keep()
+        self._settle()
+
+    def restore(self) -> None:
+        """Everything is as it was, except for the contents of `partly_written`."""
+        self.tensors.restore()
+        for registry, before in self._registries:
+            registry.clear()
+            registry.update(before)
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            for held in self._tensors.values():
+                if not _same_geometry(held.tensor, held.alias):
+                    held.tensor.data = held.alias
+                if held.tensor._version != held.version and not held.tensor.is_inference():
+                    torch._C._autograd._unsafe_set_version_counter((held.tensor,), (held.version,))
+        self._settle()
+
+    def _settle(self) -> None:
+        for held in self._tensors.values():
+            _C.settle(held.tensor)
+            _C.settle(held.alias)
+
+
+def _can_be_held(tensor: torch.Tensor) -> bool:
+    return owns_storage(tensor) and tensor.device.type == "cpu" and not tensor.is_quantized
+
+
+def _same_geometry(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (
+        _C.storage_id(a) == _C.storage_id(b)
+        and a.dtype is b.dtype
+        and a.size() == b.size()
+        and a.stride() == b.stride()
+        and a.storage_offset() == b.storage_offset()
+    )
