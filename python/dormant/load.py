@@ -107,7 +107,6 @@ def load(
         >>> report.count("checkpoint"), report.missing, bool((layer.weight == 1).all())
         (1, ('bias',), True)
     """
-    started = time.perf_counter()
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"load: model must be a module, got {type(model).__name__}.")
     check_choice(missing, ("init", "error"), "missing", "load")
@@ -117,9 +116,48 @@ def load(
     check_dtype(dtype, "load")
     place = check_device(device, "load")
     check_memory_budget(memory_budget, "load")
-    state = _state(checkpoint, renaming(rename))
-    peak = PeakMemory()
     patches.install()
+    try:
+        report = _load(
+            model,
+            checkpoint,
+            missing=missing,
+            unexpected=unexpected,
+            mismatched=mismatched,
+            rename=renaming(rename),
+            dtype=dtype,
+            place=place,
+            materialize=materialize,
+            memory_budget=memory_budget,
+            mmap=mmap,
+            progress=progress,
+        )
+    finally:
+        # The lazy tensors of the checkpoint are gone by now.
+        patches.uninstall_if_idle()
+    if verbose:
+        print(report)
+    return report
+
+
+def _load(
+    model: torch.nn.Module,
+    checkpoint: CheckpointLike | Sequence[CheckpointLike],
+    *,
+    missing: str,
+    unexpected: str,
+    mismatched: str,
+    rename: Callable[[str], str | None],
+    dtype: torch.dtype | None,
+    place: torch.device | None,
+    materialize: bool,
+    memory_budget: int | None,
+    mmap: Mmap,
+    progress: bool | Callback | None,
+) -> Report:
+    started = time.perf_counter()
+    peak = PeakMemory()
+    state = _state(checkpoint, rename)
     inventory = take_inventory([("", model)])
     finished: dict[int, _C.MaterializedStorage] = {}
     held = HeldModule(model)
@@ -149,7 +187,6 @@ def load(
     except BaseException as error:
         written = held.partly_written()
         held.restore()
-        patches.uninstall_if_idle()
         if written and isinstance(error, (ValueError, OSError, RuntimeError)):
             raise _with_names(error, written) from error
         raise
@@ -159,8 +196,7 @@ def load(
         forget_sources([model])
     if place is not None and materialize:
         convert([("", model)], lambda tensor: tensor.to(place))
-    patches.uninstall_if_idle()
-    report = replace(
+    return replace(
         make_report(
             _merged(inventory, loaded),
             finished,
@@ -172,9 +208,6 @@ def load(
         unexpected=names.unexpected,
         mismatched=tuple(names.mismatched),
     )
-    if verbose:
-        print(report)
-    return report
 
 
 @dataclass(frozen=True)

@@ -293,6 +293,9 @@ def install() -> None:
     with _lock:
         if _installed:
             return
+        # `torch.device` as a context keeps a list of the functions that make tensors from its first
+        # use on (torch/utils/_device.py): it must be of the originals.
+        torch.utils._device._device_constructors()
         for patch in PATCHES:
             original = getattr(patch.owner, patch.name, None)
             if original is None:  # not in this release of torch
