@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,10 +41,10 @@ def lazy(seed: int, scheme: Any) -> Any:
 def peer(model: nn.Module, scheme: str) -> nn.Sequential:
     """The model as bitsandbytes quantises it."""
     if scheme == "int8":
-        return nn.Sequential(*(int8(layer) for layer in model.children()))  # type: ignore[arg-type]
+        return nn.Sequential(*(int8(layer) for layer in model.children()))
     return nn.Sequential(
         *(
-            four_bit(layer, quant_type=scheme, compress_statistics=scheme == "nf4")  # type: ignore[arg-type]
+            four_bit(layer, quant_type=scheme, compress_statistics=scheme == "nf4")
             for layer in model.children()
         )
     )
@@ -111,7 +112,7 @@ def test_a_dtype_is_what_is_quantised() -> None:
             pass
     dormant.materialize(model)
     for mine, eager in zip(model, build(1), strict=True):
-        expected = four_bit(eager.to(torch.bfloat16), quant_type="nf4")  # type: ignore[arg-type]
+        expected = four_bit(eager.to(torch.bfloat16), quant_type="nf4")
         assert_same_quantised(mine, expected)
 
 
@@ -125,8 +126,8 @@ def test_partial_writes_add_to_the_initialisation() -> None:
     eager = build(1)
     with torch.no_grad():
         for layer in eager:
-            layer.weight[3:5].fill_(0.25)  # type: ignore[index, operator, union-attr]
-            layer.weight.mul_(2)  # type: ignore[operator, union-attr]
+            layer.weight[3:5].fill_(0.25)
+            layer.weight.mul_(2)
     assert_same_state(model, peer(eager, "nf4"))
 
 
@@ -143,7 +144,7 @@ def test_after_an_exception_everything_is_as_it_was(scheme: str) -> None:
     for layer, attributes in zip(model, before, strict=True):
         assert all(vars(layer.weight)[name] is value for name, value in attributes.items())
     dormant.materialize(model[0].weight)
-    assert_same_bits(model[0].weight, peer(build(1), scheme)[0].weight, "weight")  # type: ignore[arg-type]
+    assert_same_bits(model[0].weight, peer(build(1), scheme)[0].weight, "weight")
 
 
 def test_conv1d_loads_as_it_was_saved() -> None:
@@ -175,7 +176,7 @@ def test_parallel_layers_load_their_part(scheme: str) -> None:
     load_exposed(layer, column(2).state_dict())
     dormant.materialize(layer)
     linear = nn.Linear(64, 64)
-    linear.weight, linear.bias = column(2).weight, column(2).bias  # type: ignore[assignment]
+    linear.weight, linear.bias = column(2).weight, column(2).bias
     theirs = int8(linear) if scheme == "int8" else four_bit(linear, quant_type=scheme)
     inputs = torch.randn(3, 64)
     assert_same_bits(layer(inputs), theirs(inputs), "forward")
@@ -232,7 +233,7 @@ def accept(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
             }
         )
         with torch.no_grad():
-            weight.module.bias.copy_(state[prefix + "bias"])  # type: ignore[operator, union-attr]
+            weight.module.bias.copy_(state[prefix + "bias"])
 
 
 @pytest.mark.parametrize("source", ["real", "lazy"])
@@ -269,7 +270,7 @@ def test_packed_weights_are_no_aliases_of_the_checkpoint() -> None:
 def test_block_sizes_are_those_of_the_checkpoint() -> None:
     model = lazy(1, "nf4")
     eager = nn.Sequential(
-        *(four_bit(layer, quant_type="nf4", block_size=256) for layer in build(2))  # type: ignore[arg-type]
+        *(four_bit(layer, quant_type="nf4", block_size=256) for layer in build(2))
     )
     accept(model, eager.state_dict())
     dormant.materialize(model)
@@ -297,8 +298,8 @@ def damaged_state(change: Callable[[str], str]) -> torch.Tensor:
         (lambda text: "\xff\xfe", "expected JSON"),
         (lambda text: "[" * 30_000, "expected JSON"),
         (
-            lambda text: text.replace('"nested_offset": 0.0', '"nested_offset": "x", "y": 0'),
-            "number",
+            lambda text: re.sub(r'(nested_offset": ).*?([,}])', r'\1"x"\2', text),
+            "a number, got 'x'",
         ),
     ],
 )

@@ -120,7 +120,7 @@ def test_originals_are_dropped_one_by_one() -> None:
     def quantise(layer: nn.Module) -> nn.Module:
         gc.collect()
         alive.append(sum(weight() is not None for weight in originals))
-        return Rounded(layer)  # type: ignore[arg-type]
+        return Rounded(layer)
 
     dormant.quantize(model, quantise, skip=["4"])
     dormant.materialize(model)
@@ -163,7 +163,7 @@ def test_a_function_that_fails_leaves_the_rest_to_do() -> None:
     def quantise(layer: nn.Module) -> nn.Module:
         if layer is second and failures:
             raise failures.pop()
-        return Rounded(layer)  # type: ignore[arg-type]
+        return Rounded(layer)
 
     second = model[2]
     dormant.quantize(model, quantise, skip=["4"])
@@ -172,12 +172,12 @@ def test_a_function_that_fails_leaves_the_rest_to_do() -> None:
     assert type(model[0]) is Rounded
     assert type(model[2]) is nn.Linear
     dormant.materialize(model)
-    assert_same_bits(model[2].codes, Rounded(build()[2]).codes, "codes")  # type: ignore[arg-type]
+    assert_same_bits(model[2].codes, Rounded(build()[2]).codes, "codes")
 
 
 def test_a_function_that_returns_no_module() -> None:
     model = lazy()
-    dormant.quantize(model, lambda layer: layer.weight)  # type: ignore[arg-type, return-value]
+    dormant.quantize(model, lambda layer: layer.weight)
     with pytest.raises(TypeError, match="returned Parameter for 0; expected a module"):
         dormant.materialize(model)
 

@@ -196,9 +196,8 @@ class FourBit:
     def _quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
         functional = library().functional
         nested_map = _nested_map() if self.nested else None
-        quantizer = _C.FourBit(
-            self.kind, self.block_size, None if nested_map is None else nested_map.tolist()
-        )
+        code = functional.get_4bit_type(self.kind, device="cpu")
+        quantizer = _C.FourBit(self.kind, self.block_size, code, nested_map)
         packed, absmax, *nested = _run(weight, quantizer)
         state2 = offset = None
         if nested_map is not None:
@@ -212,7 +211,7 @@ class FourBit:
         state = functional.QuantState(
             absmax=absmax,
             shape=weight.shape,
-            code=functional.get_4bit_type(self.kind, device="cpu"),
+            code=code,
             blocksize=self.block_size,
             quant_type=self.kind,
             dtype=weight.dtype,
