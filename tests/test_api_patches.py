@@ -270,6 +270,25 @@ def test_who_wrapped_a_patched_function_meanwhile_is_not_undone(
 
 
 @pytest.mark.threads
+def test_a_device_context_first_used_while_patches_are_in_place_works_on() -> None:
+    program = """
+import dormant, torch
+with dormant.lazy_init():
+    alive = torch.ones(2)
+    for _ in range(2):
+        with torch.device("meta"):
+            made = torch.tensor([1.0, 2.0]), torch.as_tensor([3]), torch.asarray([4])
+        print(*(tensor.device for tensor in made))
+del alive
+with torch.device("meta"):
+    print(torch.tensor([1.0]).device)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert result.stdout.split() == ["meta"] * 7
+
+
 def test_threads_that_come_and_go_leave_no_patch(originals: dict[str, object]) -> None:
     import threading
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.utils.dlpack
 from torch.overrides import has_torch_function_unary
+from torch.utils._device import _device_constructors
 
 from dormant import _C
 from dormant.duplicate import deepcopy_tensor
@@ -295,7 +296,7 @@ def install() -> None:
             return
         # `torch.device` as a context keeps a list of the functions that make tensors from its first
         # use on (torch/utils/_device.py): it must be of the originals.
-        torch.utils._device._device_constructors()
+        _device_constructors()
         for patch in PATCHES:
             original = getattr(patch.owner, patch.name, None)
             if original is None:  # not in this release of torch
