@@ -9,6 +9,7 @@ import torch
 
 from dormant import _C
 from dormant.inventory import owns_storage
+from dormant.quantized_layers import HeldQuantization
 from dormant.reachable import reachable_tensors
 
 
@@ -37,6 +38,7 @@ class HeldModule:
             for child in module.modules()
             for registry in (child._parameters, child._buffers)
         ]
+        self._quantization = HeldQuantization(module)
         self._tensors: dict[int, _Tensor] = {}
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for _, tensor in reachable_tensors(module):
@@ -66,6 +68,7 @@ class HeldModule:
         for registry, before in self._registries:
             registry.clear()
             registry.update(before)
+        self._quantization.restore()
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for held in self._tensors.values():
                 if not _same_geometry(held.tensor, held.alias):

@@ -12,12 +12,14 @@ import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
 from dormant import _C
 from dormant.context import lazy_init
+
+State: TypeAlias = "dict[str, object]"
 
 
 class PackedFormat(Protocol):
@@ -36,6 +38,9 @@ class PackedFormat(Protocol):
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:
         """Takes what a checkpoint of quantised weights has for this layer."""
+
+    def attributes(self, module: torch.nn.Module) -> list[tuple[dict[str, object], State]]:
+        """Each dict that `refresh` and `accept` write to, with what is in it now."""
 
 
 @dataclass
@@ -193,6 +198,32 @@ def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
             name = f"{prefix}.weight" if prefix else "weight"
             found.append(QuantizedWeight(name, module, source))
     return found
+
+
+class HeldQuantization:
+    """What the quantised weights of a model are made of, and how they are held, until `restore`.
+
+    The tensors themselves are not held.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._sources = [(module, _sources[module]) for module in _registered(model)]
+        self._attributes = [
+            attributes
+            for module, source in self._sources
+            for attributes in source.format.attributes(module)
+        ]
+
+    def restore(self) -> None:
+        """Everything is as it was when this was made."""
+        _sources.update(self._sources)
+        for attributes, before in self._attributes:
+            attributes.clear()
+            attributes.update(before)
+
+
+def _registered(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if module in _sources]
 
 
 def forget_sources(roots: Iterable[object]) -> None:

@@ -186,6 +186,13 @@ class FourBit:
         weight.quant_storage = storage
         self._put(module, entries["weight"].clone(), quant_state)
 
+    def attributes(
+        self, module: torch.nn.Module
+    ) -> list[tuple[dict[str, object], dict[str, object]]]:
+        """The attributes of the weight and of the layer that multiplies, with their values."""
+        weight: Any = module._parameters["weight"]
+        return [(vars(owner), dict(vars(owner))) for owner in (weight, weight.module)]
+
     def _put(self, module: torch.nn.Module, packed: torch.Tensor, state: Any) -> None:
         weight: Any = module._parameters["weight"]
         weight.data = packed
@@ -305,13 +312,26 @@ class Int8:
             )
         self._put(module, entries["weight"].clone(), entries["SCB"].clone())
 
+    def attributes(
+        self, module: torch.nn.Module
+    ) -> list[tuple[dict[str, object], dict[str, object]]]:
+        """The attributes of the weight and of the state of the layer, with their values."""
+        weight: Any = module._parameters["weight"]
+        state = self._state(module)
+        return [(vars(owner), dict(vars(owner))) for owner in (weight, state)]
+
     def _put(self, module: torch.nn.Module, codes: torch.Tensor, scales: torch.Tensor) -> None:
         weight: Any = module._parameters["weight"]
         weight.data = codes
         weight.CB, weight.SCB = codes, scales
-        layer: Any = weight.layer if is_foreign(weight) else module
+        state = self._state(module)
         # A forward moved earlier ones here.
-        layer.state.CB = layer.state.SCB = None
+        state.CB = state.SCB = None
+
+    def _state(self, module: torch.nn.Module) -> Any:
+        weight: Any = module._parameters["weight"]
+        layer: Any = weight.layer if is_foreign(weight) else module
+        return layer.state
 
 
 def from_configuration(config: Any) -> FourBit | Int8:
