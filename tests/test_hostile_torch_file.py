@@ -10,6 +10,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -516,6 +518,16 @@ def test_what_verify_reads_must_not_change_meanwhile(tmp_path: Path) -> None:
         file.truncate(10)
     with pytest.raises(ValueError, match=r"model\.pt"):
         checkpoint.verify()
+
+
+def test_files_changed_at_random_are_refused_or_equal_torch_load() -> None:
+    # In a process of its own, where a crash is a failure like any other.
+    script = Path(__file__).resolve().parent.parent / "fuzz" / "torch_zip.py"
+    done = subprocess.run(
+        [sys.executable, script, "--runs", "800", "--seed", "7"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("800 inputs, ")
 
 
 def test_an_empty_state_dict_is_no_error(tmp_path: Path) -> None:
