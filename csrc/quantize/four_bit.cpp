@@ -100,14 +100,19 @@ void FourBit::run(const void* source, c10::ScalarType dtype, c10::IntArrayRef /*
   if (rest == 0) {
     return;
   }
-  // Zeros after the last elements don't change their absmax, and an odd last one is paired with the
-  // code of zero.
+  // Zeros after the last elements don't change their absmax.
   const size_t width = c10::elementSize(dtype);
   alignas(64) unsigned char padded[kLargestBlock * sizeof(float)] = {};
   std::memcpy(padded, static_cast<const char*>(source) + full * block_size_ * width, rest * width);
   const size_t padded_size = (rest + kGroup - 1) / kGroup * kGroup;
   uint8_t codes[kLargestBlock / 2];
   level.four_bit(table_, Scaling::divide, format, padded, padded_size, 1, codes, absmax + full);
+  if (rest % 2 != 0) {
+    // An odd last one is paired with a zero that is not scaled, by NaN perhaps.
+    const auto* below = std::lower_bound(table_.middle, table_.middle + 15, 0.0f);
+    codes[rest / 2] =
+        static_cast<uint8_t>((codes[rest / 2] & 0xf0) | table_.code[below - table_.middle]);
+  }
   std::memcpy(packed + full * block_size_ / 2, codes, (rest + 1) / 2);
 }
 
