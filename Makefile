@@ -66,8 +66,8 @@ bench: build ## measure beside the peers (BENCH_ARGS="--help")
 
 ##@ Before a commit
 
-PYTHON_CODE = $(wildcard python tests benchmarks examples tools)
-CPP_CODE = $(shell find include csrc examples benchmarks tools -name '*.h' -o -name '*.cpp' 2>/dev/null)
+PYTHON_CODE = $(wildcard python tests benchmarks examples fuzz tools)
+CPP_CODE = $(shell find include csrc examples benchmarks fuzz tools -name '*.h' -o -name '*.cpp' 2>/dev/null)
 
 .PHONY: lint
 lint: $(STAMPS)/packages ## check formatting, style and types
@@ -108,6 +108,32 @@ test-torch: ## all tests on another torch in its own environment (TORCH=2.15.0; 
 	@[[ -n "$(TORCH)" ]] || { echo 'dormant: name the release: make test-torch TORCH=2.15.0' >&2; exit 2; }
 	DORMANT_ALLOW_CUDA=1 $(MAKE) VENV=.venv-torch-$(TORCH) BUILD=build-torch-$(TORCH) SITE=build-torch-$(TORCH)/site TORCH_VERSION=$(TORCH) \
 		PYTEST="PYTHONPATH=build-torch-$(TORCH)/site $(POISON) HF_HUB_OFFLINE=1 .venv-torch-$(TORCH)/bin/python -m pytest" test
+
+# Seconds for each target. A longer run is worth another seed, or clang++, whose libFuzzer looks for new paths.
+FUZZ_SECONDS := 60
+FUZZ_SEED := 1
+FUZZ_CLANG = $(shell command -v clang++)
+
+.PHONY: fuzz
+fuzz: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
+fuzz: build ## mutate what each parser reads, under sanitizers (FUZZ_SECONDS=60 FUZZ_SEED=1; libFuzzer with clang++)
+	@$(MAKE) BUILD=build-fuzz CMAKE_ARGS="-DDORMANT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		$(if $(FUZZ_CLANG),-DDORMANT_LIBFUZZER=ON -DCMAKE_CXX_COMPILER=$(FUZZ_CLANG))" build-fuzz/.configured
+	flock build-fuzz/.lock $(VENV)/bin/ninja -C build-fuzz -j $(JOBS) --quiet fuzzers
+	for target in $(basename $(notdir $(filter-out %/mutation_driver.cpp,$(wildcard fuzz/*.cpp)))); do
+		echo "$$target"
+		mkdir -p build-fuzz/corpus/$$target
+		if [[ -n "$(FUZZ_CLANG)" ]]; then
+			build-fuzz/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -seed=$(FUZZ_SEED) -print_final_stats=1 \
+				-artifact_prefix=build-fuzz/ build-fuzz/corpus/$$target fuzz/corpus/$$target
+		else
+			(cd build-fuzz && ./fuzz_$$target --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) ../fuzz/corpus/$$target)
+		fi
+	done
+	for script in $(wildcard fuzz/*.py); do
+		echo "$$script"
+		$(POISON) $(PY) $$script --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+	done
 
 .PHONY: clean
 clean: ## remove builds and caches; .venv stays (make distclean removes it too)

@@ -1,0 +1,131 @@
+#include "checkpoint/catalogue.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "checkpoint/index.h"
+#include "checkpoint/printable.h"
+#include "checkpoint/safetensors.h"
+
+namespace dormant::checkpoint {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kFile = ".safetensors";
+constexpr std::string_view kIndex = ".safetensors.index.json";
+constexpr std::string_view kAnyIndex = ".index.json";
+
+/// The checkpoint in a folder: as transformers looks for it, else the only one.
+std::string find_in(const std::string& folder) {
+  for (const auto* name : {"model.safetensors", "model.safetensors.index.json"}) {
+    const auto path = fs::path(folder) / name;
+    if (fs::is_regular_file(path)) {
+      return path.string();
+    }
+  }
+  for (const auto ending : {kIndex, kFile}) {
+    std::vector<std::string> found;
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      if (entry.is_regular_file() && entry.path().string().ends_with(ending)) {
+        found.push_back(entry.path().string());
+      }
+    }
+    std::sort(found.begin(), found.end());
+    if (found.size() == 1) {
+      return found.front();
+    }
+    std::string list;
+    for (const auto& path : found) {
+      list += (list.empty() ? "" : ", ") + in_quotes(fs::path(path).filename().string());
+    }
+    TORCH_CHECK_VALUE(found.empty(), "dormant: open_checkpoint: the folder ", printable(folder),
+                      " holds ", found.size(), " checkpoints: ", printable(list),
+                      ", expected one. Next: pass the path of one of them.");
+  }
+  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", printable(folder),
+                    " holds no checkpoint, expected model.safetensors, "
+                    "model.safetensors.index.json, or one file *.safetensors.index.json or "
+                    "*.safetensors. Next: pass the path of a file.");
+}
+
+/// Files of torch.save are zip archives, or pickles in the older layout.
+void refuse_torch_file(const File& file) {
+  std::string first(std::min<uint64_t>(file.size(), 4), '\0');
+  file.read(0, first.size(), first.data());
+  const bool pickle = first.size() >= 2 && first[0] == '\x80' && first[1] >= 2 && first[1] <= 5 &&
+                      file.path().find(kFile) == std::string::npos;
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      first != "PK\x03\x04" && !pickle, "dormant: open_checkpoint: ", file.name(),
+      " is a file of torch.save, which only Python's dormant.open_checkpoint reads. Next: convert "
+      "it there: dormant.save(dormant.open_checkpoint(path), \"model.safetensors\").");
+}
+
+Safetensors read(const File& file) {
+  refuse_torch_file(file);
+  return read_safetensors_header(file);
+}
+
+void add(Catalogue& catalogue, const std::shared_ptr<const File>& file, Safetensors contents) {
+  for (auto& entry : contents.entries) {
+    auto name = entry.name;
+    const auto [found, added] =
+        catalogue.tensors.try_emplace(std::move(name), CatalogueEntry{std::move(entry), file});
+    TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", in_quotes(found->first),
+                      " is in two files, ", found->second.file->name(), " and ", file->name(),
+                      ", expected one. Cause: they are of different checkpoints. Next: download or "
+                      "save it again.");
+  }
+  catalogue.metadata.merge(contents.metadata);
+}
+
+Catalogue open_index(const std::string& path) {
+  const auto index = read_index(path);
+  std::map<std::string, std::shared_ptr<const File>> files;
+  for (const auto& [tensor, shard] : index.files) {
+    files.try_emplace(shard);
+  }
+  Catalogue catalogue;
+  for (auto& [shard, file] : files) {
+    file = File::open(shard);
+    add(catalogue, file, read(*file));
+  }
+  constexpr const char* kCause =
+      "Cause: index and files are of different checkpoints. Next: download or save it again.";
+  for (const auto& [tensor, shard] : index.files) {
+    const auto found = catalogue.tensors.find(tensor);
+    const bool exists = found != catalogue.tensors.end();
+    TORCH_CHECK_VALUE(exists && found->second.file->path() == files.at(shard)->path(),
+                      "dormant: open_checkpoint: ", printable(path), ": tensor ", in_quotes(tensor),
+                      " is in ", exists ? found->second.file->name() : "no file", ", expected in ",
+                      printable(shard), ". ", kCause);
+  }
+  for (const auto& [tensor, found] : catalogue.tensors) {
+    TORCH_CHECK_VALUE(index.files.contains(tensor), "dormant: open_checkpoint: ", printable(path),
+                      ": tensor ", in_quotes(tensor), " of ", found.file->name(),
+                      " is not in the index. ", kCause);
+  }
+  return catalogue;
+}
+
+}  // namespace
+
+Catalogue open_catalogue(const std::string& path) {
+  std::error_code error;
+  const auto found = fs::is_directory(path, error) ? find_in(path) : path;
+  if (std::string_view(found).ends_with(kAnyIndex)) {
+    return open_index(found);
+  }
+  const auto file = File::open(found);
+  Catalogue catalogue;
+  add(catalogue, file, read(*file));
+  return catalogue;
+}
+
+}  // namespace dormant::checkpoint

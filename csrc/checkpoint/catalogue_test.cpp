@@ -1,0 +1,115 @@
+#include "checkpoint/catalogue.h"
+
+#include <c10/util/Exception.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <system_error>
+
+#include "checkpoint/scratch_folder.h"
+
+namespace dormant::checkpoint {
+namespace {
+
+/// A file with tensors of one byte each.
+std::string file_of(const std::vector<std::string>& names) {
+  std::string header = R"({"__metadata__":{"first":")" + names.front() + "\"}";
+  std::string data;
+  for (const auto& name : names) {
+    const auto begin = std::to_string(data.size());
+    data += 'x';
+    header += ",\"" + name + R"(":{"dtype":"U8","shape":[1],"data_offsets":[)" + begin + "," +
+              std::to_string(data.size()) + "]}";
+  }
+  return safetensors_file(header + "}", data);
+}
+
+constexpr const char* kIndexName = "model.safetensors.index.json";
+
+TEST(Catalogue, OpensAFile) {
+  const ScratchFolder folder;
+  const auto path = folder.write("any.name", file_of({"b", "a"}));
+  const auto catalogue = open_catalogue(path);
+  ASSERT_EQ(catalogue.tensors.size(), 2u);
+  EXPECT_EQ(catalogue.tensors.at("b").file->path(), path);
+  EXPECT_EQ(catalogue.metadata.at("first"), "b");
+}
+
+TEST(Catalogue, OpensTheFilesOfAnIndex) {
+  const ScratchFolder folder;
+  folder.write("1.safetensors", file_of({"a", "b"}));
+  folder.write("2.safetensors", file_of({"c"}));
+  folder.write(kIndexName,
+               R"({"weight_map":{"a":"1.safetensors","b":"1.safetensors","c":"2.safetensors"}})");
+  const auto catalogue = open_catalogue(folder.path(""));
+  EXPECT_EQ(catalogue.tensors.size(), 3u);
+  EXPECT_EQ(catalogue.tensors.at("c").file->path(), folder.path("2.safetensors"));
+  EXPECT_EQ(catalogue.tensors.at("a").file, catalogue.tensors.at("b").file);
+  EXPECT_EQ(catalogue.metadata.at("first"), "a");
+}
+
+TEST(Catalogue, FolderPrefersTheSingleFileThenTheIndexThenAnythingAlone) {
+  const ScratchFolder folder;
+  folder.write("other.safetensors", file_of({"o"}));
+  EXPECT_TRUE(open_catalogue(folder.path("")).tensors.contains("o"));
+  folder.write(kIndexName, R"({"weight_map":{"o":"other.safetensors"}})");
+  folder.write("another.safetensors", file_of({"p"}));
+  EXPECT_TRUE(open_catalogue(folder.path("")).tensors.contains("o"));
+  folder.write("model.safetensors", file_of({"m"}));
+  EXPECT_TRUE(open_catalogue(folder.path("")).tensors.contains("m"));
+}
+
+TEST(Catalogue, AmbiguousAndEmptyFoldersAreRefused) {
+  const ScratchFolder folder;
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalogue(folder.path("")); }),
+                       "holds no checkpoint, expected model.safetensors"));
+  folder.write("x.safetensors", file_of({"a"}));
+  folder.write("y.safetensors", file_of({"a"}));
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalogue(folder.path("")); }),
+                       "holds 2 checkpoints: 'x.safetensors', 'y.safetensors', expected one"));
+  EXPECT_THROW(open_catalogue(folder.path("absent")), std::system_error);
+}
+
+TEST(Catalogue, IndexAndFilesMustAgree) {
+  const ScratchFolder folder;
+  folder.write("1.safetensors", file_of({"a", "b"}));
+  folder.write("2.safetensors", file_of({"c"}));
+  folder.write("3.safetensors", file_of({"c"}));
+  const auto refusal = [&](const std::string& weight_map) {
+    const auto path = folder.write("i.index.json", "{\"weight_map\":{" + weight_map + "}}");
+    return message_of<c10::ValueError>([&] { open_catalogue(path); });
+  };
+  const std::string a = R"("a":"1.safetensors")";
+  const std::string b = R"(,"b":"1.safetensors")";
+  auto text = refusal(a + b + R"(,"d":"2.safetensors")");
+  EXPECT_TRUE(
+      contains(text, "tensor 'd' is in no file, expected in " + folder.path("2.safetensors")))
+      << text;
+  text = refusal(a);
+  EXPECT_TRUE(
+      contains(text, "tensor 'b' of " + folder.path("1.safetensors") + " is not in the index"))
+      << text;
+  text = refusal(a + R"(,"b":"2.safetensors")");
+  EXPECT_TRUE(contains(text, "tensor 'b' is in " + folder.path("1.safetensors") + ", expected in " +
+                                 folder.path("2.safetensors")))
+      << text;
+  text = refusal(a + b + R"(,"c":"2.safetensors","d":"3.safetensors")");
+  EXPECT_TRUE(contains(text, "tensor 'c' is in two files, " + folder.path("2.safetensors") +
+                                 " and " + folder.path("3.safetensors")))
+      << text;
+}
+
+TEST(Catalogue, FilesOfTorchSaveAreNotForThis) {
+  const ScratchFolder folder;
+  for (const std::string& bytes :
+       {std::string("PK\x03\x04 and more"), std::string("\x80\x02\x8a\nl\xfc\x9c")}) {
+    const auto path = folder.write("model.pt", bytes);
+    EXPECT_TRUE(contains(
+        message_of<c10::NotImplementedError>([&] { open_catalogue(path); }),
+        path + " is a file of torch.save, which only Python's dormant.open_checkpoint reads"));
+  }
+}
+
+}  // namespace
+}  // namespace dormant::checkpoint

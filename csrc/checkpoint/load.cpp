@@ -1,0 +1,287 @@
+// The public C++ interface to checkpoints.
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
+#include <dormant/checkpoint.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+#include <system_error>
+#include <tuple>
+#include <utility>
+
+#include "checkpoint/catalogue.h"
+#include "checkpoint/printable.h"
+#include "record/entry.h"
+#include "record/lazy_storage.h"
+#include "record/snapshot.h"
+#include "tile/rewrite.h"
+
+namespace dormant {
+namespace {
+
+using checkpoint::CatalogueEntry;
+using checkpoint::in_quotes;
+
+const CatalogueEntry& find(const checkpoint::Catalogue& catalogue, const std::string& name) {
+  const auto found = catalogue.tensors.find(name);
+  TORCH_CHECK_INDEX(found != catalogue.tensors.end(), "dormant: the checkpoint has no tensor ",
+                    in_quotes(name), "; it has ", catalogue.tensors.size());
+  return found->second;
+}
+
+std::string joined(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const auto& part : parts) {
+    text += (text.empty() ? "" : ", ") + part;
+  }
+  return text;
+}
+
+/// One tensor of the module under all names that it has there.
+struct Target {
+  at::Tensor tensor;
+  std::vector<std::string> names;
+  std::vector<std::string> sources;  ///< names in the checkpoint, under which it is
+};
+
+std::vector<Target> targets_of(const NamedTensors& tensors) {
+  using Identity = std::tuple<const c10::StorageImpl*, int64_t, std::vector<int64_t>,
+                              std::vector<int64_t>, c10::ScalarType>;
+  std::map<Identity, size_t> known;
+  std::vector<Target> targets;
+  for (const auto& [name, tensor] : tensors) {
+    if (!tensor.defined()) {
+      continue;  // libtorch's way to say that a layer has no bias
+    }
+    TORCH_CHECK_NOT_IMPLEMENTED(tensor.has_storage() && tensor.is_cpu(),
+                                "dormant: load: ", in_quotes(name), " is a tensor of layout ",
+                                tensor.layout(), " on ", tensor.device(),
+                                ", expected a strided one on the CPU");
+    const Identity identity{tensor.storage().unsafeGetStorageImpl(), tensor.storage_offset(),
+                            tensor.sizes().vec(), tensor.strides().vec(), tensor.scalar_type()};
+    const auto [found, added] = known.emplace(identity, targets.size());
+    if (added) {
+      targets.push_back({tensor, {}, {}});
+    }
+    targets[found->second].names.push_back(name);
+  }
+  return targets;
+}
+
+/// Names of the checkpoint by what the module calls them.
+std::map<std::string, std::string> renamed(
+    const Checkpoint& checkpoint, const std::function<std::string(const std::string&)>& rename) {
+  std::map<std::string, std::string> names;
+  for (const auto& name : checkpoint.names()) {
+    const auto [found, added] = names.emplace(rename ? rename(name) : name, name);
+    TORCH_CHECK_VALUE(added, "dormant: load: rename gives ", in_quotes(found->first),
+                      " for two tensors of the checkpoint, ", in_quotes(found->second), " and ",
+                      in_quotes(name), ", expected different names");
+  }
+  return names;
+}
+
+/// c10::ValueError unless all tensors have the same bytes.
+void check_equal(const checkpoint::Catalogue& catalogue, const Target& target) {
+  constexpr size_t kBlock = 1024 * 1024;
+  std::vector<char> one(kBlock);
+  std::vector<char> other(kBlock);
+  const auto& first = find(catalogue, target.sources.front());
+  for (size_t i = 1; i < target.sources.size(); ++i) {
+    const auto& second = find(catalogue, target.sources[i]);
+    bool equal = first.entry.dtype == second.entry.dtype;
+    for (uint64_t done = 0; equal && done < first.entry.nbytes; done += kBlock) {
+      const auto count = std::min<uint64_t>(kBlock, first.entry.nbytes - done);
+      first.file->read(first.entry.offset + done, count, one.data());
+      second.file->read(second.entry.offset + done, count, other.data());
+      equal = std::memcmp(one.data(), other.data(), count) == 0;
+    }
+    TORCH_CHECK_VALUE(equal, "dormant: load: ", in_quotes(target.names[0]), " and ",
+                      in_quotes(target.names[1]),
+                      " are one tensor in the module, and the checkpoint has different values for "
+                      "them: ",
+                      in_quotes(first.entry.name), " in ", first.file->name(), " and ",
+                      in_quotes(second.entry.name), " in ", second.file->name(),
+                      ". Next: untie the module, or drop one with `rename`.");
+  }
+}
+
+/// What will be done, decided before anything is.
+struct Plan {
+  std::vector<Target> targets;
+  LoadReport report;
+};
+
+Plan plan(const NamedTensors& tensors, const Checkpoint& checkpoint, const LoadOptions& options) {
+  Plan result;
+  result.targets = targets_of(tensors);
+  auto available = renamed(checkpoint, options.rename);
+  std::vector<std::string> missing;
+  std::vector<std::string> mismatched;
+  for (auto& target : result.targets) {
+    for (const auto& name : target.names) {
+      const auto found = available.find(name);
+      if (found == available.end()) {
+        continue;
+      }
+      const auto source = found->second;
+      available.erase(found);
+      const auto entry = checkpoint.entry(source);
+      if (target.tensor.sizes() == at::IntArrayRef(entry.sizes)) {
+        target.sources.push_back(source);
+      } else {
+        mismatched.push_back(c10::str(in_quotes(name), " has sizes ", at::IntArrayRef(entry.sizes),
+                                      " in ", checkpoint::printable(entry.file), " at byte ",
+                                      entry.offset, ", expected ", target.tensor.sizes()));
+      }
+    }
+    const bool found = !target.sources.empty();
+    auto& list = found                    ? result.report.loaded
+                 : is_lazy(target.tensor) ? result.report.initialised
+                                          : result.report.kept;
+    list.insert(list.end(), target.names.begin(), target.names.end());
+    if (!found) {
+      missing.push_back(in_quotes(target.names.front()));
+    }
+  }
+  TORCH_CHECK_INDEX(mismatched.empty() || options.mismatched == Mismatched::initialise,
+                    "dormant: load: ", mismatched.size(),
+                    " tensors have other sizes in the "
+                    "checkpoint: ",
+                    joined(mismatched),
+                    ". Next: build the model that was saved, or pass "
+                    "mismatched = Mismatched::initialise.");
+  TORCH_CHECK_INDEX(missing.empty() || options.missing == Missing::initialise,
+                    "dormant: load: ", missing.size(), " of ", result.targets.size(),
+                    " tensors of the module are not in the checkpoint: ", joined(missing),
+                    ". Next: pass `rename`, or missing = Missing::initialise.");
+  std::vector<std::string> unexpected;
+  for (const auto& [name, source] : available) {
+    unexpected.push_back(in_quotes(source));
+    result.report.ignored.push_back(source);
+  }
+  TORCH_CHECK_INDEX(unexpected.empty() || options.unexpected == Unexpected::ignore,
+                    "dormant: load: ", unexpected.size(), " of ", checkpoint.names().size(),
+                    " tensors of the checkpoint are not in the module: ", joined(unexpected),
+                    ". Next: pass `rename`, or unexpected = Unexpected::ignore.");
+  return result;
+}
+
+/// For an error: which real tensors are no longer what they were.
+std::string begun_names(const std::vector<Target>& targets,
+                        const std::vector<const c10::StorageImpl*>& begun) {
+  const std::set<const c10::StorageImpl*> storages(begun.begin(), begun.end());
+  std::vector<std::string> names;
+  for (const auto& target : targets) {
+    if (storages.contains(target.tensor.storage().unsafeGetStorageImpl())) {
+      names.push_back(in_quotes(target.names.front()));
+    }
+  }
+  return names.empty() ? "" : "dormant: load: written before, wholly or in part: " + joined(names);
+}
+
+/// Without the system's words for the code, which the constructor appends.
+std::string text_of(const std::system_error& error) {
+  std::string text = error.what();
+  const auto message = ": " + error.code().message();
+  if (text.ends_with(message)) {
+    text.resize(text.size() - message.size());
+  }
+  return text;
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(std::shared_ptr<const checkpoint::Catalogue> catalogue)
+    : catalogue_(std::move(catalogue)) {}
+
+std::vector<std::string> Checkpoint::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, found] : catalogue_->tensors) {
+    names.push_back(name);
+  }
+  return names;
+}
+
+bool Checkpoint::contains(const std::string& name) const {
+  return catalogue_->tensors.contains(name);
+}
+
+CheckpointEntry Checkpoint::entry(const std::string& name) const {
+  const auto& [entry, file] = find(*catalogue_, name);
+  return {entry.dtype, entry.sizes, file->path(), entry.offset, entry.nbytes};
+}
+
+at::Tensor Checkpoint::operator[](const std::string& name) const {
+  const auto& [entry, file] = find(*catalogue_, name);
+  return record::make_read_tensor(file, entry.offset, entry.sizes, entry.dtype);
+}
+
+const std::map<std::string, std::string>& Checkpoint::metadata() const {
+  return catalogue_->metadata;
+}
+
+Checkpoint open_checkpoint(const std::string& path) {
+  return Checkpoint(
+      std::make_shared<const checkpoint::Catalogue>(checkpoint::open_catalogue(path)));
+}
+
+LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
+                const LoadOptions& options) {
+  auto [targets, report] = plan(tensors, checkpoint, options);
+  std::vector<c10::Storage> storages;
+  for (const auto& target : targets) {
+    storages.push_back(target.tensor.storage());
+    if (target.sources.size() > 1) {
+      check_equal(*checkpoint.catalogue_, target);
+    }
+  }
+  record::Snapshot snapshot(storages);
+  std::vector<const c10::StorageImpl*> begun;
+  const auto put_back = [&] {
+    snapshot.restore();
+    for (const auto& target : targets) {
+      record::settle(target.tensor);
+    }
+    return begun_names(targets, begun);
+  };
+  try {
+    const at::NoGradGuard values_only;
+    for (const auto& target : targets) {
+      record::settle(target.tensor);
+      if (!target.sources.empty()) {
+        target.tensor.copy_(checkpoint[target.sources.front()]);
+      }
+    }
+    tile::Options engine;
+    engine.memory_budget = options.memory_budget;
+    engine.on_step = options.on_step;
+    for (const auto& storage : tile::materialize_over(snapshot, storages, engine, begun)) {
+      report.bytes += storage.nbytes;
+    }
+  } catch (c10::Error& error) {
+    if (const auto names = put_back(); !names.empty()) {
+      error.add_context(names);
+    }
+    throw;
+  } catch (const std::system_error& error) {
+    const auto names = put_back();
+    if (names.empty()) {
+      throw;
+    }
+    throw std::system_error(error.code(), text_of(error) + "; " + names);
+  } catch (...) {
+    put_back();
+    throw;
+  }
+  snapshot.keep();
+  for (const auto& target : targets) {
+    record::settle(target.tensor);
+  }
+  return report;
+}
+
+}  // namespace dormant

@@ -1,0 +1,232 @@
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+#include <dormant/checkpoint.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+
+#include "checkpoint/scratch_folder.h"
+#include "record/lazy_storage.h"
+
+namespace dormant {
+namespace {
+
+using checkpoint::contains;
+using checkpoint::message_of;
+using checkpoint::safetensors_file;
+using checkpoint::ScratchFolder;
+
+constexpr uint64_t kSeed = 3;
+
+/// A file with these float32 tensors, by PyTorch's own memory.
+std::string file_of(const NamedTensors& tensors) {
+  std::string header = "{";
+  std::string data;
+  for (const auto& [name, tensor] : tensors) {
+    const auto begin = std::to_string(data.size());
+    data.append(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes());
+    std::string sizes;
+    for (const auto size : tensor.sizes()) {
+      sizes += (sizes.empty() ? "" : ",") + std::to_string(size);
+    }
+    header += (header.size() == 1 ? "\"" : ",\"") + name + R"(":{"dtype":"F32","shape":[)" + sizes +
+              R"(],"data_offsets":[)" + begin + "," + std::to_string(data.size()) + "]}";
+  }
+  return safetensors_file(header + "}", data);
+}
+
+NamedTensors build() {
+  at::manual_seed(kSeed);
+  return {{"a", at::randn({17, 5})}, {"b", at::ones({300})}, {"c", at::randn({4})}};
+}
+
+NamedTensors build_lazily() {
+  const LazyInit guard;
+  return build();
+}
+
+TEST(Load, ReadsWhatTheCheckpointHasAndInitialisesTheRest) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  const auto path = folder.write("model.safetensors", file_of({{"a", a}}));
+  const auto model = build_lazily();
+  const auto report = load(model, path);
+  const auto eager = build();
+  EXPECT_TRUE(model[0].second.equal(a));
+  EXPECT_TRUE(model[1].second.equal(eager[1].second));
+  EXPECT_TRUE(model[2].second.equal(eager[2].second));
+  EXPECT_EQ(report.loaded, std::vector<std::string>{"a"});
+  EXPECT_EQ(report.initialised, (std::vector<std::string>{"b", "c"}));
+  EXPECT_FALSE(record::carries_key(model[0].second));
+}
+
+TEST(Load, CastsOnTheWay) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  const auto path = folder.write("m", file_of({{"a", a}}));
+  const NamedTensors lazy = [] {
+    const LazyInit guard;
+    return NamedTensors{{"a", at::empty({17, 5}, at::kBFloat16)}};
+  }();
+  const NamedTensors real{{"a", at::zeros({17, 5}, at::kDouble)}};
+  load(lazy, path);
+  load(real, path);
+  EXPECT_TRUE(lazy[0].second.equal(a.to(at::kBFloat16)));
+  EXPECT_TRUE(real[0].second.equal(a.to(at::kDouble)));
+}
+
+TEST(Load, WritesRealTensorsInPlaceAndKeepsOthers) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  const auto path = folder.write("m", file_of({{"a", a}}));
+  const auto model = build();
+  auto leaf = model[0].second;
+  leaf.requires_grad_(true);
+  const auto* memory = leaf.const_data_ptr();
+  const auto before = model[1].second.clone();
+  const auto report = load(model, path);
+  EXPECT_EQ(leaf.const_data_ptr(), memory);
+  EXPECT_TRUE(leaf.equal(a));
+  EXPECT_TRUE(leaf.requires_grad());
+  EXPECT_TRUE(model[1].second.equal(before));
+  EXPECT_EQ(report.kept, (std::vector<std::string>{"b", "c"}));
+}
+
+TEST(Load, AllNamesThatDoNotFitAreListedAndNothingChanges) {
+  const ScratchFolder folder;
+  const auto path = folder.write(
+      "m", file_of({{"a", at::rand({5, 17})}, {"x", at::rand({1})}, {"y", at::rand({1})}}));
+  const auto model = build_lazily();
+  auto text = message_of<c10::IndexError>([&] { load(model, path); });
+  EXPECT_TRUE(contains(text, "'a' has sizes [5, 17] in " + path + " at byte "));
+  EXPECT_TRUE(contains(text, ", expected [17, 5]"));
+
+  LoadOptions options;
+  options.mismatched = Mismatched::initialise;
+  text = message_of<c10::IndexError>([&] { load(model, path, options); });
+  EXPECT_TRUE(contains(text, "2 of 3 tensors of the checkpoint are not in the module: 'x', 'y'"));
+
+  options.missing = Missing::error;
+  text = message_of<c10::IndexError>([&] { load(model, path, options); });
+  EXPECT_TRUE(contains(text, "3 of 3 tensors of the module are not in the checkpoint: 'a', 'b'"));
+  for (const auto& [name, tensor] : model) {
+    EXPECT_TRUE(is_lazy(tensor)) << name;
+  }
+
+  options.missing = Missing::initialise;
+  options.unexpected = Unexpected::ignore;
+  const auto report = load(model, path, options);
+  EXPECT_EQ(report.ignored, (std::vector<std::string>{"x", "y"}));
+  EXPECT_TRUE(model[0].second.equal(build()[0].second));
+}
+
+TEST(Load, RenamesTensors) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  const auto path = folder.write("m", file_of({{"model.a", a}}));
+  const auto model = build_lazily();
+  LoadOptions options;
+  options.rename = [](const std::string& name) { return name.substr(6); };
+  load(model, path, options);
+  EXPECT_TRUE(model[0].second.equal(a));
+  options.rename = [](const std::string&) { return std::string("a"); };
+  const auto two = folder.write("n", file_of({{"p", a}, {"q", a}}));
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { load(model, two, options); }),
+                       "rename gives 'a' for two tensors of the checkpoint, 'p' and 'q'"));
+}
+
+TEST(Load, OneNameOfTiedTensorsIsEnough) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  const auto path = folder.write("m", file_of({{"tied", a}}));
+  auto model = build_lazily();
+  model.emplace_back("tied", model[0].second.detach());
+  LoadOptions options;
+  options.missing = Missing::error;
+  model.erase(model.begin() + 1, model.begin() + 3);
+  const auto report = load(model, path, options);
+  EXPECT_TRUE(model[0].second.equal(a));
+  EXPECT_EQ(report.loaded, (std::vector<std::string>{"a", "tied"}));
+}
+
+TEST(Load, TiedTensorsThatDifferAreRefused) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  auto other = a.clone();
+  auto model = build_lazily();
+  model.emplace_back("tied", model[0].second.detach());
+  const auto equal = folder.write("equal", file_of({{"a", a}, {"tied", other}}));
+  other.view(-1)[84].add_(1);
+  const auto different = folder.write("different", file_of({{"a", a}, {"tied", other}}));
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { load(model, different); }),
+                       "'a' and 'tied' are one tensor in the module"));
+  EXPECT_TRUE(is_lazy(model[0].second));
+  load(model, equal);
+  EXPECT_TRUE(model[0].second.equal(a));
+}
+
+TEST(Load, ChangedFileLeavesEverythingAsItWas) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  const auto path = folder.write("m", file_of({{"a", a}}));
+  const auto opened = open_checkpoint(path);
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 4);
+  const auto lazy = build_lazily();
+  const auto real = build();
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { load(lazy, opened); }), "expected"));
+  EXPECT_THROW(load(real, opened), c10::ValueError);
+  const auto eager = build();
+  for (size_t i = 0; i < eager.size(); ++i) {
+    EXPECT_TRUE(is_lazy(lazy[i].second));
+    EXPECT_FALSE(is_lazy(real[i].second));
+    EXPECT_TRUE(real[i].second.equal(eager[i].second));
+  }
+  folder.write("m", file_of({{"a", a}}));
+  load(lazy, path);
+  EXPECT_TRUE(lazy[0].second.equal(a));
+  EXPECT_TRUE(lazy[2].second.equal(eager[2].second));
+}
+
+TEST(Load, InterruptedLoadLeavesAModelLazyAndASecondOneWorks) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  const auto path = folder.write("m", file_of({{"a", a}}));
+  const auto model = build_lazily();
+  LoadOptions options;
+  options.on_step = [](size_t done, size_t total) {
+    if (done == total) {
+      throw std::runtime_error("interrupted");
+    }
+  };
+  EXPECT_THROW(load(model, path, options), std::runtime_error);
+  for (const auto& [name, tensor] : model) {
+    EXPECT_TRUE(is_lazy(tensor)) << name;
+  }
+  load(model, path);
+  EXPECT_TRUE(model[0].second.equal(a));
+  EXPECT_TRUE(model[2].second.equal(build()[2].second));
+}
+
+TEST(Checkpoint, IsLazyTensorsByName) {
+  const ScratchFolder folder;
+  const auto a = at::rand({17, 5});
+  const auto b = at::rand({3, 5});
+  const auto path = folder.write("m", file_of({{"b", b}, {"a", a}}));
+  const auto opened = open_checkpoint(path);
+  EXPECT_EQ(opened.names(), (std::vector<std::string>{"a", "b"}));
+  EXPECT_TRUE(opened.contains("a"));
+  EXPECT_EQ(opened.entry("a").sizes, (std::vector<int64_t>{17, 5}));
+  EXPECT_EQ(opened.entry("a").file, path);
+  const auto joined = at::cat({opened["a"], opened["b"]}).t().to(at::kHalf);
+  EXPECT_TRUE(is_lazy(joined));
+  dormant::materialize(joined);
+  EXPECT_TRUE(joined.equal(at::cat({a, b}).t().to(at::kHalf)));
+  EXPECT_TRUE(contains(message_of<c10::IndexError>([&] { opened["z"]; }),
+                       "the checkpoint has no tensor 'z'"));
+}
+
+}  // namespace
+}  // namespace dormant

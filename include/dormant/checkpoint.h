@@ -1,0 +1,153 @@
+// Checkpoints for libtorch: tensors that are read when they come to life.
+//
+//   {
+//     dormant::LazyInit guard;
+//     model = MyModel();                                    // no memory yet
+//   }
+//   dormant::load(model, "folder/model.safetensors");       // read once, cast on the way, the rest
+//                                                           // initialised as recorded
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <dormant/dormant.h>
+#include <dormant/export.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace dormant {
+
+namespace checkpoint {
+struct Catalogue;
+}
+class Checkpoint;
+struct LoadOptions;
+struct LoadReport;
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+/// What the files say about a tensor.
+struct CheckpointEntry {
+  c10::ScalarType dtype;
+  std::vector<int64_t> sizes;
+  std::string file;
+  uint64_t offset;  ///< of its first element in the file, in bytes
+  uint64_t nbytes;
+};
+
+/// The tensors of a checkpoint by name, lazy. Copies share the open files, which stay open as long
+/// as one of them or a lazy tensor lives.
+class DORMANT_API Checkpoint {
+ public:
+  /// In alphabetical order.
+  std::vector<std::string> names() const;
+  bool contains(const std::string& name) const;
+  /// Throws c10::IndexError where there is no such tensor.
+  CheckpointEntry entry(const std::string& name) const;
+  /// A new lazy tensor whose history is reading it; so are those that at::cat, slices, `to` and the
+  /// like make of it. Throws c10::IndexError where there is no such tensor.
+  at::Tensor operator[](const std::string& name) const;
+  /// What the files say of themselves; of several values the first file's.
+  const std::map<std::string, std::string>& metadata() const;
+
+ private:
+  friend DORMANT_API Checkpoint open_checkpoint(const std::string& path);
+  friend DORMANT_API LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
+                                     const LoadOptions& options);
+  explicit Checkpoint(std::shared_ptr<const checkpoint::Catalogue> catalogue);
+  std::shared_ptr<const checkpoint::Catalogue> catalogue_;
+};
+
+/// Opens a safetensors file, the index of several (*.index.json), or a folder that has
+/// model.safetensors, model.safetensors.index.json or only one such file of another name. Reads and
+/// checks everything but the tensors' bytes. Throws c10::ValueError where a file is damaged or
+/// contradicts another one, c10::NotImplementedError for files of torch.save (Python reads those),
+/// std::system_error where the system refuses.
+DORMANT_API Checkpoint open_checkpoint(const std::string& path);
+
+/// A tensor of the module that the checkpoint lacks.
+enum class Missing : uint8_t {
+  initialise,  ///< gets its recorded values; keeps those it has, if it is real
+  error,
+};
+/// A tensor of the checkpoint that the module lacks.
+enum class Unexpected : uint8_t { error, ignore };
+/// Two tensors of one name with different sizes.
+enum class Mismatched : uint8_t {
+  error,
+  initialise,  ///< as if the checkpoint lacked it
+};
+
+struct LoadOptions {
+  Missing missing = Missing::initialise;
+  Unexpected unexpected = Unexpected::error;
+  Mismatched mismatched = Mismatched::error;
+  /// The module's name of a tensor, from the checkpoint's.
+  std::function<std::string(const std::string&)> rename;
+  /// As in MaterializeOptions.
+  std::optional<size_t> memory_budget;
+  std::function<void(size_t done, size_t total)> on_step;
+};
+
+struct LoadReport {
+  std::vector<std::string> loaded;       ///< names in the module, in its order
+  std::vector<std::string> initialised;  ///< lazy ones that got their recorded values
+  std::vector<std::string> kept;         ///< real ones that the checkpoint lacks
+  std::vector<std::string> ignored;      ///< names in the checkpoint
+  size_t bytes = 0;                      ///< of the storages that were written
+};
+
+/// Gives each of `tensors` the values of the checkpoint's tensor of its name, converted to its
+/// dtype, and brings all lazy ones to life. Tensors that share their storage and geometry are tied:
+/// one name in the checkpoint is enough, and the bytes under several must be equal.
+///
+/// All names, sizes and files are checked before anything changes. Whatever stops the work then
+/// leaves lazy tensors lazy as they were; real ones are written in place, and the error says which
+/// had been begun. Throws c10::IndexError for missing and unexpected names and mismatched sizes,
+/// all of them listed; c10::ValueError where a file changed since it was opened, or tied tensors
+/// differ; std::system_error where a file cannot be read.
+DORMANT_API LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
+                            const LoadOptions& options = {});
+
+/// Parameters and buffers of a torch::nn::Module, its children included.
+template <typename Module>
+  requires requires(const Module& module) {
+    module.named_parameters(true);
+    module.named_buffers(true);
+  }
+LoadReport load(const Module& module, const Checkpoint& checkpoint,
+                const LoadOptions& options = {}) {
+  NamedTensors tensors;
+  for (const auto& parameter : module.named_parameters(true)) {
+    tensors.emplace_back(parameter.key(), parameter.value());
+  }
+  for (const auto& buffer : module.named_buffers(true)) {
+    tensors.emplace_back(buffer.key(), buffer.value());
+  }
+  return load(tensors, checkpoint, options);
+}
+
+/// The same for a module holder (torch::nn::Linear and the like) or a shared_ptr to a module.
+template <typename Holder>
+  requires requires(const Holder& holder) {
+    holder->named_parameters(true);
+    holder->named_buffers(true);
+  }
+LoadReport load(const Holder& holder, const Checkpoint& checkpoint,
+                const LoadOptions& options = {}) {
+  return load(*holder, checkpoint, options);
+}
+
+/// The same from the path of a checkpoint.
+template <typename Target>
+LoadReport load(const Target& target, const std::string& path, const LoadOptions& options = {}) {
+  return load(target, open_checkpoint(path), options);
+}
+
+}  // namespace dormant
