@@ -114,7 +114,9 @@ def test_real_weights_give_the_embeddings_of_transformers(dtype: torch.dtype | N
     for key, tensor in expected.state_dict().items():
         assert_same_bits(tensor, model.state_dict()[key], key)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    batch = tokenizer(["A lazy model wakes up.", "Its weights are real."], padding=True, return_tensors="pt")
+    batch = tokenizer(
+        ["A lazy model wakes up.", "Its weights are real."], padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         one, other = (each.eval()(**batch).last_hidden_state for each in (expected, model))
     assert one.shape[-1] == 384

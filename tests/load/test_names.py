@@ -1,0 +1,207 @@
+"""Names and shapes that the model and the checkpoint do not share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from eager_load import (
+    Saver,
+    assert_same_model,
+    eager,
+    eager_loaded,
+    fingerprint,
+    lazy,
+    state_of,
+)
+from loaded_modules import Nested, Plain, Tied
+from torch import nn
+
+import dormant
+
+
+def without(state: dict[str, torch.Tensor], *prefixes: str) -> dict[str, torch.Tensor]:
+    kept = {name: t for name, t in state.items() if not name.startswith(prefixes)}
+    assert len(kept) < len(state)
+    return kept
+
+
+@pytest.mark.parametrize("dropped", ["layers", "scales.1", "embedding", ""])
+def test_missing_tensors_are_initialised_as_in_eager(dropped: str, saved: Saver) -> None:
+    state = without(state_of(Plain), dropped)
+    model = lazy(Plain)
+    dormant.load(model, saved(state))
+    assert_same_model(eager_loaded(Plain, state, strict=False), model)
+
+
+def test_missing_tensors_of_a_real_model_keep_their_values(saved: Saver) -> None:
+    state = without(state_of(Plain), "layers")
+    model = eager(Plain)
+    dormant.load(model, saved(state))
+    assert_same_model(eager_loaded(Plain, state, strict=False), model)
+
+
+def test_missing_tensors_can_be_refused_all_of_them(saved: Saver) -> None:
+    path = saved(without(state_of(Plain), "layers", "coarse"))
+    model = lazy(Plain)
+    before = fingerprint(model)
+    with pytest.raises(KeyError) as caught:
+        dormant.load(model, path, missing="error")
+    for name in ("layers.0.weight", "layers.0.bias", "layers.1.weight", "coarse"):
+        assert name in caught.value.args[0]
+    assert fingerprint(model) == before
+
+
+def test_unexpected_tensors_are_refused_all_of_them(saved: Saver) -> None:
+    state = {**state_of(Plain), "layers.2.weight": torch.ones(2), "head": torch.ones(1)}
+    path = saved(state)
+    model = lazy(Plain)
+    before = fingerprint(model)
+    with pytest.raises(KeyError) as caught:
+        dormant.load(model, path)
+    assert "layers.2.weight" in caught.value.args[0]
+    assert "head" in caught.value.args[0]
+    assert fingerprint(model) == before
+    dormant.load(model, path, unexpected="ignore")
+    assert_same_model(eager_loaded(Plain, state, strict=False), model)
+
+
+def test_mismatched_shapes_are_refused_all_of_them(saved: Saver) -> None:
+    state = {**state_of(Plain), "coarse": torch.ones(7, 4), "embedding.weight": torch.ones(51, 12)}
+    path = saved(state)
+    model = lazy(Plain)
+    before = fingerprint(model)
+    with pytest.raises(KeyError) as caught:
+        dormant.load(model, path)
+    text = caught.value.args[0]
+    for name, theirs, ours in (
+        ("coarse", "(7, 4)", "(7, 3)"),
+        ("embedding.weight", "(51, 12)", "(50, 12)"),
+    ):
+        assert name in text
+        assert theirs in text
+        assert ours in text
+    assert fingerprint(model) == before
+
+
+def test_mismatched_tensors_can_be_initialised(saved: Saver) -> None:
+    state = {**state_of(Plain), "embedding.weight": torch.ones(51, 12)}
+    model = lazy(Plain)
+    dormant.load(model, saved(state), mismatched="init")
+    rest = without(state, "embedding")
+    assert_same_model(eager_loaded(Plain, rest, strict=False), model)
+
+
+def test_names_are_mapped(saved: Saver) -> None:
+    state = state_of(Plain)
+    renamed = {name: tensor for name, tensor in state.items() if name != "coarse"}
+    renamed["other.name"] = state["coarse"]
+    model = lazy(Plain)
+    dormant.load(model, saved(renamed), rename={"other.name": "coarse"})
+    assert_same_model(eager_loaded(Plain, state), model)
+
+
+def test_prefixes_are_mapped(saved: Saver) -> None:
+    state = state_of(Plain)
+    renamed = {
+        name.replace("layers.", "blocks.") if name.startswith("layers.") else name: tensor
+        for name, tensor in state.items()
+    }
+    model = lazy(Plain)
+    dormant.load(model, saved(renamed), rename={"blocks.": "layers."})
+    assert_same_model(eager_loaded(Plain, state), model)
+
+
+def test_a_prefix_is_taken_away_and_put_before(saved: Saver) -> None:
+    state = state_of(Plain)
+    model = lazy(Plain)
+    path = saved({f"module.{name}": tensor for name, tensor in state.items()})
+    dormant.load(model, path, rename={"module.": ""})
+    assert_same_model(eager_loaded(Plain, state), model)
+
+    def build() -> nn.Module:
+        return nn.ModuleDict({"inner": Plain()})
+
+    wrapped = lazy(build)
+    dormant.load(wrapped, saved(state), rename={"": "inner."})
+    expected = {f"inner.{name}": tensor for name, tensor in state.items()}
+    assert_same_model(eager_loaded(build, expected), wrapped)
+
+
+def test_a_function_renames(saved: Saver) -> None:
+    state = state_of(Nested)
+    model = lazy(Nested)
+    path = saved({name.upper(): tensor for name, tensor in state.items()})
+    names = {name.upper(): name for name in state}
+    dormant.load(model, path, rename=names.__getitem__)
+    assert_same_model(eager_loaded(Nested, state), model)
+
+
+def test_two_tensors_renamed_to_one_name_are_refused(saved: Saver) -> None:
+    state = state_of(Plain)
+    path = saved({**state, "other": torch.ones(7, 3)})
+    model = lazy(Plain)
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match="coarse"):
+        dormant.load(model, path, rename={"other": "coarse"})
+    assert fingerprint(model) == before
+
+
+# Ties
+
+
+@pytest.mark.parametrize("absent", ["head.weight", "embedding.weight"])
+@pytest.mark.parametrize("start", [lazy, eager])
+def test_a_tied_tensor_needs_one_of_its_names(absent: str, start: object, saved: Saver) -> None:
+    state = state_of(Tied)
+    one_name = without(state, absent)
+    model = start(Tied)  # type: ignore[operator]
+    dormant.load(model, saved(one_name), missing="error")
+    assert model.head.weight is model.embedding.weight
+    assert_same_model(eager_loaded(Tied, state), model)
+
+
+def test_tied_names_may_both_be_there_with_one_value(saved: Saver) -> None:
+    state = state_of(Tied)
+    assert torch.equal(state["head.weight"], state["embedding.weight"])
+    model = lazy(Tied)
+    dormant.load(model, saved(state))
+    assert_same_model(eager_loaded(Tied, state), model)
+
+
+@pytest.mark.parametrize("start", [lazy, eager])
+def test_tied_names_with_different_values_are_refused(start: object, saved: Saver) -> None:
+    state = state_of(Tied)
+    state["head.weight"] = state["head.weight"].clone()
+    state["head.weight"][3, 4] += 1
+    path = saved(state)
+    model = start(Tied)  # type: ignore[operator]
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=r"(?s)head\.weight.*embedding|embedding.*head\.weight"):
+        dormant.load(model, path)
+    assert fingerprint(model) == before
+
+
+def test_a_tied_tensor_with_neither_name_is_missing_once(saved: Saver) -> None:
+    state = without(state_of(Tied), "head", "embedding")
+    model = lazy(Tied)
+    report = dormant.load(model, saved(state))
+    assert report.count("initialised") == 1
+    assert_same_model(eager_loaded(Tied, state, strict=False), model)
+
+
+# Several checkpoints
+
+
+def test_checkpoints_are_taken_together_in_order(saved: Saver) -> None:
+    state = state_of(Plain)
+    base, adapter = without(state, "layers"), {k: state[k] for k in state if "layers" in k}
+    model = lazy(Plain)
+    dormant.load(model, [saved(base), adapter], missing="error")
+    assert_same_model(eager_loaded(Plain, state), model)
+
+
+def test_a_later_checkpoint_replaces_what_an_earlier_one_gave(saved: Saver) -> None:
+    base, later = state_of(Plain, 1), {"coarse": state_of(Plain, 2)["coarse"]}
+    model = lazy(Plain)
+    dormant.load(model, [saved(base), saved(later)])
+    assert_same_model(eager_loaded(Plain, {**base, **later}), model)
