@@ -221,7 +221,11 @@ def refused_state(folder: Path, state: object, *expected: str, error: type = Val
 def test_a_pickle_that_calls_something_else(tmp_path: Path, function: Any, name: str) -> None:
     marker = tmp_path / "called"
     refused_state(
-        tmp_path, {"a": Call(function, (f"touch {marker}",))}, name, "weights-only", "archive/data"
+        tmp_path,
+        {"a": Call(function, (f"touch {marker}",))},
+        name,
+        "archive/data.pkl",
+        "its byte 13",
     )
     assert not marker.exists()
 
@@ -524,10 +528,10 @@ def test_files_changed_at_random_are_refused_or_equal_torch_load() -> None:
     # In a process of its own, where a crash is a failure like any other.
     script = Path(__file__).resolve().parent.parent / "fuzz" / "torch_zip.py"
     done = subprocess.run(
-        [sys.executable, script, "--runs", "800", "--seed", "7"], capture_output=True, text=True
+        [sys.executable, script, "--runs", "400", "--seed", "7"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("800 inputs, ")
+    assert done.stdout.startswith("400 inputs, ")
 
 
 def test_an_empty_state_dict_is_no_error(tmp_path: Path) -> None:

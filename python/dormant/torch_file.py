@@ -125,8 +125,8 @@ def _read_zip(stream: BinaryIO, file: _C.File) -> tuple[Unpickled, dict[str, _Ru
 
     pickled = records["data.pkl"]
     where = f"record {pickled.name!r} at byte {pickled.offset} of {path}"
-    data = read_pickle(io.BytesIO(torch_zip.read_record(stream, pickled, path)), where)
-    unpickled = unpickle(data, where, exists)
+    data = torch_zip.read_record(stream, pickled, path)
+    unpickled = unpickle(read_pickle(io.BytesIO(data), where), exists)
     storages = {
         key: _Run(records[f"data/{key}"].offset, records[f"data/{key}"].nbytes)
         for key in unpickled.requests

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from dormant.torch_pickle import StorageRequest, Unpickled, plain, read_pickle, unpickle
+from dormant.torch_pickle import Pickle, StorageRequest, Unpickled, plain, read_pickle, unpickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
 # The pickle of the magic number, which the file begins with.
@@ -46,9 +46,9 @@ def read_legacy(stream: BinaryIO, size: int, path: str) -> LegacyFile:
         ValueError: a part is missing, contradicts another, or asks for anything but tensors.
         NotImplementedError: it has tensors that are no views of bytes in the file.
     """
-    _expect(plain(*_next(stream, path, "magic number")), MAGIC, "magic number", path)
-    _expect(plain(*_next(stream, path, "protocol version")), _PROTOCOL, "protocol version", path)
-    system = plain(*_next(stream, path, "system information"))
+    _expect(plain(_next(stream, path, "magic number")), MAGIC, "magic number", path)
+    _expect(plain(_next(stream, path, "protocol version")), _PROTOCOL, "protocol version", path)
+    system = plain(_next(stream, path, "system information"))
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ValueError(
             f"open_checkpoint: {path} says of the system that wrote it {system!r:.100}, expected "
@@ -61,15 +61,14 @@ def read_legacy(stream: BinaryIO, size: int, path: str) -> LegacyFile:
                 f"storage {request.key!r} has {request.nbytes} bytes, the whole file has {size}"
             )
 
-    unpickled = unpickle(*_next(stream, path, "object"), fits)
-    keys = plain(*_next(stream, path, "list of storages"))
+    unpickled = unpickle(_next(stream, path, "object"), fits)
+    keys = plain(_next(stream, path, "list of storages"))
     offsets = _offsets(stream, size, path, keys, unpickled.requests)
     return LegacyFile(unpickled, offsets)
 
 
-def _next(stream: BinaryIO, path: str, part: str) -> tuple[bytes, str]:
-    where = f"the {part} of {path} at byte {stream.tell()}"
-    return read_pickle(stream, where), where
+def _next(stream: BinaryIO, path: str, part: str) -> Pickle:
+    return read_pickle(stream, f"the {part} of {path} at byte {stream.tell()}")
 
 
 def _expect(got: object, expected: int, part: str, path: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -86,7 +87,22 @@ class Unpickled:
     storages: list[torch.UntypedStorage]
 
 
-def read_pickle(stream: BinaryIO, where: str) -> bytes:
+@dataclass(frozen=True)
+class Pickle:
+    """A pickle that was looked at and not run yet.
+
+    Attributes:
+        data: its bytes.
+        where: names it in messages.
+        asks_for: functions and classes that it asks for, with the byte where it first does.
+    """
+
+    data: bytes
+    where: str
+    asks_for: dict[str, int]
+
+
+def read_pickle(stream: BinaryIO, where: str) -> Pickle:
     """Takes one pickle from a stream after looking at each of its instructions.
 
     Args:
@@ -99,16 +115,19 @@ def read_pickle(stream: BinaryIO, where: str) -> bytes:
     """
     begin = stream.tell()
     stack = _Stack()
+    asks_for: dict[str, int] = {}
     position = begin
     try:
         for opcode, argument, at in pickletools.genops(stream):
             position = begin if at is None else at
-            if opcode.name == "GLOBAL" and argument in _NOT_VIEWS:
-                raise NotImplementedError(
-                    f"open_checkpoint: {where} has {_NOT_VIEWS[argument]} (byte offset "
-                    f"{position - begin} of the pickle), expected strided tensors. Load it with "
-                    "torch.load and save dense tensors."
-                )
+            if opcode.name == "GLOBAL" and argument is not None:
+                asks_for.setdefault(argument.replace(" ", "."), position - begin)
+                if argument in _NOT_VIEWS:
+                    raise NotImplementedError(
+                        f"open_checkpoint: {where} has {_NOT_VIEWS[argument]} (its byte "
+                        f"{position - begin}), expected strided tensors. Load it with torch.load "
+                        "and save dense tensors."
+                    )
             stack.step(opcode.name, argument)
     except NotImplementedError:
         raise
@@ -119,7 +138,7 @@ def read_pickle(stream: BinaryIO, where: str) -> bytes:
         ) from error
     end = stream.tell()
     stream.seek(begin)
-    return stream.read(end - begin)
+    return Pickle(stream.read(end - begin), where, asks_for)
 
 
 _ATOM = (0, 1)
@@ -224,38 +243,37 @@ class _TensorUnpickler(Unpickler):
         )
 
 
-def unpickle(data: bytes, where: str, accept: Callable[[StorageRequest], None]) -> Unpickled:
-    """Runs a pickle that `read_pickle` has passed.
+def unpickle(source: Pickle, accept: Callable[[StorageRequest], None]) -> Unpickled:
+    """Runs a pickle.
 
     Args:
-        data: the pickle.
-        where: names it in messages.
+        source: the pickle.
         accept: told of every storage; raises ValueError where the file has no such bytes.
 
     Raises:
         ValueError: it asks for anything but tensors and plain containers, or for impossible ones.
     """
-    unpickler = _TensorUnpickler(data, accept)
+    unpickler = _TensorUnpickler(source.data, accept)
     try:
         with unrecorded():
             value = cast(Any, unpickler).load()
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"open_checkpoint: {where} is refused by weights-only loading: "
-            f"{_first_sentence(error)}. Expected tensors and plain containers. Whoever trusts the "
-            "file can allow what it asks for with torch.serialization.add_safe_globals, or load "
-            "it with torch.load and save its tensors."
+            f"open_checkpoint: {source.where} is refused by weights-only loading"
+            f"{_offset_of(error, source)}: {_first_sentence(error)}. Expected tensors and plain "
+            "containers. Whoever trusts the file can allow what it asks for with "
+            "torch.serialization.add_safe_globals, or load it with torch.load and save its tensors."
         ) from error
     # A hostile pickle calls the functions that rebuild tensors with anything at all.
     except Exception as error:
         raise ValueError(
-            f"open_checkpoint: {where} makes no tensors: {type(error).__name__}: {error}. The file "
-            "is damaged."
+            f"open_checkpoint: {source.where} makes no tensors: {type(error).__name__}: {error}. "
+            "The file is damaged."
         ) from error
     return Unpickled(value, unpickler.places, unpickler.requests, list(unpickler.storages.values()))
 
 
-def plain(data: bytes, where: str) -> Any:
+def plain(source: Pickle) -> Any:
     """Runs a pickle without tensors.
 
     Raises:
@@ -265,7 +283,7 @@ def plain(data: bytes, where: str) -> Any:
     def refuse(request: StorageRequest) -> None:
         raise ValueError(f"it refers to storage {request.key!r}, expected none")
 
-    return unpickle(data, where, refuse).value
+    return unpickle(source, refuse).value
 
 
 def _request(pid: object) -> StorageRequest:
@@ -305,6 +323,15 @@ def _view(pid: tuple[Any, ...], key: str, numel: int) -> tuple[str, int, int] | 
 def _short(value: object) -> str:
     text = f"{type(value).__name__}"
     return f"{text} {value!r:.60}" if isinstance(value, int | str | bytes) else text
+
+
+def _offset_of(error: Exception, source: Pickle) -> str:
+    """Where the pickle asks for what the unpickler refuses, as far as the message tells."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    for name, offset in source.asks_for.items():
+        if named is not None and name.endswith(named[1]):
+            return f" at its byte {offset}"
+    return ""
 
 
 def _first_sentence(error: Exception) -> str:
