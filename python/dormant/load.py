@@ -16,8 +16,8 @@ from dormant import _C, patches
 from dormant.checkpoint import open_checkpoint
 from dormant.convert import as_dtype, convert
 from dormant.inventory import Inventory, element_bytes, is_wrapper, owns_storage, take_inventory
-from dormant.layerwise import finish_layerwise
-from dormant.materialize import make_report, steps
+from dormant.layerwise import pending_layers
+from dormant.materialize import bring_to_life, make_report, steps
 from dormant.memory import PeakMemory
 from dormant.module_state import HeldModule
 from dormant.names import NamesError, Rename, listed, renamed, renaming
@@ -57,6 +57,8 @@ def load(
     its hooks, on lazy tensors.
 
     It succeeds or changes nothing: a lazy model is as lazy as before after any error or Ctrl-C.
+    (Where `dormant.quantize` left layers to another library's quantiser, that begins when the rest
+    has succeeded; if it fails, the layers that remain are lazy, and `materialize` continues.)
     Tensors that were real are written in place once everything has been checked; where reading
     then fails, the error names those that were written.
 
@@ -116,6 +118,8 @@ def load(
     check_dtype(dtype, "load")
     place = check_device(device, "load")
     check_memory_budget(memory_budget, "load")
+    # A quantiser of another library needs whole layers: one after the other, from the file.
+    layerwise = materialize and bool(pending_layers(model))
     patches.install()
     try:
         report = _load(
@@ -127,11 +131,26 @@ def load(
             rename=renaming(rename),
             dtype=dtype,
             place=place,
-            materialize=materialize,
+            materialize=materialize and not layerwise,
             memory_budget=memory_budget,
             mmap=mmap,
             progress=progress,
         )
+        if layerwise:
+            finished = bring_to_life(
+                [("", model)],
+                place=place,
+                memory_budget=memory_budget,
+                mmap=mmap,
+                progress=progress,
+            )
+            report = replace(
+                finished,
+                missing=report.missing,
+                unexpected=report.unexpected,
+                mismatched=report.mismatched,
+                seconds=report.seconds + finished.seconds,
+            )
     finally:
         # The lazy tensors of the checkpoint are gone by now.
         patches.uninstall_if_idle()
@@ -192,7 +211,6 @@ def _load(
         raise
     held.keep()
     if materialize:
-        finish_layerwise(model, lambda layer: None)
         forget_sources([model])
     if place is not None and materialize:
         convert([("", model)], lambda tensor: tensor.to(place))

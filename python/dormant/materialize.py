@@ -117,12 +117,35 @@ def materialize(
         >>> model[0].weight.dtype, report.count("initialised")
         (torch.bfloat16, 6)
     """
-    started = time.perf_counter()
     _check_values(values)
     check_dtype(dtype, "materialize")
     place = check_device(device, "materialize")
     check_memory_budget(memory_budget, "materialize")
-    roots = _roots(target)
+    report = bring_to_life(
+        _roots(target),
+        values=values,
+        place=place,
+        dtype=dtype,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
+    if verbose:
+        print(report)
+    return report
+
+
+def bring_to_life(
+    roots: list[tuple[str, object]],
+    *,
+    values: Values = "exact",
+    place: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    mmap: Literal["auto", "always", "never"] = "auto",
+    progress: bool | Callback | None = None,
+) -> Report:
+    """`materialize` of named objects, its options checked."""
+    started = time.perf_counter()
     peak = PeakMemory()
     finished: dict[int, _C.MaterializedStorage] = {}
 
@@ -130,13 +153,13 @@ def materialize(
         convert(roots, as_dtype(dtype))
     if values == "exact":
         for _, root in roots:
-            finish_layerwise(root, lambda layer: _realize_layer(layer, memory_budget))
+            finish_layerwise(root, lambda layer: _realize_layer(layer, memory_budget, mmap))
     inventory = take_inventory(roots)
     with steps("materialize", progress, peak) as on_step:
 
         def realize(tensors: list[torch.Tensor]) -> None:
             filling: Literal["exact", "empty"] = "empty" if values == "empty" else "exact"
-            for storage in _C.materialize(tensors, filling, on_step, memory_budget):
+            for storage in _C.materialize(tensors, filling, on_step, memory_budget, mmap):
                 finished[storage["storage"]] = storage
             for tensor in tensors:
                 _C.settle(tensor)
@@ -157,21 +180,22 @@ def materialize(
                 _C.settle(tensor)
     forget_sources(root for _, root in roots)
     patches.uninstall_if_idle()
-    report = make_report(
+    return make_report(
         inventory,
         finished,
         values=values,
         seconds=time.perf_counter() - started,
         peak_memory=peak.result(),
     )
-    if verbose:
-        print(report)
-    return report
 
 
-def _realize_layer(layer: torch.nn.Module, memory_budget: int | None) -> None:
+def _realize_layer(
+    layer: torch.nn.Module,
+    memory_budget: int | None,
+    mmap: Literal["auto", "always", "never"],
+) -> None:
     inventory = take_inventory([("", layer)])
-    _C.materialize(list(inventory.lazy_storages.values()), "exact", None, memory_budget)
+    _C.materialize(list(inventory.lazy_storages.values()), "exact", None, memory_budget, mmap)
     for tensor in inventory.objects:
         _C.settle(tensor)
 

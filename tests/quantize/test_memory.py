@@ -1,0 +1,110 @@
+"""The full-precision model never exists: peaks, measured in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+MIB = 1 << 20
+LAYERS, SIZE = 6, 4096
+FLOAT_LAYER = 4 * SIZE * SIZE
+# Six layers of 64 MiB in float32. Tiles, and pages of code that runs for the first time.
+BUDGET = 32 * MIB
+PRELUDE = """
+    import json, sys, torch, dormant, bitsandbytes, safetensors.torch
+    from dormant.memory import highest_resident_bytes, resident_bytes
+
+    def build(size, layers):
+        with dormant.lazy_init():
+            return torch.nn.Sequential(
+                *(torch.nn.Linear(size, size, bias=False) for _ in range(layers))
+            )
+
+    def half(layer):
+        return layer.half()
+
+    def run(scheme, size, layers, path=None):
+        model = build(size, layers)
+        dormant.quantize(model, scheme, skip=())
+        before = resident_bytes()
+        if path is None:
+            dormant.materialize(model)
+        else:
+            dormant.load(model, path, missing="error", mmap="never")
+        final = sum(tensor.nbytes for tensor in model.state_dict().values())
+        return model, {
+            "final": final,
+            "grown": resident_bytes() - before,
+            "peak": highest_resident_bytes() - before,
+        }
+"""
+
+
+def in_child(code: str) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def measured(scheme: str, path: Path | None = None) -> dict[str, int]:
+    found = in_child(
+        f"""
+        path = {None if path is None else str(path)!r}
+        small = None
+        if path is not None:
+            small = path + ".small"
+            safetensors.torch.save_file(build_real(64), small)
+        run({scheme}, 64, 2, small)
+        model, figures = run({scheme}, {SIZE}, {LAYERS}, path)
+        print(json.dumps(figures))
+    """.replace("build_real(64)", "{f'{i}.weight': torch.randn(64, 64) for i in range(2)}")
+    )
+    assert found["grown"] >= found["final"] - MIB  # the figures see the memory
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("memory") / "model.safetensors"
+    in_child(f"""
+        state = {{f"{{i}}.weight": torch.randn({SIZE}, {SIZE}) for i in range({LAYERS})}}
+        safetensors.torch.save_file(state, {str(path)!r})
+        print("{{}}")
+    """)
+    return path
+
+
+@pytest.mark.parametrize("scheme", ['"nf4"', '"int8"'])
+def test_from_recipes(scheme: str) -> None:
+    found = measured(scheme)
+    assert found["final"] < LAYERS * FLOAT_LAYER / 3.9
+    assert found["peak"] <= found["final"] + BUDGET
+
+
+@pytest.mark.parametrize("scheme", ['"nf4"', '"int8"'])
+def test_from_a_checkpoint(scheme: str, checkpoint: Path) -> None:
+    found = measured(scheme, checkpoint)
+    assert found["peak"] <= found["final"] + BUDGET
+
+
+def test_layer_by_layer_from_recipes() -> None:
+    found = measured("half")
+    assert found["final"] == LAYERS * FLOAT_LAYER / 2
+    assert found["peak"] <= found["final"] + FLOAT_LAYER + BUDGET
+
+
+def test_layer_by_layer_from_a_checkpoint(checkpoint: Path) -> None:
+    found = measured("half", checkpoint)
+    assert found["peak"] <= found["final"] + FLOAT_LAYER + BUDGET
