@@ -35,6 +35,7 @@ def write(state: dict[str, torch.Tensor], path: Path) -> Path:
 
 
 def index(folder: Path, name: str, shards: dict[str, dict[str, torch.Tensor]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     for file, state in shards.items():
         write(state, folder / file)
     weights = {tensor: file for file, state in shards.items() for tensor in state}
@@ -72,6 +73,17 @@ def test_the_contents_tell_the_format_where_the_name_does_not(tmp_path: Path) ->
     for name in ("model.safetensors", "model.pt"):
         file = write(STATE, tmp_path / name)
         assert_holds(dormant.open_checkpoint(file.rename(tmp_path / "weights")), STATE)
+
+
+def test_a_header_that_begins_like_a_pickle(tmp_path: Path) -> None:
+    # The first byte is that of a safetensors header's length, here 0x80.
+    file = write({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    (tmp_path / "weights").write_bytes(
+        (0x80).to_bytes(8, "little") + data[8 : 8 + size].ljust(0x80) + data[8 + size :]
+    )
+    assert_holds(dormant.open_checkpoint(tmp_path / "weights"), {"a": torch.ones(1)})
 
 
 @pytest.mark.parametrize(
@@ -138,6 +150,20 @@ def test_a_folder_is_searched_in_the_order_of_transformers(tmp_path: Path) -> No
     assert opened() == 2
     write(only(1), tmp_path / "model.safetensors")
     assert opened() == 1
+
+
+def test_a_folder_of_links(tmp_path: Path) -> None:
+    """What a download cache looks like: links to files whose names say nothing."""
+    parts = {"1.safetensors": {"a": torch.ones(2)}, "2.safetensors": {"b": torch.zeros(2)}}
+    index(tmp_path / "snapshot", "model.safetensors.index.json", parts)
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "snapshot").iterdir())):
+        blob = file.rename(tmp_path / "blobs" / f"{number:064x}")
+        file.symlink_to(Path("..") / "blobs" / blob.name)
+    assert_holds(
+        dormant.open_checkpoint(tmp_path / "snapshot"),
+        {**parts["1.safetensors"], **parts["2.safetensors"]},
+    )
 
 
 def test_a_folder_with_several_choices(tmp_path: Path) -> None:
@@ -487,6 +513,16 @@ def test_a_checkpoint_is_converted_by_save(path: Path, tmp_path: Path) -> None:
     written = safetensors.torch.load_file(tmp_path / "out.safetensors")
     assert written.keys() == STATE.keys()
     for name, expected in STATE.items():
+        assert_same_bits(expected, written[name], name)
+
+
+def test_strided_and_conjugated_tensors_are_saved_as_their_values(tmp_path: Path) -> None:
+    value = torch.randn(5, 6, dtype=torch.complex64)
+    state = {"conjugate": value.conj(), "transposed": value.t(), "row": value[2, ::2]}
+    torch.save(state, tmp_path / "model.pt")
+    dormant.save(dormant.open_checkpoint(tmp_path / "model.pt"), tmp_path / "out")
+    written = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    for name, expected in state.items():
         assert_same_bits(expected, written[name], name)
 
 

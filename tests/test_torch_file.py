@@ -15,7 +15,7 @@ import torch
 import dormant
 from compare import assert_same_bits
 from dormant import _C
-from torch_bytes import Storage, Tensor, legacy_bytes
+from torch_bytes import Record, Storage, Tensor, legacy_bytes, pickled, zip_bytes
 
 LAYOUTS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
 
@@ -225,7 +225,7 @@ def test_several_mappings_need_a_key(tmp_path: Path) -> None:
     checkpoint = dormant.open_checkpoint(path, key="ema")
     assert checkpoint["a"].tolist() == [0.0]
     assert checkpoint.extra["model"]["a"].tolist() == [1.0]
-    with pytest.raises(KeyError, match="no mapping 'other'"):
+    with pytest.raises(KeyError, match=r"no mapping 'other' .*\['model', 'ema'\]"):
         dormant.open_checkpoint(path, key="other")
 
 
@@ -251,6 +251,32 @@ def test_values_beside_tensors_that_refer_to_themselves(tmp_path: Path) -> None:
     path = save({"a": torch.ones(1), "loop": loop}, tmp_path, zipped=True)
     extra = dormant.open_checkpoint(path).extra["loop"]
     assert extra["self"] is extra
+
+
+def test_a_state_dict_beside_the_tensors_keeps_its_versions(tmp_path: Path) -> None:
+    state = torch.nn.BatchNorm1d(3).state_dict()
+    path = save({"model": state, "ema": state}, tmp_path, zipped=True)
+    ema = dormant.open_checkpoint(path, key="model").extra["ema"]
+    assert ema._metadata == state._metadata  # type: ignore[attr-defined]
+
+
+class Held:
+    """A class that a file may hold where the user allows it."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+def test_objects_with_tensors_in_them_are_refused(tmp_path: Path) -> None:
+    state = {"a": torch.ones(1), "number": Held(3)}
+    path = save(state, tmp_path, zipped=True)
+    with torch.serialization.safe_globals([Held]):
+        assert dormant.open_checkpoint(path).extra["number"].value == 3
+        path = save({**state, "tensor": Held(torch.ones(2))}, tmp_path, zipped=True)
+        checkpoint = dormant.open_checkpoint(path)
+    assert checkpoint["a"].tolist() == [1.0]
+    with pytest.raises(NotImplementedError, match="a Held with tensors in it"):
+        _ = checkpoint.extra
 
 
 def test_versions_of_modules_reach_load_state_dict(tmp_path: Path) -> None:
@@ -348,6 +374,56 @@ def test_threads_share_a_checkpoint(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_records_beyond_four_gigabytes(tmp_path: Path) -> None:
+    """A sparse file whose sizes and offsets need the 64-bit fields of the zip format."""
+    count = (5 << 30) // 4
+    state = {"a": Tensor(Storage("0", count), (count,)), "b": Tensor(Storage("1", 3))}
+    small = zip_bytes([Record("archive/data.pkl", pickled(state)), Record("archive/version", b"3")])
+    directory_size, directory_at = struct.unpack_from("<II", small, len(small) - 10)
+    path = tmp_path / "large.pt"
+    with path.open("wb") as file:
+        file.write(small[:directory_at])
+        directory = bytearray(small[directory_at : directory_at + directory_size])
+        for name, size in ((b"archive/data/0", 4 * count), (b"archive/data/1", 12)):
+            begin = file.tell()
+            last = struct.pack("<3f", 7.0, 8.0, 9.0)
+            crc = 0
+            wide = struct.pack("<HHQQ", 1, 16, size, size)
+            file.write(
+                struct.pack(
+                    "<4s5H3I2H",
+                    *(b"PK\3\4", 45, 0x800, 0, 0, 0, crc, 0xFFFFFFFF, 0xFFFFFFFF),
+                    *(len(name), len(wide)),
+                )
+            )
+            file.write(name + wide)
+            file.seek(size - 12, io.SEEK_CUR)
+            file.write(last)
+            wide = struct.pack("<HHQQQ", 1, 24, size, size, begin)
+            directory += struct.pack(
+                "<4s6H3I5H2I",
+                *(b"PK\1\2", 45, 45, 0x800, 0, 0, 0, crc, 0xFFFFFFFF, 0xFFFFFFFF),
+                *(len(name), len(wide), 0, 0, 0, 0, 0xFFFFFFFF),
+            )
+            directory += name + wide
+        at = file.tell()
+        file.write(directory)
+        end = file.tell()
+        file.write(
+            struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 4, 4, len(directory), at)
+            + struct.pack("<4sIQI", b"PK\6\7", 0, end, 1)
+            + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 4, 4, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        )
+    expected = torch.load(path, mmap=True)
+    checkpoint = dormant.open_checkpoint(path)
+    assert checkpoint.entries["b"].offset > 5 << 30  # type: ignore[operator]
+    for name in ("a", "b"):
+        part = checkpoint[name][-3:].clone()
+        dormant.materialize(part)
+        assert part.tolist() == expected[name][-3:].tolist() == [7.0, 8.0, 9.0]
+    path.unlink()
 
 
 # verify.

@@ -262,11 +262,13 @@ def _open(group: Group, key: str | None, rules: Rules | None) -> _Opened:
 
 
 def _read(path: Path, key: str | None) -> Contents:
-    file = _C.File(str(path))
+    file = _C.File(path)
     first = file.read(0, min(file.size, 512))
-    if is_torch_file(first) and path.suffix != ".safetensors":
+    if path.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if is_torch_file(first):
         return read_torch_file(file, key=key)
-    if path.suffix == ".safetensors" or first[8:9] == b"{":
+    if first[8:9] == b"{":
         return _read_safetensors(file)
     hint = "Pass the path of a checkpoint file."
     if first.startswith(b"version https://git-lfs"):
@@ -297,7 +299,7 @@ def _read_safetensors(file: _C.File) -> Contents:
 
 
 def _open_index(path: Path, key: str | None) -> _Opened:
-    shards, about = _C.index_entries(str(path))
+    shards, about = _C.index_entries(path)
     contents: dict[str, Contents] = {}
     for shard in sorted(set(shards.values())):
         contents[shard] = _read(Path(shard), key)

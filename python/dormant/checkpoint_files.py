@@ -5,6 +5,7 @@ Only names are looked at.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -66,7 +67,7 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
     for path in listed:
         if not path.exists():
             raise FileNotFoundError(
-                2,
+                errno.ENOENT,
                 f"dormant: open_checkpoint: nothing lies at {str(path)!r}. Expected a "
                 "checkpoint file, an index or a folder",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,34 +22,33 @@ from dormant.checkpoint_entry import (
 )
 from dormant.file_stream import open_stream
 from dormant.inventory import owns_storage
+from dormant.reachable import reachable_tensors
 from dormant.torch_pickle import StorageRequest, Unpickled, read_pickle, unpickle
 
 # PyTorch's own limit for most operators (dim_bitset_size in ATen/WrapDimUtilsMulti.h).
 _MOST_DIMENSIONS = 64
 _DEEPEST_EXTRA = 200
 
+_PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.Size)
+
 _TORCHSCRIPT = "constants.pkl"
 
 
 def is_torch_file(first_bytes: bytes) -> bool:
     """Whether a file that begins like this is one of torch.save, in any of its layouts."""
-    return (
-        first_bytes.startswith((torch_zip.MAGIC, torch_legacy.PREFIX))
-        or _is_tar(first_bytes)
-        or first_bytes[:1] == b"\x80"
-    )
+    return first_bytes.startswith((torch_zip.MAGIC, torch_legacy.PREFIX)) or _is_tar(first_bytes)
 
 
 def read_torch_file(file: _C.File, *, key: str | None = None) -> Contents:
     """Finds the tensors of a file of torch.save without reading their bytes.
 
     Args:
-        file: the file.
+        file: the file; `is_torch_file` is true of it.
         key: name of the mapping in the file that holds the tensors, where there are several.
 
     Raises:
         KeyError: the file has no mapping `key`.
-        ValueError: it is no such file, is damaged, contradicts itself, or asks for anything but
+        ValueError: it is damaged, contradicts itself, or asks for anything but
             tensors and plain containers; or it holds no mapping of names to tensors, or several.
         NotImplementedError: the layout before torch 0.1.10 (tar), TorchScript, or tensors that are
             no views of bytes in the file.
@@ -59,19 +59,13 @@ def read_torch_file(file: _C.File, *, key: str | None = None) -> Contents:
         stream.seek(0)
         if first.startswith(torch_zip.MAGIC):
             unpickled, storages, checksums = _read_zip(stream, file)
-        elif first.startswith(torch_legacy.PREFIX):
-            unpickled, storages, checksums = _read_legacy(stream, file)
         elif _is_tar(first):
             raise NotImplementedError(
                 f"open_checkpoint: {path} has the tar layout of torch before 0.1.10. Load it with "
                 "torch.load(weights_only=False), if it is trusted, and save it with torch.save."
             )
         else:
-            raise ValueError(
-                f"open_checkpoint: {path} begins with {first[:16]!r}, expected a file of "
-                "torch.save: a zip file or its older layout. A pickle of another kind must be "
-                "loaded by the program that wrote it."
-            )
+            unpickled, storages, checksums = _read_legacy(stream, file)
     shared = _Storages(file, storages, unpickled)
     state, extra, inner = _state_dict(unpickled.value, path, key)
     tensors = {
@@ -230,9 +224,16 @@ class _Storages:
             return done.setdefault(id(value), copy)
         if isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
             copy = done.setdefault(id(value), type(value)())
+            if type(value) is OrderedDict:
+                vars(copy).update(vars(value))  # a state dict's versions of modules
             for name, item in value.items():
                 copy[name] = self._lazy(item, where, done, depth + 1)
             return copy
+        if not isinstance(value, _PLAIN) and any(True for _ in reachable_tensors(value, "")):
+            raise NotImplementedError(
+                f"open_checkpoint: {where} has a {type(value).__name__} with tensors in it, "
+                "expected them in plain containers. Load it with torch.load."
+            )
         return value
 
 
@@ -249,12 +250,13 @@ def _state_dict(
     inner = value
     wrapped = [name for name, item in value.items() if _holds_tensors(item)]
     if key is not None:
-        if not isinstance(value.get(key), dict):
+        chosen = value.get(key)
+        if not isinstance(chosen, dict) or (chosen and not _holds_tensors(chosen)):
             raise KeyError(
-                f"open_checkpoint: {path} has no mapping {key!r}; mappings that hold tensors: "
+                f"open_checkpoint: {path} has no mapping {key!r} of names to tensors; it has "
                 f"{wrapped}."
             )
-        inner = value[key]
+        inner = chosen
     elif value and not _holds_tensors(value):
         if len(wrapped) != 1:
             raise ValueError(
@@ -262,9 +264,10 @@ def _state_dict(
                 f"name, or one mapping of them; got {len(wrapped)}: {wrapped}. "
                 + ("Choose one with key=..." if wrapped else "Load it with torch.load.")
             )
-        inner = value[wrapped[0]]
-    if inner is not value:
-        outer = {name: item for name, item in value.items() if item is not inner}
+        (key,) = wrapped
+        inner = value[key]
+    if key is not None:
+        outer = {name: item for name, item in value.items() if name != key}
     tensors: dict[str, torch.Tensor] = {}
     for name, item in inner.items():
         if not isinstance(item, torch.Tensor):
