@@ -2,9 +2,11 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/stack.h>
 
 #include <functional>
 #include <stdexcept>
@@ -90,7 +92,28 @@ const std::vector<Case>& cases() {
          return at::cat({rows, rows.narrow(0, 1, 2), at::empty({0}), rows}, -2);
        },
        Way::tiles},
-      {"columns joined", [] { return at::cat({whole(), whole()}, 1); }, Way::replay},
+      {"columns joined", [] { return at::cat({whole(), whole()}, 1); }, Way::tiles},
+      {"the last of four dimensions joined",
+       [] {
+         const auto part = at::empty({3, 5, 7, 11}).uniform_(0, 1);
+         return at::cat({part, part.narrow(3, 2, 4), at::empty({0}), part.neg()}, -1);
+       },
+       Way::tiles},
+      {"channels last joined",
+       [] {
+         const auto part = at::empty({3, 5, 7, 11}, at::MemoryFormat::ChannelsLast).uniform_(0, 1);
+         return at::cat({part, part}, 1);
+       },
+       Way::tiles},
+      {"dtypes joined",
+       [] { return at::cat({whole(), whole(at::kBFloat16), whole(at::kDouble)}, 1); }, Way::tiles},
+      {"stacked", [] { return at::stack({whole(), whole().narrow(1, 0, 517), whole().neg_()}, 1); },
+       Way::tiles},
+      {"stacked at the end", [] { return at::stack({whole(), whole()}, -1); }, Way::tiles},
+      {"padded", [] { return at::constant_pad_nd(whole(), {3, 0, 1, 5}, -7.5); }, Way::tiles},
+      {"padded, of integers",
+       [] { return at::constant_pad_nd(at::empty({90}, at::kLong).random_(), {0, 6}, 2); },
+       Way::tiles},
       {"truncated normal",
        [] {
          return at::empty({100000}).uniform_(-0.9, 0.9).erfinv_().mul_(0.02).add_(0.1).clamp_(-2,
@@ -99,7 +122,41 @@ const std::vector<Case>& cases() {
        Way::tiles},
       {"a few normal numbers", [] { return at::empty({3, 5}).normal_(); }, Way::tiles},
       {"nothing", [] { return at::empty({0, 5}).normal_(); }, Way::replay},
-      {"transposed copy", [] { return whole().t().contiguous(); }, Way::replay},
+      {"transposed copy", [] { return whole().t().contiguous(); }, Way::tiles},
+      {"transposed copy in another dtype",
+       [] {
+         return whole().t().to(at::kBFloat16, false, true, at::MemoryFormat::Contiguous).mul_(3);
+       },
+       Way::tiles},
+      {"shard of a transposed copy",
+       [] { return whole().t().contiguous().narrow(1, 20, 33).clone(); }, Way::tiles},
+      {"permuted copy",
+       [] { return at::empty({9, 31, 70}).normal_().permute({2, 0, 1}).contiguous(); }, Way::tiles},
+      {"every other column", [] { return whole().slice(1, 0, 517, 2).clone(); }, Way::tiles},
+      {"every hundredth row", [] { return whole().slice(0, 3, 300, 100).clone(); }, Way::tiles},
+      {"one row many times", [] { return whole().narrow(0, 7, 1).expand({50, 517}).contiguous(); },
+       Way::tiles},
+      {"one column many times",
+       [] { return whole().narrow(1, 7, 1).expand({300, 50}).contiguous(); }, Way::tiles},
+      {"written through columns",
+       [] {
+         auto weight = whole();
+         weight.narrow(1, 0, 100).zero_();
+         weight.slice(1, 100, 517, 2).mul_(3);
+         weight.narrow(1, 200, 70).copy_(at::empty({300, 70}).uniform_(5, 6));
+         weight.narrow(1, 300, 9).uniform_(7, 8);
+         weight.slice(0, 0, 300, 7).slice(1, 3, 517, 5).bernoulli_(0.3);
+         weight.select(1, 516).fill_(-1);
+         return weight;
+       },
+       Way::tiles},
+      {"rows added to a matrix",
+       [] {
+         const auto row = at::empty({517}).uniform_(0, 1);
+         const auto column = at::empty({300, 1}).uniform_(0, 1);
+         return whole().add_(row).mul_(column).sub(row).div(column);
+       },
+       Way::tiles},
       {"orthogonal", [] { return std::get<0>(at::linalg_qr(at::randn({20, 20}))); }, Way::replay},
       {"mathematics on rows", [] { return whole().cumsum(0); }, Way::replay},
   };

@@ -29,12 +29,7 @@ class StorageJob final : public Job {
   size_t thread_bytes(int64_t elements) const override { return program_->scratch_bytes(elements); }
   size_t shared_bytes() const override { return 0; }
 
-  void allocate() override {
-    auto& target = targets.front();
-    if (target.destination == nullptr) {
-      target.memory = allocate_memory(target.storage.nbytes());
-    }
-  }
+  void allocate() override { allocate_target(targets.front()); }
 
   bool run(int64_t begin, int64_t end, int64_t tile, Pages& pages,
            const std::function<bool(size_t)>& after_tile) override {
@@ -67,10 +62,8 @@ class StorageJob final : public Job {
 
 class QuantizeJob final : public Job {
  public:
-  QuantizeJob(std::vector<Target> wanted, std::shared_ptr<const Program> source, Mapping mapping)
-      : node_(wanted.front().history.tail),
-        source_(std::move(source)),
-        mapping_(std::move(mapping)) {
+  QuantizeJob(std::vector<Target> wanted, std::shared_ptr<const Program> source)
+      : node_(wanted.front().history.tail), source_(std::move(source)) {
     targets = std::move(wanted);
   }
 
@@ -79,9 +72,7 @@ class QuantizeJob final : public Job {
   int64_t unit() const override { return quantizer().unit(sizes()); }
 
   size_t thread_bytes(int64_t elements) const override {
-    return static_cast<size_t>(elements * itemsize()) +
-           static_cast<size_t>(mapping_.most_runs(elements, 1)) * sizeof(Run) +
-           source_->scratch_bytes(elements, mapping_.most_runs(elements, 1));
+    return static_cast<size_t>(elements * itemsize()) + source_->scratch_bytes(elements);
   }
 
   size_t shared_bytes() const override {
@@ -122,12 +113,9 @@ class QuantizeJob final : public Job {
     static_cast<void>(pages);
     Reader reader(*source_);
     std::vector<std::byte> elements(static_cast<size_t>(std::min(tile, end - begin) * itemsize()));
-    std::vector<Run> runs;
     for (; begin < end; begin += tile) {
       const auto count = std::min(tile, end - begin);
-      runs.clear();
-      mapping_.append(begin, count, runs);
-      reader.read(runs, elements.data());
+      reader.read(Run{begin, count}, elements.data());
       quantizer().run(elements.data(), source_->dtype(), sizes(), begin, count, memory_);
       if (!after_tile(static_cast<size_t>(count * itemsize()))) {
         return false;
@@ -142,12 +130,7 @@ class QuantizeJob final : public Job {
   }
 
   std::optional<Program::Range> read_range(int64_t begin, int64_t end) const override {
-    if (mapping_.most_runs(end - begin, 1) != 1) {
-      return std::nullopt;
-    }
-    std::vector<Run> runs;
-    mapping_.append(begin, end - begin, runs);
-    return source_->read_range(runs.front().begin, runs.front().count);
+    return source_->read_range(begin, end - begin);
   }
 
   Program::Origins origins() const override { return source_->origins(); }
@@ -169,7 +152,6 @@ class QuantizeJob final : public Job {
 
   const record::NodePtr node_;
   const std::shared_ptr<const Program> source_;
-  const Mapping mapping_;
   std::vector<void*> memory_;  ///< of the outputs, then of the scratch
   std::vector<c10::DataPtr> scratch_;
 };
@@ -181,7 +163,16 @@ bool Target::unchanged() const {
   return now != nullptr && now->buffer == history.buffer && now->tail == history.tail;
 }
 
+void allocate_target(Target& target) {
+  if (target.destination == nullptr) {
+    target.memory = allocate_memory(target.storage.nbytes());
+  }
+}
+
 std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program) {
+  if (const auto walk = walk_of(*program); walk.turn) {
+    return make_turned_job(std::move(target), std::move(program), *walk.turn);
+  }
   return std::make_unique<StorageJob>(std::move(target), std::move(program));
 }
 
@@ -191,13 +182,11 @@ std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets) {
   if (geometry.conjugate || geometry.negative || geometry.numel() == 0) {
     return nullptr;
   }
-  const auto mapping =
-      Mapping::between(record::Geometry::contiguous(geometry.sizes, geometry.dtype), geometry);
-  auto program = mapping ? Program::of(*source.buffer, source.before) : nullptr;
-  if (!program || program->dtype() != geometry.dtype || program->steps().empty()) {
+  auto program = Program::of(geometry, *source.buffer, source.before);
+  if (!program || program->steps().empty()) {
     return nullptr;
   }
-  return std::make_unique<QuantizeJob>(std::move(targets), std::move(program), *mapping);
+  return std::make_unique<QuantizeJob>(std::move(targets), std::move(program));
 }
 
 }  // namespace dormant::tile

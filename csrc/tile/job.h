@@ -16,6 +16,7 @@
 #include "tile/mapping.h"
 #include "tile/pages.h"
 #include "tile/program.h"
+#include "tile/turn.h"
 
 namespace dormant::tile {
 
@@ -73,8 +74,15 @@ class Job {
   std::atomic<bool> finished{false};
 };
 
+/// Memory for a target that has none yet.
+void allocate_target(Target& target);
+
 /// A storage whose history is `program`.
 std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program);
+
+/// The same, where the program is best run by rectangles.
+std::unique_ptr<Job> make_turned_job(Target target, std::shared_ptr<const Program> program,
+                                     Turn turn);
 
 /// Storages that one quantise node writes, some or all of them. Null where the tensor that it reads
 /// has no program.

@@ -1,7 +1,7 @@
 #include "tile/program.h"
 
 #include <ATen/core/MT19937RNGEngine.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <c10/core/DefaultDtype.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 
 #include "random/exact_path.h"
 #include "record/replay.h"
+#include "tile/turn.h"
 
 namespace dormant::tile {
 
@@ -26,6 +27,8 @@ namespace {
 // Chains of copies deeper than this, or programs that read more sources than this, are replayed
 // instead: their cost would no longer be in proportion to what is wanted.
 constexpr int kMaxDepth = 32;
+// Boxes may read several elements for one, at every level.
+constexpr int kDepthOfBoxes = 8;
 constexpr int kMaxSources = 64;
 
 // A random operator that has no kernel here but few elements is run once, whole, and kept as a
@@ -35,12 +38,12 @@ constexpr int64_t kMaxTable = 4096;
 /// Elementwise operators whose value at an element is the same wherever a tile starts (tests
 /// compare each).
 const std::unordered_set<std::string_view> kInPlace = {
-    "aten::fill_",      "aten::zero_",   "aten::mul_",   "aten::add_",
-    "aten::sub_",       "aten::div_",    "aten::clamp_", "aten::clamp_min_",
-    "aten::clamp_max_", "aten::erfinv_", "aten::neg_",   "aten::sqrt_"};
+    "aten::fill_", "aten::zero_",  "aten::mul_",       "aten::add_",       "aten::sub_",
+    "aten::div_",  "aten::clamp_", "aten::clamp_min_", "aten::clamp_max_", "aten::erfinv_",
+    "aten::neg_",  "aten::sqrt_",  "aten::abs_"};
 const std::unordered_set<std::string_view> kCompute = {
-    "aten::mul",       "aten::add",       "aten::sub", "aten::div", "aten::clamp",
-    "aten::clamp_min", "aten::clamp_max", "aten::neg", "aten::sqrt"};
+    "aten::mul",       "aten::add",       "aten::sub", "aten::div",  "aten::clamp",
+    "aten::clamp_min", "aten::clamp_max", "aten::neg", "aten::sqrt", "aten::abs"};
 
 /// Whether `node` is a sum with a factor. ATen's add rounds alpha * other + self once in vectors
 /// and twice in the elements left over (aten/src/ATen/native/cpu/BinaryOpsKernel.cpp), so the bits
@@ -124,6 +127,35 @@ class Lowering {
     return program;
   }
 
+  /// The elements of a tensor over that storage, in logical order.
+  std::shared_ptr<const Program> lower(const Geometry& tensor, const record::Buffer& buffer,
+                                       NodePtr tail) {
+    auto whole = lower(buffer, std::move(tail), 0);
+    if (!whole || !is_plain(tensor)) {
+      return nullptr;
+    }
+    const bool written = !whole->steps_.empty();
+    if (written && whole->dtype_ != tensor.dtype) {
+      return nullptr;
+    }
+    const auto contiguous = Geometry::contiguous(tensor.sizes, tensor.dtype);
+    if (written && tensor.offset == 0 && tensor.numel() == whole->numel_ && is_contiguous(tensor)) {
+      return whole;
+    }
+    auto program = std::make_shared<Program>();
+    program->dtype_ = tensor.dtype;
+    program->itemsize_ = c10::elementSize(tensor.dtype);
+    program->numel_ = tensor.numel();
+    if (written && program->numel_ > 0) {
+      Step step;
+      step.kind = StepKind::copy;
+      step.region = *Region::of(contiguous);
+      step.inputs.push_back({std::move(whole), *Mapping::between(contiguous, tensor), 0});
+      program->steps_.push_back(std::move(step));
+    }
+    return program;
+  }
+
  private:
   /// The operand through which `node` writes `buffer`; null if it writes anything else too.
   static const Operand* written_operand(const Node& node, const record::Buffer& buffer) {
@@ -141,16 +173,16 @@ class Lowering {
 
   bool add(Program& program, const NodePtr& node, const Operand& written, int depth) {
     const auto& geometry = written.geometry;
-    if (geometry.dtype != program.dtype_ || !is_plain(geometry) || !geometry.dense()) {
+    auto region = Region::of(geometry);
+    if (geometry.dtype != program.dtype_ || !is_plain(geometry) || !region) {
       return false;
     }
-    Step step;
-    step.begin = geometry.offset;
-    step.end = geometry.offset + geometry.numel();
-    step.node = node;
-    if (step.begin == step.end) {
+    if (region->numel() == 0) {
       return true;
     }
+    Step step;
+    step.region = std::move(*region);
+    step.node = node;
     if (node->kind == record::NodeKind::read) {
       step.kind = StepKind::read;
       program.steps_.push_back(std::move(step));
@@ -166,18 +198,18 @@ class Lowering {
     if (name == "aten::copy_") {
       return add_copy(program, std::move(step), written, depth);
     }
-    if (name == "aten::cat") {
-      return add_joined(program, node, written, depth);
-    }
     if (node->kind == record::NodeKind::functional) {
-      return kCompute.count(name) != 0 && add_compute(program, std::move(step), written, depth);
+      if (name == "aten::cat" || name == "aten::stack") {
+        return add_joined(program, node, written, depth);
+      }
+      if (name == "aten::constant_pad_nd") {
+        return add_padded(program, std::move(step), written, depth);
+      }
+      step.kind = StepKind::compute;
+      return kCompute.count(name) != 0 && add_operator(program, std::move(step), written, depth);
     }
     step.kind = StepKind::in_place;
-    if (kInPlace.count(name) == 0 || !reads_scalars_only(*node, written)) {
-      return false;
-    }
-    program.steps_.push_back(std::move(step));
-    return true;
+    return kInPlace.count(name) != 0 && add_operator(program, std::move(step), written, depth);
   }
 
   /// Whether a tile, which has one dimension, and this thread's default dtype lead to the dtype
@@ -237,19 +269,13 @@ class Lowering {
 
   /// A few random elements: the operator is run now, whole.
   static bool add_table(Program& program, Step step, const Geometry& geometry) {
-    auto table = std::make_shared<Program>();
-    table->dtype_ = program.dtype_;
-    table->itemsize_ = program.itemsize_;
-    table->numel_ = geometry.numel();
     auto flat = geometry;
     flat.offset = 0;
     const auto values = flat.over(record::allocate(
         geometry.nbytes_needed() - static_cast<size_t>(geometry.offset) * program.itemsize_));
     record::run_in_place(*step.node, values);
-    table->table_ = values.view({-1});
     step.kind = StepKind::copy;
-    auto mapping = Mapping::between(flat, flat);
-    step.inputs.push_back({std::move(table), *mapping, 0});
+    step.inputs.push_back({table_of(values), *Mapping::between(flat, flat), 0});
     program.steps_.push_back(std::move(step));
     return true;
   }
@@ -261,7 +287,7 @@ class Lowering {
         return false;
       }
     }
-    if (!source.buffer && source.captured.numel() == 1 && source.captured.dim() <= 1) {
+    if (!source.buffer && source.captured.dim() == 0) {
       step.kind = StepKind::in_place;
       program.steps_.push_back(std::move(step));
       return true;
@@ -274,40 +300,79 @@ class Lowering {
     return true;
   }
 
-  /// cat along the outermost dimension: a copy for each part.
+  /// cat and stack: a copy for each part.
   bool add_joined(Program& program, const NodePtr& node, const Operand& written, int depth) {
     const auto rank = static_cast<int64_t>(written.geometry.sizes.size());
-    const auto dim = std::get<c10::IValue>(node->arguments[1]).toInt();
-    if (node->kind != record::NodeKind::functional || (dim != 0 && dim != -rank) ||
-        !is_contiguous(written.geometry)) {
-      return false;
-    }
-    auto begin = written.geometry.offset;
+    auto dim = std::get<c10::IValue>(node->arguments[1]).toInt();
+    dim += dim < 0 ? rank : 0;
+    const bool new_dimension = node->op.operator_name().name == "aten::stack";
+    auto part = written;
+    const auto stride = written.geometry.strides[static_cast<size_t>(dim)];
     for (const auto index : std::get<record::TensorListSlot>(node->arguments[0]).operands) {
       const auto i = static_cast<size_t>(index);
       const auto& source = node->operands[i];
       if (source.geometry.numel() == 0) {
         continue;  // may have another number of dimensions
       }
-      auto part = written;
-      part.geometry.sizes[0] = source.geometry.sizes[0];
-      part.geometry.offset = begin;
-      Step step;
-      step.kind = StepKind::copy;
-      step.node = node;
-      step.begin = begin;
-      step.end = begin + part.geometry.numel();
-      begin = step.end;
-      if (!add_input(step, part, i, depth)) {
+      const auto size = new_dimension ? 1 : source.geometry.sizes[static_cast<size_t>(dim)];
+      part.geometry.sizes = written.geometry.sizes;
+      part.geometry.strides = written.geometry.strides;
+      if (new_dimension) {
+        part.geometry.sizes.erase(part.geometry.sizes.begin() + dim);
+        part.geometry.strides.erase(part.geometry.strides.begin() + dim);
+      } else {
+        part.geometry.sizes[static_cast<size_t>(dim)] = size;
+      }
+      if (!add_part(program, node, part, i, depth)) {
         return false;
       }
-      program.steps_.push_back(std::move(step));
+      part.geometry.offset += size * stride;
     }
     return true;
   }
 
-  bool add_compute(Program& program, Step step, const Operand& written, int depth) {
-    step.kind = StepKind::compute;
+  /// constant_pad_nd: the constant everywhere, then the source where it lies in the result.
+  bool add_padded(Program& program, Step step, const Operand& written, int depth) {
+    const auto node = step.node;
+    const auto pads = std::get<c10::IValue>(node->arguments[1]).toIntVector();
+    const auto value = std::get<c10::IValue>(node->arguments[2]).toScalar();
+    auto part = written;
+    const auto rank = written.geometry.sizes.size();
+    for (size_t i = 0; i < pads.size() / 2; ++i) {
+      const auto dim = rank - 1 - i;
+      if (pads[2 * i] < 0 || pads[2 * i + 1] < 0) {
+        return false;
+      }
+      part.geometry.sizes[dim] -= pads[2 * i] + pads[2 * i + 1];
+      part.geometry.offset += pads[2 * i] * part.geometry.strides[dim];
+    }
+    step.kind = StepKind::copy;
+    const auto constant = at::full({}, value, at::TensorOptions().dtype(program.dtype_));
+    step.inputs.push_back(
+        {table_of(constant), *Mapping::between(written.geometry, Geometry::of(constant)), 0});
+    program.steps_.push_back(std::move(step));
+    return part.geometry.numel() == 0 || add_part(program, node, part, 0, depth);
+  }
+
+  bool add_part(Program& program, const NodePtr& node, const Operand& part, size_t index,
+                int depth) {
+    Step step;
+    step.kind = StepKind::copy;
+    step.node = node;
+    auto region = Region::of(part.geometry);
+    if (!region) {
+      return false;
+    }
+    step.region = std::move(*region);
+    if (!add_input(step, part, index, depth)) {
+      return false;
+    }
+    program.steps_.push_back(std::move(step));
+    return true;
+  }
+
+  /// An elementwise operator, with an input for each operand that has elements of its own.
+  bool add_operator(Program& program, Step step, const Operand& written, int depth) {
     const auto& node = *step.node;
     for (size_t i = 0; i < node.operands.size(); ++i) {
       const auto& operand = node.operands[i];
@@ -321,7 +386,7 @@ class Lowering {
         return false;
       }
     }
-    if (step.inputs.empty()) {
+    if (step.inputs.empty() && step.kind == StepKind::compute) {
       return false;
     }
     program.steps_.push_back(std::move(step));
@@ -334,25 +399,22 @@ class Lowering {
       return false;
     }
     if (!source.buffer) {
-      auto table = std::make_shared<Program>();
-      table->table_ = source.captured.contiguous().view({-1});
-      table->dtype_ = source.captured.scalar_type();
-      table->itemsize_ = source.captured.element_size();
-      table->numel_ = source.captured.numel();
-      auto geometry = Geometry::of(source.captured.contiguous());
+      const auto contiguous = source.captured.contiguous();
+      auto geometry = Geometry::of(contiguous);
       geometry.offset = 0;
       const auto mapping = Mapping::between(written.geometry, geometry);
       if (!mapping) {
         return false;
       }
-      step.inputs.push_back({std::move(table), *mapping, index});
+      step.inputs.push_back({table_of(contiguous), *mapping, index});
       return true;
     }
     const auto mapping = Mapping::between(written.geometry, source.geometry);
     if (!mapping || source.buffer.get() == written.buffer.get()) {
       return false;
     }
-    auto program = lower(*source.buffer, source.before, depth + 1);
+    auto program =
+        lower(*source.buffer, source.before, depth + (mapping->in_rows() ? 1 : kDepthOfBoxes));
     if (!program || (program->dtype_ != source.geometry.dtype && !program->steps_.empty())) {
       return false;
     }
@@ -363,50 +425,92 @@ class Lowering {
     return true;
   }
 
+  /// The elements of a contiguous tensor.
+  static std::shared_ptr<const Program> table_of(const at::Tensor& values) {
+    auto table = std::make_shared<Program>();
+    table->table_ = values.view({-1});
+    table->dtype_ = values.scalar_type();
+    table->itemsize_ = values.element_size();
+    table->numel_ = values.numel();
+    return table;
+  }
+
   static bool reads_nothing(const Node& node) {
     return std::all_of(node.operands.begin(), node.operands.end(),
                        [](const Operand& operand) { return operand.written; });
-  }
-
-  /// Besides the elements that it writes, an in-place step may read single numbers.
-  static bool reads_scalars_only(const Node& node, const Operand& written) {
-    return std::all_of(node.operands.begin(), node.operands.end(), [&](const Operand& operand) {
-      return &operand == &written ||
-             (!operand.buffer && operand.captured.numel() == 1 && operand.captured.dim() <= 1);
-    });
   }
 
   int sources_ = 0;
 };
 
 std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const NodePtr& tail) {
-  return Lowering().lower(buffer, tail, 0);
+  auto program = Lowering().lower(buffer, tail, 0);
+  return program && walk_of(*program).possible ? program : nullptr;
 }
 
-std::optional<Program::Range> Program::range(int64_t begin, int64_t count) const {
-  if (steps_.size() != 1 || begin < steps_[0].begin || begin + count > steps_[0].end) {
+std::shared_ptr<const Program> Program::of(const Geometry& tensor, const record::Buffer& buffer,
+                                           const NodePtr& tail) {
+  auto program = Lowering().lower(tensor, buffer, tail);
+  const auto walk = program ? walk_of(*program) : Walk();
+  return walk.possible && !walk.turn ? program : nullptr;
+}
+
+std::optional<Program::Range> Program::copied_range() const {
+  const Program* program = this;
+  int64_t begin = 0;
+  while (program->steps_.size() == 1) {
+    const auto& step = program->steps_[0];
+    if (!step.region.dense() || step.region.begin() > begin || step.region.end() < begin + numel_ ||
+        program->dtype_ != dtype_) {
+      break;
+    }
+    if (step.kind == StepKind::read) {
+      return program->read_range(begin, numel_);
+    }
+    if (step.kind != StepKind::copy || step.inputs[0].mapping.most_runs(numel_, 1) != 1) {
+      break;
+    }
+    std::vector<Run> runs;
+    step.inputs[0].mapping.append(begin - step.region.begin(), numel_, runs);
+    begin = runs[0].begin;
+    program = step.inputs[0].program.get();
+  }
+  return std::nullopt;
+}
+
+std::optional<Program::Range> Program::read_range(int64_t begin, int64_t count) const {
+  constexpr int64_t kMostRuns = 4096;
+  if (steps_.empty()) {
     return std::nullopt;
   }
-  const auto& step = steps_[0];
+  const auto& step = steps_.back();
+  if (!step.region.dense() || begin < step.region.begin() || begin + count > step.region.end()) {
+    return std::nullopt;
+  }
   if (step.kind == StepKind::read) {
     return Range{step.node->source,
-                 step.node->source_offset + static_cast<uint64_t>(begin) * itemsize_};
+                 step.node->source_offset + static_cast<uint64_t>(begin) * itemsize_,
+                 static_cast<size_t>(count) * itemsize_};
   }
-  if (step.kind != StepKind::copy || step.inputs[0].program->dtype() != dtype_) {
+  if (step.kind != StepKind::copy || count == 0 ||
+      step.inputs[0].mapping.most_runs(count, 1) > kMostRuns) {
     return std::nullopt;
   }
   std::vector<Run> runs;
-  step.inputs[0].mapping.append(begin - step.begin, count, runs);
-  if (runs.size() != 1) {
-    return std::nullopt;
+  step.inputs[0].mapping.append(begin - step.region.begin(), count, runs);
+  int64_t first = runs.front().begin;
+  int64_t last = first;
+  for (const auto& run : runs) {
+    first = std::min(first, run.begin);
+    last = std::max(last, run.begin + run.count);
   }
-  return step.inputs[0].program->range(runs[0].begin, runs[0].count);
+  return step.inputs[0].program->read_range(first, last - first);
 }
 
 Program::Origins Program::origins() const {
   Origins found;
   for (const auto& step : steps_) {
-    const auto bytes = static_cast<size_t>(step.end - step.begin) * itemsize_;
+    const auto bytes = static_cast<size_t>(step.region.numel()) * itemsize_;
     if (step.kind == StepKind::read) {
       found.read += bytes;
       found.sources.insert(step.node->source.get());
@@ -416,15 +520,19 @@ Program::Origins Program::origins() const {
     for (const auto& input : step.inputs) {
       const auto origins = input.program->origins();
       inputs.read += origins.read;
-      inputs.computed += origins.computed;
+      inputs.initialised += origins.initialised;
       found.sources.insert(origins.sources.begin(), origins.sources.end());
     }
     if (inputs.read > 0) {
       found.read += bytes;
     }
-    if (inputs.computed > 0 || step.inputs.empty()) {
-      found.computed += bytes;
+    // A table is of random numbers, or a captured tensor.
+    if (inputs.initialised > 0 || (step.inputs.empty() && record::initialises(*step.node))) {
+      found.initialised += bytes;
     }
+  }
+  if (table_.defined()) {
+    found.initialised = static_cast<size_t>(numel_) * itemsize_;
   }
   return found;
 }
@@ -435,15 +543,23 @@ size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
   const auto count = static_cast<size_t>(elements);
   size_t bytes = 0;
   for (const auto& step : steps_) {
-    if (step.node->position) {
+    if (step.node && step.node->position) {
       bytes += kPosition;
+    }
+    // Parts of the result that are made apart.
+    if (!step.region.dense()) {
+      bytes += count * (itemsize_ + sizeof(Region::Part));
     }
     for (const auto& input : step.inputs) {
       const auto runs = input.mapping.most_runs(elements, ranges);
-      bytes +=
-          static_cast<size_t>(runs) * sizeof(Run) + input.program->scratch_bytes(elements, runs);
+      const auto read = input.mapping.in_rows() ? elements : elements * kMostReadPerElement;
+      bytes += static_cast<size_t>(runs) * sizeof(Run) + input.program->scratch_bytes(read, runs);
+      if (!input.mapping.in_rows()) {
+        bytes += static_cast<size_t>(read) * input.program->itemsize();
+      }
       // A copy of the same dtype reads its input in place.
-      if (step.kind == StepKind::compute || input.program->dtype() != dtype_) {
+      if (step.kind != StepKind::copy ||
+          (input.mapping.in_rows() && input.program->dtype() != dtype_)) {
         bytes += count * input.program->itemsize();
       }
     }

@@ -17,6 +17,7 @@
 
 #include "record/node.h"
 #include "tile/mapping.h"
+#include "tile/region.h"
 
 namespace dormant::tile {
 
@@ -27,7 +28,7 @@ enum class StepKind : uint8_t {
   normal,     ///< a contiguous normal_(a, b) of at least 16 elements
   bernoulli,  ///< bernoulli_(a)
   draw,       ///< another random operator that draws the same number of times for each element
-  in_place,   ///< an elementwise operator on the elements themselves
+  in_place,   ///< an elementwise operator on the elements themselves, and on other storages'
   compute,    ///< an elementwise operator on other storages' elements
   copy,       ///< the elements of another storage, cast
   read,       ///< bytes that exist elsewhere
@@ -42,8 +43,7 @@ struct Input {
 
 struct Step {
   StepKind kind = StepKind::in_place;
-  int64_t begin = 0;  ///< elements [begin, end) of the storage are written
-  int64_t end = 0;
+  Region region;  ///< the elements of the storage that are written
   record::NodePtr node;
   double a = 0;  ///< parameters of the distribution
   double b = 0;
@@ -55,6 +55,12 @@ class DORMANT_API Program {
  public:
   /// The program of a history, or null where it has none.
   static std::shared_ptr<const Program> of(const record::Buffer& buffer,
+                                           const record::NodePtr& tail);
+
+  /// The same of the elements of a tensor over that storage, in logical order. Only what can be
+  /// made in that order at a reasonable cost has one.
+  static std::shared_ptr<const Program> of(const record::Geometry& tensor,
+                                           const record::Buffer& buffer,
                                            const record::NodePtr& tail);
 
   c10::ScalarType dtype() const { return dtype_; }
@@ -69,15 +75,19 @@ class DORMANT_API Program {
   struct Range {
     std::shared_ptr<const record::Source> source;
     uint64_t offset = 0;
+    size_t nbytes = 0;
   };
 
-  /// What elements [begin, begin + count) are a plain copy of, if they are.
-  std::optional<Range> range(int64_t begin, int64_t count) const;
+  /// What all elements are a plain copy of, if they are.
+  std::optional<Range> copied_range() const;
+
+  /// Where in a source elements [begin, begin + count) are read from, whatever is made of them.
+  std::optional<Range> read_range(int64_t begin, int64_t count) const;
 
   /// What the elements come from.
   struct Origins {
-    size_t read = 0;      ///< bytes of elements that are made from a source's
-    size_t computed = 0;  ///< bytes of elements that are drawn or filled
+    size_t read = 0;         ///< bytes of elements that are made from a source's
+    size_t initialised = 0;  ///< bytes of elements that are drawn or filled
     std::set<const record::Source*> sources;
   };
   Origins origins() const;

@@ -19,28 +19,33 @@ at::Tensor tile_of(void* data, int64_t count, c10::ScalarType dtype) {
   return at::from_blob(data, {count}, at::TensorOptions().dtype(dtype));
 }
 
-/// The part of `run` inside [begin, end); empty runs have count 0.
-Run intersect(const Run& run, int64_t begin, int64_t end) {
-  const auto first = std::max(run.begin, begin);
-  const auto last = std::min(run.begin + run.count, end);
-  return {first, std::max<int64_t>(last - first, 0)};
+// Parts of a tile that are at least so long on average are made in place, one after the other;
+// shorter ones are made together and then put in place.
+constexpr int64_t kLongPart = 512;
+
+bool inside(Runs runs, const Region& region) {
+  return region.dense() && std::all_of(runs.begin(), runs.end(), [&](const Run& run) {
+           return run.begin >= region.begin() && run.begin + run.count <= region.end();
+         });
 }
 
-bool inside(Runs runs, int64_t begin, int64_t end) {
-  return std::all_of(runs.begin(), runs.end(), [&](const Run& run) {
-    return run.begin >= begin && run.begin + run.count <= end;
-  });
-}
-
-/// The elements of an input that `runs` of the step's storage are made from.
-std::vector<Run> wanted_of(const Input& input, const Step& step, Runs runs) {
+/// The elements of an input that `places` of the step are made from.
+std::vector<Run> wanted_of(const Input& input, Runs places) {
   std::vector<Run> wanted;
-  wanted.reserve(
-      static_cast<size_t>(input.mapping.most_runs(total(runs), static_cast<int64_t>(runs.size()))));
-  for (const auto& run : runs) {
-    input.mapping.append(run.begin - step.begin, run.count, wanted);
+  wanted.reserve(static_cast<size_t>(
+      input.mapping.most_runs(total(places), static_cast<int64_t>(places.size()))));
+  for (const auto& run : places) {
+    input.mapping.append(run.begin, run.count, wanted);
   }
   return wanted;
+}
+
+/// Space for `count` bytes; what it held is lost.
+std::byte* grown(std::vector<std::byte>& scratch, size_t count) {
+  if (scratch.size() < count) {
+    scratch = std::vector<std::byte>(count);
+  }
+  return scratch.data();
 }
 
 }  // namespace
@@ -53,6 +58,7 @@ Reader::Reader(const Program& program) : program_(&program), states_(program.ste
       states_[i].inputs.emplace_back(*input.program);
     }
     states_[i].scratch.resize(inputs.size());
+    states_[i].operands.resize(inputs.size());
   }
 }
 
@@ -70,42 +76,90 @@ void Reader::read(Runs runs, void* out) {
   }
   for (size_t i = 0; i < states_.size(); ++i) {
     const auto& step = program_->steps()[i];
-    if (inside(runs, step.begin, step.end)) {
+    if (!inside(runs, step.region)) {
+      apply_to_parts(step, states_[i], runs, bytes);
+    } else if (step.region.begin() == 0) {
       apply(step, states_[i], runs, out);
-      continue;
-    }
-    // The step writes only some of the elements.
-    auto* place = bytes;
-    for (const auto& run : runs) {
-      const auto part = intersect(run, step.begin, step.end);
-      if (part.count > 0) {
-        apply(step, states_[i], part,
-              place + static_cast<size_t>(part.begin - run.begin) * itemsize);
+    } else {
+      auto places = runs.vec();
+      for (auto& run : places) {
+        run.begin -= step.region.begin();
       }
-      place += static_cast<size_t>(run.count) * itemsize;
+      apply(step, states_[i], places, out);
     }
   }
 }
 
-void Reader::apply(const Step& step, State& state, Runs runs, void* out) {
+void Reader::apply_to_parts(const Step& step, State& state, Runs runs, std::byte* out) {
+  const auto itemsize = program_->itemsize();
+  std::vector<Region::Part> parts;  // elements are those of `out` here, not of the storage
+  int64_t before = 0;
+  int64_t count = 0;
+  for (const auto& run : runs) {
+    const auto first = parts.size();
+    step.region.intersect(run, parts);
+    for (auto i = first; i < parts.size(); ++i) {
+      parts[i].element += before - run.begin;
+      count += parts[i].count;
+    }
+    before += run.count;
+  }
+  const auto at = [&](const Region::Part& part) {
+    return out + static_cast<size_t>(part.element) * itemsize;
+  };
+  if (count >= kLongPart * static_cast<int64_t>(parts.size())) {
+    for (const auto& part : parts) {
+      apply(step, state, Run{part.place, part.count}, at(part));
+    }
+    return;
+  }
+  std::vector<Run> places;
+  for (const auto& part : parts) {
+    if (!places.empty() && places.back().begin + places.back().count == part.place) {
+      places.back().count += part.count;
+    } else {
+      places.push_back({part.place, part.count});
+    }
+  }
+  auto* together = grown(state.together, static_cast<size_t>(count) * itemsize);
+  // The copies of single elements that this often comes down to are worth a size known beforehand.
+  const auto for_each_part = [&](const auto& move) {
+    auto* place = together;
+    for (const auto& part : parts) {
+      const auto nbytes = static_cast<size_t>(part.count) * itemsize;
+      move(place, at(part), nbytes);
+      place += nbytes;
+    }
+  };
+  if (step.kind == StepKind::in_place) {
+    for_each_part([](std::byte* to, const std::byte* from, size_t nbytes) {
+      nbytes == sizeof(float) ? std::memcpy(to, from, sizeof(float))
+                              : std::memcpy(to, from, nbytes);
+    });
+  }
+  apply(step, state, places, together);
+  for_each_part([](const std::byte* from, std::byte* to, size_t nbytes) {
+    nbytes == sizeof(float) ? std::memcpy(to, from, sizeof(float)) : std::memcpy(to, from, nbytes);
+  });
+}
+
+void Reader::apply(const Step& step, State& state, Runs places, void* out) {
   switch (step.kind) {
     case StepKind::in_place:
-      record::run_in_place(*step.node, tile_of(out, total(runs), program_->dtype()));
+    case StepKind::compute:
+      compute(step, state, places, out);
       return;
     case StepKind::copy:
-      copy(step, state, runs, out);
-      return;
-    case StepKind::compute:
-      compute(step, state, runs, out);
+      copy(step.inputs.front(), state, 0, places, program_->dtype(), out);
       return;
     case StepKind::read:
-      fetch(step, runs, out);
+      fetch(step, places, out);
       return;
     default:
-      auto* place = static_cast<std::byte*>(out);
-      for (const auto& run : runs) {
-        draw(step, state, run.begin - step.begin, run.count, place);
-        place += static_cast<size_t>(run.count) * program_->itemsize();
+      auto* to = static_cast<std::byte*>(out);
+      for (const auto& run : places) {
+        draw(step, state, run.begin, run.count, to);
+        to += static_cast<size_t>(run.count) * program_->itemsize();
       }
   }
 }
@@ -116,7 +170,7 @@ void Reader::draw(const Step& step, State& state, int64_t begin, int64_t count, 
   if (step.kind == StepKind::normal) {
     if (!state.normal) {
       state.normal.emplace(random::Stream(step.node->position->engine()), dtype,
-                           static_cast<uint64_t>(step.end - step.begin), step.a, step.b);
+                           static_cast<uint64_t>(step.region.numel()), step.a, step.b);
     }
     state.normal->read(static_cast<uint64_t>(begin), n, out);
     return;
@@ -151,46 +205,78 @@ void Reader::seek(const Step& step, State& state, int64_t element, uint64_t draw
   state.stream->skip(static_cast<uint64_t>(element - state.next) * draws);
 }
 
-void Reader::fetch(const Step& step, Runs runs, void* out) {
+void Reader::fetch(const Step& step, Runs places, void* out) {
   auto* place = static_cast<std::byte*>(out);
   const auto itemsize = program_->itemsize();
-  for (const auto& run : runs) {
+  for (const auto& run : places) {
     const auto bytes = static_cast<size_t>(run.count) * itemsize;
-    step.node->source->read(
-        step.node->source_offset + static_cast<uint64_t>(run.begin) * itemsize, bytes, place);
+    step.node->source->read(step.node->source_offset + static_cast<uint64_t>(run.begin) * itemsize,
+                            bytes, place);
     place += bytes;
   }
 }
 
-const void* Reader::read_input(const Step& step, State& state, size_t index, Runs runs) {
-  const auto& input = step.inputs[index];
-  const auto wanted = wanted_of(input, step, runs);
-  auto& scratch = state.scratch[index];
-  scratch.resize(
-      std::max(scratch.size(), static_cast<size_t>(total(runs)) * input.program->itemsize()));
-  state.inputs[index].read(wanted, scratch.data());
-  return scratch.data();
+void Reader::copy(const Input& input, State& state, size_t index, Runs places,
+                  c10::ScalarType dtype, void* out) {
+  auto& reader = state.inputs[index];
+  const auto itemsize = input.program->itemsize();
+  if (!input.mapping.in_rows()) {
+    copy_boxes(input, state, index, places, dtype, out);
+  } else if (input.program->dtype() == dtype) {
+    reader.read(wanted_of(input, places), out);
+  } else {
+    const auto count = total(places);
+    auto* elements = grown(state.scratch[index], static_cast<size_t>(count) * itemsize);
+    reader.read(wanted_of(input, places), elements);
+    tile_of(out, count, dtype).copy_(tile_of(elements, count, input.program->dtype()));
+  }
 }
 
-void Reader::copy(const Step& step, State& state, Runs runs, void* out) {
-  const auto& input = step.inputs.front();
-  if (input.program->dtype() == program_->dtype()) {
-    state.inputs.front().read(wanted_of(input, step, runs), out);
+void Reader::copy_boxes(const Input& input, State& state, size_t index, Runs places,
+                        c10::ScalarType dtype, void* out) {
+  std::vector<Box> boxes;
+  input.mapping.append(places, boxes);
+  for (const auto& box : boxes) {
+    const auto reading = reading_of(box);
+    auto* elements = grown(state.scratch[index],
+                           static_cast<size_t>(total(reading.runs)) * input.program->itemsize());
+    state.inputs[index].read(reading.runs, elements);
+    c10::SmallVector<int64_t, 6> sizes;
+    c10::SmallVector<int64_t, 6> strides;
+    for (const auto& dimension : box.dimensions) {
+      sizes.push_back(dimension.size);
+      strides.push_back(dimension.out_stride);
+    }
+    auto* to =
+        static_cast<std::byte*>(out) + static_cast<size_t>(box.out) * c10::elementSize(dtype);
+    at::from_blob(to, sizes, strides, at::TensorOptions().dtype(dtype))
+        .copy_(at::from_blob(elements, sizes, reading.strides,
+                             at::TensorOptions().dtype(input.program->dtype())));
+  }
+}
+
+void Reader::compute(const Step& step, State& state, Runs places, void* out) {
+  const auto count = total(places);
+  std::vector<at::Tensor> tensors(step.node->operands.size());
+  const auto result = tile_of(out, count, program_->dtype());
+  for (size_t i = 0; i < step.inputs.size(); ++i) {
+    const auto& input = step.inputs[i];
+    const auto dtype = input.program->dtype();
+    auto* elements =
+        grown(state.operands[i], static_cast<size_t>(count) * input.program->itemsize());
+    copy(input, state, i, places, dtype, elements);
+    tensors[input.operand] = tile_of(elements, count, dtype);
+  }
+  if (step.kind == StepKind::compute) {
+    result.copy_(record::run_functional(*step.node, tensors));
     return;
   }
-  const auto count = total(runs);
-  auto* source = const_cast<void*>(read_input(step, state, 0, runs));
-  tile_of(out, count, program_->dtype()).copy_(tile_of(source, count, input.program->dtype()));
-}
-
-void Reader::compute(const Step& step, State& state, Runs runs, void* out) {
-  const auto count = total(runs);
-  std::vector<at::Tensor> tensors(step.node->operands.size());
-  for (size_t i = 0; i < step.inputs.size(); ++i) {
-    auto* data = const_cast<void*>(read_input(step, state, i, runs));
-    tensors[step.inputs[i].operand] = tile_of(data, count, step.inputs[i].program->dtype());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (step.node->operands[i].written) {
+      tensors[i] = result;
+    }
   }
-  tile_of(out, count, program_->dtype()).copy_(record::run_functional(*step.node, tensors));
+  record::run_functional(*step.node, tensors);
 }
 
 }  // namespace dormant::tile

@@ -32,16 +32,22 @@ class DORMANT_API Reader {
     at::Generator generator;
     int64_t next = 0;  ///< element of the step that stream or generator draws next
     std::vector<Reader> inputs;
-    std::vector<std::vector<std::byte>> scratch;
+    std::vector<std::vector<std::byte>> scratch;   ///< what is read from each input
+    std::vector<std::vector<std::byte>> operands;  ///< its elements in their places
+    std::vector<std::byte> together;               ///< short parts of a tile
   };
 
-  void apply(const Step& step, State& state, Runs runs, void* out);
+  // Of the step's region, not of the storage: `places`.
+  void apply(const Step& step, State& state, Runs places, void* out);
+  void apply_to_parts(const Step& step, State& state, Runs runs, std::byte* out);
   void draw(const Step& step, State& state, int64_t begin, int64_t count, void* out);
   void seek(const Step& step, State& state, int64_t element, uint64_t draws);
-  void copy(const Step& step, State& state, Runs runs, void* out);
-  void compute(const Step& step, State& state, Runs runs, void* out);
-  void fetch(const Step& step, Runs runs, void* out);
-  const void* read_input(const Step& step, State& state, size_t index, Runs runs);
+  void copy(const Input& input, State& state, size_t index, Runs places, c10::ScalarType dtype,
+            void* out);
+  void copy_boxes(const Input& input, State& state, size_t index, Runs places,
+                  c10::ScalarType dtype, void* out);
+  void compute(const Step& step, State& state, Runs places, void* out);
+  void fetch(const Step& step, Runs places, void* out);
 
   const Program* program_;
   std::vector<State> states_;

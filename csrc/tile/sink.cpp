@@ -23,7 +23,6 @@
 #include "record/lazy_storage.h"
 #include "record/replay.h"
 #include "tile/engine.h"
-#include "tile/mapping.h"
 #include "tile/program.h"
 #include "tile/reader.h"
 
@@ -66,7 +65,6 @@ void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) 
 /// A tensor whose bytes can be made or found in any order: by a program, or in memory.
 struct Source {
   std::shared_ptr<const Program> program;
-  Mapping mapping;
   const std::byte* memory = nullptr;
   int64_t itemsize;
   int64_t numel;
@@ -79,17 +77,6 @@ struct Piece {
   int64_t end;
 };
 
-Geometry contiguous(const Geometry& geometry) {
-  auto result = geometry;
-  result.offset = 0;
-  int64_t stride = 1;
-  for (auto i = result.sizes.size(); i-- > 0;) {
-    result.strides[i] = stride;
-    stride *= std::max<int64_t>(result.sizes[i], 1);
-  }
-  return result;
-}
-
 /// None where the tensor has to be whole to be written, or its elements have to be gathered.
 std::optional<Source> source_of(const Output& output) {
   const auto geometry = Geometry::of(output.tensor);
@@ -101,15 +88,8 @@ std::optional<Source> source_of(const Output& output) {
   source.numel = geometry.numel();
   source.offset = output.offset;
   if (const auto* history = record::history_of(output.tensor)) {
-    const auto mapping = Mapping::between(contiguous(geometry), geometry);
-    auto program = mapping ? Program::of(*history->buffer, history->tail) : nullptr;
-    if (!program || (program->dtype() != geometry.dtype &&
-                     !(program->steps().empty() && !program->table().defined()))) {
-      return std::nullopt;
-    }
-    source.program = std::move(program);
-    source.mapping = *mapping;
-    return source;
+    source.program = Program::of(geometry, *history->buffer, history->tail);
+    return source.program ? std::make_optional(source) : std::nullopt;
   }
   if (!output.tensor.is_cpu() || !output.tensor.is_contiguous()) {
     return std::nullopt;
@@ -220,7 +200,6 @@ class Writer {
     const auto& source = *piece.source;
     std::optional<Reader> reader;
     std::vector<std::byte> buffer;
-    std::vector<Run> runs;
     const auto bytes = source.program ? kTileBytes : kBlockBytes;
     const auto tile = std::max(bytes / source.itemsize / kAlignment * kAlignment, kAlignment);
     if (source.program) {
@@ -234,9 +213,7 @@ class Writer {
       if (reader) {
         // What nobody initialised must not show what this process had in its memory.
         std::memset(buffer.data(), 0, size);
-        runs.clear();
-        source.mapping.append(begin, count, runs);
-        reader->read(runs, buffer.data());
+        reader->read(Run{begin, count}, buffer.data());
         data = buffer.data();
       }
       put(data, size, source.offset + begin * source.itemsize);

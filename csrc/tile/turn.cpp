@@ -1,0 +1,115 @@
+#include "tile/turn.h"
+
+#include <algorithm>
+
+namespace dormant::tile {
+namespace {
+
+// A source so small can be gone through again for each of its few tiles.
+constexpr int64_t kSmall = 64 * 1024;
+// So many times as well: passing over a random number costs a tenth of drawing it.
+constexpr int64_t kPasses = 16;
+
+bool draws(const Program& program) {
+  return std::any_of(program.steps().begin(), program.steps().end(), [](const Step& step) {
+    return (step.node && step.node->position) ||
+           std::any_of(step.inputs.begin(), step.inputs.end(),
+                       [](const Input& input) { return draws(*input.program); });
+  });
+}
+
+/// The walk in places of an input whose own can be in memory order.
+Walk walk_of(const Mapping& mapping, bool drawn) {
+  const auto sizes = mapping.sizes();
+  const auto strides = mapping.strides();
+  // The dimension in which the source lies closest together.
+  size_t closest = sizes.size() - 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    if (strides[i] != 0 && (strides[closest] == 0 || strides[i] < strides[closest])) {
+      closest = i;
+    }
+  }
+  // Other dimensions of which each step begins anew, because a later one has gone further.
+  int64_t passes = 1;
+  int64_t furthest = 0;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    if (i != closest && strides[i] != 0) {
+      passes *= strides[i] < furthest ? sizes[i] : 1;
+      furthest = std::max(furthest, strides[i]);
+    }
+  }
+  if (passes > kPasses && drawn) {
+    return {false, std::nullopt};
+  }
+  int64_t columns = 1;
+  bool moves = false;
+  for (auto i = closest + 1; i < sizes.size(); ++i) {
+    columns *= sizes[i];
+    moves = moves || strides[i] != 0;
+  }
+  return {true, moves ? std::make_optional(Turn{sizes[closest], columns}) : std::nullopt};
+}
+
+/// The walk in places of an input.
+Walk walk_of(const Input& input) {
+  const auto source = walk_of(*input.program);
+  if (input.program->numel() <= kSmall) {
+    return {};
+  }
+  const auto sizes = input.mapping.sizes();
+  if (!source.turn && source.possible) {
+    return walk_of(input.mapping, draws(*input.program));
+  }
+  if (!source.possible || !input.mapping.in_rows()) {
+    return {false, std::nullopt};
+  }
+  if (sizes.size() == 1) {
+    return source;
+  }
+  // Some columns, and some rows.
+  const auto rows = sizes.size() - 2;
+  const bool follows = input.mapping.strides()[rows] % source.turn->columns == 0;
+  return {follows, Turn{sizes[rows], sizes[rows + 1]}};
+}
+
+/// The same of the storage that a step writes.
+Walk in_storage(Walk walk, const Region& region) {
+  if (walk.turn && !region.dense()) {
+    const auto columns = region.row_distance(walk.turn->columns);
+    walk.possible = walk.possible && columns > 0;
+    walk.turn->columns = columns;
+  }
+  return walk;
+}
+
+}  // namespace
+
+Walk walk_of(const Program& program) {
+  Walk walk;
+  for (const auto& step : program.steps()) {
+    for (const auto& input : step.inputs) {
+      const auto wanted = in_storage(walk_of(input), step.region);
+      walk.possible = walk.possible && wanted.possible;
+      if (!wanted.turn) {
+        continue;
+      }
+      if (!walk.turn) {
+        walk.turn = wanted.turn;
+      } else if (walk.turn->columns != wanted.turn->columns) {
+        walk.possible = false;
+      } else if (*walk.turn != *wanted.turn) {
+        walk.turn->rows = std::max(walk.turn->rows, wanted.turn->rows);
+      }
+    }
+  }
+  if (walk.possible && walk.turn) {
+    auto& [rows, columns] = *walk.turn;
+    if (program.numel() % (rows * columns) != 0) {
+      rows = program.numel() / columns;
+    }
+    walk.possible = program.numel() % (rows * columns) == 0;
+  }
+  return walk;
+}
+
+}  // namespace dormant::tile

@@ -1,0 +1,34 @@
+// Programs that read a source against its memory order, as a transposed copy does.
+//
+// Made element by element in memory order, each tile of a transposed copy would want a few elements
+// of every row of its source, and the next tile the ones beside them: every tile would go through
+// the whole source again. So tiles of such a program are not ranges but rectangles: few columns,
+// and all rows.
+#pragma once
+
+#include <dormant/export.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "tile/program.h"
+
+namespace dormant::tile {
+
+/// A storage as matrices of so many rows and columns, one after the other, in memory order.
+struct Turn {
+  int64_t rows;
+  int64_t columns;
+
+  bool operator==(const Turn& other) const = default;
+};
+
+/// How the elements of a program are best made.
+struct Walk {
+  bool possible = true;      ///< false: any order goes through some source again and again
+  std::optional<Turn> turn;  ///< undefined: in memory order
+};
+
+DORMANT_API Walk walk_of(const Program& program);
+
+}  // namespace dormant::tile

@@ -1,0 +1,80 @@
+#include "tile/turn.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+
+#include "tile/eager_comparison.h"
+
+namespace dormant::tile {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kRows = 300;
+constexpr int64_t kColumns = 517;
+
+Tensor whole() { return at::empty({kRows, kColumns}).normal_(); }
+
+/// The walk of what `build` records; impossible where it has no program.
+Walk walk(const Build& build) {
+  const auto program = program_of(lazily(build));
+  return program ? walk_of(*program) : Walk{false, std::nullopt};
+}
+
+TEST(Turn, WhatLiesInTheOrderOfItsSourceIsMadeInMemoryOrder) {
+  for (const Build& build :
+       {Build([] { return whole().mul_(2); }),
+        Build([] { return whole().narrow(1, 3, 50).clone(); }),
+        Build([] { return whole().slice(1, 0, kColumns, 2).clone(); }),
+        Build([] { return whole().narrow(1, 7, 1).expand({kRows, 50}).contiguous(); })}) {
+    const auto found = walk(build);
+    EXPECT_TRUE(found.possible);
+    EXPECT_FALSE(found.turn);
+  }
+}
+
+TEST(Turn, ATransposedCopyIsMadeByRectangles) {
+  const Turn turned{kColumns, kRows};
+  EXPECT_EQ(walk([] { return whole().t().contiguous(); }).turn, turned);
+  EXPECT_EQ(walk([] { return whole().t().contiguous().to(at::kBFloat16).mul_(2); }).turn, turned);
+  EXPECT_EQ(walk([] { return whole().t().contiguous().narrow(1, 20, 33).clone(); }).turn,
+            (Turn{kColumns, 33}));
+  EXPECT_EQ(walk([] { return at::cat({whole().t(), whole().t()}, 1); }).turn,
+            (Turn{kColumns, 2 * kRows}));
+  EXPECT_EQ(walk([] { return at::stack({whole().t(), whole().t()}, 0); }).turn, turned);
+  EXPECT_EQ(
+      walk([] { return at::empty({7, 90, 400}).normal_().transpose(1, 2).contiguous(); }).turn,
+      (Turn{400, 90}));
+}
+
+TEST(Turn, WhatGoesThroughRandomNumbersAgainAndAgainHasNoProgram) {
+  EXPECT_FALSE(walk([] {
+                 return at::empty({100, 100, 30}).normal_().permute({2, 1, 0}).contiguous();
+               }).possible);
+  EXPECT_FALSE(walk([] {
+                 return whole().t().contiguous().slice(0, 0, kColumns, 2).t().contiguous();
+               }).possible);
+  EXPECT_FALSE(walk([] {
+                 return at::empty({100, 100, 30}).normal_().transpose(0, 1).contiguous();
+               }).possible);
+  // A small source may be gone through many times.
+  EXPECT_TRUE(walk([] {
+                return at::empty({30, 20, 10}).normal_().permute({2, 1, 0}).contiguous();
+              }).possible);
+}
+
+TEST(Turn, ElementsWantedInLogicalOrderHaveNoProgramWhereThatTurns) {
+  const auto lazy = lazily([] { return whole(); });
+  const auto* history = record::history_of(lazy);
+  const auto program = [&](const Tensor& view) {
+    return Program::of(record::Geometry::of(view), *history->buffer, history->tail);
+  };
+  EXPECT_TRUE(program(lazy));
+  EXPECT_TRUE(program(lazy.narrow(1, 5, 100)));
+  EXPECT_FALSE(program(lazy.t()));
+  EXPECT_EQ(program(lazy.narrow(1, 5, 100))->numel(), kRows * 100);
+}
+
+}  // namespace
+}  // namespace dormant::tile

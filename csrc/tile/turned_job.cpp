@@ -1,0 +1,96 @@
+// A job whose tiles are rectangles (turn.h).
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "tile/job.h"
+#include "tile/reader.h"
+
+namespace dormant::tile {
+namespace {
+
+// Rectangles are so many times larger than other tiles: their rows have to be a cache line or more.
+constexpr int64_t kLarger = 16;
+
+class TurnedJob final : public Job {
+ public:
+  TurnedJob(Target target, std::shared_ptr<const Program> program, Turn turn)
+      : program_(std::move(program)), turn_(turn) {
+    targets.push_back(std::move(target));
+  }
+
+  // Elements are counted column by column.
+  int64_t numel() const override { return program_->numel(); }
+  int64_t itemsize() const override { return static_cast<int64_t>(program_->itemsize()); }
+  int64_t unit() const override { return turn_.rows; }
+
+  size_t thread_bytes(int64_t elements) const override {
+    const auto rectangle = width(elements) * turn_.rows;
+    return static_cast<size_t>(rectangle * itemsize()) +
+           static_cast<size_t>(turn_.rows) * sizeof(Run) +
+           program_->scratch_bytes(rectangle, turn_.rows);
+  }
+  size_t shared_bytes() const override { return 0; }
+
+  void allocate() override { allocate_target(targets.front()); }
+
+  bool run(int64_t begin, int64_t end, int64_t tile, Pages& /*pages*/,
+           const std::function<bool(size_t)>& after_tile) override {
+    Reader reader(*program_);
+    const auto widest = width(tile);
+    std::vector<std::byte> rectangle(static_cast<size_t>(widest * turn_.rows * itemsize()));
+    std::vector<Run> runs(static_cast<size_t>(turn_.rows));
+    const auto last = end / turn_.rows;
+    for (auto column = begin / turn_.rows; column < last;) {
+      const auto matrix = column / turn_.columns;
+      const auto count = std::min({widest, last - column, turn_.columns - column % turn_.columns});
+      for (int64_t row = 0; row < turn_.rows; ++row) {
+        runs[static_cast<size_t>(row)] = {
+            (matrix * turn_.rows + row) * turn_.columns + column % turn_.columns, count};
+      }
+      reader.read(runs, rectangle.data());
+      store(runs, rectangle.data());
+      column += count;
+      if (!after_tile(static_cast<size_t>(count * turn_.rows * itemsize()))) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  void finish() override {}
+
+  std::optional<Program::Range> read_range(int64_t /*begin*/, int64_t /*end*/) const override {
+    return program_->read_range(0, program_->numel());
+  }
+
+  Program::Origins origins() const override { return program_->origins(); }
+
+ private:
+  int64_t width(int64_t tile) const {
+    constexpr int64_t kLine = 16;
+    const auto columns = std::min(std::max<int64_t>(tile * kLarger / turn_.rows, 1), turn_.columns);
+    return columns < kLine ? columns : columns / kLine * kLine;
+  }
+
+  void store(Runs runs, const std::byte* rectangle) const {
+    for (const auto& run : runs) {
+      const auto nbytes = static_cast<size_t>(run.count * itemsize());
+      std::memcpy(targets.front().data() + run.begin * itemsize(), rectangle, nbytes);
+      rectangle += nbytes;
+    }
+  }
+
+  const std::shared_ptr<const Program> program_;
+  const Turn turn_;
+};
+
+}  // namespace
+
+std::unique_ptr<Job> make_turned_job(Target target, std::shared_ptr<const Program> program,
+                                     Turn turn) {
+  return std::make_unique<TurnedJob>(std::move(target), std::move(program), turn);
+}
+
+}  // namespace dormant::tile
