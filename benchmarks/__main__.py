@@ -13,7 +13,15 @@ from rich.console import Console
 from benchmarks.machine import headline
 from benchmarks.options import Options
 
-TASKS = ("construct", "operators", "tiny_models", "initialise", "shard", "jump")
+TASKS = (
+    "construct",
+    "operators",
+    "tiny_models",
+    "initialise",
+    "shard",
+    "jump",
+    "quantize_kernels",
+)
 OUT = Path(__file__).parent / "out"
 
 

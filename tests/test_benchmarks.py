@@ -18,6 +18,7 @@ TASKS = {
     "initialise": 6,
     "shard": 4,
     "jump": 8,
+    "quantize_kernels": 12,
 }
 
 

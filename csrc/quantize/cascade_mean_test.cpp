@@ -37,7 +37,7 @@ TEST(CascadeMean, AddsManyNumbersInTheOrderOfPytorch) {
   }
 }
 
-TEST(CascadeMean, AddsPartsAsThreadsOfPytorchDo) {
+TEST(CascadeMean, AddsPartsFirstAsPytorchDoesInParallel) {
   for (const int threads : {2, 3, 5, 9, 16}) {
     at::set_num_threads(threads);
     for (const int64_t n : {32767, 32768, 65536, 65537, 100'003, 600'001}) {
