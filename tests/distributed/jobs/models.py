@@ -86,8 +86,16 @@ class Large(nn.Module):
         self.blocks = nn.ModuleList([nn.Linear(width, 2 * width, bias=False) for _ in range(6)])
 
 
+class Wide(nn.Module):
+    """32 MiB in rows of 64 KiB: enough to tell the bytes of a part from those of the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(16384, 128, bias=False) for _ in range(4)])
+
+
 MODELS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind for kind in (TiedModel, TwoLayers, Stages)
+    kind.__name__: kind for kind in (TiedModel, TwoLayers, Stages, Wide)
 }
 
 

@@ -1,0 +1,106 @@
+"""Loading into shards: each rank gets its part of the checkpoint, and reads no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from assertions import assert_came_to_life, assert_same_tensors, tensors_of
+from jobs.models import eager_model
+from launch import RunRanks
+
+WAYS = [
+    ("TiedModel", "fully_shard"),
+    ("TiedModel", "fully_shard by columns"),
+    ("TwoLayers", "parallelize_module"),
+    ("TwoLayers", "distribute_module"),
+]
+
+
+def saved_state(kind: str, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """A checkpoint of other values; of tied names it has one."""
+    model = eager_model(kind)
+    torch.manual_seed(1)
+    state = {
+        name: torch.randn_like(parameter).to(dtype) for name, parameter in model.named_parameters()
+    }
+    safetensors.torch.save_file(state, path)
+
+
+def eager_loaded(kind: str, path: Path) -> dict[str, torch.Tensor]:
+    model = eager_model(kind)
+    model.load_state_dict(safetensors.torch.load_file(path), strict=False)
+    return tensors_of(model)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "way"), WAYS)
+def test_the_parts_together_are_the_eager_model(
+    run_ranks: RunRanks, kind: str, way: str, dtype: torch.dtype, world: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    saved_state(kind, path, dtype=dtype)
+    expected = eager_loaded(kind, path)
+    results = run_ranks(
+        world, "loading:load", kind=kind, way=way, path=str(path), options={"missing": "init"}
+    )
+    for rank, result in enumerate(results):
+        where = f"rank {rank}"
+        assert result["lazy before"], where
+        assert_came_to_life(result, where)
+        assert_same_tensors(expected, result["gathered"], where)
+
+
+@pytest.mark.parametrize(("kind", "way"), WAYS)
+def test_parts_stay_lazy_until_they_are_materialised(
+    run_ranks: RunRanks, kind: str, way: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    saved_state(kind, path)
+    expected = eager_loaded(kind, path)
+    for rank, result in enumerate(
+        run_ranks(2, "loading:deferred", kind=kind, way=way, path=str(path))
+    ):
+        where = f"rank {rank}"
+        assert result["lazy"], where
+        assert result["still lazy"] == result["lazy"], where
+        assert_came_to_life(result, where)
+        assert_same_tensors(expected, result["gathered"], where)
+
+
+@pytest.mark.parametrize(("kind", "way"), WAYS)
+def test_what_the_checkpoint_lacks_is_initialised_on_every_rank(
+    run_ranks: RunRanks, kind: str, way: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    saved_state(kind, path)
+    state = safetensors.torch.load_file(path)
+    dropped = "blocks.1.up.weight" if kind == "TiedModel" else "up.weight"
+    del state[dropped]
+    safetensors.torch.save_file(state, path)
+    expected = eager_loaded(kind, path)
+    for rank, result in enumerate(
+        run_ranks(2, "loading:refused", kind=kind, way=way, path=str(path))
+    ):
+        where = f"rank {rank}"
+        assert dropped in result["error"], where
+        assert result["still lazy"] == result["lazy"], where
+        assert result["lazy"], where
+        assert_came_to_life(result, where)
+        assert_same_tensors(expected, result["gathered"], where)
+
+
+@pytest.mark.parametrize("way", ["fully_shard", "distribute_module"])
+def test_a_rank_reads_its_own_bytes(run_ranks: RunRanks, way: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    saved_state("Wide", path)
+    slack = 2 << 20  # headers, and runs rounded to pages
+    for rank, result in enumerate(
+        run_ranks(2, "loading:bytes_read", kind="Wide", way=way, path=str(path))
+    ):
+        where = f"rank {rank}: {result}"
+        assert result["shards"] == 16 << 20, where
+        assert result["shards"] <= result["read"] <= result["shards"] + slack, where
