@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -55,7 +54,7 @@ def test_a_sound_index_is_accepted(folder: Path) -> None:
 def test_links_within_a_cache_are_followed(folder: Path, tmp_path: Path) -> None:
     blobs = tmp_path / "blobs"
     blobs.mkdir()
-    os.rename(folder / SECOND, blobs / "0123")
+    (folder / SECOND).rename(blobs / "0123")
     (folder / SECOND).symlink_to(Path("blobs", "0123"))
     assert set(dormant.open_checkpoint(index(folder, weights()))) == {"a", "b", "c"}
 
@@ -147,26 +146,30 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
         dormant.open_checkpoint(path)
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def test_refusal_leaves_nothing_open(folder: Path) -> None:
     path = index(folder, weights(d=SECOND))
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(3):
         refused(path)
     gc.collect()  # what was raised refers to frames that refer to it
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_files_of_one_index_stay_open_only_as_long_as_needed(folder: Path) -> None:
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     checkpoint = dormant.open_checkpoint(index(folder, weights()))
     tensor = checkpoint["c"]
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert open_files() == before + 2
     del checkpoint
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert open_files() == before + 1
     copied = tensor.to(torch.float32)
     dormant.materialize(copied)
     del tensor
     assert copied.item() == 51.0
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -144,10 +145,10 @@ CASES = {
 def test_it_is_refused_and_says_why(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(CASES[name].data)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="open_checkpoint: ") as caught:
         dormant.open_checkpoint(path)
     message = str(caught.value)
-    for text in ("open_checkpoint", str(path), *CASES[name].says):
+    for text in (str(path), *CASES[name].says):
         assert text in message, f"{text!r} is not in {message}"
     assert len(message) < 2000
 
@@ -174,11 +175,11 @@ def test_a_header_above_the_limit_is_refused_unread(tmp_path: Path) -> None:
 def test_names_cannot_forge_a_message(tmp_path: Path) -> None:
     name = "a\\n\\u001b[31mValueError: all is well" + "x" * 10_000
     path = write_safetensors(tmp_path / "m.safetensors", f'{{"{name}":1}}')
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="open_checkpoint: ") as caught:
         dormant.open_checkpoint(path)
     message = str(caught.value)
     assert "'a\\x0a\\x1b[31mValueError: all is well" in message
-    assert "\n" not in message and "\x1b" not in message
+    assert message.isprintable()
     assert len(message) < 2000
 
 
@@ -189,7 +190,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         dormant.open_checkpoint(pipe)
     loop = tmp_path / "loop.safetensors"
     loop.symlink_to(loop)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"loop\.safetensors"):
         dormant.open_checkpoint(loop)
 
 
@@ -225,9 +226,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def refused_to_come_to_life(tensor: torch.Tensor, path: Path, *says: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
         dormant.materialize(tensor)
-    for text in (str(path), *says):
+    for text in says:
         assert text in str(caught.value), f"{text!r} is not in {caught.value}"
     assert dormant.is_lazy(tensor)
 
@@ -260,7 +261,7 @@ def test_a_file_that_was_replaced_by_an_equal_one_is_an_error(path: Path) -> Non
     tensor = dormant.open_checkpoint(path)["a"]
     other = path.with_name("other")
     other.write_bytes(path.read_bytes())
-    os.replace(other, path)
+    other.replace(path)
     refused_to_come_to_life(tensor, path, "lies another file")
 
 
@@ -348,6 +349,7 @@ def test_reads_go_on_where_they_can_and_report_where_they_cannot(
     )
     if kind == "EIO":
         assert ran.stdout.startswith(f"OSError {errno.EIO} True "), ran.stdout
-        assert f"of {path}" in ran.stdout and "bytes at offset" in ran.stdout
+        assert f"of {path}: " in ran.stdout
+        assert "bytes at offset" in ran.stdout
     else:
         assert ran.stdout == "True\n"
