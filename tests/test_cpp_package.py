@@ -32,15 +32,31 @@ def prefixes() -> str:
     return f"{dormant.cmake_prefix_path};{torch.utils.cmake_prefix_path}"
 
 
-@pytest.mark.timeout(600)
-def test_example_program_equals_eager_construction(tmp_path: Path, prefixes: str) -> None:
-    configured = configure(ROOT / "examples" / "cpp", tmp_path, prefixes)
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory, prefixes: str) -> Path:
+    """The example programs, built against the installed package."""
+    build = tmp_path_factory.mktemp("examples")
+    configured = configure(ROOT / "examples" / "cpp", build, prefixes)
     assert configured.returncode == 0, configured.stdout + configured.stderr
-    built = run(CMAKE, "--build", ".", cwd=tmp_path)
+    built = run(CMAKE, "--build", ".", cwd=build)
     assert built.returncode == 0, built.stdout + built.stderr
-    ran = run(tmp_path / "lazy_transformer", cwd=tmp_path)
+    return build
+
+
+@pytest.mark.timeout(900)
+def test_example_program_equals_eager_construction(examples: Path) -> None:
+    ran = run(examples / "lazy_transformer", cwd=examples)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "equal to eager construction, bit for bit: 25 parameters" in ran.stdout
+
+
+@pytest.mark.timeout(900)
+def test_loaded_checkpoint_equals_eager_construction_and_copy(
+    examples: Path, tmp_path: Path
+) -> None:
+    ran = run(examples / "load_checkpoint", tmp_path, cwd=examples)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "loaded 2, initialised 7: equal to eager construction and copy_" in ran.stdout
 
 
 def test_library_hides_what_is_not_marked_for_export() -> None:
