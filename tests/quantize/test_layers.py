@@ -180,6 +180,40 @@ def test_parallel_layers_keep_their_forward(scheme: str, parts: int) -> None:
     assert_same_bits(mine, theirs, "forward")
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_parallel_layers_follow_train_and_eval(scheme: str, training: bool) -> None:
+    torch.manual_seed(6)
+    with dormant.lazy_init():
+        model = nn.Sequential(ColumnParallelLinear(64, 128, parts=2))
+    dormant.quantize(model, scheme, skip=())
+    dormant.materialize(model)
+    torch.manual_seed(6)
+    theirs = peer(linear_of(ColumnParallelLinear(64, 128, parts=2)), scheme)
+    inputs = torch.randn(3, 64)
+    expected = theirs.train(training)(inputs)
+    assert_same_bits(model.train(training)(inputs), expected, "forward")
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_deep_copies_of_parallel_layers_are_their_own(scheme: str, lazy: bool) -> None:
+    with dormant.lazy_init():
+        model: Any = nn.Sequential(ColumnParallelLinear(64, 128, parts=2))
+    dormant.quantize(model, scheme, skip=())
+    if not lazy:
+        dormant.materialize(model)
+    duplicate = copy.deepcopy(model)
+    dormant.materialize([model, duplicate])
+    expected = {name: tensor.clone() for name, tensor in duplicate.state_dict().items()}
+    inputs = torch.randn(3, 64)
+    assert_same_bits(duplicate(inputs), model(inputs), "forward")
+    model[0].weight.data.zero_()
+    for name, tensor in duplicate.state_dict().items():
+        assert_same_bits(tensor, expected[name], name)
+    assert not torch.equal(duplicate(inputs), model(inputs))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_parallel_layers_save_what_bitsandbytes_saves(scheme: str) -> None:
     def build() -> ColumnParallelLinear:

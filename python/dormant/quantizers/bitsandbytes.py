@@ -7,14 +7,14 @@ statistics come from Dormant's kernels, as lazy tensors.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from dormant import _C
-from dormant.quantizers.foreign_layer import become, is_foreign, multiply_through
+from dormant.quantizers.foreign_layer import become, is_foreign, lend, multiply_through
 from dormant.quantizers.prequantized import check_parts, check_tensor, read_state
 from dormant.storage import unrecorded
 
@@ -130,8 +130,7 @@ class FourBit:
         )
         layer.quant_state = state
         if not in_place:
-            module._parameters["weight"].layer = layer  # type: ignore[union-attr]
-            _save_state_of(module, layer)
+            lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantises `weight` anew into the Params4bit of `module`."""
@@ -283,8 +282,7 @@ class Int8:
             codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales
         )
         if not in_place:
-            module._parameters["weight"].layer = layer  # type: ignore[union-attr]
-            _save_state_of(module, layer)
+            lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantises `weight` anew into the Int8Params of `module`."""
@@ -383,18 +381,3 @@ def _nested_map() -> torch.Tensor:
             functional.name2qmap["dynamic"] = functional.create_dynamic_map()
     nested_map: torch.Tensor = functional.name2qmap["dynamic"]
     return nested_map
-
-
-def _save_state_of(module: torch.nn.Module, layer: Any) -> None:
-    """Lets `module` save what `layer`, which multiplies for it, would save besides the weight."""
-
-    def add(_: torch.nn.Module, state: dict[str, Any], prefix: str, __: object) -> None:
-        saved: dict[str, Any] = {}
-        layer._save_to_state_dict(saved, prefix, False)
-        # Before it saves, the layer may have put the weight back into the order of the checkpoint.
-        for name, tensor in saved.items():
-            if name != f"{prefix}bias":
-                state[name] = tensor
-
-    hook: Callable[..., None] = add
-    module._register_state_dict_hook(hook)  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -45,7 +46,17 @@ def multiply_through(kind: Any) -> Any:
     """
 
     class Multiplying(kind):  # type: ignore[misc]
-        layer: torch.nn.Module
+        layer: Any
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+            duplicate = super().__deepcopy__(memo)
+            # Before the layer, which holds the parameter.
+            memo[id(self)] = duplicate
+            duplicate.layer = copy.deepcopy(self.layer, memo)
+            if hasattr(duplicate, "quant_state"):
+                duplicate.module = duplicate.layer
+                duplicate.layer.quant_state = duplicate.quant_state
+            return duplicate
 
         @classmethod
         def __torch_function__(
@@ -62,6 +73,35 @@ def multiply_through(kind: Any) -> Any:
 
     Multiplying.__name__ = Multiplying.__qualname__ = kind.__name__
     return Multiplying
+
+
+def lend(module: torch.nn.Module, layer: Any) -> None:
+    """Lets `layer` multiply for `module`, and save for it what it saves besides the weight.
+
+    Args:
+        module: its parameter `weight` is of a class that `multiply_through` made.
+        layer: the library's layer; its weight is the same parameter.
+    """
+    weight: Any = module._parameters["weight"]
+    weight.layer = layer
+    module.register_forward_pre_hook(_follow_mode)
+    module._register_state_dict_hook(_add_state)  # type: ignore[no-untyped-call]
+
+
+def _follow_mode(module: torch.nn.Module, _: object) -> None:
+    # The layer is no submodule, whose names would show, so `train` and `eval` do not reach it.
+    weight: Any = module._parameters["weight"]
+    weight.layer.training = module.training
+
+
+def _add_state(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    weight: Any = module._parameters["weight"]
+    if weight is None or not is_foreign(weight):  # exposed in full precision
+        return
+    saved: dict[str, Any] = {}
+    weight.layer._save_to_state_dict(saved, prefix, False)
+    # The weight too: before it saves, the layer may put it back into the order of a checkpoint.
+    state.update(saved)
 
 
 def is_foreign(parameter: torch.Tensor) -> bool:
