@@ -54,9 +54,10 @@ class Call:
 
     function: Any
     arguments: tuple[Any, ...] = ()
+    state: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.arguments
+        return self.function, self.arguments, self.state
 
 
 class _Pickler(pickle.Pickler):

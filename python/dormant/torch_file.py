@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,31 +53,58 @@ def read_torch_file(file: _C.File, *, key: str | None = None) -> Contents:
             no views of bytes in the file.
     """
     path = file.path
-    with open_stream(file) as stream:
-        first = stream.read(512)
-        stream.seek(0)
-        if first.startswith(torch_zip.MAGIC):
-            unpickled, storages, checksums = _read_zip(stream, file)
-        elif _is_tar(first):
-            raise NotImplementedError(
-                f"open_checkpoint: {path} has the tar layout of torch before 0.1.10. Load it with "
-                "torch.load(weights_only=False), if it is trusted, and save it with torch.save."
-            )
-        else:
-            unpickled, storages, checksums = _read_legacy(stream, file)
+    unpickled, storages, checksums = _read(file)
     shared = _Storages(file, storages, unpickled)
     state, extra, inner = _state_dict(unpickled.value, path, key)
     tensors = {
         name: shared.stored(value, f"{path}: tensor {name!r}") for name, value in state.items()
     }
-    versions = getattr(inner, "_metadata", None)
     return Contents(
         file=file,
         tensors=tensors,
         checksums=checksums,
-        versions=dict(versions) if isinstance(versions, Mapping) else None,
+        versions=_versions(inner),
         extra=lambda: shared.lazy(extra, f"{path}: extra"),
     )
+
+
+def read_objects(
+    file: _C.File, finish: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+) -> Any:
+    """What `torch.load(weights_only=True)` returns, with lazy tensors in it.
+
+    Args:
+        file: the file.
+        finish: what each tensor is passed through.
+
+    Raises:
+        ValueError: as for `read_torch_file`, but for what the containers may be.
+        NotImplementedError: as for `read_torch_file`; or an object that is no plain container has
+            tensors.
+    """
+    unpickled, storages, _ = _read(file)
+    return _Storages(file, storages, unpickled, finish).lazy(unpickled.value, file.path)
+
+
+def _read(file: _C.File) -> tuple[Unpickled, dict[str, _Run], list[Checksum]]:
+    path = file.path
+    with open_stream(file) as stream:
+        first = stream.read(512)
+        stream.seek(0)
+        if first.startswith(torch_zip.MAGIC):
+            return _read_zip(stream, file)
+        if first.startswith(torch_legacy.PREFIX):
+            return _read_legacy(stream, file)
+        if _is_tar(first):
+            raise NotImplementedError(
+                f"open_checkpoint: {path} has the tar layout of torch before 0.1.10. Load it with "
+                "torch.load(weights_only=False), if it is trusted, and save it with torch.save."
+            )
+        raise ValueError(
+            f"open_checkpoint: {path} begins with {first[:16]!r}, expected a file of "
+            "torch.save: a zip file or its older layout. A pickle of another kind must be "
+            "loaded by the program that wrote it."
+        )
 
 
 @dataclass
@@ -146,14 +172,23 @@ def _read_legacy(
 class _Storages:
     """Turns the unpickler's tensors on the meta device into lazy ones over the file."""
 
-    def __init__(self, file: _C.File, runs: dict[str, _Run], unpickled: Unpickled) -> None:
+    def __init__(
+        self,
+        file: _C.File,
+        runs: dict[str, _Run],
+        unpickled: Unpickled,
+        finish: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> None:
         self._file = file
+        self._finish = finish
         self._runs = runs
         self._unpickled = unpickled  # keeps the storages alive, whose identities are the keys
         self._made: dict[str, _C.FileStorage] = {}
 
     def stored(self, tensor: torch.Tensor, where: str) -> StoredTensor:
         """Where the tensor lies, after checking that all of it does."""
+        # A file may give tensors attributes, which would be found before the methods used here.
+        tensor = torch.Tensor.detach(tensor)
         place = None
         if owns_storage(tensor) and tensor.layout is torch.strided and not tensor.is_quantized:
             place = self._unpickled.places.get(tensor.untyped_storage()._cdata)
@@ -205,6 +240,17 @@ class _Storages:
         """A copy of plain containers with lazy tensors in them."""
         return self._lazy(value, where, {}, 0)
 
+    def _like(self, value: torch.Tensor, tensor: torch.Tensor, where: str) -> torch.Tensor:
+        """What the pickle makes of the elements: a parameter, one that wants a gradient."""
+        if vars(value):
+            raise NotImplementedError(
+                f"open_checkpoint: {where} has a tensor with attributes {list(vars(value))!r:.200}."
+                " Load it with torch.load."
+            )
+        if isinstance(value, torch.nn.Parameter):
+            return torch.nn.Parameter(tensor, requires_grad=value.requires_grad)
+        return tensor.requires_grad_() if value.requires_grad else tensor
+
     def _lazy(self, value: Any, where: str, done: dict[int, Any], depth: int) -> Any:
         if depth > _DEEPEST_EXTRA:
             raise ValueError(
@@ -212,7 +258,7 @@ class _Storages:
                 "with torch.load."
             )
         if isinstance(value, torch.Tensor):
-            return self.stored(value, where).tensor()
+            return self._like(value, self._finish(self.stored(value, where).tensor()), where)
         if id(value) in done:
             return done[id(value)]
         if type(value) is list:
@@ -224,9 +270,9 @@ class _Storages:
             return done.setdefault(id(value), copy)
         if isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
             copy = done.setdefault(id(value), type(value)())
-            if type(value) is OrderedDict:
-                vars(copy).update(vars(value))  # a state dict's versions of modules
-            for name, item in value.items():
+            if (versions := _versions(value)) is not None:
+                copy._metadata = versions
+            for name, item in dict.items(value):
                 copy[name] = self._lazy(item, where, done, depth + 1)
             return copy
         if not isinstance(value, _PLAIN) and any(True for _ in reachable_tensors(value, "")):
@@ -240,7 +286,10 @@ class _Storages:
 def _state_dict(
     value: Any, path: str, key: str | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], Any]:
-    """(tensors by name, what is beside them, the mapping that holds the tensors)."""
+    """(tensors by name, what is beside them, the mapping that holds the tensors).
+
+    Methods are those of `dict`: a file may give an OrderedDict attributes of the same names.
+    """
     if not isinstance(value, dict):
         raise ValueError(
             f"open_checkpoint: {path} holds a {type(value).__name__}, expected a mapping of names "
@@ -248,9 +297,9 @@ def _state_dict(
         )
     outer: dict[str, Any] = {}
     inner = value
-    wrapped = [name for name, item in value.items() if _holds_tensors(item)]
+    wrapped = [name for name, item in dict.items(value) if _holds_tensors(item)]
     if key is not None:
-        chosen = value.get(key)
+        chosen = dict.get(value, key)
         if not isinstance(chosen, dict) or (chosen and not _holds_tensors(chosen)):
             raise KeyError(
                 f"open_checkpoint: {path} has no mapping {key!r} of names to tensors; it has "
@@ -267,9 +316,9 @@ def _state_dict(
         (key,) = wrapped
         inner = value[key]
     if key is not None:
-        outer = {name: item for name, item in value.items() if name != key}
+        outer = {name: item for name, item in dict.items(value) if name != key}
     tensors: dict[str, torch.Tensor] = {}
-    for name, item in inner.items():
+    for name, item in dict.items(inner):
         if not isinstance(item, torch.Tensor):
             outer[name] = item
         elif not _is_text(name):
@@ -283,7 +332,21 @@ def _state_dict(
 
 
 def _holds_tensors(value: object) -> bool:
-    return isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values())
+    return isinstance(value, dict) and any(
+        isinstance(item, torch.Tensor) for item in dict.values(value)
+    )
+
+
+def _versions(state: dict[str, Any]) -> dict[str, Any] | None:
+    """A state dict's versions of modules, if it has them."""
+    found = getattr(state, "_metadata", None)
+    if not isinstance(found, dict):
+        return None
+    return {
+        name: dict(dict.items(facts))
+        for name, facts in dict.items(found)
+        if isinstance(name, str) and isinstance(facts, dict)
+    }
 
 
 def _is_text(name: object) -> bool:

@@ -12,7 +12,15 @@ import struct
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from dormant.torch_pickle import Pickle, StorageRequest, Unpickled, plain, read_pickle, unpickle
+from dormant.torch_pickle import (
+    Pickle,
+    StorageRequest,
+    Unpickled,
+    describe,
+    plain,
+    read_pickle,
+    unpickle,
+)
 
 MAGIC = 0x1950A86A20F9469CFC6C
 # The pickle of the magic number, which the file begins with.
@@ -49,10 +57,11 @@ def read_legacy(stream: BinaryIO, size: int, path: str) -> LegacyFile:
     _expect(plain(_next(stream, path, "magic number")), MAGIC, "magic number", path)
     _expect(plain(_next(stream, path, "protocol version")), _PROTOCOL, "protocol version", path)
     system = plain(_next(stream, path, "system information"))
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
+    little = dict.get(system, "little_endian") if isinstance(system, dict) else None
+    if little is not True:
         raise ValueError(
-            f"open_checkpoint: {path} says of the system that wrote it {system!r:.100}, expected "
-            "'little_endian': True. Load and save it on a machine of that kind."
+            f"open_checkpoint: {path} says of the system that wrote it 'little_endian': "
+            f"{describe(little)}, expected True. Load and save it on a machine of that kind."
         )
 
     def fits(request: StorageRequest) -> None:
@@ -72,10 +81,10 @@ def _next(stream: BinaryIO, path: str, part: str) -> Pickle:
 
 
 def _expect(got: object, expected: int, part: str, path: str) -> None:
-    if got != expected:
+    if type(got) is not int or got != expected:
         raise ValueError(
-            f"open_checkpoint: {path} has {part} {got!r:.60}, expected {expected}. torch.save did "
-            "not write this file, or it is damaged."
+            f"open_checkpoint: {path} has {part} {describe(got)}, expected {expected}. torch.save "
+            "did not write this file, or it is damaged."
         )
 
 

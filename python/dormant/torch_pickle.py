@@ -122,9 +122,9 @@ def read_pickle(stream: BinaryIO, where: str) -> Pickle:
             position = begin if at is None else at
             if opcode.name == "GLOBAL" and argument is not None:
                 asks_for.setdefault(argument.replace(" ", "."), position - begin)
-                if argument in _NOT_VIEWS:
+                if (kind := _kind_without_bytes(argument)) is not None:
                     raise NotImplementedError(
-                        f"open_checkpoint: {where} has {_NOT_VIEWS[argument]} (its byte "
+                        f"open_checkpoint: {where} has {kind} (its byte "
                         f"{position - begin}), expected strided tensors. Load it with torch.load "
                         "and save dense tensors."
                     )
@@ -152,6 +152,12 @@ _PUSH = frozenset(
 # Instructions that take so many values from the top and leave one, or the container below.
 _TAKES = {"REDUCE": 2, "NEWOBJ": 2, "BUILD": 2, "APPEND": 2, "SETITEM": 3, "BINPERSID": 1}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+def _kind_without_bytes(name: str) -> str | None:
+    """What kind of tensor a function or class makes, if it is no view of bytes in the file."""
+    # Classes of sparse tensors: PyTorch would check what they made when it next loads a file.
+    return _NOT_VIEWS.get(name, "a sparse tensor" if "sparse" in name else None)
 
 
 class _Stack:
@@ -289,15 +295,15 @@ def plain(source: Pickle) -> Any:
 def _request(pid: object) -> StorageRequest:
     """Reads a reference to a storage, which has five fields, six in the older layout."""
     if not isinstance(pid, tuple) or len(pid) not in (5, 6):
-        raise ValueError(f"a reference to a storage is {_short(pid)}, expected a tuple of 5 or 6")
+        raise ValueError(f"a reference to a storage is {describe(pid)}, expected a tuple of 5 or 6")
     kind, key, numel = pid[1], pid[2], pid[4]
     dtype = torch.uint8 if kind is torch.UntypedStorage else getattr(kind, "dtype", None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"a storage has type {_short(kind)}, expected one of PyTorch's")
+        raise ValueError(f"a storage has type {describe(kind)}, expected one of PyTorch's")
     if not isinstance(key, str):
-        raise ValueError(f"a storage has key {_short(key)}, expected text")
+        raise ValueError(f"a storage has key {describe(key)}, expected text")
     if type(numel) is not int or numel < 0:
-        raise ValueError(f"storage {key!r} has {_short(numel)} elements")
+        raise ValueError(f"storage {key!r} has {describe(numel)} elements")
     return StorageRequest(key, dtype, numel, _view(pid, key, numel))
 
 
@@ -311,7 +317,7 @@ def _view(pid: tuple[Any, ...], key: str, numel: int) -> tuple[str, int, int] | 
         or not isinstance(view[0], str)
         or any(type(number) is not int or number < 0 for number in view[1:])
     ):
-        raise ValueError(f"a view of storage {key!r} is {_short(view)}")
+        raise ValueError(f"a view of storage {key!r} is {describe(view)}")
     if view[1] + view[2] > numel:
         raise ValueError(
             f"a view of storage {key!r} ends at element {view[1] + view[2]}, the storage has "
@@ -320,7 +326,8 @@ def _view(pid: tuple[Any, ...], key: str, numel: int) -> tuple[str, int, int] | 
     return view
 
 
-def _short(value: object) -> str:
+def describe(value: object) -> str:
+    """A short text for messages; of containers, whose own could take for ever, only the type."""
     text = f"{type(value).__name__}"
     return f"{text} {value!r:.60}" if isinstance(value, int | str | bytes) else text
 
