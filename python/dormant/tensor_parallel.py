@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from dormant.context import lazy_init
+from dormant.names import NamesError
 from dormant.parallel_rules import (
     COLUMN,
     EMBEDDING,
@@ -286,7 +287,7 @@ def _check_names(operation: str, parts: Sequence[State]) -> None:
         if (absent := [index for index, part in enumerate(parts) if name not in part])
     ]
     if lacking:
-        raise KeyError(
+        raise NamesError(
             f"{operation}: {len(lacking)} of {len(names)} names are missing: {'; '.join(lacking)}. "
             "All parts must hold the same names: are these the parts of one model?"
         )
@@ -310,7 +311,7 @@ def _match_all(operation: str, rules: Rules, part: State) -> dict[str, Rule]:
     found = {name: match(rules, name) for name in part}
     unknown = [repr(name) for name, rule in found.items() if rule is None]
     if unknown:
-        raise KeyError(
+        raise NamesError(
             f"{operation}: no rule fits {len(unknown)} of {len(found)} names: "
             f"{', '.join(unknown)}. Add patterns for them, or, if every rank holds them whole: "
             'rules={**LLAMA, "*": REPLICATED}.'
