@@ -138,7 +138,6 @@ def test_a_state_is_not_changed_by_hooks() -> None:
         "flipped",
         "parameter",
         "graph",
-        "sparse",
         "negative",
     ],
 )
