@@ -124,6 +124,7 @@ def test_records_that_overlap(tmp_path: Path) -> None:
         ("both", "method", 8, "compression method 8"),
         ("both", "flags", 0x801, "encrypted"),
         ("directory", "stored", 11, "11 stored bytes"),
+        ("directory", "attributes", 0x3C, "attributes 0x3c of a folder"),
         ("directory", "method", 8, "compression method 8"),
         ("header", "method", 8, "compression method 8 in the header"),
         ("header", "nbytes", 13, "13 unpacked"),

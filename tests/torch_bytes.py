@@ -110,7 +110,7 @@ def zip_bytes(records: Sequence[Record], *, end: bool = True) -> bytes:
             b"PK\x01\x02",
             *(0, 0, at["flags"], at["method"], 0, 0),
             *(at["crc"], at["stored"], at["nbytes"], len(at["name"])),
-            *(0, 0, 0, 0, 0, at["offset"]),
+            *(0, 0, 0, 0, at.get("attributes", 0), at["offset"]),
         )
         directory += at["name"]
     count = len(records)

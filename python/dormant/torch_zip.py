@@ -19,6 +19,7 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 _ZIP64 = 1  # tag of the extra field with 64-bit sizes
 _ESCAPE = 0xFFFFFFFF
 _ENCRYPTED, _SIZES_FOLLOW, _UTF8 = 0x1, 0x8, 0x800
+_DIRECTORY = 0x10  # among MS-DOS attributes
 _LONGEST_DIRECTORY = 1 << 28
 _LONGEST_PICKLE = 1 << 30
 
@@ -107,6 +108,9 @@ def _read_record(stream: BinaryIO, info: zipfile.ZipInfo, end: int, path: str) -
         raise refuse(f"compression method {info.compress_type}", "stored bytes (method 0)")
     if info.flag_bits & _ENCRYPTED:
         raise refuse("encrypted bytes", "plain ones")
+    if info.external_attr & _DIRECTORY:
+        # torch.load takes it for a folder and leaves the tensor's memory as it happens to be.
+        raise refuse(f"attributes {info.external_attr:#x} of a folder", "those of a file")
     if info.compress_size != info.file_size:
         raise refuse(f"{info.compress_size} stored bytes", f"its size, {info.file_size}")
     if not 0 <= info.header_offset <= end - _LOCAL.size:
