@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 
@@ -22,11 +22,12 @@ from dormant.layerwise import finish_layerwise
 from dormant.memory import PeakMemory
 from dormant.options import check_device, check_dtype, check_memory_budget
 from dormant.progress import Callback, ProgressBar, wants_bar
-from dormant.quantized_layers import forget_sources
+from dormant.quantized_layers import check_sharding, forget_sources
 from dormant.reachable import reachable_tensors
 from dormant.report import Origin, Report, TensorReport
 
 Values = Literal["exact", "fast", "empty"]
+_FAST_PATH = "Philox 4x32-10, not PyTorch's values"
 Target: TypeAlias = (
     "torch.nn.Module | torch.Tensor | Mapping[str, object] | "
     "Iterable[torch.nn.Module | torch.Tensor | Mapping[str, object]]"
@@ -85,8 +86,14 @@ def materialize(
     Args:
         target: a module, a tensor, a mapping such as a state dict, or an iterable of these. Of a
             module, every tensor it holds in any attribute is materialised.
-        values: "exact" gives the values of eager construction; "empty" gives memory without values
-            (for weights that are loaded next).
+        values: "exact" gives the values of eager construction. "fast" gives other values of the
+            same distributions, at the speed of memory, as for debugging or benchmarks: uniform,
+            normal and Bernoulli numbers, and everything computed from them tile by tile, come from
+            Philox 4x32-10 with a seed of its own. They depend on `torch.manual_seed` at recording,
+            not on threads, order or parts, and do not move PyTorch's generator. What can only be
+            replayed whole (QR, other distributions) keeps its exact values, and so do normal
+            tensors of fewer than 16 elements. "empty" gives memory without values (for weights
+            that are loaded next).
         device: where the tensors shall be, as in `module.to(device)`: parameters stay the same
             objects. Each tensor is computed on the CPU and moved before the next.
         dtype: floating point and complex tensors get this dtype, as in `module.to(dtype)`, without
@@ -104,8 +111,7 @@ def materialize(
         TypeError: `target`, `dtype` or `memory_budget` is of a type that cannot be used.
         ValueError: `values` or `device` is not one of those possible, or `memory_budget` is too
             small to work in; the message says the minimum, and nothing was materialised.
-        NotImplementedError: `values="fast"`, or an operator that cannot be replayed; the message
-            names it.
+        NotImplementedError: an operator cannot be replayed; the message names it.
         RuntimeError: an operator failed, as out of memory; its message says which.
         KeyboardInterrupt: the user interrupted it.
 
@@ -146,20 +152,20 @@ def bring_to_life(
 ) -> Report:
     """`materialize` of named objects, its options checked."""
     started = time.perf_counter()
+    check_sharding(root for _, root in roots)
     peak = PeakMemory()
     finished: dict[int, _C.MaterializedStorage] = {}
 
     if dtype is not None:
         convert(roots, as_dtype(dtype))
-    if values == "exact":
+    if values != "empty":
         for _, root in roots:
-            finish_layerwise(root, lambda layer: _realize_layer(layer, memory_budget, mmap))
+            finish_layerwise(root, lambda layer: _realize_layer(layer, values, memory_budget, mmap))
     inventory = take_inventory(roots)
     with steps("materialize", progress, peak) as on_step:
 
         def realize(tensors: list[torch.Tensor]) -> None:
-            filling: Literal["exact", "empty"] = "empty" if values == "empty" else "exact"
-            for storage in _C.materialize(tensors, filling, on_step, memory_budget, mmap):
+            for storage in _C.materialize(tensors, values, on_step, memory_budget, mmap):
                 finished[storage["storage"]] = storage
             for tensor in tensors:
                 _C.settle(tensor)
@@ -191,11 +197,12 @@ def bring_to_life(
 
 def _realize_layer(
     layer: torch.nn.Module,
+    values: Values,
     memory_budget: int | None,
     mmap: Literal["auto", "always", "never"],
 ) -> None:
     inventory = take_inventory([("", layer)])
-    _C.materialize(list(inventory.lazy_storages.values()), "exact", None, memory_budget, mmap)
+    _C.materialize(list(inventory.lazy_storages.values()), values, None, memory_budget, mmap)
     for tensor in inventory.objects:
         _C.settle(tensor)
 
@@ -263,7 +270,8 @@ def make_report(
         seconds=seconds,
         peak_memory=peak_memory,
         value_reads=_C.value_reads(),
-        random_path=_C.exact_path(),
+        random_path=_FAST_PATH if values == "fast" else _C.exact_path(),
+        values=values,
         read_bytes=sum(done["read_bytes"] for done in finished.values()),
         initialised_bytes=sum(done["initialised_bytes"] for done in finished.values()),
     )
@@ -298,10 +306,5 @@ def _named(name: str, item: object) -> list[tuple[str, object]]:
 
 
 def _check_values(values: str) -> None:
-    if values == "fast":
-        raise NotImplementedError(
-            'materialize: values="fast" is not supported yet. Use values="exact", or "empty" where '
-            "the values are overwritten next."
-        )
-    if values not in ("exact", "empty"):
-        raise ValueError(f'materialize: values must be "exact" or "empty", got {values!r}.')
+    if values not in get_args(Values):
+        raise ValueError(f'materialize: values must be "exact", "fast" or "empty", got {values!r}.')

@@ -12,18 +12,25 @@ import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import torch
 
 from dormant import _C
 from dormant.context import lazy_init
+from dormant.inventory import is_wrapper
 
 State: TypeAlias = "dict[str, object]"
 
 
 class PackedFormat(Protocol):
-    """How one library keeps a quantised weight in a layer."""
+    """How one library keeps a quantised weight in a layer.
+
+    Attributes:
+        can_be_sharded: whether its layers work when the packed bytes are divided among ranks.
+    """
+
+    can_be_sharded: ClassVar[bool]
 
     def check(self, weight: torch.Tensor, name: str) -> None:
         """Raises ValueError where a weight like this, [out, in], can't be quantised."""
@@ -83,8 +90,8 @@ class QuantizedWeight:
 
     @property
     def is_lazy(self) -> bool:
-        """Whether the packed bytes have no memory yet."""
-        return _C.is_lazy(self._packed())
+        """Whether the packed bytes have no memory yet; True of sharded ones, which tell not."""
+        return is_wrapper(_packed(self.module)) or _C.is_lazy(_packed(self.module))
 
     @contextlib.contextmanager
     def expose(self, *, dtype: torch.dtype | None = None) -> Iterator[torch.nn.Parameter]:
@@ -100,8 +107,11 @@ class QuantizedWeight:
 
         Yields:
             The float parameter.
+
+        Raises:
+            NotImplementedError: the packed bytes are sharded.
         """
-        packed = self._packed()
+        packed = self._whole()
         source = self._source
         exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
         version = exposed._version
@@ -136,8 +146,10 @@ class QuantizedWeight:
 
         Raises:
             KeyError: a part is missing, or there is one too many.
+            NotImplementedError: the packed bytes are sharded.
             ValueError: a part does not fit the layer, or is quantised another way.
         """
+        self._whole()
         tensor = self._source.tensor
         sizes = tensor.shape[::-1] if self._source.transposed else tensor.shape
         with torch.no_grad():
@@ -150,9 +162,14 @@ class QuantizedWeight:
         prefix = self.name.removesuffix(self.attribute)
         return tuple(prefix + part for part in _PARTS)
 
-    def _packed(self) -> torch.nn.Parameter:
-        packed = self.module._parameters[self.attribute]
-        assert packed is not None
+    def _whole(self) -> torch.nn.Parameter:
+        packed = _packed(self.module)
+        if is_wrapper(packed):
+            raise NotImplementedError(
+                f"load: {self.name} is quantised and sharded ({type(packed).__name__}); its "
+                "statistics need the whole weight. Load first and shard then: dormant.quantize, "
+                "dormant.load(..., materialize=False), fully_shard, dormant.materialize."
+            )
         return packed
 
 
@@ -211,6 +228,7 @@ class HeldQuantization:
         self._attributes = [
             attributes
             for module, source in self._sources
+            if not is_wrapper(_packed(module))
             for attributes in source.format.attributes(module)
         ]
 
@@ -222,8 +240,34 @@ class HeldQuantization:
             attributes.update(before)
 
 
+def _packed(module: torch.nn.Module) -> torch.nn.Parameter:
+    packed = module._parameters["weight"]
+    assert packed is not None
+    return packed
+
+
 def _registered(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [module for module in model.modules() if module in _sources]
+
+
+def check_sharding(roots: Iterable[object]) -> None:
+    """Raises where quantised weights were sharded whose layers cannot work with shards.
+
+    Args:
+        roots: modules, and anything else, which has none.
+
+    Raises:
+        NotImplementedError: there are such weights.
+    """
+    for root in roots:
+        for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
+            if is_wrapper(_packed(weight.module)) and not weight._source.format.can_be_sharded:
+                raise NotImplementedError(
+                    f"materialize: {weight.name} was quantised by {weight._source.format} and then "
+                    "sharded; the layers of bitsandbytes cannot compute with such shards. Quantise "
+                    "with dormant.FourBit, leave the layers out with fully_shard(..., "
+                    "ignored_params=...), or do not shard the model."
+                )
 
 
 def forget_sources(roots: Iterable[object]) -> None:

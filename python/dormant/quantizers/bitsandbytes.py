@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -60,6 +60,9 @@ class FourBit:
         >>> dormant.FourBit(kind="nf4", block_size=128).nested
         True
     """
+
+    # The scales stay whole on every rank.
+    can_be_sharded: ClassVar[bool] = True
 
     kind: Literal["nf4", "fp4"] = "nf4"
     block_size: int = 64
@@ -247,6 +250,8 @@ class Int8:
         >>> dormant.Int8(threshold=0.0).threshold
         0.0
     """
+
+    can_be_sharded: ClassVar[bool] = False
 
     threshold: float = 6.0
 

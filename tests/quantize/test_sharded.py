@@ -1,0 +1,36 @@
+"""Two ranks with FSDP2: shards of packed bytes with the statistics of the whole, or a refusal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOB = Path(__file__).with_name("shard_job.py")
+SHARED = os.pathsep.join(str(JOB.parents[level]) for level in (0, 1))
+
+
+@pytest.mark.parametrize("case", ["from_recipes", "from_a_checkpoint", "refusals"])
+def test_two_ranks(case: str, tmp_path: Path) -> None:
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(JOB), case, str(rank), str(tmp_path / "rendezvous")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": SHARED},
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            output, errors = rank.communicate(timeout=200)
+            assert rank.returncode == 0, errors
+            assert output == "done\n"
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
