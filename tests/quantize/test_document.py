@@ -1,0 +1,53 @@
+"""The code of docs/quantize.md runs and does what the page says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+import transformers
+from peers import assert_same_state
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "quantize.md"
+SMALL = transformers.LlamaConfig(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    vocab_size=96,
+)
+
+
+def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    transformers.LlamaForCausalLM(SMALL).save_pretrained("llama")
+    code = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert len(code) == 5
+    names: dict[str, Any] = {}
+
+    exec(code[0], names)
+    assert "14 layers" in str(names["report"])
+    assert "kept lm_head" in str(names["report"])
+    first = names["model"]
+    theirs = transformers.LlamaForCausalLM.from_pretrained("llama-nf4", dtype=torch.bfloat16)
+    assert_same_state(theirs, first)
+
+    exec(code[1], names)
+    assert str(names["scheme"]) == "nf4, blocks of 128"
+
+    exec(code[2], names)
+    quantised = [layer.name for layer in names["report"].layers]
+    assert len(quantised) == 6
+    assert all(name.startswith("model.layers.1.") for name in quantised)
+
+    exec(code[3], names)
+    assert_same_state(names["again"], first)
+
+    exec(code[4], names)
+    layer = names["model"].model.layers[0].mlp.down_proj
+    assert layer.weight.dtype is torch.float8_e4m3fn
+    assert type(first.model.layers[0].mlp.down_proj) is bitsandbytes.nn.Linear4bit
