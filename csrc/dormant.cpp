@@ -23,7 +23,9 @@ Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOpti
     }
   }
   tile::Options engine;
-  engine.values = options.values == Values::exact ? record::Values::exact : record::Values::empty;
+  engine.values = options.values == Values::exact  ? record::Values::exact
+                  : options.values == Values::fast ? record::Values::fast
+                                                   : record::Values::empty;
   engine.memory_budget = options.memory_budget;
   engine.on_step = options.on_step;
   Report report;

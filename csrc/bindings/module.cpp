@@ -106,8 +106,9 @@ const char* name_of(dormant::tile::Way way) {
 py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::string& values,
                              const OnStep& on_step, std::optional<size_t> memory_budget,
                              const std::string& mmap, HeldTensors* held) {
-  TORCH_CHECK_VALUE(values == "exact" || values == "empty", "dormant: materialize: values=\"",
-                    values, "\", expected \"exact\" or \"empty\"");
+  TORCH_CHECK_VALUE(values == "exact" || values == "fast" || values == "empty",
+                    "dormant: materialize: values=\"", values,
+                    "\", expected \"exact\", \"fast\" or \"empty\"");
   std::vector<c10::Storage> storages;
   for (const auto& tensor : tensors) {
     if (is_lazy(tensor)) {
@@ -115,7 +116,9 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
     }
   }
   dormant::tile::Options options;
-  options.values = values == "exact" ? Values::exact : Values::empty;
+  options.values = values == "exact"  ? Values::exact
+                   : values == "fast" ? Values::fast
+                                      : Values::empty;
   options.memory_budget = memory_budget;
   options.mmap = mmap_from(mmap);
   options.on_step = interruptible(on_step);

@@ -47,7 +47,23 @@ void normal_double(const PhiloxKey& key, void* out, uint64_t begin, size_t n, do
   });
 }
 
+/// A number for a generator's place: its words and how many of them are left, mixed by the
+/// finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// generators", 2014).
+uint64_t stream_of(const at::mt19937_data_pod& place) {
+  uint64_t mixed = static_cast<uint64_t>(place.left_);
+  for (const uint64_t word : place.state_) {
+    mixed = (mixed ^ word) + 0x9e3779b97f4a7c15;
+    mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9;
+    mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111eb;
+    mixed ^= mixed >> 31;
+  }
+  return mixed;
+}
+
 }  // namespace
+
+Philox::Philox(uint64_t seed, const at::mt19937_data_pod& place) : key_{seed, stream_of(place)} {}
 
 const PhiloxKernels& philox_kernels() {
   static const PhiloxKernels& kernels = []() -> const PhiloxKernels& {

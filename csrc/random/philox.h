@@ -10,6 +10,7 @@
 // compares 32 bits.
 #pragma once
 
+#include <ATen/core/MT19937RNGEngine.h>
 #include <c10/core/ScalarType.h>
 
 #include <cstddef>
@@ -24,6 +25,10 @@ namespace dormant::random {
 class Philox {
  public:
   Philox(uint64_t seed, uint64_t stream) : key_{seed, stream} {}
+
+  // The sequence that stands for what a generator would draw from `place` on: another one for every
+  // place, the same wherever the same place is met.
+  Philox(uint64_t seed, const at::mt19937_data_pod& place);
 
   // Each writes elements [begin, begin + n) of the sequence to `out`. Floating point dtypes, and
   // those of bernoulli_ for bernoulli; others throw c10::NotImplementedError. Bounds and arguments

@@ -2,6 +2,7 @@
 
 #include "random/philox.h"
 
+#include <ATen/core/MT19937RNGEngine.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <numbers>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -274,6 +276,24 @@ TEST(Philox, RefusesWhatPyTorchRefuses) {
   EXPECT_THROW(philox.normal(ScalarType::Int, out, 0, 1, 0.0, 1.0), c10::NotImplementedError);
   EXPECT_THROW(philox.bernoulli(ScalarType::ComplexFloat, out, 0, 1, 0.5),
                c10::NotImplementedError);
+}
+
+TEST(Philox, EveryPlaceOfAGeneratorHasItsOwnSequence) {
+  at::mt19937 generator(7);
+  const auto first_of = [](const Philox& philox) {
+    double value = 0;
+    philox.normal(ScalarType::Double, &value, 0, 1, 0, 1);
+    return value;
+  };
+  std::set<double> values;
+  for (int draws = 0; draws < 2000; ++draws) {  // over the ends of blocks of 624
+    values.insert(first_of(Philox(1, generator.data())));
+    generator();
+  }
+  EXPECT_EQ(values.size(), 2000U);
+  EXPECT_EQ(first_of(Philox(1, at::mt19937(7).data())), first_of(Philox(1, at::mt19937(7).data())));
+  EXPECT_NE(first_of(Philox(1, at::mt19937(7).data())), first_of(Philox(2, at::mt19937(7).data())));
+  EXPECT_NE(first_of(Philox(1, at::mt19937(7).data())), first_of(Philox(1, at::mt19937(8).data())));
 }
 
 }  // namespace

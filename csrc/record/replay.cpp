@@ -248,7 +248,7 @@ c10::DispatchKeySet foreign_modes() {
 }
 
 size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages, const ReplayOptions& options) {
-  if (options.values != Values::exact) {
+  if (options.values == Values::empty) {
     return 0;
   }
   const auto targets = lazy_targets(storages);
@@ -298,7 +298,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                       const ReplayOptions& options) {
   auto targets = lazy_targets(storages);
   std::vector<Node*> nodes;
-  if (options.values == Values::exact) {
+  if (options.values != Values::empty) {
     nodes = closure(tails_of(targets));
     if (options.keep_intermediates) {
       for (auto& bystander : complete_bystanders(nodes, targets)) {

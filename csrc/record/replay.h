@@ -22,6 +22,7 @@ namespace dormant::record {
 
 enum class Values : uint8_t {
   exact,  ///< what eager construction would have given, bit for bit
+  fast,   ///< tiles draw from the same distributions, faster; replay gives exact values
   empty,  ///< memory without values
 };
 

@@ -272,13 +272,13 @@ class Work {
       return;
     }
     Target target{storage, *history, results_.size(), {}, destination(impl)};
-    const bool exact = options_.values == record::Values::exact && history->buffer->nbytes > 0;
-    if (exact && history->tail && history->tail->kind == record::NodeKind::quantize) {
+    const bool wanted = options_.values != record::Values::empty && history->buffer->nbytes > 0;
+    if (wanted && history->tail && history->tail->kind == record::NodeKind::quantize) {
       results_.push_back(result(target, Way::tiles, {}));
       quantised_[history->tail->sequence].push_back(std::move(target));
       return;
     }
-    auto program = exact ? Program::of(*history->buffer, history->tail) : nullptr;
+    auto program = wanted ? Program::of(*history->buffer, history->tail) : nullptr;
     if (!program) {
       add_rest(target);
       return;
@@ -305,6 +305,11 @@ class Work {
     }
     for (const auto* source : sources_) {
       source->check();
+    }
+    if (options_.values == record::Values::fast) {
+      for (const auto& job : jobs_) {
+        job->fast_seed = options_.seed;
+      }
     }
     const auto planned = plan(jobs_, options_);
     record::ReplayOptions replay;
@@ -369,7 +374,7 @@ class Work {
 
   void add_rest(const Target& target) {
     Program::Origins origins;
-    if (options_.values == record::Values::exact) {
+    if (options_.values != record::Values::empty) {
       origins = origins_of_replay(target.history);
     }
     for (const auto* source : origins.sources) {

@@ -50,8 +50,13 @@ struct Destination {
   bool begun = false;  ///< whether any byte was written
 };
 
+/// The seed of Values::fast: the first hexadecimal digits of pi's fraction. The values of a tensor
+/// also depend on where PyTorch's generator stood when it was recorded.
+constexpr uint64_t kFastSeed = 0x243f6a8885a308d3;
+
 struct Options {
   record::Values values = record::Values::exact;
+  uint64_t seed = kFastSeed;  ///< of Values::fast
   /// Most bytes that tiles and everything else besides the final tensors may take.
   std::optional<size_t> memory_budget;
   Mmap mmap = Mmap::automatic;

@@ -37,7 +37,7 @@ class StorageJob final : public Job {
     if (targets.front().destination == nullptr) {
       pages.prepare(memory + begin * itemsize(), static_cast<size_t>((end - begin) * itemsize()));
     }
-    Reader reader(*program_);
+    Reader reader(*program_, fast_seed);
     for (; begin < end; begin += tile) {
       const auto count = std::min(tile, end - begin);
       reader.read(Run{begin, count}, memory + begin * itemsize());
@@ -111,7 +111,7 @@ class QuantizeJob final : public Job {
   bool run(int64_t begin, int64_t end, int64_t tile, Pages& pages,
            const std::function<bool(size_t)>& after_tile) override {
     static_cast<void>(pages);
-    Reader reader(*source_);
+    Reader reader(*source_, fast_seed);
     std::vector<std::byte> elements(static_cast<size_t>(std::min(tile, end - begin) * itemsize()));
     for (; begin < end; begin += tile) {
       const auto count = std::min(tile, end - begin);

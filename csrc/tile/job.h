@@ -66,6 +66,7 @@ class Job {
 
   virtual Program::Origins origins() const = 0;
 
+  std::optional<uint64_t> fast_seed;  ///< for Reader
   std::vector<Target> targets;
   std::once_flag allocated;
   std::atomic<int64_t> pieces_left{0};

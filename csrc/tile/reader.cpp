@@ -50,12 +50,13 @@ std::byte* grown(std::vector<std::byte>& scratch, size_t count) {
 
 }  // namespace
 
-Reader::Reader(const Program& program) : program_(&program), states_(program.steps().size()) {
+Reader::Reader(const Program& program, std::optional<uint64_t> fast_seed)
+    : program_(&program), fast_seed_(fast_seed), states_(program.steps().size()) {
   for (size_t i = 0; i < states_.size(); ++i) {
     const auto& inputs = program.steps()[i].inputs;
     states_[i].inputs.reserve(inputs.size());
     for (const auto& input : inputs) {
-      states_[i].inputs.emplace_back(*input.program);
+      states_[i].inputs.emplace_back(*input.program, fast_seed);
     }
     states_[i].scratch.resize(inputs.size());
     states_[i].operands.resize(inputs.size());
@@ -164,7 +165,27 @@ void Reader::apply(const Step& step, State& state, Runs places, void* out) {
   }
 }
 
+void Reader::draw_fast(const Step& step, State& state, int64_t begin, int64_t count, void* out) {
+  if (!state.fast) {
+    state.fast.emplace(*fast_seed_, step.node->position->engine());
+  }
+  const auto dtype = program_->dtype();
+  const auto first = static_cast<uint64_t>(begin);
+  const auto n = static_cast<size_t>(count);
+  if (step.kind == StepKind::uniform) {
+    state.fast->uniform(dtype, out, first, n, step.a, step.b);
+  } else if (step.kind == StepKind::normal) {
+    state.fast->normal(dtype, out, first, n, step.a, step.b);
+  } else {
+    state.fast->bernoulli(dtype, out, first, n, step.a);
+  }
+}
+
 void Reader::draw(const Step& step, State& state, int64_t begin, int64_t count, void* out) {
+  if (fast_seed_ && step.kind != StepKind::draw) {
+    draw_fast(step, state, begin, count, out);
+    return;
+  }
   const auto dtype = program_->dtype();
   const auto n = static_cast<size_t>(count);
   if (step.kind == StepKind::normal) {

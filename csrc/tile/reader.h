@@ -5,11 +5,13 @@
 #include <dormant/export.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "random/normal_elements.h"
+#include "random/philox.h"
 #include "random/stream.h"
 #include "tile/program.h"
 
@@ -19,7 +21,9 @@ namespace dormant::tile {
 /// One thread at a time may use it; it keeps a reference to the program.
 class DORMANT_API Reader {
  public:
-  explicit Reader(const Program& program);
+  /// With a `fast_seed`, uniform, normal and bernoulli steps draw from Philox instead of PyTorch's
+  /// stream: the same distributions, other values (random/philox.h).
+  explicit Reader(const Program& program, std::optional<uint64_t> fast_seed = {});
 
   /// Writes the elements of `runs` to `out`, one after the other.
   void read(Runs runs, void* out);
@@ -27,6 +31,7 @@ class DORMANT_API Reader {
  private:
   /// What a step keeps from tile to tile.
   struct State {
+    std::optional<random::Philox> fast;
     std::optional<random::NormalElements> normal;
     std::optional<random::Stream> stream;
     at::Generator generator;
@@ -41,6 +46,7 @@ class DORMANT_API Reader {
   void apply(const Step& step, State& state, Runs places, void* out);
   void apply_to_parts(const Step& step, State& state, Runs runs, std::byte* out);
   void draw(const Step& step, State& state, int64_t begin, int64_t count, void* out);
+  void draw_fast(const Step& step, State& state, int64_t begin, int64_t count, void* out);
   void seek(const Step& step, State& state, int64_t element, uint64_t draws);
   void copy(const Input& input, State& state, size_t index, Runs places, c10::ScalarType dtype,
             void* out);
@@ -50,6 +56,7 @@ class DORMANT_API Reader {
   void fetch(const Step& step, Runs places, void* out);
 
   const Program* program_;
+  std::optional<uint64_t> fast_seed_;
   std::vector<State> states_;
 };
 

@@ -37,7 +37,7 @@ class TurnedJob final : public Job {
 
   bool run(int64_t begin, int64_t end, int64_t tile, Pages& /*pages*/,
            const std::function<bool(size_t)>& after_tile) override {
-    Reader reader(*program_);
+    Reader reader(*program_, fast_seed);
     const auto widest = width(tile);
     std::vector<std::byte> rectangle(static_cast<size_t>(widest * turn_.rows * itemsize()));
     std::vector<Run> runs(static_cast<size_t>(turn_.rows));

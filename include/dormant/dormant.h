@@ -38,6 +38,7 @@ DORMANT_API bool is_lazy(const at::Tensor& tensor) noexcept;
 
 enum class Values : uint8_t {
   exact,  ///< what eager construction would have given, bit for bit
+  fast,   ///< other values of the same distributions, at the speed of memory
   empty,  ///< memory without values
 };
 

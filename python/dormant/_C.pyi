@@ -33,7 +33,7 @@ def tensor_over(storage: torch.UntypedStorage, /) -> torch.Tensor: ...
 # Bringing storages to life.
 def materialize(
     tensors: Sequence[torch.Tensor],
-    values: Literal["exact", "empty"],
+    values: Literal["exact", "fast", "empty"],
     on_step: Callable[[int, int], None] | None,
     memory_budget: int | None = None,
     mmap: Literal["auto", "always", "never"] = "auto",

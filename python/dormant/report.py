@@ -57,7 +57,8 @@ class Report:
             the highest sample between storages.
         value_reads: operators that needed values while this thread recorded, with the bytes that
             had to be computed early for them.
-        random_path: which code draws PyTorch's random numbers on this machine, in words.
+        random_path: which code draws random numbers on this machine, in words.
+        values: which values lazy tensors were given, as `materialize` was asked.
         read_bytes: bytes of the elements that were made from what files hold.
         initialised_bytes: bytes of the elements that were drawn or filled, those included that
             something else overwrote.
@@ -76,6 +77,7 @@ class Report:
     peak_memory: int | None
     value_reads: dict[str, int] = field(default_factory=dict)
     random_path: str = ""
+    values: Literal["exact", "fast", "empty"] = "exact"
     read_bytes: int = 0
     initialised_bytes: int = 0
     missing: tuple[str, ...] = ()
