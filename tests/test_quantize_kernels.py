@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 KINDS = ("nf4", "fp4")
 
 
+@functools.cache
 def four_bit(kind: str, block_size: int, *, nested: bool) -> Any:
     values = functional.get_4bit_type(kind, device="cpu")
     return _C.FourBit(kind, block_size, values, functional.create_dynamic_map() if nested else None)
@@ -82,7 +84,7 @@ def test_four_bit_equals_bitsandbytes_for_every_block_size_and_shape(
 ) -> None:
     torch.manual_seed(1)
     shapes = [(), (1,), (2,), (31,), (33,), (63, 1), (64,), (65,), (95,), (127, 129), (3, 5, 7)]
-    shapes += [(4095,), (4097,), (1, 8192), (130, 1030)]
+    shapes += [(4095,), (4097,), (1, 8192), (70, 530)]
     for block_size in BLOCK_SIZES:
         for shape in shapes:
             source = torch.randn(shape).mul(0.02).to(dtype)
@@ -231,7 +233,7 @@ def test_the_nested_offset_of_few_blocks_is_added_up_in_the_order_of_pytorch() -
 def test_the_thread_count_is_that_of_the_call_not_of_the_machine() -> None:
     quantizer = four_bit("nf4", 32, nested=True)
     differing = 0
-    for seed in (3, 4, 6):
+    for seed in (3, 4):
         torch.manual_seed(seed)
         source = torch.randn(100_000 * 32).exp()
         offsets = set()
