@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from eager_load import (
@@ -17,6 +20,8 @@ from loaded_modules import Nested, Plain, Tied
 from torch import nn
 
 import dormant
+
+Start = Callable[[Callable[[], nn.Module]], nn.Module]
 
 
 def without(state: dict[str, torch.Tensor], *prefixes: str) -> dict[str, torch.Tensor]:
@@ -151,10 +156,10 @@ def test_two_tensors_renamed_to_one_name_are_refused(saved: Saver) -> None:
 
 @pytest.mark.parametrize("absent", ["head.weight", "embedding.weight"])
 @pytest.mark.parametrize("start", [lazy, eager])
-def test_a_tied_tensor_needs_one_of_its_names(absent: str, start: object, saved: Saver) -> None:
+def test_a_tied_tensor_needs_one_of_its_names(absent: str, start: Start, saved: Saver) -> None:
     state = state_of(Tied)
     one_name = without(state, absent)
-    model = start(Tied)  # type: ignore[operator]
+    model = start(Tied)
     dormant.load(model, saved(one_name), missing="error")
     assert model.head.weight is model.embedding.weight
     assert_same_model(eager_loaded(Tied, state), model)
@@ -169,12 +174,12 @@ def test_tied_names_may_both_be_there_with_one_value(saved: Saver) -> None:
 
 
 @pytest.mark.parametrize("start", [lazy, eager])
-def test_tied_names_with_different_values_are_refused(start: object, saved: Saver) -> None:
+def test_tied_names_with_different_values_are_refused(start: Start, saved: Saver) -> None:
     state = state_of(Tied)
     state["head.weight"] = state["head.weight"].clone()
     state["head.weight"][3, 4] += 1
     path = saved(state)
-    model = start(Tied)  # type: ignore[operator]
+    model = start(Tied)
     before = fingerprint(model)
     with pytest.raises(ValueError, match=r"(?s)head\.weight.*embedding|embedding.*head\.weight"):
         dormant.load(model, path)
@@ -205,3 +210,37 @@ def test_a_later_checkpoint_replaces_what_an_earlier_one_gave(saved: Saver) -> N
     model = lazy(Plain)
     dormant.load(model, [saved(base), saved(later)])
     assert_same_model(eager_loaded(Plain, {**base, **later}), model)
+
+
+def saved_differences(folder: Path, differences: dict[str, torch.Tensor]) -> Path:
+    """A set of one part as LLaMA2-Accessory names it."""
+    folder.mkdir()
+    torch.save(differences, folder / "consolidated.00-of-01.model-diff.pth")
+    return folder
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("start", [lazy, eager])
+def test_differences_are_added_to_what_came_before(
+    start: Start, opened: bool, saved: Saver, tmp_path: Path
+) -> None:
+    base, other = state_of(Plain, 1), state_of(Plain, 2)
+    differences = {name: other[name] for name in ("layers.0.weight", "coarse")}
+    paths = [saved(base), saved_differences(tmp_path / "tuned", differences)]
+    checkpoints = [dormant.open_checkpoint(path) if opened else path for path in paths]
+    model = start(Plain)
+    dormant.load(model, checkpoints)
+    expected = {name: base[name] + other[name] for name in differences}
+    assert_same_model(eager_loaded(Plain, {**base, **expected}), model)
+
+
+def test_base_adapter_and_differences_in_order(saved: Saver, tmp_path: Path) -> None:
+    state, changes = state_of(Plain, 1), state_of(Plain, 2)
+    adapter = {name: tensor for name, tensor in state.items() if name.startswith("scales")}
+    base = without(state, "scales")
+    differences = {"scales.0": changes["scales.0"], "frozen": changes["frozen"]}
+    model = lazy(Plain)
+    tuned = saved_differences(tmp_path / "tuned", differences)
+    dormant.load(model, [saved(base), saved(adapter), tuned], missing="error")
+    expected = {name: state[name] + changes[name] for name in differences}
+    assert_same_model(eager_loaded(Plain, {**state, **expected}), model)
