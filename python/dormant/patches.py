@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch.utils._device import _device_constructors
 
 from dormant import _C
 from dormant.duplicate import deepcopy_tensor
+from dormant.lazy_reading import in_this_thread, load_lazily, open_lazily
 from dormant.recipe import reduce_tensor
 from dormant.storage import is_lazy_storage, realize, realize_storage, unrecorded
 from dormant.truncated_normal import (
@@ -34,7 +36,11 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Patch:
-    """One replaced function: `owner.name` becomes `wrap(original)`."""
+    """One replaced function: `owner.name` becomes `wrap(original)`.
+
+    `owner` is the name of a module where that belongs to another library: nothing is replaced in
+    one that is not imported.
+    """
 
     owner: Any
     name: str
@@ -264,6 +270,22 @@ PATCHES: tuple[Patch, ...] = (
         "looks at the values after each round; where one is enough only normal_ is recorded",
         _record_one_round,
     ),
+    Patch(torch, "load", "reads into memory what is cast or cut next", load_lazily),
+    *(
+        Patch(module, "safe_open", "reads into memory what is cast or cut next", open_lazily)
+        # safetensors' own load_file; and where the name was bound by an import.
+        for module in (
+            "safetensors.torch",
+            "transformers.modeling_utils",
+            "accelerate.utils.modeling",
+        )
+    ),
+    Patch(
+        "transformers.core_model_loading",
+        "spawn_materialize",
+        "casts in threads of its own, which do not record",
+        in_this_thread,
+    ),
 )
 
 
@@ -292,19 +314,25 @@ def active() -> Iterator[None]:
 def install() -> None:
     """Puts the patches in place; nothing where they are."""
     with _lock:
-        if _installed:
+        if len(_installed) == len(PATCHES):
             return
         # `torch.device` as a context keeps a list of the functions that make tensors from its first
         # use on (torch/utils/_device.py): it must be of the originals.
         _device_constructors()
+        done = {id(patch) for patch, _, _ in _installed}
         for patch in PATCHES:
-            original = getattr(patch.owner, patch.name, None)
-            if original is None:  # not in this release of torch
+            owner = _owner(patch)
+            original = getattr(owner, patch.name, None)
+            if original is None or id(patch) in done:  # not in this release, or not imported
                 continue
             replacement = patch.wrap(original)
-            own = vars(patch.owner).get(patch.name)
-            setattr(patch.owner, patch.name, replacement)
+            own = vars(owner).get(patch.name)
+            setattr(owner, patch.name, replacement)
             _installed.append((patch, replacement, own))
+
+
+def _owner(patch: Patch) -> Any:
+    return sys.modules.get(patch.owner) if isinstance(patch.owner, str) else patch.owner
 
 
 def installed() -> list[Patch]:
@@ -322,9 +350,10 @@ def uninstall_if_idle() -> None:
             return
         while _installed:
             patch, replacement, own = _installed.pop()
-            if vars(patch.owner).get(patch.name) is not replacement:
+            owner = _owner(patch)
+            if owner is None or vars(owner).get(patch.name) is not replacement:
                 continue  # wrapped by someone else meanwhile, who still calls ours
             if own is None:
-                delattr(patch.owner, patch.name)  # it was inherited
+                delattr(owner, patch.name)  # it was inherited
             else:
-                setattr(patch.owner, patch.name, own)
+                setattr(owner, patch.name, own)
