@@ -559,14 +559,15 @@ def in_child(code: str) -> dict[str, int]:
     return result
 
 
-def test_a_part_costs_its_own_bytes() -> None:
-    found = in_child("""
+@pytest.mark.parametrize("name", ["output.weight", "wo.weight"])
+def test_a_part_costs_its_own_bytes(name: str) -> None:
+    found = in_child(f"""
         with dormant.lazy_init():
-            parts = [{"output.weight": torch.randn(8192, 4096)} for _ in range(4)]
-        part = tensor_parallel.reshard(parts, 16)[5]["output.weight"]
+            parts = [{{"{name}": torch.randn(8192, 4096)}} for _ in range(4)]
+        part = tensor_parallel.reshard(parts, 16)[5]["{name}"]
         before = resident_bytes()
         dormant.materialize(part)
-        print(json.dumps({"part": part.nbytes, "peak": highest_resident_bytes() - before}))
+        print(json.dumps({{"part": part.nbytes, "peak": highest_resident_bytes() - before}}))
     """)
     assert found["part"] == 32 << 20  # of 512 MiB
     assert found["part"] - (1 << 20) <= found["peak"] <= found["part"] + (48 << 20)
