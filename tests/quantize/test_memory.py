@@ -99,6 +99,27 @@ def test_from_a_checkpoint(scheme: str, checkpoint: Path) -> None:
     assert found["peak"] <= found["final"] + BUDGET
 
 
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_saved_without_ever_being_in_memory(scheme: str, tmp_path: Path) -> None:
+    found = in_child(f"""
+        def save(size, layers):
+            model = build(size, layers)
+            dormant.quantize(model, "{scheme}", skip=())
+            before = resident_bytes()
+            dormant.save(model, {str(tmp_path / "model.safetensors")!r})
+            assert dormant.is_lazy(model[0].weight)
+            return highest_resident_bytes() - before
+
+        save(64, 2)
+        peak = save({SIZE}, {LAYERS})
+        print(json.dumps({{"peak": peak}}))
+    """)
+    nbytes = (tmp_path / "model.safetensors").stat().st_size
+    assert nbytes > LAYERS * FLOAT_LAYER / 8
+    # Buffers of the writer, whatever the size of the model.
+    assert found["peak"] <= 3 * BUDGET
+
+
 def test_layer_by_layer_from_recipes() -> None:
     found = measured("half")
     assert found["final"] == LAYERS * FLOAT_LAYER / 2

@@ -16,7 +16,7 @@ import torch
 from dormant import _C
 from dormant.quantizers.foreign_layer import become, is_foreign, lend, multiply_through
 from dormant.quantizers.prequantized import check_parts, check_tensor, read_state
-from dormant.storage import unrecorded
+from dormant.storage import realize, unrecorded
 
 _SOURCES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -132,6 +132,8 @@ class FourBit:
             bnb_quantized=True,
         )
         layer.quant_state = state
+        if self.nested:
+            module.register_state_dict_pre_hook(_offset_first)  # type: ignore[no-untyped-call]
         if not in_place:
             lend(module, layer)
 
@@ -356,6 +358,18 @@ def from_configuration(config: Any) -> FourBit | Int8:
         "quantize: the BitsAndBytesConfig quantises nothing: set load_in_4bit=True, or "
         "load_in_8bit=True without llm_int8_has_fp16_weight (which keeps 16-bit weights)."
     )
+
+
+def _offset_first(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Makes the offset of the scales real, which a state dict has as text.
+
+    In tiles, like all of `materialize`: read by itself, as `item` does, it would have the whole
+    weight replayed, and the source would keep that.
+    """
+    state = getattr(module._parameters["weight"], "quant_state", None)
+    offset = getattr(state, "offset", None)
+    if offset is not None and _C.is_lazy(offset):
+        realize(offset)
 
 
 def _check_source(weight: torch.Tensor, name: str, what: str) -> None:
