@@ -57,11 +57,19 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         items: Mapping[str, Item],
         contents: Sequence[Contents],
         metadata: Mapping[str, Any],
+        *,
+        are_differences: bool = False,
     ) -> None:
         self._items = dict(items)
+        self._are_differences = are_differences
         self._contents = tuple(contents)
         self._metadata_of_files = dict(metadata)
         self._entries = {name: item.entry for name, item in self._items.items()}
+
+    @property
+    def are_differences(self) -> bool:
+        """Whether the tensors are differences, to be added to those of another checkpoint."""
+        return self._are_differences
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """A lazy tensor."""
@@ -246,7 +254,8 @@ def open_checkpoint(
             join(items, opened.items)
         contents += opened.contents
         metadata = {**opened.metadata, **metadata}
-    return Checkpoint(items, contents, metadata)
+    are_differences = all(group.kind == "differences" for group in groups)
+    return Checkpoint(items, contents, metadata, are_differences=are_differences)
 
 
 def _open(group: Group, key: str | None, rules: Rules | None) -> _Opened:

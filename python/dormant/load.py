@@ -25,6 +25,8 @@ from dormant.options import check_choice, check_device, check_dtype, check_memor
 from dormant.progress import Callback
 from dormant.quantized_layers import QuantizedWeight, forget_sources, quantized_weights
 from dormant.report import Report
+from dormant.sharded_load import parts_stay_lazy
+from dormant.tensor_parallel import apply_diffs
 
 CheckpointLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 Mmap = Literal["auto", "always", "never"]
@@ -257,7 +259,15 @@ def _state(
         for name, value in getattr(item, "extra", {}).items():
             if name.endswith("_extra_state"):
                 values.setdefault(name, value)
-        state.update(renamed(values, rename))
+        values = renamed(values, rename)
+        if getattr(item, "are_differences", False):
+            if not state:
+                raise ValueError(
+                    f"load: {item!r} holds differences, which are added to other weights. Pass "
+                    "[base, differences], or their sum as a mapping."
+                )
+            values = apply_diffs({name: state[name] for name in values if name in state}, [values])
+        state.update(values)
         metadata.update(getattr(item, "_metadata", None) or {})
     result = _State(state)
     if metadata:
@@ -286,6 +296,7 @@ def _take(
         for name in [name for name in given if isinstance(tensors.get(name), DTensor)]:
             given[name] = _shard(given[name], tensors[name], name)
         _check_ties(tensors, given)
+        exposed.enter_context(parts_stay_lazy())
         try:
             result = model.load_state_dict(given, strict=False)
         except RuntimeError as error:
