@@ -5,20 +5,18 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
-#include <thread>
 #include <unordered_set>
 #include <utility>
 
 #include "tile/job.h"
 #include "tile/pages.h"
 #include "tile/program.h"
+#include "tile/workers.h"
 
 namespace dormant::tile {
 namespace {
@@ -30,7 +28,6 @@ constexpr int64_t kTileBytes = 128 * 1024;
 constexpr int64_t kSmallestTileBytes = 4 * 1024;
 // A piece is one thread's work: large enough that the jump to its random numbers costs little.
 constexpr int64_t kPieceBytes = 16 * 1024 * 1024;
-constexpr auto kStepInterval = std::chrono::milliseconds(50);
 
 using Jobs = std::vector<std::unique_ptr<Job>>;
 
@@ -94,43 +91,20 @@ Plan plan(const Jobs& jobs, const Options& options) {
   return plan;
 }
 
-/// Runs pieces until none is left or something was thrown anywhere.
-class Workers {
+/// Runs pieces on all threads.
+class Pass {
  public:
-  Workers(std::vector<Piece> pieces, Plan plan, std::function<void(size_t)> on_bytes)
-      : pieces_(std::move(pieces)), plan_(plan), on_bytes_(std::move(on_bytes)) {}
+  Pass(std::vector<Piece> pieces, Plan plan, std::function<void(size_t)> on_bytes)
+      : pieces_(std::move(pieces)), plan_(plan), workers_(plan.threads, std::move(on_bytes)) {}
 
   void run() {
-    const auto caller = std::this_thread::get_id();
-    at::parallel_for(0, plan_.threads, 1, [&](int64_t begin, int64_t end) {
-      for (auto worker = begin; worker < end; ++worker) {
-        work(std::this_thread::get_id() == caller);
-      }
+    workers_.run(pieces_.size(), [&](size_t i) {
+      announce(i);
+      run(pieces_[i]);
     });
-    if (error_) {
-      std::rethrow_exception(error_);
-    }
   }
 
  private:
-  void work(bool on_calling_thread) noexcept {
-    // Modes and recording belong to the caller's thread; workers have their own.
-    const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    try {
-      for (size_t i = next_++; i < pieces_.size() && !stopped_; i = next_++) {
-        announce(i);
-        run(pieces_[i], on_calling_thread);
-      }
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) {
-        error_ = std::current_exception();
-      }
-      stopped_ = true;
-    }
-  }
-
   /// Tells the source of the piece after the ones in work what will be wanted.
   void announce(size_t i) {
     const auto ahead = i == 0 ? 0 : i + static_cast<size_t>(plan_.threads) - 1;
@@ -143,7 +117,7 @@ class Workers {
     }
   }
 
-  void run(const Piece& piece, bool on_calling_thread) {
+  void run(const Piece& piece) {
     auto& job = *piece.job;
     const auto start = Clock::now();
     std::call_once(job.allocated, [&] {
@@ -151,13 +125,7 @@ class Workers {
       job.begun = true;
     });
     const auto whole = job.run(piece.begin, piece.end, whole_units(job, plan_.tile_bytes), pages_,
-                               [&](size_t bytes) {
-                                 done_ += bytes;
-                                 if (on_calling_thread) {
-                                   tell();
-                                 }
-                                 return !stopped_;
-                               });
+                               [&](size_t bytes) { return workers_.advance(bytes); });
     if (whole && --job.pieces_left == 0) {
       job.finish();
       job.finished = true;
@@ -165,24 +133,10 @@ class Workers {
     job.nanoseconds += (Clock::now() - start).count();
   }
 
-  void tell() {
-    const auto now = Clock::now();
-    if (on_bytes_ && now - told_ >= kStepInterval) {
-      told_ = now;
-      on_bytes_(done_);
-    }
-  }
-
   const std::vector<Piece> pieces_;
   const Plan plan_;
-  const std::function<void(size_t)> on_bytes_;
   Pages pages_;
-  std::atomic<size_t> next_{0};
-  std::atomic<size_t> done_{0};
-  std::atomic<bool> stopped_{false};
-  Clock::time_point told_ = Clock::now();
-  std::mutex mutex_;
-  std::exception_ptr error_;
+  Workers workers_;
 };
 
 /// Jobs that read files come in the order of the files' bytes.
@@ -334,7 +288,7 @@ class Work {
     };
     tell(0);
     try {
-      Workers(cut(jobs_), planned, tell).run();
+      Pass(cut(jobs_), planned, tell).run();
     } catch (...) {
       commit_finished();
       throw;

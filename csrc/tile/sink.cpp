@@ -6,17 +6,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
-#include <exception>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
+#include <set>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -25,11 +21,11 @@
 #include "tile/engine.h"
 #include "tile/program.h"
 #include "tile/reader.h"
+#include "tile/workers.h"
 
 namespace dormant::tile {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using record::Geometry;
 
 // A tile stays in a core's cache, and is large enough that the system call costs little beside it.
@@ -40,7 +36,6 @@ constexpr int64_t kBlockBytes = 4 * 1024 * 1024;
 constexpr int64_t kAlignment = 64;
 // One thread's work: large enough that the jump to its random numbers costs little.
 constexpr int64_t kPieceBytes = 16 * 1024 * 1024;
-constexpr auto kInterval = std::chrono::milliseconds(50);
 
 void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) {
   const auto* bytes = static_cast<const char*>(data);
@@ -122,20 +117,15 @@ c10::Storage twin(const c10::Storage& storage) {
 class Writer {
  public:
   Writer(const Sink& sink, const OnBytes& on_bytes, size_t total)
-      : sink_(sink), on_bytes_(on_bytes), total_(total) {}
+      : sink_(sink), workers_(at::get_num_threads(), [&on_bytes, total](size_t done) {
+          if (on_bytes) {
+            on_bytes(std::min(done, total), total);
+          }
+        }) {}
 
-  /// Writes pieces on all threads until none is left or something was thrown anywhere.
+  /// Writes pieces on all threads.
   void run(const std::vector<Piece>& pieces) {
-    const auto caller = std::this_thread::get_id();
-    std::atomic<size_t> next{0};
-    at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
-      for (auto worker = begin; worker < end; ++worker) {
-        work(pieces, next, std::this_thread::get_id() == caller);
-      }
-    });
-    if (error_) {
-      std::rethrow_exception(error_);
-    }
+    workers_.run(pieces.size(), [&](size_t i) { run(pieces[i]); });
   }
 
   /// Writes a real tensor however its elements lie, and wherever: a few rows at a time.
@@ -154,49 +144,20 @@ class Writer {
       const auto plain = part.resolve_conj().resolve_neg().cpu().contiguous();
       put(plain.const_data_ptr(), static_cast<size_t>(plain.numel() * itemsize), offset);
       offset += plain.numel() * itemsize;
-      tell();
     }
   }
 
   /// Tells at once: also where only a signal shall be looked for.
-  void tell_now() {
-    told_ = Clock::now();
-    if (on_bytes_) {
-      on_bytes_(std::min<size_t>(done_, total_), total_);
-    }
-  }
+  void tell_now() { workers_.tell(); }
 
  private:
-  void put(const void* data, size_t count, int64_t offset) {
+  /// Whether to go on.
+  bool put(const void* data, size_t count, int64_t offset) {
     write_at(sink_, data, count, offset);
-    done_ += count;
+    return workers_.advance(count);
   }
 
-  void tell() {
-    if (Clock::now() - told_ >= kInterval) {
-      tell_now();
-    }
-  }
-
-  void work(const std::vector<Piece>& pieces, std::atomic<size_t>& next,
-            bool on_calling_thread) noexcept {
-    try {
-      // Modes and recording belong to the caller's thread; workers have their own.
-      const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
-      const at::AutoDispatchBelowADInplaceOrView below_autograd;
-      for (size_t i = next++; i < pieces.size() && !stopped_; i = next++) {
-        run(pieces[i], on_calling_thread);
-      }
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) {
-        error_ = std::current_exception();
-      }
-      stopped_ = true;
-    }
-  }
-
-  void run(const Piece& piece, bool on_calling_thread) {
+  void run(const Piece& piece) {
     const auto& source = *piece.source;
     std::optional<Reader> reader;
     std::vector<std::byte> buffer;
@@ -206,7 +167,7 @@ class Writer {
       reader.emplace(*source.program);
       buffer.resize(static_cast<size_t>(tile * source.itemsize));
     }
-    for (auto begin = piece.begin; begin < piece.end && !stopped_; begin += tile) {
+    for (auto begin = piece.begin; begin < piece.end; begin += tile) {
       const auto count = std::min(tile, piece.end - begin);
       const auto size = static_cast<size_t>(count * source.itemsize);
       const auto* data = source.memory + begin * source.itemsize;
@@ -216,21 +177,14 @@ class Writer {
         reader->read(Run{begin, count}, buffer.data());
         data = buffer.data();
       }
-      put(data, size, source.offset + begin * source.itemsize);
-      if (on_calling_thread) {
-        tell();
+      if (!put(data, size, source.offset + begin * source.itemsize)) {
+        return;
       }
     }
   }
 
   const Sink& sink_;
-  const OnBytes& on_bytes_;
-  const size_t total_;
-  std::atomic<size_t> done_{0};
-  std::atomic<bool> stopped_{false};
-  Clock::time_point told_ = Clock::now();
-  std::mutex mutex_;
-  std::exception_ptr error_;
+  Workers workers_;
 };
 
 }  // namespace
@@ -241,8 +195,9 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const OnBytes& on_by
   size_t total = 0;
   std::vector<Source> sources;
   std::vector<const Output*> real;
-  // Views of one storage are written from one replay of it.
-  std::map<const c10::StorageImpl*, std::vector<const Output*>> whole;
+  // What has to be whole, by the number of its last node: all that one node makes, and all views of
+  // it, is written from one run of it.
+  std::map<uint64_t, std::vector<const Output*>> whole;
   for (const auto& output : outputs) {
     total += static_cast<size_t>(output.tensor.numel()) * output.tensor.element_size();
     if (output.tensor.numel() == 0) {
@@ -251,10 +206,20 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const OnBytes& on_by
     if (auto source = source_of(output)) {
       sources.push_back(std::move(*source));
     } else if (record::is_lazy(output.tensor)) {
-      whole[output.tensor.storage().unsafeGetStorageImpl()].push_back(&output);
+      const auto& tail = record::history_of(output.tensor)->tail;
+      whole[tail ? tail->sequence : 0].push_back(&output);
     } else {
       real.push_back(&output);
     }
+  }
+  std::set<const record::Source*> files;
+  for (const auto& source : sources) {
+    if (source.program) {
+      files.merge(source.program->origins().sources);
+    }
+  }
+  for (const auto* file : files) {
+    file->check();
   }
   Writer writer(sink, on_bytes, total);
   writer.tell_now();
@@ -262,12 +227,23 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const OnBytes& on_by
   for (const auto* output : real) {
     writer.gather(output->tensor, output->offset);
   }
-  for (const auto& [storage, views] : whole) {
-    const auto copy = twin(views.front()->tensor.storage());
+  for (const auto& [number, parts] : whole) {
+    std::map<const c10::StorageImpl*, c10::Storage> copies;
+    std::vector<c10::Storage> wanted;
+    for (const auto* output : parts) {
+      const auto& storage = output->tensor.storage();
+      auto& copy = copies[storage.unsafeGetStorageImpl()];
+      if (!copy) {
+        copy = twin(storage);
+        wanted.push_back(copy);
+      }
+    }
     Options options;
+    options.mmap = Mmap::never;
     options.on_step = [&](size_t, size_t) { writer.tell_now(); };
-    materialize({copy}, options);
-    for (const auto* output : views) {
+    materialize(wanted, options);
+    for (const auto* output : parts) {
+      const auto& copy = copies.at(output->tensor.storage().unsafeGetStorageImpl());
       writer.gather(Geometry::of(output->tensor).over(copy), output->offset);
     }
   }

@@ -1,0 +1,156 @@
+#include "tile/sink.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/imag.h>
+#include <ATen/ops/zeros.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "tile/eager_comparison.h"
+
+namespace dormant::tile {
+namespace {
+
+using at::Tensor;
+
+/// A file without a name that is gone with the object.
+class TemporaryFile {
+ public:
+  TemporaryFile() : file_(std::tmpfile()) { TORCH_CHECK(file_ != nullptr); }
+  ~TemporaryFile() { std::fclose(file_); }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+
+  Sink sink() const { return {fileno(file_), "the temporary file"}; }
+
+  std::vector<char> bytes(size_t count, int64_t offset) const {
+    std::vector<char> found(count);
+    EXPECT_EQ(::pread(fileno(file_), found.data(), count, offset), static_cast<ssize_t>(count));
+    return found;
+  }
+
+ private:
+  std::FILE* file_;
+};
+
+/// The elements of a real tensor in logical order.
+std::vector<char> bytes_of(const Tensor& tensor) {
+  const auto plain = tensor.resolve_conj().resolve_neg().contiguous();
+  const auto* data = static_cast<const char*>(plain.const_data_ptr());
+  return {data, data + plain.nbytes()};
+}
+
+Tensor whole() { return at::empty({300, 517}).normal_(); }
+
+/// Views of lazy storages, with a program and without.
+const std::vector<Build>& builds() {
+  static const std::vector<Build> all = {
+      [] { return whole(); },
+      [] { return whole().narrow(1, 3, 100); },
+      [] { return whole().slice(1, 0, 517, 5); },
+      [] { return whole().t(); },
+      [] { return whole().t().contiguous(); },
+      [] { return whole().cumsum(0).narrow(0, 7, 20); },
+      [] { return whole().narrow(0, 5, 1).expand({3, 517}); },
+      [] { return at::empty({40}, at::kLong).random_(); },
+      [] { return at::empty({}).fill_(3); },
+      [] { return at::empty({0, 4}).normal_(); },
+      [] { return at::empty({50}, at::kComplexFloat).normal_().conj(); },
+      [] { return at::imag(at::zeros({50}, at::kComplexFloat).normal_().conj()); },
+  };
+  return all;
+}
+
+TEST(Sink, GetsTheBytesOfEagerWhereverTheyAreWantedAndTensorsStayLazy) {
+  constexpr int64_t kFirst = 13;  // no alignment is asked for
+  for (size_t i = 0; i < builds().size(); ++i) {
+    SCOPED_TRACE(i);
+    const TemporaryFile file;
+    const auto lazy = lazily(builds()[i]);
+    ASSERT_TRUE(record::is_lazy(lazy));
+    const auto expected = bytes_of(eagerly(builds()[i]));
+    write({{lazy, kFirst}, {lazy, kFirst + static_cast<int64_t>(expected.size())}}, file.sink(),
+          nullptr);
+    EXPECT_TRUE(record::is_lazy(lazy));
+    EXPECT_EQ(file.bytes(expected.size(), kFirst), expected);
+    EXPECT_EQ(file.bytes(expected.size(), kFirst + static_cast<int64_t>(expected.size())),
+              expected);
+  }
+}
+
+TEST(Sink, GetsRealTensorsHoweverTheyLie) {
+  const auto base = eagerly([] { return whole(); });
+  const auto complex = eagerly([] { return at::empty({9}, at::kComplexDouble).normal_(); });
+  for (const auto& tensor : {base, base.t(), base.narrow(1, 2, 5), base.select(0, 3),
+                             complex.conj(), complex.select(0, 2), base.narrow(0, 0, 0)}) {
+    const TemporaryFile file;
+    write({{tensor, 0}}, file.sink(), nullptr);
+    const auto expected = bytes_of(tensor);
+    EXPECT_EQ(file.bytes(expected.size(), 0), expected) << tensor.sizes() << tensor.strides();
+  }
+}
+
+TEST(Sink, WhatNobodyInitialisedIsZero) {
+  const TemporaryFile file;
+  const auto lazy = lazily([] {
+    auto tensor = at::empty({1000});
+    tensor.narrow(0, 100, 50).fill_(7);
+    return tensor;
+  });
+  write({{lazy, 0}}, file.sink(), nullptr);
+  auto expected = at::zeros({1000});
+  expected.narrow(0, 100, 50).fill_(7);
+  EXPECT_EQ(file.bytes(expected.nbytes(), 0), bytes_of(expected));
+}
+
+TEST(SinkThreads, ProgressEndsWithEverythingAndMayStop) {
+  const auto large = lazily([] { return at::empty({20 << 20}).uniform_(0, 1); });
+  const auto replayed = lazily([] { return whole().cumsum(0); });
+  const TemporaryFile file;
+  size_t last = 0;
+  const auto all = large.nbytes() + replayed.nbytes();
+  write({{large, 0}, {replayed, static_cast<int64_t>(large.nbytes())}}, file.sink(),
+        [&](size_t done, size_t total) {
+          EXPECT_GE(done, last);
+          EXPECT_LE(done, total);
+          EXPECT_EQ(total, all);
+          last = done;
+        });
+  EXPECT_EQ(last, all);
+  size_t calls = 0;
+  EXPECT_THROW(write({{large, 0}}, file.sink(),
+                     [&](size_t, size_t) {
+                       if (++calls == 2) {
+                         throw std::runtime_error("stop");
+                       }
+                     }),
+               std::runtime_error);
+  EXPECT_TRUE(record::is_lazy(large));
+}
+
+TEST(SinkThreads, AFileThatCannotBeWrittenIsNamedWithTheSystemsReason) {
+  const int descriptor = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  ASSERT_GE(descriptor, 0);
+  const auto lazy = lazily([] { return whole(); });
+  try {
+    write({{lazy, 64}}, {descriptor, "folder/model.safetensors"}, nullptr);
+    ADD_FAILURE() << "writing to a file opened for reading succeeded";
+  } catch (const std::system_error& error) {
+    EXPECT_EQ(error.code().value(), EBADF);
+    const std::string message = error.what();
+    EXPECT_NE(message.find("folder/model.safetensors"), std::string::npos) << message;
+    EXPECT_NE(message.find("at offset 64"), std::string::npos) << message;
+  }
+  EXPECT_TRUE(record::is_lazy(lazy));
+  ::close(descriptor);
+}
+
+}  // namespace
+}  // namespace dormant::tile

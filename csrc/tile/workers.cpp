@@ -1,0 +1,60 @@
+#include "tile/workers.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include "record/replay.h"
+
+namespace dormant::tile {
+namespace {
+
+constexpr auto kInterval = std::chrono::milliseconds(50);
+
+}  // namespace
+
+void Workers::run(size_t count, const std::function<void(size_t)>& work) {
+  next_ = 0;
+  at::parallel_for(0, threads_, 1, [&](int64_t begin, int64_t end) {
+    for (auto worker = begin; worker < end; ++worker) {
+      run_here(count, work);
+    }
+  });
+  if (error_) {
+    std::rethrow_exception(error_);
+  }
+}
+
+void Workers::run_here(size_t count, const std::function<void(size_t)>& work) noexcept {
+  // Modes and recording belong to the calling thread; the others have their own.
+  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  try {
+    for (size_t i = next_++; i < count && !stopped_; i = next_++) {
+      work(i);
+    }
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) {
+      error_ = std::current_exception();
+    }
+    stopped_ = true;
+  }
+}
+
+bool Workers::advance(size_t bytes) {
+  done_ += bytes;
+  if (std::this_thread::get_id() == caller_ && Clock::now() - told_ >= kInterval) {
+    tell();
+  }
+  return !stopped_;
+}
+
+void Workers::tell() {
+  told_ = Clock::now();
+  if (on_progress_) {
+    on_progress_(done_);
+  }
+}
+
+}  // namespace dormant::tile
