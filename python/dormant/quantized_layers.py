@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeAlias
 
 import torch
@@ -127,15 +127,10 @@ class QuantizedWeight:
             return
         with torch.no_grad():
             tensor = written.detach()
-            replaced = _Source(
-                tensor if dtype is None else tensor.to(dtype),
-                source.transposed,
-                source.requires_grad,
-                source.format,
-            )
+            replaced = replace(source, tensor=tensor if dtype is None else tensor.to(dtype))
             source.format.check(replaced.tensor, self.name)
             source.format.refresh(self.module, replaced.weight())
-        self._source = _sources[self.module] = replaced
+        self._source = _sources[self.module] = _to_keep(replaced)
 
     def accept_prequantized(self, entries: Mapping[str, torch.Tensor]) -> None:
         """Takes a weight that a checkpoint has in quantised form, lazily where it is lazy.
@@ -195,8 +190,7 @@ def register(
     packed_format: PackedFormat,
 ) -> None:
     """Remembers `weight`, as the layer kept it, as the source of what `module` holds now."""
-    source = _Source(weight, transposed, requires_grad, packed_format)
-    _sources[module] = source if _C.is_lazy(weight) else _placeholder(source)
+    _sources[module] = _to_keep(_Source(weight, transposed, requires_grad, packed_format))
 
 
 def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
@@ -288,10 +282,18 @@ def forget_sources(roots: Iterable[object]) -> None:
                 _sources[module] = _placeholder(source)
 
 
+def _to_keep(source: _Source) -> _Source:
+    """`source` over a tensor of its own, which no replay of the quantised one brings to life."""
+    if not _C.is_lazy(source.tensor):
+        return _placeholder(source)
+    with torch.no_grad():
+        return replace(source, tensor=source.tensor.detach().clone())
+
+
 def _placeholder(source: _Source) -> _Source:
     """A source of the same geometry on the meta device: it has neither values nor a history."""
     tensor = torch.empty(source.tensor.shape, dtype=source.tensor.dtype, device="meta")
-    return _Source(tensor, source.transposed, source.requires_grad, source.format)
+    return replace(source, tensor=tensor)
 
 
 def _copy(source: torch.Tensor) -> torch.Tensor:

@@ -96,6 +96,25 @@ def test_names_sources_and_what_they_are() -> None:
     assert "0.SCB" in weights[0].prequantized_names()
 
 
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_sources_stay_lazy_when_the_model_is_used(scheme: str) -> None:
+    model = lazy(1, SCHEMES[scheme])
+    model.state_dict()
+    model(torch.randn(2, 64))
+    assert model[0].weight.sum() is not None
+    assert all(
+        dormant.is_lazy(weight.source) or weight.source.is_meta
+        for weight in quantized_weights(model)
+    )
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_real_tensors_that_are_assigned_are_not_kept(scheme: str) -> None:
+    model = lazy(1, SCHEMES[scheme])
+    load_exposed(model, build(2).state_dict(), assign=True)
+    assert all(weight.source.is_meta for weight in quantized_weights(model))
+
+
 def test_while_exposed_the_state_dict_has_the_float_weights() -> None:
     model = lazy(1, "nf4")
     (first, second) = quantized_weights(model)

@@ -7,10 +7,8 @@ from typing import Any
 
 import peft
 import pytest
-import safetensors.torch
 import torch
 import transformers
-from exposing import load_exposed
 from peers import assert_same_quantised, assert_same_state
 from transformers import BitsAndBytesConfig
 
@@ -68,9 +66,7 @@ def ours(kind: type[Any], folder: Path, scheme: Any, dtype: torch.dtype, **optio
     with dormant.lazy_init(dtype=dtype):
         model = kind(transformers.AutoConfig.from_pretrained(folder))
     dormant.quantize(model, scheme, **options)
-    state = safetensors.torch.load_file(folder / "model.safetensors")
-    load_exposed(model, state, strict=False)
-    dormant.materialize(model)
+    dormant.load(model, folder, missing="error")
     return model.eval()
 
 
