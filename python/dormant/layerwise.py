@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 Quantiser = Callable[[torch.nn.Module], torch.nn.Module]
-Realize = Callable[[torch.nn.Module], None]
+Realize = Callable[[torch.nn.Module, str], None]
 
 
 @dataclass
@@ -66,7 +66,7 @@ def finish_layerwise(model: object, realize: Realize) -> list[str]:
 
     Args:
         model: a module; anything else has none.
-        realize: brings all tensors of one layer to life.
+        realize: brings all tensors of one layer to life; gets the layer and its name.
 
     Returns:
         The names of the layers, in the order in which it was done.
@@ -81,7 +81,7 @@ def finish_layerwise(model: object, realize: Realize) -> list[str]:
     # Popped, so that nothing here keeps a layer alive when another has taken its place.
     while waiting:
         name, layer = waiting.pop()
-        realize(layer)
+        realize(layer, name)
         _quantise(layer, _pending[layer])
         del _pending[layer]
         finished.append(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -158,10 +159,23 @@ def bring_to_life(
 
     if dtype is not None:
         convert(roots, as_dtype(dtype))
+    quantised: dict[str, list[_C.MaterializedStorage]] = {}
     if values != "empty":
-        for _, root in roots:
-            finish_layerwise(root, lambda layer: _realize_layer(layer, values, memory_budget, mmap))
+        for prefix, root in roots:
+
+            def realize_layer(layer: torch.nn.Module, name: str, prefix: str = prefix) -> None:
+                full_name = f"{prefix}.{name}" if prefix and name else prefix or name
+                quantised[full_name] = _realize_layer(layer, values, memory_budget, mmap)
+
+            finish_layerwise(root, realize_layer)
     inventory = take_inventory(roots)
+    origins: dict[int, Origin] = {}
+    for name, layer_storages in quantised.items():
+        finished.update((each["storage"], each) for each in layer_storages)
+        read = any(each["read_bytes"] for each in layer_storages)
+        origins.update(
+            dict.fromkeys(_count_as_lazy(inventory, name), "checkpoint" if read else "initialised")
+        )
     with steps("materialize", progress, peak) as on_step:
 
         def realize(tensors: list[torch.Tensor]) -> None:
@@ -192,6 +206,7 @@ def bring_to_life(
         values=values,
         seconds=time.perf_counter() - started,
         peak_memory=peak.result(),
+        origins=origins,
     )
 
 
@@ -200,11 +215,24 @@ def _realize_layer(
     values: Values,
     memory_budget: int | None,
     mmap: Literal["auto", "always", "never"],
-) -> None:
+) -> list[_C.MaterializedStorage]:
     inventory = take_inventory([("", layer)])
-    _C.materialize(list(inventory.lazy_storages.values()), values, None, memory_budget, mmap)
+    tensors = list(inventory.lazy_storages.values())
+    storages = _C.materialize(tensors, values, None, memory_budget, mmap)
     for tensor in inventory.objects:
         _C.settle(tensor)
+    return storages
+
+
+def _count_as_lazy(inventory: Inventory, layer: str) -> list[int]:
+    """The storages of what a quantiser made of a lazy layer, which were lazy for the report."""
+    storages = []
+    for entry in inventory.entries:
+        if any(not layer or name.startswith(f"{layer}.") for name in entry.names):
+            entry.lazy = True
+            inventory.lazy_storages.setdefault(entry.storage, entry.tensor)
+            storages.append(entry.storage)
+    return storages
 
 
 @contextlib.contextmanager
@@ -228,6 +256,7 @@ def make_report(
     values: Values,
     seconds: float,
     peak_memory: int | None,
+    origins: Mapping[int, Origin] = MappingProxyType({}),
 ) -> Report:
     """The report of an operation.
 
@@ -237,9 +266,12 @@ def make_report(
         values: which values lazy tensors were given.
         seconds: time taken.
         peak_memory: highest resident memory, in bytes.
+        origins: of storages that `finished` does not tell of.
     """
 
     def origin(storage: int, lazy: bool) -> Origin:
+        if storage in origins:
+            return origins[storage]
         done = finished.get(storage)
         if done is not None and done["read_bytes"] > 0:
             return "checkpoint"

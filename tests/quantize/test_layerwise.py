@@ -78,6 +78,15 @@ def test_torchao_through_transformers_configuration() -> None:
     assert_same_parts(mine, theirs)
 
 
+def test_reports_count_the_layers_as_lazy_before() -> None:
+    model = lazy()
+    dormant.quantize(model, ao.Int8WeightOnlyConfig())
+    report = dormant.materialize(model)
+    assert report.lazy_rate == 1.0
+    assert report.count("already real") == 0
+    assert report.initialised_bytes == sum(p.nbytes for p in build().parameters())
+
+
 class Rounded(nn.Module):
     """What a user's quantiser may return: a module of its own."""
 

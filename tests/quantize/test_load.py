@@ -232,6 +232,8 @@ def test_torchao_gets_loaded_layers(checkpoint: Path) -> None:
     dormant.quantize(mine, ao.Int8WeightOnlyConfig(), skip=["2"])
     report = dormant.load(mine, checkpoint, missing="error")
     assert report.missing == ()
+    assert report.count("checkpoint") == len(report.tensors)
+    assert report.read_bytes == sum(p.nbytes for p in build(2).parameters())
     theirs: Any = build(2)
     ao.quantize_(theirs[:2], ao.Int8WeightOnlyConfig())
     assert_same_bits(mine[0].weight.qdata, theirs[0].weight.qdata, "codes")
