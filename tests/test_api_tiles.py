@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import signal
 import subprocess
@@ -145,6 +146,24 @@ def test_the_peak_of_a_shard_is_its_part_and_the_budget(dim: int) -> None:
     assert found["part"] == 32 * MIB
     # The whole has 256 MiB; pages of code that runs for the first time count too.
     assert found["part"] - MIB <= found["peak"] <= found["part"] + (4 + 12) * MIB
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc to give memory back")
+def test_what_a_replay_needed_besides_its_tensors_goes_back_to_the_system() -> None:
+    found = in_child("""
+        with dormant.lazy_init():
+            # Each sum leaves a hole of its own size between two final tensors.
+            sums = [torch.randn(1000, 100 + i).cumsum(0) for i in range(160)]
+        before = resident_bytes()
+        report = dormant.materialize(sums)
+        print(json.dumps({
+            "final": sum(tensor.nbytes for tensor in sums),
+            "replayed": report.count_way("replay"),
+            "grown": resident_bytes() - before,
+        }))
+    """)
+    assert found["replayed"] == 160
+    assert found["final"] - MIB <= found["grown"] <= found["final"] + 16 * MIB
 
 
 def test_an_interrupt_leaves_tensors_lazy_and_they_can_be_materialised_again() -> None:

@@ -13,6 +13,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "record/freed_memory.h"
+
 namespace dormant::record {
 namespace {
 
@@ -317,6 +319,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
 
   const c10::impl::ExcludeDispatchKeyGuard plain(foreign_modes());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  FreedMemory freed;
   Memory memory;
   const auto finish = [&](size_t target) {
     commit(targets[target].storage.unsafeGetStorageImpl(), memory.take(*targets[target].buffer));
@@ -347,6 +350,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
         finish(target->second);
       } else {
         memory.release(*operand.buffer);
+        freed.add(operand.buffer->nbytes);
       }
     }
   }
