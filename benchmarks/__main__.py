@@ -20,15 +20,19 @@ TASKS = (
     "initialise",
     "shard",
     "jump",
+    "load",
     "quantize_kernels",
+    "quantize_load",
 )
+ON_REQUEST = ("quantize_large",)  # takes long, and much memory and disk
+EVERY = (*TASKS, *ON_REQUEST)
 OUT = Path(__file__).parent / "out"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", action="append", choices=TASKS, metavar="NAME", help=f"one of {', '.join(TASKS)}"
+        "--only", action="append", choices=EVERY, metavar="NAME", help=f"one of {', '.join(EVERY)}"
     )
     parser.add_argument("--repeat", type=int, default=3, help="samples of each figure (default 3)")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it all run?")

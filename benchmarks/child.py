@@ -17,18 +17,19 @@ _MARK = "benchmark result: "
 _ROOT = Path(__file__).parent.parent
 _TIMEOUT = 900  # seconds
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-_PRELOADED = ["torch", "dormant", "transformers.models.llama.modeling_llama"]
+_PRELOADED = ["torch", "dormant", "bitsandbytes", "transformers.models.llama.modeling_llama"]
 
 
 class Unavailable(Exception):
     """The function does not apply here; the message says why."""
 
 
-def call(function: str, **arguments: Any) -> Any:
+def call(function: str, *, timeout: float = _TIMEOUT, **arguments: Any) -> Any:
     """Calls `package.module:name` with keyword arguments in a new process.
 
     Args:
         function: where it is.
+        timeout: seconds it may take.
         arguments: values that JSON can hold.
 
     Returns:
@@ -44,7 +45,7 @@ def call(function: str, **arguments: Any) -> Any:
         env={**os.environ, **_ENVIRONMENT},
         capture_output=True,
         text=True,
-        timeout=_TIMEOUT,
+        timeout=timeout,
         check=False,
     )
     for line in reversed(process.stdout.splitlines()):
@@ -56,7 +57,7 @@ def call(function: str, **arguments: Any) -> Any:
     )
 
 
-def call_forked(function: str, **arguments: Any) -> Any:
+def call_forked(function: str, *, timeout: float = _TIMEOUT, **arguments: Any) -> Any:
     """As `call`, in the fork of a process that has imported the libraries: sooner, less exact.
 
     Pages that the fork shares count otherwise, so this is for small sizes.
@@ -69,7 +70,7 @@ def call_forked(function: str, **arguments: Any) -> Any:
     process.start()
     there.close()
     try:
-        answer = here.recv() if here.poll(_TIMEOUT) else json.dumps({"failed": "it took too long"})
+        answer = here.recv() if here.poll(timeout) else json.dumps({"failed": "it took too long"})
     except EOFError:
         answer = json.dumps({"failed": "it ended without a result"})
     finally:

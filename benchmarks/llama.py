@@ -13,7 +13,20 @@ _SIZES: dict[str, dict[str, int]] = {
         "num_attention_heads": 32,
         "num_key_value_heads": 4,
     },
+    "2.1B": {  # the same layers, twice as many
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+    },
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
+    "13B": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    },
     "70B": {
         "hidden_size": 8192,
         "intermediate_size": 28672,
@@ -32,8 +45,17 @@ _SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def llama(size: str) -> Any:
-    """A `LlamaForCausalLM` of this size, built in whatever context the caller set up."""
+def llama(size: str, layers: int | None = None) -> Any:
+    """A `LlamaForCausalLM` of this size, built in whatever context the caller set up.
+
+    With `layers` it has so many of them instead.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(**_SIZES[size]))
+    changes = {} if layers is None else {"num_hidden_layers": layers}
+    return LlamaForCausalLM(LlamaConfig(**{**_SIZES[size], **changes}))
+
+
+def layer_count(size: str) -> int:
+    """How many layers it has."""
+    return _SIZES[size]["num_hidden_layers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +19,18 @@ def sample(action: Callable[[], object]) -> dict[str, Any]:
     Returns:
         "seconds" on the wall clock; "processor": seconds of processor time, all threads together,
         which a busy machine changes less; "growth": resident bytes left behind while the result is
-        alive; "peak": the highest resident bytes meanwhile above those before. Memory is None
-        where the system does not tell.
+        alive; "peak": the highest resident bytes meanwhile above those before; "minor_faults" and
+        "major_faults": pages touched for the first time, the latter by waiting for a disk. Memory
+        is None where the system does not tell.
     """
     gc.collect()
     reset = _reset_high_water_mark()
-    before = resident_bytes()
+    before, faults = resident_bytes(), resource.getrusage(resource.RUSAGE_SELF)
     started, worked = time.perf_counter(), time.process_time()
     result = action()
     seconds, processor = time.perf_counter() - started, time.process_time() - worked
     after, highest = resident_bytes(), highest_resident_bytes()
+    more_faults = resource.getrusage(resource.RUSAGE_SELF)
     del result
     known = before is not None and after is not None and highest is not None
     return {
@@ -35,6 +38,8 @@ def sample(action: Callable[[], object]) -> dict[str, Any]:
         "processor": processor,
         "growth": after - before if known else None,
         "peak": highest - before if known and reset else None,
+        "minor_faults": more_faults.ru_minflt - faults.ru_minflt,
+        "major_faults": more_faults.ru_majflt - faults.ru_majflt,
     }
 
 

@@ -1,0 +1,5 @@
+"""Models that are larger than memory, quantised under an enforced limit."""
+
+from benchmarks.quantize_large.task import NAME, TITLE, run
+
+__all__ = ["NAME", "TITLE", "run"]

@@ -1,0 +1,5 @@
+"""Time and memory from a checkpoint in bfloat16 to a quantised model."""
+
+from benchmarks.quantize_load.task import NAME, TITLE, run
+
+__all__ = ["NAME", "TITLE", "run"]

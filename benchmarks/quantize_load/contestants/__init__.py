@@ -1,0 +1,1 @@
+"""Ways of loading and quantising; each `build(stored, scheme)` gives a model."""
