@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,9 @@ def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = names["model"].model.layers[0].mlp.down_proj
     assert layer.weight.dtype is torch.float8_e4m3fn
     assert type(first.model.layers[0].mlp.down_proj) is bitsandbytes.nn.Linear4bit
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes"])
+def test_the_examples_of_a_module(name: str) -> None:
+    failed, _ = doctest.testmod(importlib.import_module(f"dormant.quantizers.{name}"))
+    assert failed == 0

@@ -58,6 +58,13 @@ def multiply_through(kind: Any) -> Any:
                 duplicate.layer.quant_state = duplicate.quant_state
             return duplicate
 
+        def __reduce_ex__(self, protocol: object) -> Any:
+            raise NotImplementedError(
+                "dormant: a quantised parallel layer cannot be pickled: it would come back without "
+                "the layer that multiplies for it. Save its state_dict, build the model again, "
+                "quantise it and load that."
+            )
+
         @classmethod
         def __torch_function__(
             cls,
