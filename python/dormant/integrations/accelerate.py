@@ -1,0 +1,147 @@
+"""Lazy models on accelerate's device maps; `init_empty_weights` that keeps what it records."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dormant.context import lazy_init
+from dormant.integrations.library import check_options, imported
+from dormant.layerwise import pending_layers
+from dormant.materialize import bring_to_life, is_lazy
+from dormant.progress import Callback
+
+
+def init_empty_weights(include_buffers: bool | None = None) -> lazy_init:
+    """A context with accelerate's name in which models are lazy instead of on the meta device.
+
+    What is built inside takes no memory either, but remembers its initialisation: it can be used
+    at once, loaded by `dormant.load`, quantised, or dispatched by `dispatch_model`. Code that
+    insists on `accelerate.init_empty_weights` keeps working inside `dormant.lazy_init`, too, and
+    gets its meta tensors.
+
+    Args:
+        include_buffers: accepted for compatibility; buffers are lazy, and cost nothing, either way.
+
+    Returns:
+        The context, `dormant.lazy_init()`.
+
+    Example:
+        >>> import torch, dormant
+        >>> from dormant.integrations.accelerate import init_empty_weights
+        >>> with init_empty_weights():
+        ...     layer = torch.nn.Linear(1024, 1024)
+        >>> dormant.is_lazy(layer), layer.weight.device
+        (True, device(type='cpu'))
+    """
+    del include_buffers
+    return lazy_init()
+
+
+def dispatch_model(
+    model: torch.nn.Module,
+    device_map: Mapping[str, Any],
+    *,
+    offload_dir: str | os.PathLike[str] | None = None,
+    memory_budget: int | None = None,
+    progress: bool | Callback | None = None,
+    **options: Any,
+) -> torch.nn.Module:
+    """Brings a lazy model to life where a device map wants it, as `accelerate.dispatch_model`.
+
+    What goes to disk is made and written one tensor at a time and never lies in memory as a whole.
+    The rest comes to life on the CPU, from where accelerate moves it.
+
+    Args:
+        model: the model, lazy, real or mixed; quantise or load it (`materialize=False`) before.
+        device_map: module names to devices, "cpu" or "disk", as
+            `accelerate.infer_auto_device_map` makes them.
+        offload_dir: the folder for what goes to disk. It must not hold offloaded weights yet.
+        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        progress: as for `dormant.materialize`.
+        **options: what `accelerate.dispatch_model` takes besides.
+
+    Returns:
+        `model`, with accelerate's hooks.
+
+    Raises:
+        ImportError: accelerate is not installed.
+        TypeError: `memory_budget` is no int.
+        ValueError: the device map leaves out tensors; or sends some to disk without an
+            `offload_dir`, or with one that is in use. The model is as it was.
+        OSError: the system could not write the offloaded tensors.
+
+    Example:
+        >>> import tempfile, torch, dormant
+        >>> from dormant.integrations.accelerate import dispatch_model
+        >>> with dormant.lazy_init():
+        ...     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model = dispatch_model(model, {"0": "disk", "1": "cpu"}, offload_dir=folder)
+        ...     output = model(torch.ones(1, 8))
+        >>> output.shape, model[0].weight.device
+        (torch.Size([1, 2]), device(type='meta'))
+    """
+    check_options("dispatch_model", memory_budget=memory_budget)
+    library = imported("accelerate")
+    devices = dict(device_map)
+    imported("accelerate.utils").check_device_map(model, devices)
+    on_disk = [name for name, device in devices.items() if device == "disk"]
+    folder = _free_folder(offload_dir, on_disk)
+    if folder is None or pending_layers(model):
+        bring_to_life([("", model)], memory_budget=memory_budget, progress=progress)
+    if folder is not None:
+        offloaded = _offload(model, on_disk, folder)
+        rest = [item for item in _tensors(model).items() if item[0] not in offloaded]
+        bring_to_life(list(rest), memory_budget=memory_budget, progress=progress)
+        options["offload_dir"] = str(folder)
+    dispatched: torch.nn.Module = library.dispatch_model(model, devices, **options)
+    return dispatched
+
+
+def _free_folder(offload_dir: str | os.PathLike[str] | None, on_disk: list[str]) -> Path | None:
+    if not on_disk:
+        return None
+    if offload_dir is None:
+        raise ValueError(
+            f"dispatch_model: the device map sends {', '.join(on_disk)} to disk; pass the folder "
+            "for it as offload_dir."
+        )
+    folder = Path(offload_dir)
+    if (folder / "index.json").exists():
+        raise ValueError(
+            f"dispatch_model: {folder} already holds offloaded weights (index.json), which "
+            "accelerate would take for this model's. Choose an empty folder."
+        )
+    return folder
+
+
+def _offload(model: torch.nn.Module, on_disk: list[str], folder: Path) -> set[str]:
+    """Writes what accelerate looks for on disk; returns the names of the parameters among it."""
+    offload = imported("accelerate.utils.offload")
+    wanted = offload.extract_submodules_state_dict(model.state_dict(), on_disk)
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {}
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if is_lazy(tensor):
+                with lazy_init():
+                    # The model's own tensor stays lazy, and goes when accelerate drops it.
+                    tensor = tensor.clone()
+            index = offload.offload_weight(tensor, name, str(folder), index=index)
+    offload.save_offload_index(index, str(folder))
+    return {name for name, _ in model.named_parameters(remove_duplicate=False) if name in wanted}
+
+
+def _tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(
+        itertools.chain(
+            model.named_parameters(remove_duplicate=False),
+            model.named_buffers(remove_duplicate=False),
+        )
+    )

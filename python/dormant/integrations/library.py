@@ -1,0 +1,82 @@
+"""What every integration does: import its library, find a folder, bring the result to life."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dormant.convert import as_dtype, convert
+from dormant.load import Mmap
+from dormant.materialize import bring_to_life
+from dormant.options import check_choice, check_memory_budget
+from dormant.progress import Callback
+
+
+def imported(module: str) -> Any:
+    """A module of another library.
+
+    Raises:
+        ImportError: the library is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        library = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != library:
+            raise
+        raise ImportError(
+            f"dormant.integrations.{library}: the library {library} is not installed. Install it "
+            f"with: pip install {library}",
+            name=library,
+        ) from error
+
+
+def local_folder(folder: str | os.PathLike[str], operation: str) -> str:
+    """`folder` as text.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        exists = Path(folder).exists()
+        raise OSError(
+            errno.ENOTDIR if exists else errno.ENOENT,
+            f"dormant: {operation}: {'a file' if exists else 'nothing'} lies at "
+            f"{os.fspath(folder)!r}, expected a folder on this machine. Nothing is downloaded "
+            "here; get the model first",
+        )
+    return os.fspath(folder)
+
+
+def check_options(operation: str, *, memory_budget: int | None, mmap: str = "auto") -> None:
+    """Checks what `finish` takes before anything is built.
+
+    Raises:
+        TypeError: `memory_budget` is no int.
+        ValueError: an option is not one of those possible.
+    """
+    check_memory_budget(memory_budget, operation)
+    check_choice(mmap, ("auto", "always", "never"), "mmap", operation)
+
+
+def finish(
+    model: torch.nn.Module,
+    *,
+    materialize: bool,
+    dtype: torch.dtype | None = None,
+    memory_budget: int | None = None,
+    mmap: Mmap = "auto",
+    progress: bool | Callback | None = None,
+) -> None:
+    """Brings what is lazy in `model` to life, where it is wanted."""
+    if materialize:
+        bring_to_life(
+            [("", model)], dtype=dtype, memory_budget=memory_budget, mmap=mmap, progress=progress
+        )
+    elif dtype is not None:
+        convert([("", model)], as_dtype(dtype))

@@ -1,0 +1,223 @@
+"""LLaMA2-Accessory's two functions for large models, by their own names.
+
+`default_tensor_type` builds its models lazily; `load_tensor_parallel_model_list` loads its
+checkpoints, Meta's and its own, whatever number of ranks they were saved by.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+import torch
+
+from dormant import tensor_parallel
+from dormant.checkpoint import open_checkpoint
+from dormant.checkpoint_files import find_groups
+from dormant.context import lazy_init
+from dormant.load import load
+from dormant.progress import Callback
+from dormant.tensor_parallel import REPLICATED, Rule, Rules, Sharded
+
+# Meta's files lack the prefix of LLaMA2-Accessory's MetaModel (accessory/util/tensor_parallel.py).
+_PREFIX = "llma."
+
+# fairscale's layers, and the dimension in which each of their tensors is divided.
+_DIVIDED: dict[str, dict[str, int]] = {
+    "ColumnParallelLinear": {"weight": 0, "bias": 0},
+    "RowParallelLinear": {"weight": 1},
+    "ParallelEmbedding": {"weight": 1},
+}
+
+
+class default_tensor_type:
+    """A context with LLaMA2-Accessory's name and arguments, in which models are lazy.
+
+    Args:
+        dtype: the default dtype inside; None keeps the surrounding one.
+        device: "cpu" or "cuda", where tensors are made; None keeps the surrounding one.
+        is_meta: accepted for compatibility: what would be on the meta device is lazy, and what
+            would be real is lazy, too.
+
+    Raises:
+        NotImplementedError: `device` is a GPU and this machine has none.
+        TypeError: `dtype` is not a floating point dtype.
+        ValueError: `device` is another device.
+
+    Example:
+        >>> import torch, dormant
+        >>> from dormant.integrations.llama2_accessory import default_tensor_type
+        >>> with default_tensor_type(dtype=torch.bfloat16, device="cpu"):
+        ...     layer = torch.nn.Linear(4, 4)
+        >>> layer.weight.dtype, dormant.is_lazy(layer)
+        (torch.bfloat16, True)
+    """
+
+    _devices: ClassVar[list[str]] = ["cpu"]
+
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
+        is_meta: bool | None = None,
+    ) -> None:
+        del is_meta
+        if device not in (None, "cpu", "cuda"):
+            raise ValueError(
+                f'default_tensor_type: device must be "cpu", "cuda" or None, got {device!r}.'
+            )
+        self._context = lazy_init(device=device, dtype=dtype)
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._context.__enter__()
+        self._devices.append(self._device or self._devices[-1])
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._devices.pop()
+        self._context.__exit__(kind, error, traceback)
+
+    @staticmethod
+    def get_current_materialization_device() -> torch.device:
+        """The device of the innermost context; the CPU outside of all."""
+        return torch.device(default_tensor_type._devices[-1])
+
+
+def load_tensor_parallel_model_list(
+    model: torch.nn.Module,
+    path_list: Sequence[str | os.PathLike[str]],
+    verbose: bool = False,
+    *,
+    rank: int | None = None,
+    world_size: int | None = None,
+    rules: Rules | None = None,
+    memory_budget: int | None = None,
+    progress: bool | Callback | None = None,
+) -> dict[str, list[str]]:
+    """Loads checkpoints one over the other into this rank's part of a model, in one pass.
+
+    A folder of Meta's (consolidated.00.pth, ...) or LLaMA2-Accessory's files
+    (consolidated.00-of-02.model.pth, ...) replaces what came before; one of differences
+    (consolidated.00-of-02.model-diff.pth, ...) is added to it, in the model's dtype. Each element
+    is read once, and only those of this rank's part, whatever number of ranks saved it.
+
+    Args:
+        model: the model, lazy or real. Its layers of fairscale (ColumnParallelLinear,
+            RowParallelLinear, ParallelEmbedding) tell which tensors are divided.
+        path_list: the folders, in the order of loading.
+        verbose: print the report.
+        rank: this rank of model parallelism; None asks fairscale, or is 0 where it is not in use.
+        world_size: how many there are; None asks fairscale, or is 1.
+        rules: how tensors are divided; None means as the model's layers tell, or as LLaMA's where
+            it has none of fairscale's.
+        memory_budget: as for `dormant.load`.
+        progress: as for `dormant.load`.
+
+    Returns:
+        "missing_keys": names of the model that no checkpoint has; "unexpected_keys": those that
+        the model lacks; sorted.
+
+    Raises:
+        ValueError: a folder holds no such checkpoint, or the first one holds differences; shapes do
+            not fit, or what all ranks hold whole differs between them.
+        KeyError: names of another shape than in the model, or ranks that lack names.
+        OSError: there is no such folder, or the system could not read a file.
+
+    Example:
+        >>> import pathlib, tempfile, torch
+        >>> from dormant.integrations.llama2_accessory import *
+        >>> with default_tensor_type(dtype=torch.bfloat16):
+        ...     model = torch.nn.ModuleDict({"llma": torch.nn.Linear(2, 2)})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "consolidated.00-of-01.model.pth")
+        ...     torch.save({"model": {"llma.weight": torch.ones(2, 2)}}, path)
+        ...     load_tensor_parallel_model_list(model, [folder])
+        {'missing_keys': ['llma.bias'], 'unexpected_keys': []}
+    """
+    here, count = _place(rank, world_size)
+    own = dict(model.state_dict())
+    divided = _rules(model) if rules is None else rules
+    state: dict[str, torch.Tensor] = {}
+    for number, path in enumerate(path_list):
+        parts, differences = _open(path)
+        if differences and number == 0:
+            raise ValueError(
+                f"load_tensor_parallel_model_list: {os.fspath(path)} holds differences; the first "
+                "checkpoint of the list must be a whole one."
+            )
+        part = tensor_parallel.reshard(parts, count, rules=divided)[here]
+        with lazy_init(), torch.no_grad():
+            part = {name: _cast(tensor, own.get(name)) for name, tensor in part.items()}
+        state = tensor_parallel.apply_diffs(state, [part]) if differences else {**state, **part}
+    report = load(
+        model,
+        state,
+        unexpected="ignore",
+        memory_budget=memory_budget,
+        progress=progress,
+        verbose=verbose,
+    )
+    return {"missing_keys": sorted(report.missing), "unexpected_keys": sorted(report.unexpected)}
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    fairscale: Any = sys.modules.get("fairscale.nn.model_parallel.initialize")
+    if fairscale is not None and fairscale.model_parallel_is_initialized():
+        rank = fairscale.get_model_parallel_rank() if rank is None else rank
+        world_size = fairscale.get_model_parallel_world_size() if world_size is None else world_size
+    here, count = rank or 0, world_size or 1
+    if not 0 <= here < count:
+        raise ValueError(
+            f"load_tensor_parallel_model_list: rank {here} of {count}; expected 0 <= rank < "
+            "world_size."
+        )
+    return here, count
+
+
+def _rules(model: torch.nn.Module) -> Rules | None:
+    """How the model's layers divide their tensors; None where none of them does."""
+    rules: dict[str, Rule] = {}
+    for prefix, module in model.named_modules():
+        kinds = (kind.__name__ for kind in type(module).__mro__)
+        divided = next((_DIVIDED[kind] for kind in kinds if kind in _DIVIDED), {})
+        for name, dim in divided.items():
+            rules[f"{prefix}.{name}" if prefix else name] = Sharded(dim)
+    return {**rules, "*": REPLICATED} if rules else None
+
+
+def _open(path: str | os.PathLike[str]) -> tuple[list[Mapping[str, torch.Tensor]], bool]:
+    """What each rank saved, by the names of LLaMA2-Accessory, and whether it is to be added."""
+    if not Path(path).is_dir():
+        raise ValueError(
+            f"load_tensor_parallel_model_list: {os.fspath(path)} is no folder; expected one with "
+            "consolidated.*.pth in it."
+        )
+    (group,) = find_groups([path])
+    if not all(file.name.startswith("consolidated.") for file in group.files):
+        raise ValueError(
+            f"load_tensor_parallel_model_list: {os.fspath(path)} holds {group.files[0].name}, "
+            "expected consolidated.*.pth. Load it with dormant.load."
+        )
+    parts: list[Mapping[str, torch.Tensor]] = [_part(file) for file in group.files]
+    return parts, group.kind == "differences"
+
+
+def _part(file: Path) -> Mapping[str, torch.Tensor]:
+    state = dict(open_checkpoint(file).items())
+    if "-of-" in file.name:
+        return state
+    return {f"{_PREFIX}{name}": tensor for name, tensor in state.items()}
+
+
+def _cast(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
+    """Sums are taken and rounded in the model's dtype."""
+    return tensor if like is None else tensor.to(like.dtype)

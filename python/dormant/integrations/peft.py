@@ -1,0 +1,122 @@
+"""Adapters of peft on models that are still lazy, quantised ones included."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from dormant.context import lazy_init
+from dormant.integrations.library import check_options, finish, imported, local_folder
+from dormant.load import Mmap
+from dormant.progress import Callback
+
+
+def get_peft_model(
+    model: torch.nn.Module,
+    config: Any,
+    *,
+    adapter_name: str = "default",
+    materialize: bool = True,
+    memory_budget: int | None = None,
+    progress: bool | Callback | None = None,
+    **options: Any,
+) -> Any:
+    """Puts a new adapter on a model, as `peft.get_peft_model` under the same seed.
+
+    Args:
+        model: the base, lazy or real. Quantise it first (`dormant.quantize`, or `quantization=` of
+            the transformers integration): the adapter then gets peft's layers for it.
+        config: a configuration of peft, such as `peft.LoraConfig`.
+        adapter_name: the adapter's name.
+        materialize: False leaves base and adapter lazy.
+        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        progress: as for `dormant.materialize`.
+        **options: what `peft.get_peft_model` takes besides (mixed, autocast_adapter_dtype, ...).
+
+    Returns:
+        The PeftModel.
+
+    Raises:
+        ImportError: peft is not installed.
+        TypeError: an argument is of a type that cannot be used.
+        ValueError: an option is not one of those possible, or the adapter does not fit the model.
+
+    Example:
+        >>> import peft, torch, dormant
+        >>> from dormant.integrations.peft import get_peft_model
+        >>> with dormant.lazy_init():
+        ...     base = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> model = get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"]))
+        >>> model.base_model.model[0].lora_A["default"].weight.shape
+        torch.Size([2, 8])
+    """
+    check_options("get_peft_model", memory_budget=memory_budget)
+    library = imported("peft")
+    with lazy_init():
+        adapted = library.get_peft_model(model, config, adapter_name=adapter_name, **options)
+    finish(adapted, materialize=materialize, memory_budget=memory_budget, progress=progress)
+    return adapted
+
+
+def load_adapter(
+    model: torch.nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    adapter_name: str = "default",
+    materialize: bool = True,
+    memory_budget: int | None = None,
+    mmap: Mmap = "auto",
+    progress: bool | Callback | None = None,
+    **options: Any,
+) -> Any:
+    """Puts a saved adapter on a model, as `peft.PeftModel.from_pretrained`.
+
+    Args:
+        model: the base, lazy or real; or a PeftModel, which gets one more adapter.
+        folder: where `save_pretrained` of a PeftModel wrote.
+        adapter_name: the adapter's name.
+        materialize: False leaves base and adapter lazy.
+        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        mmap: as for `dormant.load`.
+        progress: as for `dormant.load`.
+        **options: what peft takes besides (is_trainable, ...).
+
+    Returns:
+        The PeftModel; `model` itself where it is one.
+
+    Raises:
+        ImportError: peft is not installed.
+        TypeError: an argument is of a type that cannot be used.
+        ValueError: an option is not one of those possible, or the adapter does not fit the model.
+        OSError: there is no such folder, or the system could not read a file.
+
+    Example:
+        >>> import tempfile, peft, torch, dormant
+        >>> from dormant.integrations.peft import get_peft_model, load_adapter
+        >>> config = peft.LoraConfig(r=2, target_modules=["0"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     saved = get_peft_model(torch.nn.Sequential(torch.nn.Linear(8, 8)), config)
+        ...     saved.save_pretrained(folder)
+        ...     with dormant.lazy_init():
+        ...         base = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        ...     model = load_adapter(base, folder)
+        >>> list(model.peft_config)
+        ['default']
+    """
+    check_options("load_adapter", memory_budget=memory_budget, mmap=mmap)
+    path = local_folder(folder, "load_adapter")
+    library = imported("peft")
+    adapted: Any = model
+    with lazy_init():
+        if isinstance(model, library.PeftModel):
+            adapted.load_adapter(path, adapter_name, **options)
+        else:
+            adapted = library.PeftModel.from_pretrained(
+                model, path, adapter_name=adapter_name, **options
+            )
+    finish(
+        adapted, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
+    )
+    return adapted

@@ -1,0 +1,103 @@
+"""Models of torchvision from checkpoint files, read once and straight into their final memory."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Literal
+
+import torch
+
+from dormant.context import lazy_init
+from dormant.integrations.library import check_options, finish, imported
+from dormant.load import Mmap, load
+from dormant.options import check_choice, check_dtype
+from dormant.progress import Callback
+
+# Files of DenseNet from before torchvision 0.2 have "norm.1" for "norm1" (densenet.py there).
+_OLD_DENSENET = re.compile(
+    r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))"
+)
+
+
+def get_model(
+    name: str,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    missing: Literal["init", "error"] = "error",
+    unexpected: Literal["error", "ignore"] = "error",
+    dtype: torch.dtype | None = None,
+    materialize: bool = True,
+    memory_budget: int | None = None,
+    mmap: Mmap = "auto",
+    progress: bool | Callback | None = None,
+    **options: Any,
+) -> torch.nn.Module:
+    """The model that `torchvision.models.get_model(name)` and `load_state_dict` give.
+
+    Args:
+        name: of the architecture, as "resnet50".
+        checkpoint: a file of the state dict, such as those that torchvision publishes, or of a
+            mapping with it in it, as its training scripts write; None loads none: the model is
+            initialised.
+        missing: names that the checkpoint lacks: "error" refuses, "init" initialises them.
+        unexpected: names that the model lacks: "error" refuses, "ignore" leaves them out.
+        dtype: floating point tensors get this dtype; None keeps float32.
+        materialize: False leaves the model lazy.
+        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        mmap: as for `dormant.load`.
+        progress: as for `dormant.load`.
+        **options: what `torchvision.models.get_model` takes besides (num_classes, ...).
+
+    Returns:
+        The model, in training mode as the library's.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        TypeError: an argument is of a type that cannot be used.
+        ValueError: the model is unknown, an option is not one of those possible, or the file is
+            damaged.
+        KeyError: names that are missing, unexpected or of another shape, all of them listed.
+        OSError: the system could not read the file.
+
+    Example:
+        >>> from dormant.integrations.torchvision import get_model
+        >>> model = get_model("squeezenet1_1", num_classes=3, materialize=False)
+        >>> model.classifier[1].weight.shape
+        torch.Size([3, 512, 1, 1])
+    """
+    check_options("get_model", memory_budget=memory_budget, mmap=mmap)
+    check_dtype(dtype, "get_model")
+    check_choice(missing, ("init", "error"), "missing", "get_model")
+    check_choice(unexpected, ("error", "ignore"), "unexpected", "get_model")
+    library = imported("torchvision")
+    with lazy_init():
+        # An architecture's own download of a backbone is not wanted here.
+        model: torch.nn.Module = library.models.get_model(name, **{"weights": None, **options})
+    if checkpoint is None:
+        finish(
+            model,
+            dtype=dtype,
+            materialize=materialize,
+            memory_budget=memory_budget,
+            progress=progress,
+        )
+        return model
+    load(
+        model,
+        checkpoint,
+        missing=missing,
+        unexpected=unexpected,
+        rename=_densenet_name if name.startswith("densenet") else None,
+        dtype=dtype,
+        materialize=materialize,
+        memory_budget=memory_budget,
+        mmap=mmap,
+        progress=progress,
+    )
+    return model
+
+
+def _densenet_name(name: str) -> str:
+    found = _OLD_DENSENET.fullmatch(name)
+    return name if found is None else found[1] + found[2]

@@ -1,0 +1,223 @@
+"""Models of transformers from local folders and configurations: read, cast and quantised once.
+
+The library's own code runs, on lazy tensors: its renames and conversions of weights, its rules for
+missing keys, ties, dtypes and generation settings are those of the installed version.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+
+from dormant.context import lazy_init
+from dormant.integrations.library import check_options, finish, imported, local_folder
+from dormant.load import Mmap
+from dormant.names import NamesError, listed
+from dormant.options import check_choice
+from dormant.progress import Callback
+from dormant.quantize import Scheme, quantize
+
+# Configurations of other quantisers go to the library itself.
+_OURS = ("BitsAndBytesConfig", "TorchAoConfig")
+
+
+def from_pretrained(
+    model_class: Any,
+    folder: str | os.PathLike[str],
+    *,
+    config: Any = None,
+    dtype: torch.dtype | str | None = None,
+    quantization: Scheme | None = None,
+    missing: Literal["init", "error"] = "init",
+    unexpected: Literal["error", "ignore"] = "ignore",
+    mismatched: Literal["error", "init"] = "error",
+    materialize: bool = True,
+    memory_budget: int | None = None,
+    mmap: Mmap = "auto",
+    progress: bool | Callback | None = None,
+    **options: Any,
+) -> Any:
+    """The model that `model_class.from_pretrained(folder)` gives, bit for bit.
+
+    Each tensor goes from the file to its final memory once: cast, converted to the library's
+    layout and quantised on the way. What the checkpoint lacks is initialised as by the library.
+
+    Args:
+        model_class: a model class or an auto class, such as `transformers.AutoModelForCausalLM`.
+        folder: a folder with config.json and weights, as `save_pretrained` writes.
+        config: a configuration to take instead of the folder's, or its path.
+        dtype: of the parameters; "auto" and None mean the configuration's, else the checkpoint's,
+            as in the library.
+        quantization: what `dormant.quantize` takes ("nf4", "int8", a BitsAndBytesConfig, ...), or
+            a configuration of another quantiser of transformers. A folder that is already
+            quantised needs none.
+        missing: keys that the checkpoint lacks: "init" initialises them, "error" refuses.
+        unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
+        mismatched: other shapes than the model's: "error" refuses, "init" initialises them.
+        materialize: False leaves the model lazy, for `dormant.materialize` and its report, or for
+            `dormant.save`.
+        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        mmap: whether tensors that keep the file's dtype may show its bytes in place; see
+            `dormant.load`.
+        progress: as for `dormant.load`.
+        **options: what the library's `from_pretrained` takes besides (attn_implementation,
+            key_mapping, generation_config, subfolder, device_map, ...).
+
+    Returns:
+        The model, in evaluation mode; a pair of it and a dictionary with
+        `output_loading_info=True`, as in the library.
+
+    Raises:
+        ImportError: transformers, or what the quantiser needs, is not installed.
+        TypeError: an argument is of a type that cannot be used.
+        ValueError: an option is not one of those possible; a file is damaged; or the folder is
+            already quantised by another scheme.
+        KeyError: keys that are refused, all of them listed.
+        RuntimeError: tensors have other shapes than the model's; from the library.
+        OSError: there is no such folder, or the system could not read a file.
+
+    Example:
+        >>> import tempfile, transformers
+        >>> from dormant.integrations.transformers import from_pretrained
+        >>> config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+        ...     model = from_pretrained(transformers.AutoModelForCausalLM, folder)
+        >>> type(model).__name__, model.training
+        ('GPT2LMHeadModel', False)
+    """
+    operation = "from_pretrained"
+    check_choice(missing, ("init", "error"), "missing", operation)
+    check_choice(unexpected, ("error", "ignore"), "unexpected", operation)
+    check_choice(mismatched, ("error", "init"), "mismatched", operation)
+    check_options(operation, memory_budget=memory_budget, mmap=mmap)
+    path = local_folder(folder, operation)
+    imported("transformers.modeling_utils")  # before the context, which patches what is imported
+    fused = quantization is not None and _is_ours(quantization)
+    if quantization is not None and (not fused or _is_quantised(config, path)):
+        if isinstance(quantization, str) or not hasattr(quantization, "quant_method"):
+            raise ValueError(
+                f"{operation}: {path} is already quantised; got quantization={quantization!r}. "
+                "Leave it out."
+            )
+        fused = False
+        options["quantization_config"] = quantization
+    wants_info = options.pop("output_loading_info", False)
+    with lazy_init():
+        model, info = model_class.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            ignore_mismatched_sizes=mismatched == "init",
+            output_loading_info=True,
+            local_files_only=True,
+            **options,
+        )
+    _check_names(path, info, missing, unexpected)
+    if fused:
+        _quantise(model, quantization)
+    finish(
+        model, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
+    )
+    return (model, info) if wants_info else model
+
+
+def from_config(
+    model_class: Any,
+    config: Any,
+    *,
+    dtype: torch.dtype | str | None = None,
+    quantization: Scheme | None = None,
+    materialize: bool = True,
+    memory_budget: int | None = None,
+    progress: bool | Callback | None = None,
+    **options: Any,
+) -> Any:
+    """The model that `model_class.from_config(config)` gives, initialised as under the same seed.
+
+    Args:
+        model_class: a model class or an auto class.
+        config: a configuration, or a folder with config.json.
+        dtype: of the parameters; "auto" and None mean the configuration's, else torch's default.
+        quantization: what `dormant.quantize` takes.
+        materialize: False leaves the model lazy.
+        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        progress: as for `dormant.materialize`.
+        **options: what the library takes besides (attn_implementation, ...).
+
+    Returns:
+        The model, in training mode as the library's.
+
+    Raises:
+        ImportError: transformers, or what the quantiser needs, is not installed.
+        TypeError: an argument is of a type that cannot be used.
+        ValueError: an option is not one of those possible, or no model class fits the
+            configuration.
+        OSError: there is no such folder.
+
+    Example:
+        >>> import transformers, dormant
+        >>> from dormant.integrations.transformers import from_config
+        >>> config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20)
+        >>> model = from_config(transformers.AutoModelForCausalLM, config, materialize=False)
+        >>> dormant.is_lazy(model)
+        True
+    """
+    check_options("from_config", memory_budget=memory_budget)
+    library = imported("transformers")
+    imported("transformers.modeling_utils")
+    if isinstance(config, (str, os.PathLike)):
+        config = library.AutoConfig.from_pretrained(
+            local_folder(config, "from_config"), local_files_only=True
+        )
+    build = getattr(model_class, "from_config", None) or model_class._from_config
+    if dtype is not None and dtype != "auto":
+        options["dtype"] = dtype
+    with lazy_init():
+        model = build(config, **options)
+    if quantization is not None:
+        _quantise(model, quantization)
+    finish(model, materialize=materialize, memory_budget=memory_budget, progress=progress)
+    return model
+
+
+def _is_ours(quantization: Any) -> bool:
+    return not hasattr(quantization, "quant_method") or type(quantization).__name__ in _OURS
+
+
+def _is_quantised(config: Any, folder: str) -> bool:
+    if config is None or isinstance(config, (str, os.PathLike)):
+        kind = imported("transformers").PreTrainedConfig
+        entries, _ = kind.get_config_dict(config or folder, local_files_only=True)
+        return entries.get("quantization_config") is not None
+    return getattr(config, "quantization_config", None) is not None
+
+
+def _quantise(model: torch.nn.Module, scheme: Scheme) -> None:
+    before = {
+        name: (type(module), module._parameters.get("weight"))
+        for name, module in model.named_modules()
+    }
+    for layer in quantize(model, scheme).layers:
+        module: Any = model.get_submodule(layer.name)
+        kind, weight = before[layer.name]
+        if "bitsandbytes" in type(module).__module__:
+            # What the library notes: the class it replaces, and that the weight is loaded.
+            module.source_cls = kind
+            if hasattr(weight, "_is_hf_initialized"):
+                module.weight._is_hf_initialized = True
+
+
+def _check_names(path: str, info: dict[str, Any], missing: str, unexpected: str) -> None:
+    refused = ""
+    if missing == "error":
+        refused += listed("missing in the checkpoint", sorted(info["missing_keys"]))
+    if unexpected == "error":
+        refused += listed("not in the model", sorted(info["unexpected_keys"]))
+    if refused:
+        raise NamesError(
+            f"from_pretrained: the checkpoint in {path} does not fit the model.{refused}\n"
+            "Rename with key_mapping=, or accept it with missing='init' or unexpected='ignore'."
+        )

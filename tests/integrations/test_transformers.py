@@ -1,0 +1,260 @@
+"""`integrations.transformers` against the library's own `from_pretrained` and `from_config`."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from libraries import models
+from same_model import assert_same, assert_same_output, both, drop_keys
+
+import dormant
+from dormant.integrations.transformers import from_config, from_pretrained
+
+ROWS = {row.name: row for row in models("transformers")}
+WORDS = {"input_ids": torch.arange(1, 13).view(2, 6)}
+SOUND = {"input_values": torch.linspace(-1, 1, 4000).view(1, -1)}
+
+# Inputs where a few are enough; None where only the tensors are compared.
+ARCHITECTURES: dict[str, dict[str, torch.Tensor] | None] = {
+    "BertForPreTraining": WORDS,
+    "RobertaForMaskedLM": WORDS,
+    "DebertaV2ForMaskedLM": WORDS,
+    "ModernBertForMaskedLM": WORDS,
+    "LlamaForCausalLM": WORDS,
+    "LlamaForCausalLM-tied-llama3-rope": WORDS,
+    "MixtralForCausalLM": WORDS,
+    "Qwen3MoeForCausalLM": WORDS,
+    "GemmaForCausalLM": WORDS,
+    "Phi3ForCausalLM": WORDS,
+    "GPT2LMHeadModel": WORDS,
+    "GPTNeoXForCausalLM": WORDS,
+    "BloomForCausalLM": WORDS,
+    "FalconForCausalLM": WORDS,
+    "OPTForCausalLM": WORDS,
+    "MambaForCausalLM": WORDS,
+    "T5ForConditionalGeneration": {**WORDS, "decoder_input_ids": WORDS["input_ids"]},
+    "BartForConditionalGeneration": WORDS,
+    "ViTForImageClassification": None,
+    "SwinModel": None,
+    "ConvNextModel": None,
+    "ResNetForImageClassification": None,
+    "CLIPModel": None,
+    "Blip2ForConditionalGeneration": None,
+    "LlavaForConditionalGeneration": None,
+    "Wav2Vec2ForCTC": SOUND,
+    "WhisperModel": None,
+    "DetrForObjectDetection": None,
+}
+# What is dropped has to be initialised, by each library's own rules.
+MISSING = {
+    "LlamaForCausalLM": ["model.layers.0.mlp", "lm_head"],
+    "LlamaForCausalLM-tied-llama3-rope": ["model.embed_tokens"],
+    "BertForPreTraining": ["cls.predictions.transform", "bert.pooler"],
+    "MixtralForCausalLM": ["model.layers.1"],
+    "GPT2LMHeadModel": ["transformer.h.1"],
+    "Wav2Vec2ForCTC": ["lm_head"],
+}
+
+
+def saved(name: str, folder: Path, **options: Any) -> Any:
+    """Saves other random values than those that construction under the tests' seed gives."""
+    torch.manual_seed(1234)
+    model = ROWS[name].build()
+    model.save_pretrained(folder, **options)
+    return type(model)
+
+
+def test_there_are_enough_architectures() -> None:
+    assert len(ARCHITECTURES) >= 20
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_model_is_that_of_from_pretrained(name: str, tmp_path: Path) -> None:
+    kind = saved(name, tmp_path)
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path), lambda: from_pretrained(kind, tmp_path)
+    )
+    assert_same(expected, got, memory=False)
+    inputs = ARCHITECTURES[name]
+    if inputs is not None:
+        assert_same_output(expected, got, inputs)
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_missing_keys_are_initialised_as_by_the_library(name: str, tmp_path: Path) -> None:
+    kind = saved(name, tmp_path)
+    drop_keys(tmp_path, *MISSING[name])
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path), lambda: from_pretrained(kind, tmp_path)
+    )
+    assert_same(expected, got, memory=False)
+
+
+@pytest.mark.parametrize("dtype", [None, "auto", "bfloat16", torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "T5ForConditionalGeneration"])
+def test_dtypes_follow_the_library(name: str, dtype: Any, tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    model = ROWS[name].build().bfloat16()
+    model.save_pretrained(tmp_path)
+    kind = type(model)
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path, dtype=dtype),
+        lambda: from_pretrained(kind, tmp_path, dtype=dtype),
+    )
+    assert_same(expected, got, memory=False)
+
+
+def test_a_checkpoint_in_many_files(tmp_path: Path) -> None:
+    kind = saved("LlamaForCausalLM", tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert_same(kind.from_pretrained(tmp_path), from_pretrained(kind, tmp_path), memory=False)
+
+
+def test_a_checkpoint_of_torch_save(tmp_path: Path) -> None:
+    kind = saved("BertForPreTraining", tmp_path)
+    file = tmp_path / "model.safetensors"
+    torch.save(safetensors.torch.load_file(file), tmp_path / "pytorch_model.bin")
+    file.unlink()
+    assert_same(kind.from_pretrained(tmp_path), from_pretrained(kind, tmp_path), memory=False)
+
+
+def test_auto_classes_and_the_saved_generation_settings(tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    model: Any = ROWS["Qwen3ForCausalLM"].build()
+    model.generation_config.max_new_tokens = 7
+    model.save_pretrained(tmp_path)
+    auto = transformers.AutoModelForCausalLM
+    expected, got = auto.from_pretrained(tmp_path), from_pretrained(auto, tmp_path)
+    assert got.generation_config.max_new_tokens == 7
+    assert_same(expected, got, memory=False)
+    words = torch.arange(1, 5).view(1, 4)
+    assert torch.equal(*(m.generate(words, do_sample=False) for m in (expected, got)))
+
+
+def test_a_new_head_and_other_sizes(tmp_path: Path) -> None:
+    saved("BertForSequenceClassification", tmp_path)
+    kind = transformers.BertForSequenceClassification
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True),
+        lambda: from_pretrained(kind, tmp_path, num_labels=7, mismatched="init"),
+    )
+    assert got.classifier.weight.shape[0] == 7
+    assert_same(expected, got, memory=False)
+
+
+def test_keys_renamed_by_the_caller(tmp_path: Path) -> None:
+    kind = saved("LlamaForCausalLM", tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    safetensors.torch.save_file(
+        {name.replace("model.layers", "net.blocks"): t for name, t in state.items()},
+        file,
+        metadata={"format": "pt"},
+    )
+    mapping = {r"^net\.blocks": "model.layers"}
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path, key_mapping=dict(mapping)),
+        lambda: from_pretrained(kind, tmp_path, key_mapping=dict(mapping), missing="error"),
+    )
+    assert_same(expected, got, memory=False)
+
+
+def test_names_can_be_refused(tmp_path: Path) -> None:
+    kind = saved("LlamaForCausalLM", tmp_path)
+    drop_keys(tmp_path, "model.norm")
+    with pytest.raises(KeyError, match="model\\.norm\\.weight"):
+        from_pretrained(kind, tmp_path, missing="error")
+    with pytest.raises(KeyError, match="lm_head\\.weight"):
+        from_pretrained(transformers.LlamaModel, tmp_path, unexpected="error")
+
+
+def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
+    kind = transformers.LlamaForCausalLM
+    with pytest.raises(FileNotFoundError, match="expected a folder"):
+        from_pretrained(kind, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="missing must be one of"):
+        from_pretrained(kind, tmp_path, missing="ignore")  # type: ignore[arg-type]
+    saved("LlamaForCausalLM", tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(Exception, match="(?i)incomplete|invalid|header|bytes"):
+        from_pretrained(kind, tmp_path)
+
+
+def test_it_can_stay_lazy_and_be_cast_later(tmp_path: Path) -> None:
+    kind = saved("LlamaForCausalLM", tmp_path)
+    model = from_pretrained(kind, tmp_path, materialize=False)
+    assert dormant.is_lazy(model)
+    report = dormant.materialize(model, dtype=torch.bfloat16)
+    assert report.count("checkpoint") == 21
+    assert report.initialised_bytes == 0
+    expected = kind.from_pretrained(tmp_path).to(torch.bfloat16)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+BITS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    itertools.product(["LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"], BITS),
+)
+def test_quantised_models_and_their_checkpoints(name: str, bits: str, tmp_path: Path) -> None:
+    kind = saved(name, tmp_path / "float")
+
+    def config() -> transformers.BitsAndBytesConfig:
+        return transformers.BitsAndBytesConfig(**BITS[bits])
+
+    expected = kind.from_pretrained(
+        tmp_path / "float", quantization_config=config(), dtype=torch.bfloat16
+    )
+    got = from_pretrained(kind, tmp_path / "float", quantization=config(), dtype=torch.bfloat16)
+    assert_same(expected, got, memory=False)
+    assert_same_output(expected, got, WORDS)
+    expected.save_pretrained(tmp_path / "packed")
+    again = from_pretrained(kind, tmp_path / "packed")
+    assert_same(kind.from_pretrained(tmp_path / "packed"), again, memory=False)
+    assert_same_output(expected, again, WORDS)
+    with pytest.raises(ValueError, match="already quantised"):
+        from_pretrained(kind, tmp_path / "packed", quantization="nf4")
+
+
+def test_no_full_precision_weight_is_formed_before_it_is_quantised(tmp_path: Path) -> None:
+    kind = saved("LlamaForCausalLM", tmp_path)
+    model = from_pretrained(kind, tmp_path, quantization="nf4", materialize=False)
+    report = dormant.materialize(model)
+    assert report.lazy_rate > 0.9  # the tables of codes are real
+    assert report.value_reads == {}
+    assert report.initialised_bytes == 0
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "T5ForConditionalGeneration", "SwinModel"])
+def test_from_config_is_construction(name: str) -> None:
+    torch.manual_seed(0)
+    kind: Any = type(ROWS[name].build())
+    config = ROWS[name].build().config
+    expected, got = both(
+        lambda: kind._from_config(config, dtype=torch.bfloat16),
+        lambda: from_config(kind, config, dtype=torch.bfloat16),
+    )
+    assert_same(expected, got)
+
+
+def test_from_config_of_a_folder_and_an_auto_class(tmp_path: Path) -> None:
+    saved("LlamaForCausalLM", tmp_path)
+    auto = transformers.AutoModelForCausalLM
+    expected, got = both(
+        lambda: auto.from_config(transformers.AutoConfig.from_pretrained(tmp_path)),
+        lambda: from_config(auto, tmp_path),
+    )
+    assert_same(expected, got)
