@@ -2,14 +2,20 @@
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/bernoulli.h>
+#include <ATen/ops/ceil.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/clamp_max.h>
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/floor.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/gt.h>
+#include <ATen/ops/le.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/ne.h>
 #include <ATen/ops/neg.h>
+#include <ATen/ops/reciprocal.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/sqrt.h>
 #include <ATen/ops/sub.h>
@@ -83,6 +89,15 @@ const std::vector<Operator>& operators() {
        [](D d, int64_t n) { return at::clamp_min(values(d, n).sqrt_(), 0.5); }},
       {"clamp_max", S::compute,
        [](D d, int64_t n) { return at::clamp_max(values(d, n).sqrt_(), 0.5); }},
+      {"floor", S::compute, [](D d, int64_t n) { return at::floor(values(d, n)); }},
+      {"ceil", S::compute, [](D d, int64_t n) { return at::ceil(values(d, n)); }},
+      {"reciprocal", S::compute, [](D d, int64_t n) { return at::reciprocal(values(d, n)); }},
+      {"reciprocal of zero", S::compute,
+       [](D d, int64_t n) { return at::reciprocal(values(d, n).clamp_(-1e-30, 0)); }},
+      {"gt", S::compute, [](D d, int64_t n) { return at::gt(values(d, n), 0.1); }},
+      {"le(a, b)", S::compute,
+       [](D d, int64_t n) { return at::le(values(d, n).sqrt_(), values(d, n)); }},
+      {"ne", S::compute, [](D d, int64_t n) { return at::ne(values(d, n).clamp_(0, 1), 0); }},
       {"neg", S::compute, [](D d, int64_t n) { return at::neg(values(d, n)); }},
       {"sqrt", S::compute, [](D d, int64_t n) { return at::sqrt(values(d, n)); }},
       {"uniform_", S::uniform, [](D d, int64_t n) { return values(d, n); }},
