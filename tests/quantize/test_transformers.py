@@ -132,6 +132,47 @@ def test_what_is_saved_loads_in_transformers(name: str, scheme: str, tmp_path: P
         assert_same_bits(theirs(tokens)[0], mine(tokens)[0], "output")
 
 
+def test_the_configuration_a_model_was_made_from_stays_as_it_was() -> None:
+    _, configuration = MODELS["llama"]
+    before = configuration.to_dict()
+    with dormant.lazy_init():
+        model = transformers.LlamaForCausalLM(configuration)
+    dormant.quantize(model, "nf4")
+    assert configuration.to_dict() == before
+    assert not hasattr(configuration, "_is_quantized")
+    assert model.config is model.model.config is model.model.layers[0].self_attn.config
+    assert model.config.quantization_config.load_in_4bit
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_adapters_on_a_lazy_quantised_model(scheme: str, tmp_path: Path) -> None:
+    kind, configuration = saved("llama", tmp_path)
+    adapters = peft.LoraConfig(target_modules=["q_proj", "v_proj"])
+    with dormant.lazy_init():
+        model = kind(configuration)
+        dormant.quantize(model, BitsAndBytesConfig(**CONFIGURATIONS[scheme]))
+        mine = peft.get_peft_model(model, adapters)
+    assert dormant.is_lazy(mine.base_model.model.model.layers[0].self_attn.q_proj.weight)
+
+    def adapted(name: str) -> str:
+        for target in ("q_proj", "v_proj"):
+            name = name.replace(f"{target}.", f"{target}.base_layer.")
+        return f"base_model.model.{name}"
+
+    report = dormant.load(mine, tmp_path, rename=adapted)
+    assert all("lora" in name for name in report.missing)
+    assert len(report.missing) == 8
+    theirs = kind.from_pretrained(
+        tmp_path,
+        quantization_config=BitsAndBytesConfig(**CONFIGURATIONS[scheme]),
+        dtype=torch.float32,
+    )
+    # The second matrix of each adapter is zero.
+    with torch.no_grad():
+        tokens = torch.arange(12).view(2, 6)
+        assert_same_bits(mine.eval()(tokens)[0], theirs.eval()(tokens)[0], "output")
+
+
 def test_own_skips_are_in_the_saved_configuration(tmp_path: Path) -> None:
     kind, _ = saved("llama", tmp_path / "float")
     mine = ours(kind, tmp_path / "float", "nf4", torch.float32, skip=["down_proj", "lm_head"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from typing import Any
 
@@ -36,8 +37,10 @@ def configuration_of(scheme: FourBit | Int8, skipped: list[str] | None) -> Any:
 def mark(model: Any, configuration: Any) -> None:
     """Marks a transformers model as `from_pretrained` does with a quantization_config.
 
-    So it saves a configuration from which it can be loaded again, and peft finds the layers.
+    So it saves a configuration from which it can be loaded again, and peft finds the layers. The
+    configuration it was made from may be used for other models, so it gets a copy.
     """
+    _take_own_configuration(model)
     auto = importlib.import_module("transformers.quantizers.auto")
     quantizer = auto.AutoHfQuantizer.from_config(configuration, pre_quantized=False)
     model.hf_quantizer = quantizer
@@ -52,3 +55,14 @@ def mark(model: Any, configuration: Any) -> None:
     for module in model.modules():
         if isinstance(module, pretrained):
             module.config._is_quantized = True
+
+
+def _take_own_configuration(model: Any) -> None:
+    """Copies the configuration, and those in it, for all modules that hold one of them."""
+    kind = importlib.import_module("transformers").PreTrainedConfig
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, kind) and id(value) in copies:
+                vars(module)[name] = copies[id(value)]
