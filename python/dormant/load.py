@@ -18,13 +18,13 @@ from dormant.convert import as_dtype, convert
 from dormant.inventory import Inventory, element_bytes, is_wrapper, owns_storage, take_inventory
 from dormant.layerwise import pending_layers
 from dormant.materialize import bring_to_life, make_report, steps
-from dormant.memory import PeakMemory
+from dormant.memory import MemoryTrace, PeakMemory
 from dormant.module_state import HeldModule
 from dormant.names import NamesError, Rename, listed, renamed, renaming
 from dormant.options import check_choice, check_device, check_dtype, check_memory_budget
 from dormant.progress import Callback
 from dormant.quantized_layers import QuantizedWeight, forget_sources, quantized_weights
-from dormant.report import Report
+from dormant.report import Report, with_memory_trace
 from dormant.sharded_load import parts_stay_lazy
 from dormant.tensor_parallel import apply_diffs
 
@@ -49,6 +49,7 @@ def load(
     memory_budget: int | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
+    trace_memory: bool = False,
     verbose: bool = False,
 ) -> Report:
     """Loads a checkpoint into a model and brings the model to life, in one pass.
@@ -86,6 +87,8 @@ def load(
             unchanged as long as the model lives.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
+        trace_memory: look at the memory of the process every few milliseconds from a thread of its
+            own; `Report.memory_trace` holds what it saw, and `Report.plot` draws it.
         verbose: print the report.
 
     Returns:
@@ -124,38 +127,40 @@ def load(
     layerwise = materialize and bool(pending_layers(model))
     patches.install()
     try:
-        report = _load(
-            model,
-            checkpoint,
-            missing=missing,
-            unexpected=unexpected,
-            mismatched=mismatched,
-            rename=renaming(rename),
-            dtype=dtype,
-            place=place,
-            materialize=materialize and not layerwise,
-            memory_budget=memory_budget,
-            mmap=mmap,
-            progress=progress,
-        )
-        if layerwise:
-            finished = bring_to_life(
-                [("", model)],
+        with MemoryTrace(trace_memory) as trace:
+            report = _load(
+                model,
+                checkpoint,
+                missing=missing,
+                unexpected=unexpected,
+                mismatched=mismatched,
+                rename=renaming(rename),
+                dtype=dtype,
                 place=place,
+                materialize=materialize and not layerwise,
                 memory_budget=memory_budget,
                 mmap=mmap,
                 progress=progress,
             )
-            report = replace(
-                finished,
-                missing=report.missing,
-                unexpected=report.unexpected,
-                mismatched=report.mismatched,
-                seconds=report.seconds + finished.seconds,
-            )
+            if layerwise:
+                finished = bring_to_life(
+                    [("", model)],
+                    place=place,
+                    memory_budget=memory_budget,
+                    mmap=mmap,
+                    progress=progress,
+                )
+                report = replace(
+                    finished,
+                    missing=report.missing,
+                    unexpected=report.unexpected,
+                    mismatched=report.mismatched,
+                    seconds=report.seconds + finished.seconds,
+                )
     finally:
         # The lazy tensors of the checkpoint are gone by now.
         patches.uninstall_if_idle()
+    report = with_memory_trace(report, trace.samples)
     if verbose:
         print(report)
     return report

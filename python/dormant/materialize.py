@@ -20,12 +20,12 @@ from dormant.inventory import (
     take_inventory,
 )
 from dormant.layerwise import finish_layerwise
-from dormant.memory import PeakMemory
+from dormant.memory import MemoryTrace, PeakMemory
 from dormant.options import check_device, check_dtype, check_memory_budget
 from dormant.progress import Callback, ProgressBar, wants_bar
 from dormant.quantized_layers import check_sharding, forget_sources
 from dormant.reachable import reachable_tensors
-from dormant.report import Origin, Report, TensorReport
+from dormant.report import Origin, Report, TensorReport, with_memory_trace
 
 Values = Literal["exact", "fast", "empty"]
 _FAST_PATH = "Philox 4x32-10, not PyTorch's values"
@@ -73,6 +73,7 @@ def materialize(
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
     progress: bool | Callback | None = None,
+    trace_memory: bool = False,
     verbose: bool = False,
 ) -> Report:
     """Brings lazy tensors to life in place, bit-equal to eager construction.
@@ -103,6 +104,8 @@ def materialize(
             bound. Tensors get smaller tiles, and fewer threads, to fit.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             steps; None shows a bar where stderr is a terminal and it takes longer than a second.
+        trace_memory: look at the memory of the process every few milliseconds from a thread of its
+            own; `Report.memory_trace` holds what it saw, and `Report.plot` draws it.
         verbose: print the report.
 
     Returns:
@@ -128,14 +131,16 @@ def materialize(
     check_dtype(dtype, "materialize")
     place = check_device(device, "materialize")
     check_memory_budget(memory_budget, "materialize")
-    report = bring_to_life(
-        _roots(target),
-        values=values,
-        place=place,
-        dtype=dtype,
-        memory_budget=memory_budget,
-        progress=progress,
-    )
+    with MemoryTrace(trace_memory) as trace:
+        report = bring_to_life(
+            _roots(target),
+            values=values,
+            place=place,
+            dtype=dtype,
+            memory_budget=memory_budget,
+            progress=progress,
+        )
+    report = with_memory_trace(report, trace.samples)
     if verbose:
         print(report)
     return report

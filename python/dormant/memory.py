@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+
+class MemorySample(NamedTuple):
+    """The memory of a process at one moment.
+
+    Attributes:
+        seconds: since the first sample.
+        resident: bytes of physical memory that the process takes.
+        mapped: those of them that are pages of files or shared memory. The system may take pages
+            of files back, as it has their bytes on disk.
+    """
+
+    seconds: float
+    resident: int
+    mapped: int
 
 
 def resident_bytes() -> int | None:
     """Bytes of physical memory this process takes now; None where the system does not tell."""
+    found = resident_and_mapped_bytes()
+    return None if found is None else found[0]
+
+
+def resident_and_mapped_bytes(process: int | None = None) -> tuple[int, int] | None:
+    """What `MemorySample` holds, of this process or another of this user; None if nobody tells."""
+    name = "self" if process is None else str(process)
     try:
-        with Path("/proc/self/statm").open("rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        # One short line, where /proc/self/status would be formatted anew with fifty of them.
+        with Path(f"/proc/{name}/statm").open("rb") as file:
+            resident, mapped = file.read().split()[1:3]
+        page = os.sysconf("SC_PAGE_SIZE")
+        return int(resident) * page, int(mapped) * page
     except (OSError, ValueError, IndexError):
         return None
 
@@ -62,3 +90,68 @@ class PeakMemory:
     def _note(self, resident: int | None) -> None:
         if resident is not None and (self._highest is None or resident > self._highest):
             self._highest = resident
+
+
+class MemoryTrace:
+    """Resident memory over time, looked at by a thread of its own while the context is open.
+
+    Args:
+        enabled: False does nothing.
+        process: of which process; None for this one.
+    """
+
+    _INTERVAL = 0.005  # seconds
+    # Beyond it, two neighbours become the higher of them, and samples are taken half as often.
+    _MOST = 4096
+
+    def __init__(self, enabled: bool = True, process: int | None = None) -> None:
+        self._process = process
+        self._samples: list[MemorySample] = []
+        self._started = time.perf_counter()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if enabled:
+            self._thread = threading.Thread(
+                target=self._watch, name="dormant memory trace", daemon=True
+            )
+
+    def __enter__(self) -> MemoryTrace:
+        if self._thread is not None:
+            self._sample()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._sample()
+
+    @property
+    def samples(self) -> tuple[MemorySample, ...]:
+        """What was seen, in order of time; nothing where the system does not tell."""
+        return tuple(self._samples)
+
+    def _watch(self) -> None:
+        interval = self._INTERVAL
+        while not self._stop.wait(interval):
+            self._sample()
+            if len(self._samples) >= self._MOST:
+                self._samples = thinned(self._samples)
+                interval *= 2
+
+    def _sample(self) -> None:
+        found = resident_and_mapped_bytes(self._process)
+        if found is not None:
+            self._samples.append(MemorySample(time.perf_counter() - self._started, *found))
+
+
+def thinned(samples: list[MemorySample]) -> list[MemorySample]:
+    """Half as many samples with the same peak: of each two neighbours the higher."""
+    pairs = (samples[at : at + 2] for at in range(0, len(samples), 2))
+    return [max(pair, key=lambda sample: sample.resident) for pair in pairs]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from dormant.table import format_bytes, format_table
+from dormant.memory import MemorySample
+from dormant.table import format_bytes, format_html_table, format_table
 
 Origin = Literal["checkpoint", "initialised", "empty", "already real"]
 Way = Literal["tiles", "mapped", "replay"]
+
+_HEADER = ("origin", "dtype", "tensors", "bytes", "largest")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Report:
             initialisation, or as they were.
         unexpected: names that the checkpoint has and the model lacks.
         mismatched: names that both have in different shapes.
+        memory_trace: the memory of the process over time, where `trace_memory=True` asked for it
+            and the system tells.
     """
 
     tensors: list[TensorReport]
@@ -83,6 +90,7 @@ class Report:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
+    memory_trace: tuple[MemorySample, ...] = ()
 
     @property
     def lazy_rate(self) -> float:
@@ -106,12 +114,45 @@ class Report:
         """The whole report in plain dicts, lists, numbers and strings, as for JSON."""
         return {**asdict(self), "lazy_rate": self.lazy_rate}
 
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws the bytes of the model's parts by origin and, where traced, memory over time.
+
+        Args:
+            path: the picture to write; its suffix chooses the format (.png, .svg, .pdf, ...).
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: there is no such format.
+            OSError: the system refused to write.
+
+        Example:
+            >>> import pathlib, tempfile, torch, dormant
+            >>> with dormant.lazy_init():
+            ...     model = torch.nn.Linear(64, 64)
+            >>> report = dormant.materialize(model, trace_memory=True)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     picture = pathlib.Path(folder, "report.svg")
+            ...     report.plot(picture)
+            ...     picture.read_text().startswith("<?xml")
+            True
+        """
+        from dormant.plot import plot_report
+
+        plot_report(self, path)
+
     def __str__(self) -> str:
         """A short table: one line for each origin and dtype, then totals."""
+        return format_table(_HEADER, *self._table())
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it."""
+        return format_html_table(_HEADER, *self._table())
+
+    def _table(self) -> tuple[list[Sequence[str]], list[str]]:
         groups: dict[tuple[Origin, str], list[TensorReport]] = {}
         for tensor in self.tensors:
             groups.setdefault((tensor.origin, tensor.dtype), []).append(tensor)
-        rows = [
+        rows: list[Sequence[str]] = [
             (
                 origin,
                 dtype,
@@ -155,4 +196,14 @@ class Report:
                 "values read while recording: "
                 + ", ".join(f"{name} ({format_bytes(nbytes)})" for name, nbytes in reads)
             )
-        return format_table(("origin", "dtype", "tensors", "bytes", "largest"), rows, footer)
+        return rows, footer
+
+
+def with_memory_trace(report: Report, samples: Sequence[MemorySample]) -> Report:
+    """The report with a timeline of memory; its peak is at least that of the timeline."""
+    highest = [sample.resident for sample in samples]
+    if report.peak_memory is not None:
+        highest.append(report.peak_memory)
+    return replace(
+        report, memory_trace=tuple(samples), peak_memory=max(highest) if highest else None
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +11,9 @@ import torch
 
 from dormant import _C
 from dormant.inventory import take_inventory
-from dormant.table import format_bytes, format_names, format_table
+from dormant.table import format_bytes, format_html_table, format_names, format_table
+
+_HEADER = ("tensor", "shape", "dtype", "bytes", "state")
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,31 @@ class Summary:
         """The whole summary in plain dicts, lists, numbers and strings, as for JSON."""
         return {**asdict(self), "lazy_rate": self.lazy_rate}
 
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws the bytes of the model's parts: those that have memory, and those that will.
+
+        Args:
+            path: the picture to write; its suffix chooses the format (.png, .svg, .pdf, ...).
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: there is no such format.
+            OSError: the system refused to write.
+        """
+        from dormant.plot import plot_summary
+
+        plot_summary(self, path)
+
     def __str__(self) -> str:
-        rows = [
+        """A table: one line for each tensor, then totals."""
+        return format_table(_HEADER, *self._table())
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it."""
+        return format_html_table(_HEADER, *self._table())
+
+    def _table(self) -> tuple[list[Sequence[str]], list[str]]:
+        rows: list[Sequence[str]] = [
             (
                 format_names(tensor.names),
                 "x".join(map(str, tensor.shape)) or "scalar",
@@ -79,7 +106,7 @@ class Summary:
         ]
         if lazy:
             footer.append(f"random numbers: {self.random_path}")
-        return format_table(("tensor", "shape", "dtype", "bytes", "state"), rows, footer)
+        return rows, footer
 
 
 def summary(model: torch.nn.Module | torch.Tensor | dict[str, torch.Tensor]) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Sequence
 
@@ -46,14 +47,39 @@ def format_table(
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for position, title in enumerate(header):
         table.add_column(title, justify="right" if position else "left", overflow="fold")
-    hidden = len(rows) - _ROWS
-    for position, row in enumerate(rows):
-        if hidden > 0 and position == _ROWS // 2:
-            table.add_row(f"... {hidden} more ...", end_section=True)
-        if hidden <= 0 or not _ROWS // 2 <= position < _ROWS // 2 + hidden:
-            table.add_row(*row)
+    for row in _shortened(rows):
+        table.add_row(*row)
     text = io.StringIO()
     console = Console(file=text, width=_WIDTH, color_system=None, markup=False, highlight=False)
     console.print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     return "\n".join([*(line for line in lines if line), *footer])
+
+
+def format_html_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]
+) -> str:
+    """`format_table` as HTML, as notebooks show it; takes the same arguments."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        sides = ("left", *("right",) * (len(cells) - 1))
+        return "".join(
+            f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>'
+            for side, cell in zip(sides, cells, strict=True)
+        )
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in _shortened(rows))
+    below = "".join(f"<div>{html.escape(text)}</div>" for text in footer)
+    return (
+        f"<div><table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+        f"{below}</div>"
+    )
+
+
+def _shortened(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The rows; of many the first and the last."""
+    hidden = len(rows) - _ROWS
+    if hidden <= 0:
+        return list(rows)
+    half = _ROWS // 2
+    return [*rows[:half], (f"... {hidden} more ...",), *rows[half + hidden :]]
