@@ -193,3 +193,67 @@ def test_outputs_may_come_to_life_one_by_one(scheme: str, order: str) -> None:
     eager = linear(64, 128)
     theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
     assert_same_quantised(mine, theirs)
+
+
+WEIGHTS = {
+    "transposed": lambda: torch.randn(64, 96).t(),
+    "rows of a larger one": lambda: torch.randn(200, 64)[3:99],
+    "columns of a larger one": lambda: torch.randn(96, 100)[:, 5:69],
+    "every second row": lambda: torch.randn(192, 64)[::2],
+    "one column repeated": lambda: torch.randn(96, 1).expand(96, 64),
+    "what only runs whole": lambda: torch.linalg.qr(torch.randn(96, 96))[0][:, :64],
+    "sum of two": lambda: torch.randn(96, 64).add_(torch.randn(96, 64)),
+}
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+@pytest.mark.parametrize("weight", list(WEIGHTS))
+def test_weights_of_any_geometry_and_history(weight: str, scheme: str) -> None:
+    def build() -> nn.Linear:
+        layer = linear(96, 64)
+        layer.weight = nn.Parameter(WEIGHTS[weight]())
+        return layer
+
+    with dormant.lazy_init():
+        mine: Any = build()
+    dormant.quantize(mine, scheme)
+    assert dormant.is_lazy(mine.weight)
+    dormant.materialize(mine)
+    eager = build()
+    eager.weight = nn.Parameter(eager.weight.detach().contiguous())
+    theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
+    assert_same_quantised(mine, theirs)
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_an_interrupt_leaves_layers_lazy_and_a_second_call_finishes(scheme: str) -> None:
+    def build() -> nn.Sequential:
+        torch.manual_seed(2)
+        return nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(6)))
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with dormant.lazy_init():
+        model = build()
+    dormant.quantize(model, scheme, skip=())
+    with pytest.raises(KeyboardInterrupt):
+        dormant.materialize(model, progress=interrupt)
+    assert dormant.is_lazy(model)
+    dormant.materialize(model)
+    for mine, eager in zip(model, build(), strict=True):
+        theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
+        assert_same_quantised(mine, theirs)
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_memory_budget_gives_the_same_bits(scheme: str) -> None:
+    with dormant.lazy_init():
+        mine: Any = linear(1024, 512)
+    dormant.quantize(mine, scheme)
+    with pytest.raises(ValueError, match="memory_budget"):
+        dormant.materialize(mine, memory_budget=1)
+    dormant.materialize(mine, memory_budget=2 << 20)
+    eager = linear(1024, 512)
+    theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
+    assert_same_quantised(mine, theirs)
