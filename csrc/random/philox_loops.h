@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "random/box_muller.h"
+#include "random/normal_map.h"
 #include "random/philox_kernels.h"
 #include "random/philox_schedule.h"
-#include "random/store_choice.h"
+#include "random/static_choice.h"
 #include "random/uniform_map.h"
 
 namespace dormant::random {
@@ -92,15 +92,15 @@ class PhiloxLoops {
   template <Format kFormat>
   static constexpr size_t kBytesOf = kFormat == Format::float32 ? 4 : 2;
 
-  template <Format kFormat>
-  static void uniform_as(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double from,
-                         double to, Store store) {
+  // `map` makes two vectors of elements from as many words.
+  template <Format kFormat, class Map>
+  static void map_words(const PhiloxKey& key, void* out, uint64_t begin, size_t n, const Map& map,
+                        Store store) {
     constexpr size_t kBytes = kBytesOf<kFormat>;
-    const UniformMap<Lanes, kFormat> map(from, to);
     const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
       for (size_t i = 0; i < kPhiloxWords; i += 2 * Lanes::kCount) {
-        const Float low = map(Lanes::load(words + i));
-        const Float high = map(Lanes::load(words + i + Lanes::kCount));
+        Float low, high;
+        map(words + i, low, high);
         Lanes::template store<kFormat, kStore>(at + i * kBytes, low, high);
       }
     };
@@ -109,40 +109,15 @@ class PhiloxLoops {
 
   static void uniform_double(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double from,
                              double to, Store store) {
-    const auto scale = Lanes::set_double(to - from);
-    const auto offset = Lanes::set_double(from);
-    const auto excluded = Lanes::set_double(to);
+    const UniformMap<Lanes, Format::float64> map(from, to);
     const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
       auto* element = reinterpret_cast<double*>(at);
       for (size_t i = 0; i < kPhiloxWords; i += 2 * Lanes::kDoubles) {
-        const auto value = Lanes::affine(Lanes::load_uniform53(words + i), scale, offset);
-        Lanes::template store<kStore>(element, Lanes::select_equal(value, excluded, offset));
+        Lanes::template store<kStore>(element, map(words + i));
         element += Lanes::kDoubles;
       }
     };
     fill_units<kPhiloxWords / 2, sizeof(double)>(key, out, begin, n, store, fill);
-  }
-
-  template <Format kFormat>
-  static void normal_as(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double mean,
-                        double std, Store store) {
-    constexpr size_t kBytes = kBytesOf<kFormat>;
-    const Float offset = Lanes::set_float(static_cast<float>(mean));
-    const Float scale = Lanes::set_float(static_cast<float>(std));
-    const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
-      // Blocks of 16 words make 16 elements, as in PyTorch's normal_.
-      for (size_t i = 0; i < kPhiloxWords; i += 2 * Lanes::kCount) {
-        Int radius_word, angle_word;
-        Lanes::load_pairs(words + i, radius_word, angle_word);
-        Float low, high;
-        BoxMuller<Lanes>::pair(radius_word, angle_word, low, high);
-        low = Lanes::template round<kFormat>(Lanes::fma(low, scale, offset));
-        high = Lanes::template round<kFormat>(Lanes::fma(high, scale, offset));
-        Lanes::restore_order(low, high);
-        Lanes::template store<kFormat, kStore>(at + i * kBytes, low, high);
-      }
-    };
-    fill_units<kPhiloxWords, kBytes>(key, out, begin, n, store, fill);
   }
 
   template <size_t kWidth>
@@ -164,44 +139,30 @@ class PhiloxLoops {
 
   static void uniform(const PhiloxKey& key, Format format, void* out, uint64_t begin, size_t n,
                       double from, double to, Store store) {
-    switch (format) {
-      case Format::float32:
-        return uniform_as<Format::float32>(key, out, begin, n, from, to, store);
-      case Format::bfloat16:
-        return uniform_as<Format::bfloat16>(key, out, begin, n, from, to, store);
-      case Format::float16:
-        return uniform_as<Format::float16>(key, out, begin, n, from, to, store);
-      case Format::float64:
-        return uniform_double(key, out, begin, n, from, to, store);
-    }
+    with_format(format, [&]<Format kFormat>() {
+      if constexpr (kFormat == Format::float64) {
+        uniform_double(key, out, begin, n, from, to, store);
+      } else {
+        map_words<kFormat>(key, out, begin, n, UniformMap<Lanes, kFormat>(from, to), store);
+      }
+    });
   }
 
+  // Blocks of 16 words make 16 elements, as in PyTorch's normal_.
   static void normal(const PhiloxKey& key, Format format, void* out, uint64_t begin, size_t n,
                      double mean, double std, Store store) {
-    switch (format) {
-      case Format::float32:
-        return normal_as<Format::float32>(key, out, begin, n, mean, std, store);
-      case Format::bfloat16:
-        return normal_as<Format::bfloat16>(key, out, begin, n, mean, std, store);
-      case Format::float16:
-        return normal_as<Format::float16>(key, out, begin, n, mean, std, store);
-      case Format::float64:
-        return;  // excluded by the contract
-    }
+    with_format(format, [&]<Format kFormat>() {
+      if constexpr (kFormat != Format::float64) {  // excluded by the contract
+        map_words<kFormat>(key, out, begin, n, NormalMap<Lanes, kFormat>(mean, std), store);
+      }
+    });
   }
 
   static void bernoulli(const PhiloxKey& key, size_t width, uint64_t one, void* out, uint64_t begin,
                         size_t n, uint32_t last, Store store) {
-    switch (width) {
-      case 1:
-        return bernoulli_as<1>(key, one, out, begin, n, last, store);
-      case 2:
-        return bernoulli_as<2>(key, one, out, begin, n, last, store);
-      case 4:
-        return bernoulli_as<4>(key, one, out, begin, n, last, store);
-      default:
-        return bernoulli_as<8>(key, one, out, begin, n, last, store);
-    }
+    with_width(width, [&]<size_t kWidth>() {
+      bernoulli_as<kWidth>(key, one, out, begin, n, last, store);
+    });
   }
 };
 

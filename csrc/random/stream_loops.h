@@ -7,8 +7,8 @@
 #include <cstring>
 
 #include "random/block_draws.h"
-#include "random/box_muller.h"
-#include "random/store_choice.h"
+#include "random/normal_map.h"
+#include "random/static_choice.h"
 #include "random/stream_kernels.h"
 #include "random/uniform_map.h"
 
@@ -67,47 +67,21 @@ class StreamLoops {
     });
   }
 
-  template <Format kFormat, Store kStore>
-  static void uniform_as(EngineBlock& block, void* out, size_t n, double from, double to) {
-    const UniformMap<Lanes, kFormat> map(from, to);
-    map_draws<kFormat, kStore>(block, out, n, [&](const uint32_t* draws, Float& low, Float& high) {
-      low = map(Lanes::load(draws));
-      high = map(Lanes::load(draws + Lanes::kCount));
-    });
-  }
-
   template <Store kStore>
   static void uniform_double(EngineBlock& block, double* out, size_t n, double from, double to) {
-    const Double scale = Lanes::set_double(to - from);
-    const Double offset = Lanes::set_double(from);
-    const Double excluded = Lanes::set_double(to);
+    const UniformMap<Lanes, Format::float64> map(from, to);
     Draws::template take<kGranule>(block, 2 * n, [&](const uint32_t* draws, size_t count) {
       for (size_t i = 0; i < count; i += 2 * Lanes::kDoubles) {
-        const Double value = Lanes::affine(Lanes::load_uniform53(draws + i), scale, offset);
-        const Double kept = Lanes::select_equal(value, excluded, offset);
+        const Double value = map(draws + i);
         if (i + 2 * Lanes::kDoubles <= count) {
-          Lanes::template store<kStore>(out + i / 2, kept);
+          Lanes::template store<kStore>(out + i / 2, value);
         } else {
           alignas(64) double rest[Lanes::kDoubles];
-          Lanes::template store<Store::cached>(rest, kept);
+          Lanes::template store<Store::cached>(rest, value);
           std::memcpy(out + i / 2, rest, (count - i) / 2 * sizeof *out);
         }
       }
       out += count / 2;
-    });
-  }
-
-  template <Format kFormat, Store kStore>
-  static void block_normal_as(EngineBlock& block, void* out, size_t n, double mean, double std) {
-    const Float offset = Lanes::set_float(static_cast<float>(mean));
-    const Float scale = Lanes::set_float(static_cast<float>(std));
-    map_draws<kFormat, kStore>(block, out, n, [&](const uint32_t* draws, Float& low, Float& high) {
-      Int radius_draw, angle_draw;
-      Lanes::load_pairs(draws, radius_draw, angle_draw);
-      BoxMuller<Lanes>::pair(radius_draw, angle_draw, low, high);
-      low = Lanes::template round<kFormat>(Lanes::fma(low, scale, offset));
-      high = Lanes::template round<kFormat>(Lanes::fma(high, scale, offset));
-      Lanes::restore_order(low, high);
     });
   }
 
@@ -135,32 +109,24 @@ class StreamLoops {
   static void uniform(EngineBlock& block, Format format, void* out, size_t n, double from,
                       double to, Store store) {
     with_store<Lanes>(store, out, [&]<Store kStore>() {
-      switch (format) {
-        case Format::float32:
-          return uniform_as<Format::float32, kStore>(block, out, n, from, to);
-        case Format::bfloat16:
-          return uniform_as<Format::bfloat16, kStore>(block, out, n, from, to);
-        case Format::float16:
-          return uniform_as<Format::float16, kStore>(block, out, n, from, to);
-        case Format::float64:
-          return uniform_double<kStore>(block, static_cast<double*>(out), n, from, to);
-      }
+      with_format(format, [&]<Format kFormat>() {
+        if constexpr (kFormat == Format::float64) {
+          uniform_double<kStore>(block, static_cast<double*>(out), n, from, to);
+        } else {
+          map_draws<kFormat, kStore>(block, out, n, UniformMap<Lanes, kFormat>(from, to));
+        }
+      });
     });
   }
 
   static void block_normal(EngineBlock& block, Format format, void* out, size_t n, double mean,
                            double std, Store store) {
     with_store<Lanes>(store, out, [&]<Store kStore>() {
-      switch (format) {
-        case Format::float32:
-          return block_normal_as<Format::float32, kStore>(block, out, n, mean, std);
-        case Format::bfloat16:
-          return block_normal_as<Format::bfloat16, kStore>(block, out, n, mean, std);
-        case Format::float16:
-          return block_normal_as<Format::float16, kStore>(block, out, n, mean, std);
-        case Format::float64:
-          return;  // excluded by the contract
-      }
+      with_format(format, [&]<Format kFormat>() {
+        if constexpr (kFormat != Format::float64) {  // excluded by the contract
+          map_draws<kFormat, kStore>(block, out, n, NormalMap<Lanes, kFormat>(mean, std));
+        }
+      });
     });
   }
 
@@ -172,16 +138,9 @@ class StreamLoops {
     uint64_t threshold = static_cast<uint64_t>(scaled);
     threshold += static_cast<double>(threshold) < scaled ? 1 : 0;
     with_store<Lanes>(store, out, [&]<Store kStore>() {
-      switch (width) {
-        case 1:
-          return bernoulli_as<1, kStore>(block, one, out, n, threshold);
-        case 2:
-          return bernoulli_as<2, kStore>(block, one, out, n, threshold);
-        case 4:
-          return bernoulli_as<4, kStore>(block, one, out, n, threshold);
-        default:
-          return bernoulli_as<8, kStore>(block, one, out, n, threshold);
-      }
+      with_width(width, [&]<size_t kWidth>() {
+        bernoulli_as<kWidth, kStore>(block, one, out, n, threshold);
+      });
     });
   }
 };
