@@ -57,8 +57,8 @@ test-python: build ## run the Python tests only (PYTEST_ARGS="-k ties")
 	@$(PYTEST) tests $(PYTEST_ARGS)
 
 .PHONY: demo
-demo: build ## build a large model lazily, bring it to life, compare with eager
-	@$(PY) examples/demo.py
+demo: build ## real models the ordinary way and with Dormant: a table and a picture in demo-out/ (DEMO_ARGS="--quick")
+	@$(PY) examples/demo $(DEMO_ARGS)
 
 .PHONY: bench
 bench: build ## measure beside the peers (BENCH_ARGS="--help")

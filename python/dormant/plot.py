@@ -163,8 +163,10 @@ def draw_memory(
         seconds, private, color=colour, alpha=0.25, linewidth=0, label=f"{label}, without files"
     )
     axes.set_xlabel("seconds")
-    label_bytes(axes.yaxis, max(resident, default=0.0))
-    axes.set_ylim(bottom=min(resident, default=0.0) if above else 0.0)
+    # Of everything drawn so far, as there may be several timelines.
+    lowest, highest = sorted(axes.dataLim.intervaly)
+    label_bytes(axes.yaxis, highest)
+    axes.set_ylim(min(0.0, lowest), 1.05 * max(highest, 1.0))
 
 
 def label_bytes(axis: Axis, highest: float) -> None:

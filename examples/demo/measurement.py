@@ -1,0 +1,144 @@
+"""One measurement: a way in a process of its own, watched from outside."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import child
+
+from dormant.memory import MemorySample, MemoryTrace
+
+_PRELOADED = ["torch", "dormant", "bitsandbytes", "child"]
+_PRELOADED += [f"transformers.models.{name}.modeling_{name}" for name in ("bert", "llama")]
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+Show = Callable[[str, "tuple[int, int] | None", "int | None"], None]
+"""Takes what is being done, (done, total) where it is known, and bytes above the start."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one way cost and gave.
+
+    Attributes:
+        seconds: until the model was there, or the files.
+        used: until every page of its weights had been read once, too.
+        peak: highest resident memory until then, above that at the start; None if nobody tells.
+        start: resident bytes at the start.
+        trace: memory over time.
+        nbytes: of the weights.
+        digests: of every tensor.
+        outputs: digest of what the model computed.
+        values: what it computed, where people want to see it.
+    """
+
+    seconds: float
+    used: float
+    peak: int | None
+    start: int
+    trace: tuple[MemorySample, ...]
+    nbytes: int
+    digests: dict[str, str]
+    outputs: str
+    values: list[list[float]]
+
+
+class Failed(Exception):
+    """A process ended without a result; the message says how, and what was printed."""
+
+
+def measure(
+    case: str, way: str, folder: Path, log: Path, show: Show, *, quick: bool
+) -> Measurement:
+    """Runs one way of a case.
+
+    Args:
+        case: its name.
+        way: "ordinary" or "dormant".
+        folder: to read or write.
+        log: file that gets what libraries print.
+        show: told what is being done, every tenth of a second.
+        quick: forks a process that has imported the libraries: sooner, and less exact about memory.
+
+    Raises:
+        Failed: the process failed.
+    """
+    os.environ.update(_ENVIRONMENT)
+    context: Any = multiprocessing.get_context("forkserver" if quick else "spawn")
+    if quick:
+        context.set_forkserver_preload(_PRELOADED)
+    here, there = context.Pipe()
+    process = context.Process(
+        target=child.run, args=(there, case, way, str(folder), str(log)), daemon=True
+    )
+    process.start()
+    there.close()
+    try:
+        return _follow(here, process, show)
+    except (EOFError, ConnectionError):
+        process.join(5)
+        printed = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        raise Failed(
+            f"demo: {case}, {way}: the process ended with {process.exitcode} and without a result "
+            f"(-9 is often a lack of memory).\n{printed}"
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        here.close()
+
+
+def _follow(connection: Connection, process: Any, show: Show) -> Measurement:
+    show("importing", None, None)
+    _receive(connection, "ready", lambda progress: show("importing", progress, None))
+    with MemoryTrace(process=process.pid) as trace:
+        connection.send("go")
+
+        def shown(progress: tuple[int, int] | None) -> None:
+            samples = trace.samples
+            above = samples[-1].resident - samples[0].resident if samples else None
+            show("working", progress, above)
+
+        cost = _receive(connection, "used", shown)
+    result = _receive(connection, "result", lambda progress: show("comparing", progress, None))
+    start = trace.samples[0].resident if trace.samples else 0
+    peaks = [sample.resident for sample in trace.samples]
+    if cost["peak"] is not None:
+        peaks.append(cost["peak"])
+    return Measurement(
+        seconds=cost["seconds"],
+        used=cost["used"],
+        peak=max(peaks) - start if peaks and start else None,
+        start=start,
+        trace=trace.samples,
+        **result,
+    )
+
+
+def _receive(
+    connection: Connection, awaited: str, shown: Callable[[tuple[int, int] | None], None]
+) -> Any:
+    progress: tuple[int, int] | None = None
+    while True:
+        while not connection.poll(0.1):
+            shown(progress)
+        kind, value = connection.recv()
+        if kind == "failed":
+            raise Failed(f"demo: {value}")
+        if kind == "progress":
+            progress = value
+        elif kind == "step":
+            progress = None
+        elif kind == awaited:
+            return value

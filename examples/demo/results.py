@@ -1,0 +1,133 @@
+"""What came out of the demo: differences, the table, and numbers for other programs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from measurement import Measurement
+from rich.table import Table
+
+from dormant.table import format_bytes
+
+
+@dataclass(frozen=True)
+class Result:
+    """Both ways of one case."""
+
+    title: str
+    ordinary: Measurement
+    dormant: Measurement
+
+    def differences(self) -> list[str]:
+        """One line for each tensor or output that is not equal."""
+        expected, got = self.ordinary.digests, self.dormant.digests
+        lines = [
+            f"{self.title}, {name}: {expected.get(name, 'nothing')} the ordinary way, "
+            f"{got.get(name, 'nothing')} with Dormant"
+            for name in expected | got
+            if expected.get(name) != got.get(name)
+        ]
+        if not expected:
+            lines.append(f"{self.title}: nothing was compared")
+        if self.ordinary.outputs != self.dormant.outputs:
+            lines.append(f"{self.title}: what the model computes differs")
+        return lines
+
+    def verdict(self) -> str:
+        """Equal or not, in a few words."""
+        differences = len(self.differences())
+        if differences:
+            return f"[bold red]no: {differences} differ[/]"
+        outputs = ", outputs" if self.dormant.outputs else ""
+        return f"[green]yes: {len(self.dormant.digests)} tensors{outputs}[/]"
+
+
+def table(results: Mapping[str, Result]) -> Table:
+    """Two rows for each case."""
+    made = Table(caption=_CAPTION, caption_justify="left")
+    made.add_column("")
+    made.add_column("way")
+    for title in ("time", "and read once", "peak over start", "final weights"):
+        made.add_column(title, justify="right")
+    made.add_column("equal, bit for bit")
+    for result in results.values():
+        for name, measured in (("ordinary", result.ordinary), ("dormant", result.dormant)):
+            ours = name == "dormant"
+            style = "[bold]" if ours else ""
+            made.add_row(
+                "" if ours else result.title,
+                f"{style}{name}",
+                f"{style}{measured.seconds:.2f} s",
+                f"{style}{measured.used:.2f} s",
+                style + ("-" if measured.peak is None else format_bytes(measured.peak)),
+                f"{style}{format_bytes(measured.nbytes)}",
+                result.verdict() if ours else "",
+                end_section=ours,
+            )
+    return made
+
+
+_CAPTION = (
+    "One run of each, each in a process of its own, files in the page cache. ordinary: "
+    "from_pretrained of transformers, with bitsandbytes for nf4 and int8; for files, construction "
+    "and save_pretrained; without the pooler, construction and load_state_dict. time: until the "
+    "model is returned. and read once: until every page of its weights has been read, as weights "
+    "that are shown in place from the file take no time before. peak over start: highest resident "
+    "memory until then, pages of files included, above that before."
+)
+
+
+def similarity_table(sentences: tuple[str, ...], results: Mapping[str, Result]) -> Table:
+    """How near the sentences are to the first one, by the embeddings that Dormant's models made."""
+    made = Table(title=f'How near to "{sentences[0]}"?', title_justify="left")
+    made.add_column("sentence")
+    for result in results.values():
+        made.add_column(result.title, justify="right")
+    for row, sentence in enumerate(sentences[1:], start=1):
+        values = [f"{result.dormant.values[0][row]:.3f}" for result in results.values()]
+        made.add_row(sentence, *values)
+    return made
+
+
+def machine() -> str:
+    """The machine and the libraries, in words."""
+    import torch
+
+    names = ("torch", "transformers", "bitsandbytes", "safetensors")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return (
+        f"{platform.system()}, {_processor()}, {os.cpu_count()} processors, "
+        f"{torch.get_num_threads()} threads; Python {platform.python_version()}, {versions}"
+    )
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def plain(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Everything but digests in dicts, lists, numbers and strings, as for JSON."""
+    return {
+        name: {
+            "title": result.title,
+            "differences": result.differences(),
+            "compared": len(result.dormant.digests),
+            **{
+                way: {key: value for key, value in asdict(measured).items() if key != "digests"}
+                for way, measured in (("ordinary", result.ordinary), ("dormant", result.dormant))
+            },
+        }
+        for name, result in results.items()
+    }

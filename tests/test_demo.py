@@ -1,0 +1,142 @@
+"""The demo runs on small models, finds every bit equal, and would notice if one were not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "examples" / "demo"
+# Case, and the least tensors that must have been compared.
+CASES = {
+    "minilm": 103,
+    "minilm-pooler": 103,
+    "minilm-nf4": 250,
+    "llama-write": 21,
+    "llama-bfloat16": 22,
+    "llama-float32": 22,
+    "llama-nf4": 80,
+    "llama-int8": 40,
+}
+
+
+def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(DEMO), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=290,
+        check=False,
+    )
+
+
+def test_every_case_is_equal_bit_for_bit(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = run_demo("--quick", "--out", str(out))
+    assert process.returncode == 0, process.stdout + process.stderr
+    results = json.loads((out / "results.json").read_text())["results"]
+    assert list(results) == list(CASES)
+    table = (out / "table.txt").read_text()
+    for name, result in results.items():
+        assert result["differences"] == []
+        assert result["compared"] >= CASES[name]
+        assert result["title"] in table
+        for way in ("ordinary", "dormant"):
+            measured = result[way]
+            assert 0 < measured["seconds"] <= measured["used"]
+            assert measured["nbytes"] > 1 << 20
+            assert bool(measured["outputs"]) is (name != "llama-write")
+            assert len(measured["trace"]) >= 2
+            assert measured["peak"] is not None
+    assert (out / "picture.png").read_bytes().startswith(b"\x89PNG")
+    # The weights are real ones: related sentences are nearer than the cat.
+    for name in ("minilm", "minilm-pooler", "minilm-nf4"):
+        same, *related, cat = results[name]["dormant"]["values"][0]
+        assert same == pytest.approx(1)
+        assert min(related) > cat + 0.1
+    assert sorted(path.name for path in out.iterdir()) == [
+        "libraries.log",
+        "picture.png",
+        "results.json",
+        "table.txt",
+    ], "checkpoints are removed"
+
+
+def test_a_full_disk_is_noticed_before_anything_runs(tmp_path: Path) -> None:
+    process = run_demo("--layers", str(10**9), "--out", str(tmp_path))
+    assert process.returncode == 2
+    assert "are needed. Choose another folder" in " ".join(process.stdout.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The modules of the demo, which only its own folder can import."""
+    monkeypatch.syspath_prepend(str(DEMO))
+    names = ("case", "child", "measurement", "results")
+    yield {name: importlib.import_module(name) for name in names}
+    for name in (*names, "minilm", "llama"):
+        sys.modules.pop(name, None)
+
+
+def measured(demo: dict[str, ModuleType], **changes: Any) -> Any:
+    whole = demo["measurement"].Measurement(
+        seconds=1.0,
+        used=1.0,
+        peak=0,
+        start=0,
+        trace=(),
+        nbytes=4,
+        digests={"weight": "(1,) float32 aa", "bias": "(1,) float32 bb"},
+        outputs="cc",
+        values=[],
+    )
+    return replace(whole, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"digests": {"weight": "(1,) float32 aa", "bias": "(1,) float32 bc"}}, "bias: .* bb .*bc"),
+        ({"digests": {"weight": "(1,) float32 aa"}}, "bias: .* bb .*nothing with Dormant"),
+        ({"outputs": "cd"}, "what the model computes differs"),
+    ],
+)
+def test_one_difference_is_named(
+    demo: dict[str, ModuleType], changes: dict[str, Any], said: str
+) -> None:
+    result = demo["results"].Result("case", measured(demo), measured(demo, **changes))
+    (line,) = result.differences()
+    assert re.search(said, line)
+    assert "no: 1 differ" in result.verdict()
+
+
+def test_nothing_compared_is_no_success(demo: dict[str, ModuleType]) -> None:
+    nothing = measured(demo, digests={}, outputs="")
+    result = demo["results"].Result("case", nothing, nothing)
+    assert result.differences() == ["case: nothing was compared"]
+    equal = demo["results"].Result("case", measured(demo), measured(demo))
+    assert equal.differences() == []
+
+
+def test_a_way_that_fails_says_why(demo: dict[str, ModuleType], tmp_path: Path) -> None:
+    with pytest.raises(demo["measurement"].Failed, match=r"(?s)demo: .*config\.json"):
+        demo["measurement"].measure(
+            "minilm",
+            "dormant",
+            tmp_path,
+            tmp_path / "log",
+            lambda step, done, above: None,
+            quick=True,
+        )
