@@ -231,6 +231,18 @@ def test_notebooks_show_what_the_text_says(report: Report) -> None:
         assert set(words) == {word for word in str(item).split() if not set(word) <= {"─"}}
 
 
+def test_a_checkpoint_lists_its_tensors(tmp_path: Path) -> None:
+    torch.save(
+        {"weight": torch.ones(2, 3), "<i>": torch.ones((), dtype=torch.int8)}, tmp_path / "a"
+    )
+    page = dormant.open_checkpoint(tmp_path / "a")._repr_html_()
+    text = cells(page)
+    assert text[:5] == ["tensor", "shape", "dtype", "bytes", "file"]
+    assert text[5:10] == ["weight", "2x3", "float32", "24 B", "a"]
+    assert text[10:15] == ["<i>", "scalar", "int8", "1 B", "a"]
+    assert text[-1].endswith("2 tensors, 25 B)")
+
+
 def test_names_cannot_smuggle_in_tags() -> None:
     page = format_html_table(("name", "n"), [("<script>&", "1")] * 50, ["<b>"])
     assert "<script" not in page

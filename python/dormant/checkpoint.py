@@ -25,7 +25,7 @@ from dormant.checkpoint_entry import (
 from dormant.checkpoint_files import Group, find_groups
 from dormant.parallel_rules import Rules
 from dormant.progress import Callback
-from dormant.table import format_bytes
+from dormant.table import format_bytes, format_html_table
 from dormant.torch_file import is_torch_file, read_torch_file
 from dormant.verification import Verification, verify
 
@@ -180,6 +180,20 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         files = ", ".join(repr(str(path)) for path in self.files[:3])
         more = f", ... {len(self.files)} files" if len(self.files) > 3 else ""
         return f"Checkpoint({files}{more}: {len(self)} tensors, {format_bytes(self.nbytes)})"
+
+    def _repr_html_(self) -> str:
+        """A table of the tensors, as notebooks show it; reads nothing."""
+        rows = [
+            (
+                name,
+                "x".join(map(str, entry.shape)) or "scalar",
+                str(entry.dtype).removeprefix("torch."),
+                format_bytes(entry.nbytes),
+                f"{len(entry.parts)} parts" if entry.file is None else entry.file.name,
+            )
+            for name, entry in self._entries.items()
+        ]
+        return format_html_table(("tensor", "shape", "dtype", "bytes", "file"), rows, [repr(self)])
 
 
 @dataclass(frozen=True)
