@@ -112,26 +112,25 @@ test-torch: ## all tests on another torch in its own environment (TORCH=2.15.0; 
 # Seconds for each target. A longer run is worth another seed, or clang++, whose libFuzzer looks for new paths.
 FUZZ_SECONDS := 60
 FUZZ_SEED := 1
-FUZZ_CLANG = $(shell command -v clang++)
+FUZZ_TARGETS = $(basename $(notdir $(filter-out %/mutation_driver.cpp,$(wildcard fuzz/*.cpp))))
+CLANG = $(shell command -v clang++)
 
 .PHONY: fuzz
 fuzz: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
 fuzz: build ## mutate what each parser reads, under sanitizers (FUZZ_SECONDS=60 FUZZ_SEED=1; libFuzzer with clang++)
-	@$(MAKE) BUILD=build-fuzz CMAKE_ARGS="-DDORMANT_SANITIZE=address,undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-		$(if $(FUZZ_CLANG),-DDORMANT_LIBFUZZER=ON -DCMAKE_CXX_COMPILER=$(FUZZ_CLANG))" build-fuzz/.configured
-	flock build-fuzz/.lock $(VENV)/bin/ninja -C build-fuzz -j $(JOBS) --quiet fuzzers
-	for target in $(basename $(notdir $(filter-out %/mutation_driver.cpp,$(wildcard fuzz/*.cpp)))); do
-		echo "$$target"
-		mkdir -p build-fuzz/corpus/$$target
-		if [[ -n "$(FUZZ_CLANG)" ]]; then
-			build-fuzz/fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -seed=$(FUZZ_SEED) -print_final_stats=1 \
-				-artifact_prefix=build-fuzz/ build-fuzz/corpus/$$target fuzz/corpus/$$target
-		else
-			(cd build-fuzz && ./fuzz_$$target --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) ../fuzz/corpus/$$target)
-		fi
+	@$(CMAKE) -G Ninja -S fuzz -B build-fuzz -Wno-author -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
+		-DPython_EXECUTABLE=$(CURDIR)/$(PY) $(if $(CLANG),-DDORMANT_LIBFUZZER=ON -DCMAKE_CXX_COMPILER=$(CLANG)) >/dev/null
+	$(CMAKE) --build build-fuzz --target fuzzers -j $(JOBS)
+	cd build-fuzz
+	for target in $(FUZZ_TARGETS); do
+		echo "fuzz/$$target.cpp"
+		mkdir -p corpus/$$target
+		./fuzz_$$target $(if $(CLANG),-max_total_time=$(FUZZ_SECONDS) -seed=$(FUZZ_SEED) -verbosity=0 corpus/$$target,\
+			--seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)) ../fuzz/corpus/$$target
 	done
+	cd ..
 	for script in $(wildcard fuzz/*.py); do
-		echo "$$script"
+		echo $$script
 		$(POISON) $(PY) $$script --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	done
 

@@ -87,6 +87,7 @@ int main(int argc, char** argv) {
     }
   }
   std::cout << "loaded " << report.loaded.size() << ", initialised " << report.initialised.size()
+            << ", kept " << report.kept.size()
             << ": equal to eager construction and copy_, bit for bit\n";
   return 0;
 }
