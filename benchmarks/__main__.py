@@ -36,11 +36,16 @@ def main() -> int:
     )
     parser.add_argument("--repeat", type=int, default=3, help="samples of each figure (default 3)")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it all run?")
+    parser.add_argument("--fork", action="store_true", help="start processes sooner (as --quick)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for NAME.json")
     arguments = parser.parse_args()
     if arguments.repeat < 1:
         parser.error(f"--repeat must be at least 1, got {arguments.repeat}")
-    options = Options(repeat=arguments.repeat, quick=arguments.quick)
+    options = Options(
+        repeat=arguments.repeat,
+        quick=arguments.quick,
+        fork=arguments.fork or arguments.quick,
+    )
     console = Console(width=max(Console().width, 120))
     console.print(headline(), markup=False, highlight=False)
     equal = True

@@ -60,7 +60,7 @@ def call(function: str, *, timeout: float = _TIMEOUT, **arguments: Any) -> Any:
 def call_forked(function: str, *, timeout: float = _TIMEOUT, **arguments: Any) -> Any:
     """As `call`, in the fork of a process that has imported the libraries: sooner, less exact.
 
-    Pages that the fork shares count otherwise, so this is for small sizes.
+    Pages that the fork shares count otherwise.
     """
     os.environ.update(_ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")

@@ -15,11 +15,14 @@ class Options:
     Attributes:
         repeat: samples of each measurement; tables show their median.
         quick: small sizes, for checking that everything runs; the times mean little.
+        fork: processes start as forks of one that has imported the libraries: sooner, and memory
+            counts a little otherwise.
     """
 
     repeat: int = 3
     quick: bool = False
+    fork: bool = False
 
     def call(self, function: str, **arguments: Any) -> Any:
         """Calls `package.module:name` in another process; see `child.call`."""
-        return (child.call_forked if self.quick else child.call)(function, **arguments)
+        return (child.call_forked if self.fork else child.call)(function, **arguments)
