@@ -1,0 +1,10 @@
+"""`python -m dormant` is the command `dormant`."""
+
+from __future__ import annotations
+
+import sys
+
+from dormant.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

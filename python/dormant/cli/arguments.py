@@ -1,0 +1,77 @@
+"""Values of arguments that several subcommands take."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import torch
+
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+}
+DTYPE_NAMES = tuple(_DTYPES)
+
+
+def dtype(text: str) -> torch.dtype:
+    """A floating point dtype by its name."""
+    found = _DTYPES.get(text.removeprefix("torch."))
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(DTYPE_NAMES)}; got {text!r}")
+    return found
+
+
+def default_dtype(text: str) -> torch.dtype:
+    """A dtype in which models can be built."""
+    found = dtype(text)
+    if found.itemsize < 2:
+        raise argparse.ArgumentTypeError(f"PyTorch cannot build a model in {text}")
+    return found
+
+
+def size(text: str) -> str:
+    """A number of bytes, as `dormant.save` reads it."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B)\s*", text.upper())
+    if not found or not float(found[1]):
+        raise argparse.ArgumentTypeError(f"expected a size like 5GB or 500MiB, got {text!r}")
+    return text
+
+
+def positive(text: str) -> int:
+    """A number from 1."""
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """What `torch.manual_seed` takes, without the negative ones."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"expected a number below 2**64, got {text!r}")
+    return int(text)
+
+
+def renaming(text: str) -> tuple[str, str]:
+    """OLD=NEW."""
+    old, separator, new = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected OLD=NEW, got {text!r}")
+    return old, new
+
+
+def prefix_or_name(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """The pairs as `dormant.load` takes a renaming, of which each name is said once.
+
+    Raises:
+        ValueError: a name is renamed twice.
+    """
+    renamed: dict[str, str] = {}
+    for old, new in pairs:
+        if renamed.setdefault(old, new) != new:
+            raise ValueError(f"{old!r} is renamed to both {renamed[old]!r} and {new!r}.")
+    return renamed

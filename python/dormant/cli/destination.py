@@ -1,0 +1,79 @@
+"""Where a subcommand writes: nothing is overwritten unasked, and nothing incomplete is left."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dormant.cli.outcome import UsageError
+
+
+def is_folder(path: Path, file_endings: Iterable[str]) -> bool:
+    """Whether an output of this name is a folder: it is one, or has no ending of a file."""
+    return path.is_dir() or path.suffix not in file_endings
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, force: bool) -> Iterator[Path]:
+    """`path`, for somebody who writes it in one step, as `Publication` does.
+
+    Raises:
+        UsageError: it exists, and `force` is false.
+    """
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists. Choose another name, or pass --force to replace it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield path
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
+    """A folder that gets the name `path` when all is done; what ends it early removes it.
+
+    With `force` and a folder that has files it is that folder, whose files are replaced one by one.
+
+    Raises:
+        UsageError: it is a file, or it has files and `force` is false.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, and a folder is to be written. Choose another name.")
+    if path.is_dir() and any(path.iterdir()):
+        if not force:
+            raise UsageError(
+                f"the folder {path} has files. Choose another name, or pass --force to replace "
+                "the weights in it."
+            )
+        yield path
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        staging.mkdir()
+        yield staging
+        staging.replace(path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_apart(out: Path, inputs: Iterable[Path]) -> None:
+    """Refuses to write where it is read.
+
+    Raises:
+        UsageError: an input is the output, or lies in it.
+    """
+    place = out.resolve()
+    for path in inputs:
+        found = path.resolve()
+        if found == place or place in found.parents:
+            raise UsageError(
+                f"{path} is read, so nothing is written to {out}. Choose another output."
+            )
+
+
+def files_below(path: Path) -> list[dict[str, object]]:
+    """Path and bytes of a file, or of the files in a folder, as `--json` shows them."""
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    return [{"path": str(file), "nbytes": file.stat().st_size} for file in files]

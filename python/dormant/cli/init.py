@@ -1,0 +1,149 @@
+"""`dormant init`: a checkpoint of random weights, of a model that never exists."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dormant.cli.arguments import default_dtype, seed, size
+from dormant.cli.destination import files_below, is_folder, new_file, new_folder
+from dormant.cli.outcome import Outcome, UsageError
+from dormant.cli.pretrained import (
+    model_class,
+    read_config,
+    save_configuration,
+    saved_state,
+)
+from dormant.context import lazy_init
+from dormant.memory import PeakMemory
+from dormant.save import save
+from dormant.table import format_bytes
+
+NAME = "init"
+SUMMARY = "write a checkpoint with random weights of a model, as eager construction would"
+DESCRIPTION = """\
+    Builds a model lazily and streams its initial weights to safetensors: those that eager
+    construction gives under the same seed, bit for bit. The model never has to fit into memory.
+
+    MODEL is a config.json of transformers, a folder that has one, or module:callable, which is
+    imported (the current folder included) and called without arguments to get the model.
+"""
+EXAMPLES = """\
+    examples:
+      dormant init llama/config.json random-llama --seed 0 --dtype bfloat16
+      dormant init torchvision.models:resnet50 resnet50.safetensors
+      dormant init train:build_model start --seed 7
+"""
+_SAFETENSORS = ".safetensors"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what this command takes."""
+    parser.add_argument("model", metavar="MODEL", help="see above")
+    parser.add_argument("out", metavar="OUT", help="a folder, or a file NAME.safetensors")
+    parser.add_argument(
+        "--seed", metavar="N", type=seed, default=0, help="of torch.manual_seed (default: 0)"
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="DTYPE",
+        type=default_dtype,
+        help="the dtype in which the model is built: float64, float32, float16 or bfloat16 "
+        "(default: the configuration's, else float32)",
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        type=size,
+        default="5GB",
+        help="most bytes in a file of a folder, such as 500MiB (default: 5GB)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace OUT, or the weights in the folder OUT"
+    )
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """What was written."""
+    started = time.perf_counter()
+    peak = PeakMemory()
+    out = Path(options.out)
+    to_folder = is_folder(out, (_SAFETENSORS,))
+    config = None
+    if Path(options.model).exists():
+        config = read_config(options.model)
+    elif ":" not in options.model:
+        raise UsageError(
+            f"nothing lies at {options.model!r}, and it is no module:callable. Pass a config.json "
+            "of transformers, a folder that has one, or a function like train:build_model."
+        )
+    with (new_folder if to_folder else new_file)(out, force=options.force) as target:
+        torch.manual_seed(options.seed)
+        if config is not None:
+            model = _from_config(config, options.dtype)
+            state: Any = saved_state(model)
+        else:
+            model = state = _call(options.model, options.dtype)
+        report = save(state, target, max_shard_size=options.max_shard_size)
+        if config is not None and to_folder:
+            save_configuration(model, target)
+    data = {
+        "output": str(out),
+        "files": files_below(out),
+        "model": type(model).__name__,
+        "seed": options.seed,
+        "tensors": len(report.tensors),
+        "elements": sum(parameter.numel() for parameter in model.parameters()),
+        "nbytes": sum(tensor.nbytes for tensor in report.tensors),
+        "seconds": time.perf_counter() - started,
+        "peak_memory": peak.result(),
+    }
+    text = (
+        f"{data['model']} of {data['elements']:,} parameters: {data['tensors']} tensors, "
+        f"{format_bytes(data['nbytes'])} to {data['output']} ({len(data['files'])} files) in "
+        f"{data['seconds']:.1f} s"
+        + ("" if data["peak_memory"] is None else f", peak {format_bytes(data['peak_memory'])}")
+    )
+    return Outcome(data, text)
+
+
+def _from_config(config: Any, dtype: torch.dtype | None) -> torch.nn.Module:
+    from dormant.integrations.transformers import from_config
+
+    model: torch.nn.Module = from_config(
+        model_class(config), config, dtype=dtype, materialize=False
+    )
+    return model
+
+
+def _call(reference: str, dtype: torch.dtype | None) -> torch.nn.Module:
+    name, _, attribute = reference.partition(":")
+    # As with `python -m`; a console script has its own folder in this place.
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        try:
+            build: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise
+            raise UsageError(f"there is no module {name!r}; MODEL was {reference!r}.") from None
+        for part in attribute.split("."):
+            build = getattr(build, part, None)
+        if not callable(build):
+            raise UsageError(f"the module {name!r} has no function {attribute!r}.")
+        with lazy_init(dtype=dtype):
+            model = build()
+    finally:
+        sys.path.remove(here)
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(
+            f"{reference} returned {type(model).__name__}, expected a torch.nn.Module."
+        )
+    return model

@@ -1,0 +1,221 @@
+"""`dormant inspect`: what is in a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from dormant.checkpoint import Checkpoint, open_checkpoint
+from dormant.checkpoint_entry import Entry
+from dormant.cli.arguments import positive
+from dormant.cli.outcome import Outcome, printable
+from dormant.cli.screen import format_columns
+from dormant.cli.tree import Row, dtype_name, tree_rows
+from dormant.materialize import materialize
+from dormant.table import format_bytes
+
+NAME = "inspect"
+SUMMARY = "what is in a checkpoint: tensors, dtypes, sizes, duplicates, parts"
+DESCRIPTION = """\
+    Shows what is in a checkpoint as a tree of modules with totals: tensors, elements, bytes, dtypes
+    and shapes. Numbered siblings that look the same are one row, whose counts are of all of them.
+    Only descriptions are read, not the tensors (unless --hash asks for it, or a tensor-parallel set
+    has tensors that all parts must hold alike).
+"""
+EXAMPLES = """\
+    examples:
+      dormant inspect model.safetensors
+      dormant inspect llama-2-13b --depth 2
+      dormant inspect pytorch_model.bin --tensors --hash
+      dormant inspect checkpoint --json | jq '.totals.nbytes'
+"""
+_SHOWN = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what this command takes."""
+    parser.add_argument(
+        "paths", metavar="PATH", nargs="+", help="a file, an index or a folder; several make one"
+    )
+    parser.add_argument(
+        "--depth", metavar="N", type=positive, help="show N levels of the tree (default: all)"
+    )
+    parser.add_argument(
+        "--tensors", action="store_true", help="list every tensor instead of the tree"
+    )
+    parser.add_argument(
+        "--hash",
+        action="store_true",
+        help="read all tensors; find those of equal contents, too, and list SHA-256 in --json",
+    )
+    parser.add_argument(
+        "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
+    )
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """What is in the checkpoint."""
+    checkpoint = open_checkpoint(options.paths, key=options.key)
+    hashes = _hashes(checkpoint) if options.hash else {}
+    duplicates = _duplicates(checkpoint.entries, hashes)
+    totals = _totals(checkpoint.entries)
+    rows = tree_rows(checkpoint.entries, options.depth)
+    data = {
+        "files": [str(path) for path in checkpoint.files],
+        "metadata": dict(checkpoint.metadata),
+        "are_differences": checkpoint.are_differences,
+        "totals": totals,
+        "tree": [asdict(row) for row in rows],
+        "tensors": [
+            _described(name, entry, hashes.get(name)) for name, entry in checkpoint.entries.items()
+        ],
+        "duplicates": duplicates,
+    }
+    body = _tensor_table(checkpoint.entries) if options.tensors else _tree_table(rows)
+    lines = [*_head(checkpoint), "", body, "", *_foot(checkpoint, totals, duplicates)]
+    return Outcome(data, "\n".join(lines))
+
+
+def _described(name: str, entry: Entry, sha256: str | None) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "name": name,
+        "dtype": dtype_name(entry),
+        "shape": list(entry.shape),
+        "nbytes": entry.nbytes,
+        "file": None if entry.file is None else str(entry.file),
+        "offset": entry.offset,
+        "parts": [_described(name, part, None) for part in entry.parts],
+    }
+    if sha256 is not None:
+        described["sha256"] = sha256
+    return described
+
+
+def _totals(entries: Mapping[str, Entry]) -> dict[str, Any]:
+    dtypes: dict[str, dict[str, int]] = {}
+    for entry in entries.values():
+        total = dtypes.setdefault(dtype_name(entry), {"tensors": 0, "elements": 0, "nbytes": 0})
+        total["tensors"] += 1
+        total["elements"] += math.prod(entry.shape)
+        total["nbytes"] += entry.nbytes
+    return {
+        "tensors": len(entries),
+        "elements": sum(total["elements"] for total in dtypes.values()),
+        "nbytes": sum(total["nbytes"] for total in dtypes.values()),
+        "dtypes": dtypes,
+    }
+
+
+def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """SHA-256 of the elements of each tensor, one after the other in memory."""
+    hashes = {}
+    for name in checkpoint:
+        tensor = checkpoint[name]
+        materialize(tensor, progress=False)
+        data = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+        hashes[name] = hashlib.sha256(data.numpy().data).hexdigest()
+    return hashes
+
+
+def _duplicates(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Names of tensors over the same bytes of a file, or, with `hashes`, of equal contents."""
+    groups: dict[object, list[str]] = {}
+    for name, entry in entries.items():
+        if not entry.nbytes:
+            continue
+        identity: object = (entry.dtype, entry.shape, _place(entry))
+        if name in hashes:
+            identity = (entry.dtype, entry.shape, hashes[name])
+        groups.setdefault(identity, []).append(name)
+    return [
+        {
+            "names": names,
+            "nbytes": entries[names[0]].nbytes,
+            "same_bytes_of_the_file": len({_place(entries[name]) for name in names}) == 1,
+        }
+        for names in groups.values()
+        if len(names) > 1
+    ]
+
+
+def _place(entry: Entry) -> object:
+    return entry.file, entry.offset, entry.strides, tuple(_place(part) for part in entry.parts)
+
+
+def _head(checkpoint: Checkpoint) -> list[str]:
+    files = [printable(str(path)) for path in checkpoint.files]
+    lines = files[:_SHOWN]
+    if len(files) > _SHOWN:
+        lines.append(f"... {len(files) - _SHOWN} more files")
+    if checkpoint.are_differences:
+        lines.append("differences, to be added to another checkpoint")
+    for key, value in checkpoint.metadata.items():
+        text = printable(str(value))
+        lines.append(f"{printable(str(key))}: {text if len(text) < 100 else text[:100] + '...'}")
+    return lines
+
+
+def _foot(
+    checkpoint: Checkpoint, totals: Mapping[str, Any], duplicates: list[dict[str, Any]]
+) -> list[str]:
+    kinds = ", ".join(
+        f"{total['tensors']} {dtype} ({format_bytes(total['nbytes'])})"
+        for dtype, total in totals["dtypes"].items()
+    )
+    lines = [
+        f"{totals['tensors']} tensors, {totals['elements']:,} elements, "
+        f"{format_bytes(totals['nbytes'])}" + (f": {kinds}" if kinds else "")
+    ]
+    merged = [entry for entry in checkpoint.entries.values() if entry.parts]
+    if merged:
+        most = max(len(entry.parts) for entry in merged)
+        lines.append(f"{len(merged)} tensors are put together from up to {most} parts")
+    for duplicate in duplicates[:_SHOWN]:
+        what = "one place" if duplicate["same_bytes_of_the_file"] else "equal contents"
+        names = ", ".join(map(printable, duplicate["names"]))
+        lines.append(f"duplicates ({what}, {format_bytes(duplicate['nbytes'])}): {names}")
+    if len(duplicates) > _SHOWN:
+        lines.append(f"... {len(duplicates) - _SHOWN} more groups of duplicates")
+    return lines
+
+
+def _tree_table(rows: list[Row]) -> str:
+    cells = [
+        (
+            "  " * row.level + row.name,
+            str(row.tensors),
+            f"{row.elements:,}",
+            format_bytes(row.nbytes),
+            ", ".join(row.dtypes),
+            "" if row.shape is None else _shape(row.shape),
+        )
+        for row in rows
+    ]
+    header = ("module", "tensors", "elements", "bytes", "dtype", "shape")
+    return format_columns(header, cells, right=(1, 2, 3))
+
+
+def _tensor_table(entries: Mapping[str, Entry]) -> str:
+    cells = [
+        (
+            name,
+            dtype_name(entry),
+            _shape(entry.shape),
+            format_bytes(entry.nbytes),
+            f"{len(entry.parts)} parts" if entry.file is None else entry.file.name,
+            "" if entry.offset is None else str(entry.offset),
+        )
+        for name, entry in entries.items()
+    ]
+    header = ("tensor", "dtype", "shape", "bytes", "file", "offset")
+    return format_columns(header, cells, right=(3, 5))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) if shape else "scalar"

@@ -1,0 +1,77 @@
+"""Models of transformers for `convert --quantize` and `init`: their class, and what is saved."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dormant.cli.torch_archive import geometry
+from dormant.integrations.library import imported
+
+
+def model_class(config: Any) -> Any:
+    """The class that a configuration names in "architectures", else `AutoModel`.
+
+    Raises:
+        NotImplementedError: the installed transformers has no such class.
+    """
+    library = imported("transformers")
+    names = getattr(config, "architectures", None) or ["AutoModel"]
+    found = getattr(library, names[0], None)
+    if found is None:
+        raise NotImplementedError(
+            f"the architecture {names[0]!r} of config.json is not part of transformers "
+            f"{library.__version__}. Code beside the weights is not run here; build the model in "
+            "Python, and use dormant.quantize and dormant.save."
+        )
+    return found
+
+
+def read_config(path: str | os.PathLike[str]) -> Any:
+    """The configuration in a folder or a file.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it cannot be read.
+        ImportError: transformers is not installed.
+    """
+    library = imported("transformers")
+    # Its bar counts tensors that become lazy; ours counts bytes.
+    imported("transformers.utils.logging").disable_progress_bar()
+    place = Path(path)
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise ValueError(f"the folder {path} has no config.json.")
+    return library.AutoConfig.from_pretrained(os.fspath(place), local_files_only=True)
+
+
+def saved_state(model: Any) -> dict[str, torch.Tensor]:
+    """The lazy tensors that `model.save_pretrained` would write, under the names it gives them."""
+    state = model.state_dict()
+    for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
+        state.pop(name, None)
+    # A tied tensor under its first name; transformers ties the others again.
+    once: dict[object, str] = {}
+    for name, tensor in state.items():
+        once.setdefault(geometry(tensor), name)
+    kept = {name: state[name] for name in once.values()}
+    loading = imported("transformers.core_model_loading")
+    reverted: dict[str, torch.Tensor] = loading.revert_weight_conversion(model, kept)
+    return reverted
+
+
+def save_configuration(model: Any, folder: Path) -> None:
+    """Writes config.json, and generation_config.json where the model can generate."""
+    first = next(model.parameters(), None)
+    for tensor in model.parameters():
+        if tensor.is_floating_point():
+            first = tensor
+            break
+    if first is not None:
+        model.config.dtype = str(first.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)

@@ -1,0 +1,49 @@
+"""`dormant verify`: whether checkpoints can be read, every byte of them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dormant.checkpoint import open_checkpoint
+from dormant.cli.outcome import OK, Outcome, code_of, describe, printable
+
+NAME = "verify"
+SUMMARY = "read every byte, and compare it with the checksums that the files have"
+DESCRIPTION = """\
+    Opens each PATH, which checks everything that the files say about their tensors, and reads all
+    bytes. Files of torch.save have a checksum for each storage, which is compared; safetensors has
+    none, so only the description and that every byte can be read are verified. All paths are
+    tried, whatever is wrong with the first.
+"""
+EXAMPLES = """\
+    examples:
+      dormant verify pytorch_model.bin
+      dormant verify checkpoints/* && echo all fine
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what this command takes."""
+    parser.add_argument(
+        "paths", metavar="PATH", nargs="+", help="a file, an index or a folder; each for itself"
+    )
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """What was read, or what is wrong, for each path."""
+    code = OK
+    results: list[dict[str, Any]] = []
+    lines = []
+    for path in options.paths:
+        try:
+            verification = open_checkpoint(path).verify()
+        except (ValueError, KeyError, OSError, NotImplementedError) as error:
+            code = max(code, code_of(error))
+            described = describe(error)
+            results.append({"path": path, "ok": False, "error": described})
+            lines.append(f"NOT OK  {printable(path)}\n        {described['message']}")
+        else:
+            results.append({"path": path, "ok": True, **verification.to_dict()})
+            lines.append(f"ok      {printable(path)}\n        {verification}")
+    return Outcome({"results": results}, "\n".join(lines), code)
