@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-_TESTS = Path(__file__).parent.parent
-sys.path[:0] = [str(Path(__file__).parent), str(_TESTS / "models"), str(_TESTS / "load")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "load"))
 
 from libraries import prepare
 

@@ -183,7 +183,7 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     saved("LlamaForCausalLM", tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(Exception, match="(?i)incomplete|invalid|header|bytes"):
+    with pytest.raises(Exception, match=r"(?i)incomplete|invalid|header|bytes"):
         from_pretrained(kind, tmp_path)
 
 

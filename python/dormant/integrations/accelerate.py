@@ -112,6 +112,10 @@ def _free_folder(offload_dir: str | os.PathLike[str] | None, on_disk: list[str])
             f"dispatch_model: the device map sends {', '.join(on_disk)} to disk; pass the folder "
             "for it as offload_dir."
         )
+    if "" in on_disk:  # accelerate finds no tensors below this name
+        raise ValueError(
+            "dispatch_model: the device map sends '' to disk, the whole model; name its parts."
+        )
     folder = Path(offload_dir)
     if (folder / "index.json").exists():
         raise ValueError(

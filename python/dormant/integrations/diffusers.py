@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dormant.context import lazy_init
-from dormant.integrations.library import check_options, finish, imported, local_folder
+from dormant.integrations.library import check_folder, check_options, finish, imported
 from dormant.load import Mmap
 from dormant.progress import Callback
 
@@ -59,12 +59,12 @@ def from_pretrained(
         False
     """
     check_options("from_pretrained", memory_budget=memory_budget, mmap=mmap)
-    path = local_folder(folder, "from_pretrained")
+    check_folder(folder, "from_pretrained")
     imported("diffusers")
     if dtype is not None:
         options["torch_dtype"] = dtype
     with lazy_init():
-        model = model_class.from_pretrained(path, local_files_only=True, **options)
+        model = model_class.from_pretrained(folder, local_files_only=True, **options)
     finish(
         model, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
     )

@@ -36,12 +36,8 @@ def imported(module: str) -> Any:
         ) from error
 
 
-def local_folder(folder: str | os.PathLike[str], operation: str) -> str:
-    """`folder` as text.
-
-    Raises:
-        OSError: there is no such folder.
-    """
+def check_folder(folder: str | os.PathLike[str], operation: str) -> None:
+    """Raises OSError unless there is such a folder: a name must not lead to a download."""
     if not Path(folder).is_dir():
         exists = Path(folder).exists()
         raise OSError(
@@ -50,7 +46,6 @@ def local_folder(folder: str | os.PathLike[str], operation: str) -> str:
             f"{os.fspath(folder)!r}, expected a folder on this machine. Nothing is downloaded "
             "here; get the model first",
         )
-    return os.fspath(folder)
 
 
 def check_options(operation: str, *, memory_budget: int | None, mmap: str = "auto") -> None:

@@ -154,7 +154,10 @@ def load_tensor_parallel_model_list(
                 f"load_tensor_parallel_model_list: {os.fspath(path)} holds differences; the first "
                 "checkpoint of the list must be a whole one."
             )
-        part = tensor_parallel.reshard(parts, count, rules=divided)[here]
+        whole = len(parts) == count == 1
+        part = tensor_parallel.reshard(parts, count, rules={"*": REPLICATED} if whole else divided)[
+            here
+        ]
         with lazy_init(), torch.no_grad():
             part = {name: _cast(tensor, own.get(name)) for name, tensor in part.items()}
         state = tensor_parallel.apply_diffs(state, [part]) if differences else {**state, **part}

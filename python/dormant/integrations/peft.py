@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dormant.context import lazy_init
-from dormant.integrations.library import check_options, finish, imported, local_folder
+from dormant.integrations.library import check_folder, check_options, finish, imported
 from dormant.load import Mmap
 from dormant.progress import Callback
 
@@ -106,15 +106,15 @@ def load_adapter(
         ['default']
     """
     check_options("load_adapter", memory_budget=memory_budget, mmap=mmap)
-    path = local_folder(folder, "load_adapter")
+    check_folder(folder, "load_adapter")
     library = imported("peft")
     adapted: Any = model
     with lazy_init():
         if isinstance(model, library.PeftModel):
-            adapted.load_adapter(path, adapter_name, **options)
+            adapted.load_adapter(folder, adapter_name, **options)
         else:
             adapted = library.PeftModel.from_pretrained(
-                model, path, adapter_name=adapter_name, **options
+                model, folder, adapter_name=adapter_name, **options
             )
     finish(
         adapted, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from dormant.context import lazy_init
-from dormant.integrations.library import check_options, finish, imported, local_folder
+from dormant.integrations.library import check_folder, check_options, finish, imported
 from dormant.load import Mmap
 from dormant.names import NamesError, listed
 from dormant.options import check_choice
@@ -93,21 +93,21 @@ def from_pretrained(
     check_choice(unexpected, ("error", "ignore"), "unexpected", operation)
     check_choice(mismatched, ("error", "init"), "mismatched", operation)
     check_options(operation, memory_budget=memory_budget, mmap=mmap)
-    path = local_folder(folder, operation)
+    check_folder(folder, operation)
     imported("transformers.modeling_utils")  # before the context, which patches what is imported
     fused = quantization is not None and _is_ours(quantization)
-    if quantization is not None and (not fused or _is_quantised(config, path)):
+    if quantization is not None and (not fused or _is_quantised(config, folder)):
         if isinstance(quantization, str) or not hasattr(quantization, "quant_method"):
             raise ValueError(
-                f"{operation}: {path} is already quantised; got quantization={quantization!r}. "
-                "Leave it out."
+                f"{operation}: {os.fspath(folder)} is already quantised; got "
+                f"quantization={quantization!r}. Leave it out."
             )
         fused = False
         options["quantization_config"] = quantization
     wants_info = options.pop("output_loading_info", False)
     with lazy_init():
         model, info = model_class.from_pretrained(
-            path,
+            folder,
             config=config,
             dtype=dtype,
             ignore_mismatched_sizes=mismatched == "init",
@@ -115,7 +115,7 @@ def from_pretrained(
             local_files_only=True,
             **options,
         )
-    _check_names(path, info, missing, unexpected)
+    _check_names(os.fspath(folder), info, missing, unexpected)
     if fused:
         _quantise(model, quantization)
     finish(
@@ -169,9 +169,8 @@ def from_config(
     library = imported("transformers")
     imported("transformers.modeling_utils")
     if isinstance(config, (str, os.PathLike)):
-        config = library.AutoConfig.from_pretrained(
-            local_folder(config, "from_config"), local_files_only=True
-        )
+        check_folder(config, "from_config")
+        config = library.AutoConfig.from_pretrained(config, local_files_only=True)
     build = getattr(model_class, "from_config", None) or model_class._from_config
     if dtype is not None and dtype != "auto":
         options["dtype"] = dtype
@@ -187,7 +186,7 @@ def _is_ours(quantization: Any) -> bool:
     return not hasattr(quantization, "quant_method") or type(quantization).__name__ in _OURS
 
 
-def _is_quantised(config: Any, folder: str) -> bool:
+def _is_quantised(config: Any, folder: str | os.PathLike[str]) -> bool:
     if config is None or isinstance(config, (str, os.PathLike)):
         kind = imported("transformers").PreTrainedConfig
         entries, _ = kind.get_config_dict(config or folder, local_files_only=True)

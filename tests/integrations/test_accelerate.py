@@ -1,0 +1,163 @@
+"""Lazy models on device maps, against accelerate with eager ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+import transformers
+from libraries import models
+
+import dormant
+from compare import assert_same_bits
+from dormant.integrations.accelerate import dispatch_model, init_empty_weights
+from dormant.integrations.transformers import from_pretrained
+
+ROWS = {row.name: row for row in models("transformers")}
+LLAMA = ROWS["LlamaForCausalLM"].build
+WORDS = {"input_ids": torch.arange(1, 13).view(2, 6)}
+MIXED: dict[str, Any] = {
+    "model.embed_tokens": "cpu",
+    "model.layers.0": "disk",
+    "model.layers.1": "cpu",
+    "model.norm": "disk",
+    "model.rotary_emb": "cpu",
+    "lm_head": "disk",
+}
+MAPS: dict[str, dict[str, Any]] = {
+    "one device": {"": "cpu"},
+    "disk and cpu": MIXED,
+    "all on disk": {"model": "disk", "lm_head": "disk"},
+}
+
+
+def built(*, lazily: bool) -> Any:
+    torch.manual_seed(7)
+    if not lazily:
+        return LLAMA().eval()
+    with init_empty_weights():
+        return LLAMA().eval()
+
+
+def output(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(**WORDS).logits
+    return logits
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_dispatched_model_is_that_of_accelerate(name: str, tmp_path: Path) -> None:
+    device_map = MAPS[name]
+    expected = accelerate.dispatch_model(
+        built(lazily=False), dict(device_map), offload_dir=tmp_path / "theirs"
+    )
+    got = dispatch_model(built(lazily=True), device_map, offload_dir=tmp_path / "ours")
+    assert not dormant.is_lazy(got)
+    for key, tensor in expected.state_dict().items():
+        other = got.state_dict()[key]
+        assert other.device == tensor.device, key
+        if tensor.device.type != "meta":
+            assert_same_bits(tensor, other, key)
+    assert_same_bits(output(expected), output(got), "logits")
+    assert hasattr(got, "_hf_hook") == hasattr(expected, "_hf_hook")
+    theirs, ours = (sorted((tmp_path / side).glob("*")) for side in ("theirs", "ours"))
+    assert [file.name for file in ours] == [file.name for file in theirs]
+    assert bool(ours) == ("disk" in device_map.values())
+    for one, other_file in zip(theirs, ours, strict=True):
+        if one.suffix == ".json":
+            assert json.loads(one.read_text()) == json.loads(other_file.read_text())
+        else:
+            assert one.read_bytes() == other_file.read_bytes(), one.name
+
+
+def test_a_checkpoint_is_dispatched_without_being_loaded_first(tmp_path: Path) -> None:
+    built(lazily=False).save_pretrained(tmp_path / "model")
+    model = from_pretrained(
+        transformers.LlamaForCausalLM, tmp_path / "model", dtype=torch.bfloat16, materialize=False
+    )
+    got = dispatch_model(model, MIXED, offload_dir=tmp_path / "offload")
+    expected = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path / "model", dtype=torch.bfloat16
+    )
+    assert_same_bits(output(expected), output(got), "logits")
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "LlamaForCausalLM-tied-llama3-rope"])
+def test_device_map_of_from_pretrained(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    model: Any = ROWS[name].build()
+    model.save_pretrained(tmp_path / "model")
+    kind = type(model)
+    device_map = {**MIXED, "lm_head": "cpu"}
+    outputs = [
+        output(
+            load(tmp_path / "model", device_map=dict(device_map), offload_folder=tmp_path / side)
+        )
+        for side, load in (
+            ("theirs", kind.from_pretrained),
+            ("ours", lambda folder, **options: from_pretrained(kind, folder, **options)),
+        )
+    ]
+    assert_same_bits(outputs[0], outputs[1], "logits")
+
+
+def test_what_goes_to_disk_never_lies_in_memory_as_a_whole(tmp_path: Path) -> None:
+    code = f"""if True:
+        import accelerate, torch, dormant
+        from dormant.integrations.accelerate import dispatch_model
+        from dormant.memory import highest_resident_bytes
+        def model(layers):
+            with dormant.lazy_init():
+                return torch.nn.Sequential(*[torch.nn.Linear(2048, 2048) for _ in range(layers)])
+        def dispatch(layers, folder):
+            devices = {{str(layer): "disk" for layer in range(layers)}}
+            dispatch_model(model(layers), devices, offload_dir=folder)
+        dispatch(1, {str(tmp_path / "warm")!r})
+        before = highest_resident_bytes()
+        dispatch(24, {str(tmp_path / "disk")!r})
+        print(highest_resident_bytes() - before)
+    """
+    # So that what is freed goes back to the system at once, and is not counted.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    # 384 MiB in all, 16 MiB for a layer, which is in memory and in its file's pages at once.
+    assert int(done.stdout) < 96 << 20
+    assert sum(file.stat().st_size for file in (tmp_path / "disk").glob("*.dat")) > 384 << 20
+
+
+def test_a_map_that_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
+    model = built(lazily=True)
+    with pytest.raises(ValueError, match="lm_head"):
+        dispatch_model(model, {"model": "cpu"})
+    with pytest.raises(ValueError, match="offload_dir"):
+        dispatch_model(model, {"model": "disk", "lm_head": "disk"})
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(ValueError, match="already holds"):
+        dispatch_model(model, {"model": "disk", "lm_head": "disk"}, offload_dir=tmp_path)
+    with pytest.raises(ValueError, match="name its parts"):
+        dispatch_model(model, {"": "disk"}, offload_dir=tmp_path / "other")
+    assert dormant.is_lazy(model)
+    assert dormant.materialize(model).lazy_rate == 1.0
+
+
+@pytest.mark.parametrize("include_buffers", [None, False, True])
+def test_code_for_init_empty_weights_keeps_working(include_buffers: bool | None) -> None:
+    with init_empty_weights(include_buffers=include_buffers):
+        model = LLAMA()
+    assert dormant.is_lazy(model)
+    expected = built(lazily=False)
+    model.load_state_dict(expected.state_dict(), assign=True)
+    dormant.materialize(model)
+    assert_same_bits(output(expected), output(model.eval()), "logits")
+    with dormant.lazy_init(), accelerate.init_empty_weights():
+        assert LLAMA().lm_head.weight.device.type == "meta"

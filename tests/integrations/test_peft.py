@@ -1,0 +1,136 @@
+"""Adapters on lazy bases, against peft on eager ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from libraries import models
+from same_model import assert_same, assert_same_output, both
+
+import dormant
+from dormant.integrations.peft import get_peft_model, load_adapter
+from dormant.integrations.transformers import from_pretrained
+
+LLAMA = {row.name: row for row in models("transformers")}["LlamaForCausalLM"].build
+WORDS = {"input_ids": torch.arange(1, 13).view(2, 6)}
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+ADAPTERS: dict[str, Callable[[], Any]] = {
+    "lora": lambda: peft.LoraConfig(target_modules=TARGETS, init_lora_weights=False),
+    "dora": lambda: peft.LoraConfig(target_modules=TARGETS, use_dora=True),
+    "ia3": lambda: peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"]),
+    "vera": lambda: peft.VeraConfig(target_modules=["q_proj"], r=8),
+    "loha": lambda: peft.LoHaConfig(target_modules=TARGETS),
+    "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+}
+
+
+def base(folder: Path) -> Path:
+    torch.manual_seed(1234)
+    LLAMA().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_new_adapter_on_a_lazy_base(adapter: str, tmp_path: Path) -> None:
+    kind = transformers.LlamaForCausalLM
+    base(tmp_path)
+    expected, got = both(
+        lambda: peft.get_peft_model(kind.from_pretrained(tmp_path), ADAPTERS[adapter]()),
+        lambda: get_peft_model(
+            from_pretrained(kind, tmp_path, materialize=False), ADAPTERS[adapter]()
+        ),
+    )
+    assert_same(expected, got, memory=False)
+    assert_same_output(expected, got, WORDS)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_saved_adapter_on_a_lazy_base(adapter: str, tmp_path: Path) -> None:
+    kind = transformers.LlamaForCausalLM
+    base(tmp_path / "base")
+    torch.manual_seed(99)
+    peft.get_peft_model(
+        kind.from_pretrained(tmp_path / "base"), ADAPTERS[adapter]()
+    ).save_pretrained(tmp_path / "adapter")
+    expected, got = both(
+        lambda: peft.PeftModel.from_pretrained(
+            kind.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
+        ),
+        lambda: load_adapter(
+            from_pretrained(kind, tmp_path / "base", materialize=False), tmp_path / "adapter"
+        ),
+    )
+    assert_same(expected, got, memory=False)
+    assert_same_output(expected, got, WORDS)
+
+
+def test_a_second_adapter_of_the_same_model(tmp_path: Path) -> None:
+    kind = transformers.LlamaForCausalLM
+    base(tmp_path / "base")
+    for number in (1, 2):
+        torch.manual_seed(number)
+        peft.get_peft_model(
+            kind.from_pretrained(tmp_path / "base"), ADAPTERS["lora"]()
+        ).save_pretrained(tmp_path / f"adapter{number}")
+
+    def theirs() -> Any:
+        model = kind.from_pretrained(tmp_path / "base")
+        model = peft.PeftModel.from_pretrained(model, tmp_path / "adapter1")
+        model.load_adapter(tmp_path / "adapter2", "other")
+        model.set_adapter("other")
+        return model
+
+    def ours() -> Any:
+        model = from_pretrained(kind, tmp_path / "base", materialize=False)
+        model = load_adapter(model, tmp_path / "adapter1", materialize=False)
+        assert load_adapter(model, tmp_path / "adapter2", adapter_name="other") is model
+        model.set_adapter("other")
+        return model
+
+    expected, got = both(theirs, ours)
+    assert_same(expected, got, memory=False)
+    assert_same_output(expected, got, WORDS)
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_an_adapter_on_a_quantised_base(bits: str, tmp_path: Path) -> None:
+    kind = transformers.LlamaForCausalLM
+    base(tmp_path)
+
+    def quantised() -> transformers.BitsAndBytesConfig:
+        return transformers.BitsAndBytesConfig(**{bits: True})
+
+    expected, got = both(
+        lambda: peft.get_peft_model(
+            kind.from_pretrained(tmp_path, quantization_config=quantised()), ADAPTERS["lora"]()
+        ),
+        lambda: get_peft_model(
+            from_pretrained(kind, tmp_path, quantization=quantised(), materialize=False),
+            ADAPTERS["lora"](),
+        ),
+    )
+    layer = got.base_model.model.model.layers[0].self_attn.q_proj
+    assert type(layer).__module__ == "peft.tuners.lora.bnb"
+    assert_same(expected, got, memory=False)
+    assert_same_output(expected, got, WORDS)
+
+
+def test_base_and_adapter_can_stay_lazy(tmp_path: Path) -> None:
+    with dormant.lazy_init():
+        model = LLAMA()
+    adapted = get_peft_model(model, ADAPTERS["lora"](), materialize=False)
+    report = dormant.materialize(adapted)
+    assert report.lazy_rate > 0.99
+    assert report.value_reads == {}
+
+
+def test_a_folder_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError, match="load_adapter"):
+        load_adapter(torch.nn.Linear(2, 2), "nowhere at all")

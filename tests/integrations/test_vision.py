@@ -1,0 +1,132 @@
+"""diffusers, timm and torchvision: checkpoints read lazily equal what the libraries load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from libraries import models
+from same_model import assert_same, assert_same_output, both
+
+import dormant
+from dormant.integrations import diffusers as ours_diffusers
+from dormant.integrations import timm as ours_timm
+from dormant.integrations import torchvision as ours_torchvision
+
+DIFFUSERS = {row.name: row for row in models("diffusers")}
+PICTURE = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["UNet2DConditionModel", "AutoencoderKL", "DiTTransformer2DModel"])
+def test_models_of_diffusers(name: str, dtype: torch.dtype | None, tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    model: Any = DIFFUSERS[name].build()
+    model.save_pretrained(tmp_path)
+    kind = type(model)
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path, torch_dtype=dtype),
+        lambda: ours_diffusers.from_pretrained(kind, tmp_path, dtype=dtype),
+    )
+    assert_same(expected, got, memory=False)
+    lazy = ours_diffusers.from_pretrained(kind, tmp_path, dtype=dtype, materialize=False)
+    report = dormant.materialize(lazy)
+    assert report.lazy_rate > 0.99
+    assert report.count("checkpoint") > 20
+
+
+def test_a_folder_inside_a_pipeline(tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    model: Any = DIFFUSERS["AutoencoderKL"].build()
+    model.save_pretrained(tmp_path / "vae")
+    got = ours_diffusers.from_pretrained(type(model), tmp_path, subfolder="vae")
+    assert_same(type(model).from_pretrained(tmp_path, subfolder="vae"), got, memory=False)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pth", "ema.pth"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_models_of_timm(name: str, file: str, tmp_path: Path) -> None:
+    options = {"img_size": 64} if "vit" in name else {}
+    torch.manual_seed(1234)
+    state = timm.create_model(name, **options).state_dict()
+    path = tmp_path / file
+    if file.endswith("safetensors"):
+        safetensors.torch.save_file(state, path)
+    elif file == "ema.pth":
+        other = {key: torch.zeros_like(value) for key, value in state.items()}
+        ema = {f"module.{key}": value for key, value in state.items()}
+        torch.save({"state_dict": other, "state_dict_ema": ema, "epoch": 3}, path)
+    else:
+        torch.save(state, path)
+    expected, got = both(
+        lambda: timm.create_model(name, checkpoint_path=str(path), **options),
+        lambda: ours_timm.create_model(name, checkpoint_path=path, **options),
+    )
+    assert_same(expected, got, memory=False)
+    assert_same_output(expected.eval(), got.eval(), {"x": PICTURE})
+    lazy = ours_timm.create_model(name, checkpoint_path=path, materialize=False, **options)
+    report = dormant.materialize(lazy)
+    assert report.read_bytes > 0.99 * report.nbytes
+    assert report.initialised_bytes == 0
+
+
+def test_timm_without_a_checkpoint() -> None:
+    expected, got = both(
+        lambda: timm.create_model("test_resnet"), lambda: ours_timm.create_model("test_resnet")
+    )
+    assert_same(expected, got)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
+def test_models_of_torchvision(name: str, wrapped: bool, tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    state = torchvision.models.get_model(name, num_classes=5).state_dict()
+    path = tmp_path / "model.pth"
+    torch.save({"model": state, "epoch": 3} if wrapped else state, path)
+
+    def theirs() -> Any:
+        model = torchvision.models.get_model(name, num_classes=5)
+        model.load_state_dict(state)
+        return model
+
+    expected, got = both(
+        theirs, lambda: ours_torchvision.get_model(name, checkpoint=path, num_classes=5)
+    )
+    assert_same(expected, got)
+    assert_same_output(expected.eval(), got.eval(), {"x": PICTURE})
+
+
+def test_names_of_old_densenet_files(tmp_path: Path) -> None:
+    state = torchvision.models.densenet121().state_dict()
+    old = {}
+    for name, tensor in state.items():
+        for layer in ("norm1", "conv1", "norm2", "conv2"):
+            if ".denselayer" in name:
+                name = name.replace(f".{layer}.", f".{layer[:-1]}.{layer[-1]}.")
+        if not name.endswith("num_batches_tracked"):
+            old[name] = tensor
+    torch.save(old, tmp_path / "old.pth")
+    got = ours_torchvision.get_model(
+        "densenet121", checkpoint=tmp_path / "old.pth", missing="init", dtype=torch.float64
+    )
+    for name, tensor in state.items():
+        expected = tensor.double() if tensor.is_floating_point() else tensor
+        assert torch.equal(got.state_dict()[name], expected), name
+
+
+def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "model.pth")
+    with pytest.raises(KeyError, match="of another shape"):
+        ours_torchvision.get_model("resnet18", checkpoint=tmp_path / "model.pth", missing="init")
+    with pytest.raises(ValueError, match="unexpected must be one of"):
+        ours_torchvision.get_model("resnet18", unexpected="init")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        ours_timm.create_model("test_resnet", checkpoint_path=tmp_path / "nothing.pth")
+    with pytest.raises(FileNotFoundError, match="from_pretrained"):
+        ours_diffusers.from_pretrained(object, tmp_path / "nothing")
