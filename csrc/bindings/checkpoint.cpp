@@ -91,6 +91,9 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
             // Refused before memory of any size is asked for.
             open.file->check_range(offset, count);
             auto* bytes = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(count));
+            if (bytes == nullptr) {
+              throw py::error_already_set();
+            }
             const auto result = py::reinterpret_steal<py::bytes>(bytes);
             auto* out = PyBytes_AS_STRING(bytes);
             const py::gil_scoped_release other_threads_may_run;
