@@ -229,10 +229,10 @@ def run_rank(rank: int, world: int, folder: Path, features: int, layers: int) ->
     if world > 1:
         dist.destroy_process_group()
     nbytes = sum(tensor.nbytes for tensor in mine.values())
-    print(
+    # To a file: two processes that print may do so into one line.
+    (folder / f"rank{rank}of{world}.txt").write_text(
         f"rank {rank} of {world}: {len(mine)} tensors, {nbytes / 1e6:.1f} MB, and the output "
-        + ("have the bits of the eager way" if same else f"DIFFER from the eager way: {different}"),
-        flush=True,
+        + ("have the bits of the eager way" if same else f"DIFFER from the eager way: {different}")
     )
     if not same:
         sys.exit(1)
@@ -264,6 +264,12 @@ def main() -> int:
             try:
                 torch.multiprocessing.spawn(run_rank, arguments, nprocs=world)
             except torch.multiprocessing.ProcessExitedException:
+                failed = True
+            else:
+                failed = False
+            for path in sorted(folder.glob(f"rank*of{world}.txt")):
+                print(path.read_text())
+            if failed:
                 return 1
     return 0
 
