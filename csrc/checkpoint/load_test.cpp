@@ -192,6 +192,29 @@ TEST(Load, ChangedFileLeavesEverythingAsItWas) {
   EXPECT_TRUE(lazy[2].second.equal(eager[2].second));
 }
 
+TEST(Load, ReadThatFailsMidwayNamesWhatWasWritten) {
+  const ScratchFolder folder;
+  const auto a = at::rand({1 << 20});
+  const auto path = folder.write("m", file_of({{"a", a}}));
+  const auto size = std::filesystem::file_size(path);
+  LoadOptions options;
+  options.on_step = [&](size_t, size_t) { std::filesystem::resize_file(path, size / 2); };
+  const NamedTensors real{{"a", at::zeros({1 << 20})}};
+  auto text = message_of<c10::ValueError>([&] { load(real, path, options); });
+  EXPECT_TRUE(contains(text, path + ": the file ends at byte " + std::to_string(size / 2)));
+  EXPECT_TRUE(contains(text, "written before, wholly or in part: 'a'")) << text;
+  EXPECT_FALSE(is_lazy(real[0].second));
+
+  folder.write("m", file_of({{"a", a}}));
+  const NamedTensors lazy = [] {
+    const LazyInit guard;
+    return NamedTensors{{"a", at::empty({1 << 20}, at::kHalf)}};
+  }();
+  text = message_of<c10::ValueError>([&] { load(lazy, path, options); });
+  EXPECT_TRUE(contains(text, "the file ends at byte")) << text;
+  EXPECT_TRUE(is_lazy(lazy[0].second));
+}
+
 TEST(Load, InterruptedLoadLeavesAModelLazyAndASecondOneWorks) {
   const ScratchFolder folder;
   const auto a = at::rand({17, 5});
