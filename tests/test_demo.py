@@ -94,6 +94,7 @@ def measured(demo: dict[str, ModuleType], **changes: Any) -> Any:
     whole = demo["measurement"].Measurement(
         seconds=1.0,
         used=1.0,
+        processor=1.0,
         peak=0,
         start=0,
         trace=(),

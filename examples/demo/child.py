@@ -61,14 +61,19 @@ def _run(connection: Connection, case: Case, way: str, folder: Path) -> None:
     connection.send(("ready", None))
     connection.recv()
     peak = PeakMemory()
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     result = case.way(way)(folder, _teller(connection))
     loaded = time.perf_counter() - started
     connection.send(("step", "reading every page once"))
     if result is not None:
         read_once(result)
-    used = time.perf_counter() - started
-    connection.send(("used", {"seconds": loaded, "used": used, "peak": peak.result()}))
+    cost = {
+        "seconds": loaded,
+        "used": time.perf_counter() - started,
+        "processor": time.process_time() - worked,
+        "peak": peak.result(),
+    }
+    connection.send(("used", cost))
     connection.send(("step", "hashing and computing"))
     connection.send(("result", asdict(case.describe(result, folder))))
 

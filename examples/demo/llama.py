@@ -11,6 +11,7 @@ import transformers
 from case import Case, Description, Tell, digest, model_tensors, weight_bytes
 
 import dormant
+from dormant.cli.main import main as command
 
 SEED = 0
 TINY = {
@@ -52,15 +53,16 @@ def _quantization(scheme: str) -> Any:
 
 def _write(folder: Path, tell: Tell) -> None:
     torch.manual_seed(SEED)
-    model = transformers.LlamaForCausalLM(_config(folder)).to(torch.bfloat16)
+    model = transformers.AutoModelForCausalLM.from_config(_config(folder), dtype=torch.bfloat16)
     model.save_pretrained(folder)
 
 
 def _stream(folder: Path, tell: Tell) -> None:
-    torch.manual_seed(SEED)
-    with dormant.lazy_init():
-        model = transformers.LlamaForCausalLM(_config(folder)).to(torch.bfloat16)
-    dormant.save(model, folder, progress=tell)
+    # What the command `dormant init FOLDER FOLDER --seed 0 --dtype bfloat16 --force` does.
+    options = ["--seed", str(SEED), "--dtype", "bfloat16", "--force"]
+    status = command(["init", str(folder), str(folder), *options])
+    if status != 0:
+        raise RuntimeError(f"dormant init ended with {status}")
 
 
 def _ordinary(folder: Path, tell: Tell, *, dtype: torch.dtype) -> Any:

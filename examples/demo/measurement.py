@@ -34,6 +34,8 @@ class Measurement:
     Attributes:
         seconds: until the model was there, or the files.
         used: until every page of its weights had been read once, too.
+        processor: seconds of processor time until then, all threads together, which other work on
+            the machine changes less.
         peak: highest resident memory until then, above that at the start; None if nobody tells.
         start: resident bytes at the start.
         trace: memory over time.
@@ -45,6 +47,7 @@ class Measurement:
 
     seconds: float
     used: float
+    processor: float
     peak: int | None
     start: int
     trace: tuple[MemorySample, ...]
@@ -119,6 +122,7 @@ def _follow(connection: Connection, process: Any, show: Show) -> Measurement:
     return Measurement(
         seconds=cost["seconds"],
         used=cost["used"],
+        processor=cost["processor"],
         peak=max(peaks) - start if peaks and start else None,
         start=start,
         trace=trace.samples,

@@ -53,7 +53,7 @@ def table(results: Mapping[str, Result]) -> Table:
     made = Table(caption=_CAPTION, caption_justify="left")
     made.add_column("")
     made.add_column("way")
-    for title in ("time", "and read once", "peak over start", "final weights"):
+    for title in ("time", "read once", "processor", "peak over start", "final weights"):
         made.add_column(title, justify="right")
     made.add_column("equal, bit for bit")
     for result in results.values():
@@ -65,6 +65,7 @@ def table(results: Mapping[str, Result]) -> Table:
                 f"{style}{name}",
                 f"{style}{measured.seconds:.2f} s",
                 f"{style}{measured.used:.2f} s",
+                f"{style}{measured.processor:.2f} s",
                 style + ("-" if measured.peak is None else format_bytes(measured.peak)),
                 f"{style}{format_bytes(measured.nbytes)}",
                 result.verdict() if ours else "",
@@ -76,10 +77,11 @@ def table(results: Mapping[str, Result]) -> Table:
 _CAPTION = (
     "One run of each, each in a process of its own, files in the page cache. ordinary: "
     "from_pretrained of transformers, with bitsandbytes for nf4 and int8; for files, construction "
-    "and save_pretrained; without the pooler, construction and load_state_dict. time: until the "
-    "model is returned. and read once: until every page of its weights has been read, as weights "
-    "that are shown in place from the file take no time before. peak over start: highest resident "
-    "memory until then, pages of files included, above that before."
+    "and save_pretrained, beside the command dormant init; without the pooler, construction and "
+    "load_state_dict. time: until the model is returned. read once: until every page of its "
+    "weights has been read, as weights that are shown in place from the file take no time before. "
+    "processor: time of all threads until then. peak over start: highest resident memory until "
+    "then, pages of files included, above that before."
 )
 
 
