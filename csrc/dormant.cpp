@@ -16,13 +16,14 @@ bool is_lazy(const at::Tensor& tensor) noexcept {
 }
 
 Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOptions& options) {
+  tile::Options engine;
+  engine.only_owners = tile::only_owners(tensors);
   std::vector<c10::Storage> storages;
   for (const auto& tensor : tensors) {
     if (is_lazy(tensor)) {
       storages.push_back(tensor.storage());
     }
   }
-  tile::Options engine;
   engine.values = options.values == Values::exact  ? record::Values::exact
                   : options.values == Values::fast ? record::Values::fast
                                                    : record::Values::empty;

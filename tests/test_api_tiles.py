@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_a_budget_too_small_says_the_minimum_and_the_minimum_is_enough() -> None
         assert_same_bits(eager[name], tensor)
 
 
-def in_child(code: str) -> dict[str, int]:
+def in_child(code: str) -> dict[str, Any]:
     """Runs `code` in a new process and returns what it prints as JSON."""
     prelude = """
         import json, torch, dormant
@@ -111,7 +112,7 @@ def in_child(code: str) -> dict[str, int]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result: dict[str, int] = json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
@@ -146,6 +147,59 @@ def test_the_peak_of_a_shard_is_its_part_and_the_budget(dim: int) -> None:
     assert found["part"] == 32 * MIB
     # The whole has 256 MiB; pages of code that runs for the first time count too.
     assert found["part"] - MIB <= found["peak"] <= found["part"] + (4 + 12) * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a storage is made whole")
+def test_a_view_that_is_the_only_owner_of_its_storage_takes_its_part() -> None:
+    found = in_child("""
+        def rows():
+            return torch.nn.Parameter(torch.empty(8192, 4096).normal_()[5000:5500])
+        torch.manual_seed(3)
+        with dormant.lazy_init():
+            view = rows()
+        before = resident_bytes()
+        dormant.materialize(view)
+        peak = highest_resident_bytes() - before
+        torch.manual_seed(3)
+        eager = rows()
+        print(json.dumps({
+            "part": view.nbytes,
+            "peak": peak,
+            "equal": torch.equal(view, eager),
+            "offsets": [view.storage_offset(), eager.storage_offset()],
+            "strides": [view.stride(), eager.stride()],
+            "storages": [view.untyped_storage().nbytes(), eager.untyped_storage().nbytes()],
+        }))
+    """)
+    assert found["equal"]
+    for what in ("offsets", "strides", "storages"):
+        lazy, eager = found[what]
+        assert lazy == eager, what
+    assert found["part"] - MIB <= found["peak"] <= found["part"] + 16 * MIB  # of 128 MiB
+
+
+@pytest.mark.parametrize("owner", ["the whole", "another view", "the storage", "a base"])
+def test_a_storage_that_something_else_refers_to_is_made_whole(owner: str) -> None:
+    def build() -> tuple[torch.Tensor, object]:
+        whole = torch.empty(1000, 1000).normal_()
+        part = whole[100:110]
+        other = {
+            "the whole": whole,
+            "another view": whole[500:].detach(),
+            "the storage": whole.untyped_storage(),
+            "a base": None,
+        }[owner]
+        return (part if owner == "a base" else part.detach()), other
+
+    torch.manual_seed(3)
+    with dormant.lazy_init():
+        lazy, other = build()
+    dormant.materialize(lazy)
+    torch.manual_seed(3)
+    eager, _ = build()
+    del other
+    whole = [tensor.as_strided((1000, 1000), (1000, 1), 0) for tensor in (eager, lazy)]
+    assert_same_bits(whole[0], whole[1])
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc to give memory back")

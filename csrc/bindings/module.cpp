@@ -7,6 +7,7 @@
 #include <torch/version.h>
 
 #include <optional>
+#include <set>
 #include <string>
 #include <system_error>
 #include <tuple>
@@ -48,6 +49,19 @@ std::vector<std::string> operators(const at::Tensor& tensor) {
   if (const auto* history = history_of(tensor); history != nullptr && history->tail) {
     for (const auto* node : closure({history->tail.get()})) {
       names.push_back(full_name(node->op));
+    }
+  }
+  return names;
+}
+
+/// Names of the files, and of other memory, that a lazy tensor's elements are made of.
+std::set<std::string> sources(const at::Tensor& tensor) {
+  std::set<std::string> names;
+  if (const auto* history = history_of(tensor); history != nullptr && history->tail) {
+    for (const auto* node : closure({history->tail.get()})) {
+      if (node->source) {
+        names.insert(node->source->name());
+      }
     }
   }
   return names;
@@ -109,13 +123,14 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
   TORCH_CHECK_VALUE(values == "exact" || values == "fast" || values == "empty",
                     "dormant: materialize: values=\"", values,
                     "\", expected \"exact\", \"fast\" or \"empty\"");
+  dormant::tile::Options options;
+  options.only_owners = dormant::tile::only_owners(tensors);
   std::vector<c10::Storage> storages;
   for (const auto& tensor : tensors) {
     if (is_lazy(tensor)) {
       storages.push_back(tensor.storage());
     }
   }
-  dormant::tile::Options options;
   options.values = values == "exact"  ? Values::exact
                    : values == "fast" ? Values::fast
                                       : Values::empty;
@@ -220,6 +235,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("tensor_over", &flat, "All bytes of a storage as a uint8 tensor over it, lazy or real.");
   m.def("live_storages", &live_storages);
   m.def("operators", &operators);
+  m.def("sources", &sources);
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),
         py::arg("on_step"), py::arg("memory_budget") = std::nullopt, py::arg("mmap") = "auto",
         py::arg("held") = nullptr);

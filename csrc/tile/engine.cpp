@@ -250,7 +250,11 @@ class Work {
       mapped_.push_back(std::move(target));
       return;
     }
-    jobs_.push_back(make_job(std::move(target), std::move(program)));
+    const auto owner = options_.only_owners.find(impl);
+    const auto needed = owner == options_.only_owners.end() || target.destination != nullptr
+                            ? std::nullopt
+                            : needed_by(owner->second, *program);
+    jobs_.push_back(make_job(std::move(target), std::move(program), needed));
   }
 
   std::vector<Materialized> run() {

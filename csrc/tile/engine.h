@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "record/replay.h"
+#include "tile/only_owner.h"
 
 namespace dormant::tile {
 
@@ -60,6 +61,8 @@ struct Options {
   /// Most bytes that tiles and everything else besides the final tensors may take.
   std::optional<size_t> memory_budget;
   Mmap mmap = Mmap::automatic;
+  /// Views that nothing else shares a storage with: the rest of their storages isn't made.
+  OnlyOwners only_owners;
   /// Only of storages that have a program; the others get memory of their own.
   std::unordered_map<const c10::StorageImpl*, Destination>* destinations = nullptr;
   /// Called on the calling thread with (done, total) bytes, at least every tenth of a second while

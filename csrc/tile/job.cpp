@@ -4,6 +4,7 @@
 #include <optional>
 #include <utility>
 
+#include "tile/only_owner.h"
 #include "tile/reader.h"
 
 namespace dormant::tile {
@@ -19,28 +20,36 @@ c10::DataPtr allocate_memory(size_t nbytes) {
 
 class StorageJob final : public Job {
  public:
-  StorageJob(Target target, std::shared_ptr<const Program> program) : program_(std::move(program)) {
+  StorageJob(Target target, std::shared_ptr<const Program> program, const Run& elements)
+      : program_(std::move(program)), elements_(elements) {
     targets.push_back(std::move(target));
   }
 
-  int64_t numel() const override { return program_->numel(); }
+  int64_t numel() const override { return elements_.count; }
   int64_t itemsize() const override { return static_cast<int64_t>(program_->itemsize()); }
   int64_t unit() const override { return kAlignment; }
   size_t thread_bytes(int64_t elements) const override { return program_->scratch_bytes(elements); }
   size_t shared_bytes() const override { return 0; }
 
-  void allocate() override { allocate_target(targets.front()); }
+  void allocate() override {
+    if (elements_.count < program_->numel()) {
+      targets.front().memory = reserve(targets.front().storage.nbytes());
+    }
+    if (!targets.front().memory) {
+      allocate_target(targets.front());
+    }
+  }
 
   bool run(int64_t begin, int64_t end, int64_t tile, Pages& pages,
            const std::function<bool(size_t)>& after_tile) override {
-    auto* memory = targets.front().data();
+    auto* memory = targets.front().data() + elements_.begin * itemsize();
     if (targets.front().destination == nullptr) {
       pages.prepare(memory + begin * itemsize(), static_cast<size_t>((end - begin) * itemsize()));
     }
     Reader reader(*program_, fast_seed);
     for (; begin < end; begin += tile) {
       const auto count = std::min(tile, end - begin);
-      reader.read(Run{begin, count}, memory + begin * itemsize());
+      reader.read(Run{elements_.begin + begin, count}, memory + begin * itemsize());
       if (!after_tile(static_cast<size_t>(count * itemsize()))) {
         return false;
       }
@@ -51,13 +60,14 @@ class StorageJob final : public Job {
   void finish() override {}
 
   std::optional<Program::Range> read_range(int64_t begin, int64_t end) const override {
-    return program_->read_range(begin, end - begin);
+    return program_->read_range(elements_.begin + begin, end - begin);
   }
 
   Program::Origins origins() const override { return program_->origins(); }
 
  private:
   const std::shared_ptr<const Program> program_;
+  const Run elements_;
 };
 
 class QuantizeJob final : public Job {
@@ -169,11 +179,13 @@ void allocate_target(Target& target) {
   }
 }
 
-std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program) {
+std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program,
+                              const std::optional<Run>& needed) {
   if (const auto walk = walk_of(*program); walk.turn) {
     return make_turned_job(std::move(target), std::move(program), *walk.turn);
   }
-  return std::make_unique<StorageJob>(std::move(target), std::move(program));
+  const auto elements = needed.value_or(Run{0, program->numel()});
+  return std::make_unique<StorageJob>(std::move(target), std::move(program), elements);
 }
 
 std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets) {

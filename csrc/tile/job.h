@@ -78,8 +78,9 @@ class Job {
 /// Memory for a target that has none yet.
 void allocate_target(Target& target);
 
-/// A storage whose history is `program`.
-std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program);
+/// A storage whose history is `program`, or of which only elements `needed` are made.
+std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program,
+                              const std::optional<Run>& needed = {});
 
 /// The same, where the program is best run by rectangles.
 std::unique_ptr<Job> make_turned_job(Target target, std::shared_ptr<const Program> program,

@@ -80,7 +80,8 @@ def materialize(
 
     Every object that refers to them (parameters, ties, views, optimizers, `state_dict` entries) is
     the same object afterwards, and valid. Tensors that are already real are left as they are. Order
-    does not matter: any part may be materialised at any time.
+    does not matter: any part may be materialised at any time. Of a storage that a single view
+    refers to, only the view's part takes memory; the rest, which `as_strided` could show, is zero.
 
     It is atomic for each storage: when it fails (out of memory, Ctrl-C), what was finished is real,
     the rest is still lazy, and it can be called again.

@@ -1,0 +1,72 @@
+#include "tile/only_owner.h"
+
+#include <ATen/ops/empty.h>
+
+#include "tile/eager_comparison.h"
+#include "tile/engine.h"
+
+namespace dormant::tile {
+namespace {
+
+using at::Tensor;
+
+Tensor whole() { return at::empty({4096, 1024}).normal_(); }
+
+/// Without autograd's own reference to what it is a view of.
+Tensor rows(const Tensor& tensor, int64_t begin, int64_t count) {
+  return tensor.narrow(0, begin, count).detach();
+}
+
+TEST(OnlyOwner, IsAViewWhoseStorageNothingElseRefersTo) {
+  const auto alone = lazily([] { return rows(whole(), 100, 10); });
+  const auto shared = lazily([] { return whole(); });
+  const auto part = rows(shared, 5, 5);
+  const auto real = at::empty({4});
+  const auto owners = only_owners({alone, shared, part, real});
+  ASSERT_EQ(owners.size(), 1U);
+  EXPECT_EQ(owners.begin()->first, alone.storage().unsafeGetStorageImpl());
+  EXPECT_EQ(owners.begin()->second, record::Geometry::of(alone));
+}
+
+TEST(OnlyOwner, NeedsFromItsFirstElementToItsLastWhereThatSavesMuch) {
+  const auto lazy = lazily([] { return whole(); });
+  const auto program = program_of(lazy);
+  ASSERT_TRUE(program);
+  const auto needed = [&](const Tensor& view) {
+    return needed_by(record::Geometry::of(view), *program);
+  };
+  EXPECT_EQ(needed(lazy.narrow(0, 100, 10)), (tile::Run{100 * 1024, 10 * 1024}));
+  EXPECT_EQ(needed(lazy.narrow(0, 100, 2).narrow(1, 5, 7)), (tile::Run{100 * 1024 + 5, 1024 + 7}));
+  EXPECT_FALSE(needed(lazy));
+  EXPECT_FALSE(needed(lazy.narrow(1, 5, 7)));     // a little of every row
+  EXPECT_FALSE(needed(lazy.narrow(0, 0, 4000)));  // less than a megabyte is left out
+  EXPECT_FALSE(needed(lazy.view(at::kInt).narrow(0, 0, 1)));
+}
+
+TEST(OnlyOwner, ReservedMemoryIsZeroAndCanBeWritten) {
+  constexpr size_t kBytes = size_t{1} << 36;  // more than the machine has
+  const auto memory = reserve(kBytes);
+  if (!memory) {
+    GTEST_SKIP() << "this system reserves no memory";
+  }
+  auto* bytes = static_cast<char*>(memory.get());
+  bytes[kBytes - 1] = 7;
+  EXPECT_EQ(bytes[kBytes - 1], 7);
+  EXPECT_EQ(bytes[kBytes / 2], 0);
+}
+
+TEST(OnlyOwner, KeepsItsGeometryAndTheSizeOfItsStorage) {
+  const Build build = [] { return rows(whole(), 1000, 30); };
+  const auto lazy = lazily(build);
+  Options options;
+  options.only_owners = only_owners({lazy});
+  materialize({lazy.storage()}, options);
+  record::settle(lazy);
+  const auto eager = eagerly(build);
+  EXPECT_TRUE(same_bits(lazy, eager));
+  EXPECT_EQ(lazy.storage_offset(), eager.storage_offset());
+  EXPECT_EQ(lazy.storage().nbytes(), eager.storage().nbytes());
+}
+
+}  // namespace
+}  // namespace dormant::tile
