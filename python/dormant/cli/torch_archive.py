@@ -20,8 +20,8 @@ import torch
 from dormant import _C
 from dormant.materialize import materialize
 
-# Bytes of a tensor in memory at a time.
-_PIECE = 64 << 20
+# Bytes of a tensor that come to life at a time; the piece before is still there then.
+_PIECE = 16 << 20
 # Records begin at multiples of this, so that torch.load(mmap=True) gives aligned tensors.
 _ALIGNMENT = 64
 _LOCAL_HEADER = 30
@@ -133,7 +133,12 @@ def _storage_types() -> Mapping[torch.dtype, str]:
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    # On a lazy tensor the one that has nothing to resolve would bring it to life.
+    if tensor.is_conj():
+        tensor = tensor.resolve_conj()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    flat = tensor.detach().contiguous().reshape(-1)
     step = max(_PIECE // tensor.element_size(), 1)
     for begin in range(0, flat.numel(), step):
         # A copy: what is lazy comes to life for this piece only.

@@ -1,0 +1,209 @@
+"""What `dormant convert` writes is compared with what torch, safetensors and transformers do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import bitsandbytes
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from command import Cli
+
+from compare import assert_same_bits
+
+
+def assert_same_state(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert_same_bits(got[name], tensor, name)
+
+
+def whole(llama: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(llama / "model.safetensors")
+
+
+def test_a_torch_file_becomes_safetensors_and_back(cli: Cli, tmp_path: Path) -> None:
+    state = {
+        "matrix": torch.arange(12.0).view(3, 4).t(),
+        "scalar": torch.tensor(3),
+        "empty": torch.zeros(0, 2),
+        "half": torch.randn(5).to(torch.bfloat16),
+        "flags": torch.tensor([True, False]),
+        "complex": torch.randn(3, dtype=torch.complex64),
+    }
+    torch.save({"model": state}, tmp_path / "in.pt")
+    assert cli("convert", tmp_path / "in.pt", tmp_path / "out.safetensors").code == 0
+    assert_same_state(
+        safetensors.torch.load_file(tmp_path / "out.safetensors"),
+        {name: tensor.contiguous() for name, tensor in state.items()},
+    )
+    assert cli("convert", tmp_path / "out.safetensors", tmp_path / "back.bin").code == 0
+    for mapped in (False, True):
+        back = torch.load(tmp_path / "back.bin", weights_only=True, mmap=mapped)
+        assert_same_state(back, {name: tensor.contiguous() for name, tensor in state.items()})
+    assert cli("verify", tmp_path / "back.bin").code == 0
+
+
+def test_tied_tensors_share_their_bytes_in_a_torch_file(cli: Cli, tmp_path: Path) -> None:
+    tied = torch.arange(6.0)
+    torch.save({"a": tied, "b": tied, "c": tied.clone()}, tmp_path / "in.pt")
+    arguments = ("--dtype", "float16")
+    assert cli("convert", tmp_path / "in.pt", tmp_path / "out.pt", *arguments).code == 0
+    out = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert out["a"].data_ptr() == out["b"].data_ptr() != out["c"].data_ptr()
+    assert_same_bits(out["a"], tied.half(), "a")
+
+
+def test_a_folder_is_cast_and_sharded_and_transformers_loads_it(
+    cli: Cli, tmp_path: Path, llama: Path
+) -> None:
+    out = tmp_path / "out"
+    run = cli("convert", llama, out, "--dtype", "bfloat16", "--max-shard-size", "100KB", "--json")
+    assert run.code == 0
+    assert (out / "model-00001-of-00002.safetensors").is_file()
+    assert {Path(file["path"]).name for file in run.json["files"]} == {
+        path.name for path in out.iterdir()
+    }
+    model = transformers.LlamaForCausalLM.from_pretrained(out, dtype="auto")
+    assert_same_state(
+        dict(model.state_dict()),
+        {name: tensor.to(torch.bfloat16) for name, tensor in whole(llama).items()},
+    )
+
+
+def test_parts_are_the_runs_of_the_whole_and_merge_back(cli: Cli, tmp_path: Path) -> None:
+    weights = {
+        "layers.0.attention.wq.weight": torch.randn(6, 4),
+        "layers.0.attention.wo.weight": torch.randn(4, 6),
+        "norm.weight": torch.randn(4),
+    }
+    torch.save(weights, tmp_path / "whole.pt")
+    parts = tmp_path / "parts"
+    assert cli("convert", tmp_path / "whole.pt", parts, "--parts", "3").code == 0
+    for rank in range(3):
+        part = torch.load(parts / f"consolidated.{rank:02}.pth", weights_only=True)
+        assert_same_state(
+            part,
+            {
+                "layers.0.attention.wq.weight": weights["layers.0.attention.wq.weight"].chunk(3)[
+                    rank
+                ],
+                "layers.0.attention.wo.weight": weights["layers.0.attention.wo.weight"]
+                .chunk(3, 1)[rank]
+                .contiguous(),
+                "norm.weight": weights["norm.weight"],
+            },
+        )
+    # Fewer parts over more: the third must not stay.
+    two = ("--parts", "2", "--force")
+    assert cli("convert", tmp_path / "whole.pt", parts, *two).code == 0
+    assert sorted(path.name for path in parts.iterdir()) == [
+        "consolidated.00.pth",
+        "consolidated.01.pth",
+    ]
+    assert cli("convert", parts, tmp_path / "merged.safetensors").code == 0
+    assert_same_state(safetensors.torch.load_file(tmp_path / "merged.safetensors"), weights)
+
+
+def test_names_and_prefixes_are_renamed(cli: Cli, tmp_path: Path) -> None:
+    torch.save({"module.a": torch.zeros(1), "b": torch.ones(1)}, tmp_path / "in.pt")
+    out = tmp_path / "out.safetensors"
+    assert (
+        cli("convert", tmp_path / "in.pt", out, "--rename", "module.=", "--rename", "b=c").code == 0
+    )
+    assert sorted(safetensors.torch.load_file(out)) == ["a", "c"]
+
+
+def test_a_renaming_that_makes_two_tensors_one_is_refused(cli: Cli, tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1), "b": torch.ones(1)}, tmp_path / "in.pt")
+    run = cli("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--rename", "a=b")
+    assert run.code == 1
+    assert "'a' and 'b' the same name 'b'" in run.err
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_quantised_folder_is_what_transformers_quantises(
+    cli: Cli, tmp_path: Path, llama: Path, scheme: str
+) -> None:
+    # The schemes have the defaults of bitsandbytes; a BitsAndBytesConfig has others.
+    config = transformers.BitsAndBytesConfig(
+        load_in_4bit=scheme == "nf4",
+        load_in_8bit=scheme == "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+    )
+    expected = transformers.LlamaForCausalLM.from_pretrained(
+        llama, dtype=torch.bfloat16, quantization_config=config
+    )
+    out = tmp_path / "out"
+    run = cli("convert", llama, out, "--quantize", scheme, "--dtype", "bfloat16", "--json")
+    assert run.code == 0
+    assert run.json["left_out"] == []
+    again = transformers.LlamaForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
+    kind = bitsandbytes.nn.Linear4bit if scheme == "nf4" else bitsandbytes.nn.Linear8bitLt
+    assert type(again.model.layers[0].mlp.up_proj) is kind
+    assert_same_state(dict(again.state_dict()), dict(expected.state_dict()))
+
+
+def test_nothing_is_overwritten_unless_forced(cli: Cli, tmp_path: Path, llama: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes").write_text("mine")
+    run = cli("convert", llama, out)
+    assert run.code == 2
+    assert "--force" in run.err
+    assert [path.name for path in out.iterdir()] == ["notes"]
+    assert cli("convert", llama, out, "--force").code == 0
+    assert (out / "notes").read_text() == "mine"
+    assert_same_state(safetensors.torch.load_file(out / "model.safetensors"), whole(llama))
+
+
+@pytest.mark.parametrize("inside", ["", "model.safetensors"])
+def test_what_is_read_is_never_written(cli: Cli, tmp_path: Path, llama: Path, inside: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(llama, copy)
+    run = cli("convert", copy / "model.safetensors", copy / inside, "--force")
+    assert run.code == 2
+    assert_same_state(safetensors.torch.load_file(copy / "model.safetensors"), whole(llama))
+
+
+def test_a_damaged_input_leaves_no_output(cli: Cli, tmp_path: Path, llama: Path) -> None:
+    data = (llama / "model.safetensors").read_bytes()
+    (tmp_path / "in.safetensors").write_bytes(data[:-1])
+    assert cli("convert", tmp_path / "in.safetensors", tmp_path / "out").code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+def test_scales_of_a_quantised_checkpoint_are_not_cast(
+    cli: Cli, tmp_path: Path, llama: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(llama, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "quantization_config": {}}))
+    run = cli("convert", copy, tmp_path / "out", "--dtype", "float16")
+    assert run.code == 2
+    assert "scales" in run.err
+
+
+def test_no_tensor_is_in_memory_whole(tmp_path: Path) -> None:
+    def peak(elements: int) -> int:
+        torch.save({"weight": torch.zeros(elements)}, tmp_path / "in.pt")
+        ran = subprocess.run(
+            [sys.executable, *"-m dormant convert in.pt out.pt --json --force".split()],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found: int = json.loads(ran.stdout)["peak_memory"]
+        return found
+
+    assert peak(25 << 20) - peak(1000) < 70e6  # of 105 MB

@@ -1,0 +1,118 @@
+"""Exit codes, messages and `--json` of the command as a whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from command import Cli
+
+from dormant.cli.main import main
+
+COMMANDS = ("inspect", "verify", "convert", "init", "bench")
+
+
+def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name}" in text for name in COMMANDS)
+    assert "exit codes:" in text
+    assert "130" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert f"dormant {command}" in text.split("examples:")[1]
+    assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["absent"],
+        ["inspect"],
+        ["convert", "one"],
+        ["convert", "in", "out", "--dtype", "int8"],
+        ["convert", "in", "out", "--max-shard-size", "0GB"],
+        ["convert", "in", "out", "--parts", "0"],
+        ["init", "m:f", "out", "--seed", "-1"],
+        ["init", "m:f", "out", "--dtype", "float8_e5m2"],
+    ],
+)
+def test_wrong_arguments_are_exit_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "{in}", "out", "--quantize", "nf4"],
+        ["convert", "{in}", "out.pt", "--parts", "2"],
+        ["bench", "absent"],
+    ],
+)
+def test_arguments_that_cannot_be_used_together_are_exit_code_2(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.zeros(2)}, "in.pt")
+    assert cli(*[argument.replace("{in}", "in.pt") for argument in arguments]).code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
+
+
+def test_an_error_is_one_block_and_a_json_object(cli: Cli, tmp_path: Path) -> None:
+    run = cli("inspect", tmp_path / "absent")
+    assert (run.code, run.out) == (3, "")
+    assert run.err.startswith("dormant inspect: open_checkpoint: nothing lies at ")
+    assert "Traceback" not in run.err
+    run = cli("inspect", tmp_path / "absent", "--json")
+    assert run.json["command"] == "inspect"
+    assert run.json["ok"] is False
+    assert run.json["error"]["type"] == "FileNotFoundError"
+    assert run.json["error"]["errno"] == 2
+
+
+def test_debug_shows_where(cli: Cli, tmp_path: Path) -> None:
+    run = cli("inspect", tmp_path / "absent", "--debug")
+    assert run.code == 3
+    assert "Traceback" in run.err
+    assert "find_groups" in run.err
+
+
+def test_an_error_of_names_prints_as_it_is(cli: Cli, tmp_path: Path) -> None:
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "m.pt")
+    run = cli("inspect", tmp_path / "m.pt", "--key", "absent")
+    assert run.code == 1
+    assert "absent" in run.err
+    assert "\\n" not in run.err
+
+
+def test_python_m_is_the_command_and_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    # More than a pipe holds, to a reader that takes one line.
+    state = {f"layer{i}.weight": torch.zeros(i + 1) for i in range(3000)}
+    torch.save(state, tmp_path / "m.pt")
+    command = f"{sys.executable} -m dormant inspect m.pt | head -n 1; echo ${{PIPESTATUS[0]}}"
+    ran = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first, code = ran.stdout.splitlines()
+    assert (Path(first).name, code, ran.stderr) == ("m.pt", "0", "")
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"dormant {version('dormant')}\n"
