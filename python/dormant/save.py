@@ -76,7 +76,8 @@ def save(
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
 
     Returns:
-        What was written: "initialised" are the tensors that were lazy, and still are.
+        What was written: "initialised" and "checkpoint" are the tensors that were lazy, and still
+        are.
 
     Raises:
         TypeError: `model_or_state` is neither, or a name is no string.
@@ -359,14 +360,16 @@ class _Account:
         lazy = _C.is_lazy(tensor)
         if lazy and storage not in self._operators:
             self._operators[storage] = len(_C.operators(tensor))
+        files = tuple(sorted(_C.sources(tensor)))
         return TensorReport(
             names=tuple(entry.names),
             shape=tuple(tensor.shape),
             dtype=str(tensor.dtype).removeprefix("torch."),
             nbytes=entry.nbytes,
-            origin="initialised" if lazy else "already real",
+            origin="already real" if not lazy else "checkpoint" if files else "initialised",
             operators=self._operators.get(storage, 0),
             storage=storage,
+            files=files,
         )
 
     def finish(self, seconds: float, peak_memory: int | None) -> Report:
