@@ -247,7 +247,7 @@ class HeaderReader final : public JsonHandler {
     }
     TORCH_CHECK_VALUE(false, tensor(), ": dtype ", in_quotes(name), " before byte ", position(),
                       ", expected one of ", known, ". Cause: ",
-                      packed ? "its elements share bytes, which PyTorch's tensors cannot do. Next: "
+                      packed ? "its elements share bytes, which dormant does not read. Next: "
                                "unpack it with the library that wrote it."
                              : "the file is damaged, or of a newer format.");
   }

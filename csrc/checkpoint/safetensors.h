@@ -3,10 +3,11 @@
 // A file is the length of the header (8 bytes, little endian), the header (a JSON object), and the
 // bytes of the tensors without gaps (https://github.com/huggingface/safetensors, "Format"). A file
 // that this reader accepts is one that the format's own library accepts, with the same tensors. It
-// refuses a little more, where the format's text does, or where a reader that trusts the file would
-// be led astray: a name given twice, an empty name, an unknown field, white space before the
-// header, more than kMostDimensions dimensions, sizes whose product overflows although one of them
-// is zero.
+// refuses a little more, where the format's text does, or where readers might disagree or be led
+// astray: a name given twice, an empty name, an unknown field, metadata that is null, fields as a
+// list without their names, white space before the header, more than kMostDimensions dimensions,
+// sizes whose product overflows although one of them is zero; and dtypes whose elements share
+// bytes.
 #pragma once
 
 #include <dormant/export.h>
