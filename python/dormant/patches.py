@@ -273,8 +273,10 @@ PATCHES: tuple[Patch, ...] = (
     Patch(torch, "load", "reads into memory what is cast or cut next", load_lazily),
     *(
         Patch(module, "safe_open", "reads into memory what is cast or cut next", open_lazily)
-        # safetensors' own load_file; and where the name was bound by an import.
+        # For an import inside the context; safetensors' own load_file; and where an import before
+        # has bound the name.
         for module in (
+            "safetensors",
             "safetensors.torch",
             "transformers.modeling_utils",
             "accelerate.utils.modeling",

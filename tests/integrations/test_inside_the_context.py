@@ -1,0 +1,222 @@
+"""Checkpoints that libraries read inside `lazy_init` stay in their files until they are needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from libraries import models
+
+import dormant
+from compare import assert_same_bits
+
+ROWS = {row.name: row for row in models("transformers")}
+
+STATE = {
+    "matrix": torch.arange(40_000.0).view(200, 200),
+    "counts": torch.arange(5),
+    "scalar": torch.tensor(2.5),
+    "half": torch.ones(3, 4, dtype=torch.bfloat16),
+    "empty": torch.zeros(0, 3),
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(STATE, path, metadata={"format": "pt"})
+    return path
+
+
+def test_load_file_gives_lazy_tensors_inside_only(file: Path) -> None:
+    with dormant.lazy_init():
+        inside = safetensors.torch.load_file(file)
+    outside = safetensors.torch.load_file(file)
+    assert list(inside) == list(outside)
+    assert dormant.is_lazy(inside["matrix"])
+    assert dormant.is_lazy(inside["half"])
+    assert not dormant.is_lazy(outside["matrix"])
+    # A few integers are often read where no operator tells.
+    assert not dormant.is_lazy(inside["counts"])
+    for name, tensor in outside.items():
+        assert_same_bits(tensor, inside[name], name)
+        assert inside[name]._version == tensor._version
+        assert inside[name]._is_view() == tensor._is_view()
+
+
+def test_a_file_answers_as_safetensors_own(file: Path) -> None:
+    def answers() -> list[Any]:
+        with safetensors.safe_open(str(file), "pt") as opened:
+            part = opened.get_slice("matrix")
+            with pytest.raises(safetensors.SafetensorError, match="nothing"):
+                opened.get_tensor("nothing")
+            return [
+                opened.keys(),
+                opened.metadata(),
+                part.get_shape(),
+                part.get_dtype(),
+                part[3:5].tolist(),
+                part[:, 1:3].sum().item(),
+                part[...].sum().item(),
+                opened.get_tensor("scalar").item(),
+            ]
+
+    outside = answers()
+    with dormant.lazy_init():
+        assert answers() == outside
+
+
+def test_a_tensor_that_is_read_twice_is_two_tensors(file: Path) -> None:
+    with dormant.lazy_init(), safetensors.safe_open(str(file), "pt") as opened:
+        one, other = opened.get_tensor("matrix"), opened.get_tensor("matrix")
+        one.zero_()
+    assert_same_bits(STATE["matrix"], other, "the second")
+    assert_same_bits(torch.zeros(200, 200), one, "the first")
+
+
+def test_a_part_does_not_bring_the_whole_to_life(file: Path) -> None:
+    with dormant.lazy_init(), safetensors.safe_open(str(file), "pt") as opened:
+        part = opened.get_slice("matrix")[10:20]
+    report = dormant.materialize(part)
+    assert report.read_bytes == 10 * 200 * 4
+    assert part.untyped_storage().nbytes() == 10 * 200 * 4
+    assert_same_bits(STATE["matrix"][10:20], part, "part")
+
+
+def test_torch_load_keeps_structure_ties_and_parameters(tmp_path: Path) -> None:
+    matrix = STATE["matrix"].clone()
+    saved = {
+        "model": {"a": matrix, "view": matrix[3:, ::2].t(), "again": matrix},
+        "list": [torch.nn.Parameter(torch.ones(300, 100)), torch.zeros(2, requires_grad=True)],
+        "frozen": torch.nn.Parameter(torch.ones(2), requires_grad=False),
+        "generator": torch.get_rng_state(),
+        "step": 3,
+    }
+    torch.save(saved, tmp_path / "all.pt")
+    outside = torch.load(tmp_path / "all.pt")
+    with dormant.lazy_init():
+        inside = torch.load(tmp_path / "all.pt")
+        torch.set_rng_state(inside["generator"])
+    assert list(inside) == list(outside)
+    assert inside["step"] == 3
+    assert dormant.is_lazy(inside["model"]["a"])
+    assert inside["model"]["a"] is not inside["list"][0]
+    for one, other in (
+        *((outside["model"][name], inside["model"][name]) for name in outside["model"]),
+        *zip(outside["list"], inside["list"], strict=True),
+        (outside["frozen"], inside["frozen"]),
+        (outside["generator"], inside["generator"]),
+    ):
+        assert type(other) is type(one)
+        assert other.requires_grad == one.requires_grad
+        assert other.stride() == one.stride()
+        assert other._version == one._version
+        assert_same_bits(one, other, "a tensor")
+    storage = inside["model"]["a"].untyped_storage().data_ptr()
+    assert inside["model"]["view"].untyped_storage().data_ptr() == storage
+
+
+def test_what_cannot_be_read_lazily_is_read_by_torch(tmp_path: Path) -> None:
+    sparse = {"sparse": torch.eye(3).to_sparse()}
+    torch.save(sparse, tmp_path / "sparse.pt")
+    (tmp_path / "damaged.pt").write_bytes(b"PK\x03\x04 no more")
+    with dormant.lazy_init():
+        assert torch.load(tmp_path / "sparse.pt")["sparse"].layout is torch.sparse_coo
+        with pytest.raises(FileNotFoundError):
+            torch.load(tmp_path / "nothing.pt")
+        with pytest.raises(RuntimeError, match=r"(?i)zip|archive"):
+            torch.load(tmp_path / "damaged.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "BertForPreTraining", "MixtralForCausalLM", "SwinModel"]
+)
+def test_from_pretrained_initialises_nothing_in_vain(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    torch.manual_seed(1234)
+    source: Any = ROWS[name].build()
+    source.save_pretrained(tmp_path)
+    with dormant.lazy_init():
+        model = type(source).from_pretrained(tmp_path, dtype=dtype)
+    report = dormant.materialize(model)
+    assert report.lazy_rate > 0.99
+    # What no checkpoint holds (position ids, index tables), and a bias that BERT pads with zeros.
+    assert report.initialised_bytes < 0.01 * report.nbytes
+    assert report.value_reads == {}
+    assert report.read_bytes > 0.95 * report.nbytes
+    expected = type(source).from_pretrained(tmp_path, dtype=dtype)
+    for key, tensor in expected.state_dict().items():
+        assert_same_bits(tensor, model.state_dict()[key], key)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 50 million parameters in float32: 200 MiB."""
+    folder = tmp_path_factory.mktemp("large")
+    config = transformers.LlamaConfig(
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=500,
+    )
+    with dormant.lazy_init():
+        model = transformers.LlamaForCausalLM(config)
+    report = dormant.save(model, folder / "model.safetensors")
+    assert report.nbytes > 180 << 20
+    config.save_pretrained(folder)
+    return folder
+
+
+def peak(folder: Path, load: str, small: Path) -> dict[str, int]:
+    """Growth of the highest resident memory over a load, in a process of its own."""
+    code = f"""if True:
+        import json, torch, transformers, dormant
+        from dormant.memory import highest_resident_bytes
+        kind = transformers.LlamaForCausalLM
+        def load(folder):
+            {load}
+            return model
+        load({str(small)!r})
+        before = highest_resident_bytes()
+        model = load({str(folder)!r})
+        result = sum(t.untyped_storage().nbytes() for t in model.state_dict().values())
+        print(json.dumps({{"peak": highest_resident_bytes() - before, "result": result}}))
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    measured: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def test_casting_while_loading_takes_the_result_and_little_more(
+    large: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    ROWS["LlamaForCausalLM"].build().save_pretrained(tmp_path)
+    plain = peak(large, "model = kind.from_pretrained(folder, dtype=torch.bfloat16)", tmp_path)
+    ours = peak(
+        large,
+        "with dormant.lazy_init(): model = kind.from_pretrained(folder, dtype=torch.bfloat16)\n"
+        "            dormant.materialize(model)",
+        tmp_path,
+    )
+    print(f"plain {plain}, inside the context {ours}")
+    assert ours["result"] == plain["result"]
+    assert plain["peak"] > 2 * plain["result"]
+    assert ours["peak"] < 1.25 * ours["result"]
