@@ -197,7 +197,7 @@ def test_no_tensor_is_in_memory_whole(tmp_path: Path) -> None:
     def peak(elements: int) -> int:
         torch.save({"weight": torch.zeros(elements)}, tmp_path / "in.pt")
         ran = subprocess.run(
-            [sys.executable, *"-m dormant convert in.pt out.pt --json --force".split()],
+            [sys.executable, "-m", "dormant", "convert", "in.pt", "out.pt", "--json", "--force"],
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from dormant import _C
-from dormant.materialize import materialize
+from dormant.materialize import bring_to_life
 
 # Bytes of a tensor that come to life at a time; the piece before is still there then.
 _PIECE = 16 << 20
@@ -143,7 +143,8 @@ def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
     for begin in range(0, flat.numel(), step):
         # A copy: what is lazy comes to life for this piece only.
         piece = flat[begin : begin + step].clone()
-        materialize(piece, progress=False)
+        # Pages of a mapped file would stay resident until the last piece is written.
+        bring_to_life([("", piece)], mmap="never", progress=False)
         yield piece.view(torch.uint8).numpy().data
 
 
