@@ -1,0 +1,129 @@
+"""The wheel, installed into an environment that has torch and not this checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import torch
+
+import dormant
+
+ROOT = Path(__file__).resolve().parent.parent
+# What CMake installs beside the Python sources, as in a wheel.
+COMPILED = ("_C*.so", "_build_info.py", "include", "lib", "share")
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    # Without PYTHONPATH, which would let this checkout through.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of everything but what is compiled, which takes minutes."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run(
+        sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index",
+        "--disable-pip-version-check", "--config-settings", "wheel.cmake=false",
+        "--config-settings", f"build-dir={folder / 'build'}", "--wheel-dir", folder, ROOT,
+        cwd=folder,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment with the wheel in it, and the libraries of this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    interpreter = folder / "bin" / "python"
+    installed = run(
+        sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index",
+        "--disable-pip-version-check", wheel,
+        cwd=folder,
+    )  # fmt: skip
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    (site,) = folder.glob("lib/python*/site-packages")
+    here = Path(dormant.__file__).parent
+    for pattern in COMPILED:
+        for path in here.glob(pattern):
+            (shutil.copytree if path.is_dir() else shutil.copy)(path, site / "dormant" / path.name)
+    # Files that extend the path count only in an environment's own folder: not our editable one.
+    libraries = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site / "libraries.pth").write_text("\n".join(sorted(libraries)))
+    return interpreter
+
+
+def test_wheel_has_all_python_sources_and_types(wheel: Path) -> None:
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dormant/")}
+    package = ROOT / "python"
+    sources = {
+        str(path.relative_to(package))
+        for pattern in ("*.py", "*.pyi", "py.typed")
+        for path in package.rglob(pattern)
+        if path.name != "_build_info.py"
+    }
+    assert packed == sources
+
+
+def test_wheel_names_its_extras_and_the_command(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = Parser().parsestr(archive.read(about).decode())
+    assert metadata.get_all("Provides-Extra") == ["transformers", "quantize", "plots"]
+    required = {text.split(";")[0] for text in metadata.get_all("Requires-Dist") or ()}
+    assert {"transformers>=5", "bitsandbytes>=0.50", "matplotlib>=3.9"} <= required
+    scripts = archive.read(about.replace("METADATA", "entry_points.txt")).decode()
+    assert "dormant = dormant.cli.main:main" in scripts
+
+
+def test_installed_package_works_and_imports_no_optional_library(python: Path) -> None:
+    program = """if True:
+        import sys, torch, dormant, dormant.cli.main
+        torch.manual_seed(0)
+        with dormant.lazy_init():
+            lazy = torch.nn.Linear(20, 30)
+        dormant.materialize(lazy)
+        torch.manual_seed(0)
+        assert torch.equal(lazy.weight, torch.nn.Linear(20, 30).weight)
+        optional = {"transformers", "bitsandbytes", "matplotlib", "peft", "accelerate", "rich"}
+        print(dormant.__file__, sorted(optional & sys.modules.keys()))
+    """
+    ran = run(python, "-c", program, cwd=python.parent)
+    assert ran.returncode == 0, ran.stderr
+    file, optional = ran.stdout.split()
+    assert Path(file).is_relative_to(python.parent.parent)
+    assert optional == "[]"
+
+
+def test_installed_command_runs(python: Path, tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2, 3)}, tmp_path / "model.pt")
+    ran = run(python.with_name("dormant"), "verify", "model.pt", cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("ok      model.pt")
+
+
+def test_types_are_right_from_a_users_point_of_view(python: Path, tmp_path: Path) -> None:
+    # What mypy learns about torch takes it 20 s; it is kept with what `make lint` keeps.
+    shutil.copy(Path(__file__).with_name("typed_program.py"), tmp_path)
+    checked = run(
+        sys.executable, "-m", "mypy", "--strict", "--warn-unused-ignores", "--config-file=",
+        "--python-executable", python, "--cache-dir", ROOT / ".mypy_cache" / "user",
+        "typed_program.py",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout + checked.stderr
