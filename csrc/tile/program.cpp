@@ -551,7 +551,7 @@ size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
   size_t bytes = 0;
   for (const auto& step : steps_) {
     if (step.node && step.node->position) {
-      bytes += kPosition;
+      bytes += kPosition + (ranges > 1 ? kLongestSpan * itemsize_ : 0);
     }
     // Parts of the result that are made apart.
     if (!step.region.dense()) {

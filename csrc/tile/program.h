@@ -34,6 +34,9 @@ enum class StepKind : uint8_t {
   read,       ///< bytes that exist elsewhere
 };
 
+/// Runs of random numbers that lie close together are drawn as one span of at most so many.
+constexpr size_t kLongestSpan = 4096;
+
 /// Elements of another storage that a step reads.
 struct Input {
   std::shared_ptr<const Program> program;

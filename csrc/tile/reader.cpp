@@ -22,6 +22,9 @@ at::Tensor tile_of(void* data, int64_t count, c10::ScalarType dtype) {
 // Parts of a tile that are at least so long on average are made in place, one after the other;
 // shorter ones are made together and then put in place.
 constexpr int64_t kLongPart = 512;
+// Random numbers that nobody wants are drawn where that costs less than another call.
+constexpr int64_t kSmallGapOfKernels = 16;
+constexpr int64_t kSmallGapOfOperators = 128;
 
 bool inside(Runs runs, const Region& region) {
   return region.dense() && std::all_of(runs.begin(), runs.end(), [&](const Run& run) {
@@ -157,11 +160,35 @@ void Reader::apply(const Step& step, State& state, Runs places, void* out) {
       fetch(step, places, out);
       return;
     default:
-      auto* to = static_cast<std::byte*>(out);
-      for (const auto& run : places) {
-        draw(step, state, run.begin, run.count, to);
-        to += static_cast<size_t>(run.count) * program_->itemsize();
-      }
+      draw_all(step, state, places, static_cast<std::byte*>(out));
+  }
+}
+
+void Reader::draw_all(const Step& step, State& state, Runs places, std::byte* out) {
+  const auto itemsize = program_->itemsize();
+  const auto gap = step.kind == StepKind::draw ? kSmallGapOfOperators : kSmallGapOfKernels;
+  for (size_t i = 0; i < places.size();) {
+    // Runs that lie close together are drawn as one.
+    const auto begin = places[i].begin;
+    auto end = begin + places[i].count;
+    auto next = i + 1;
+    while (next < places.size() && places[next].begin >= end && places[next].begin - end <= gap &&
+           places[next].begin + places[next].count - begin <= static_cast<int64_t>(kLongestSpan)) {
+      end = places[next].begin + places[next].count;
+      ++next;
+    }
+    if (next == i + 1) {
+      draw(step, state, begin, end - begin, out);
+      out += static_cast<size_t>(places[i++].count) * itemsize;
+      continue;
+    }
+    auto* span = grown(state.span, kLongestSpan * itemsize);
+    draw(step, state, begin, end - begin, span);
+    for (; i < next; ++i) {
+      const auto nbytes = static_cast<size_t>(places[i].count) * itemsize;
+      std::memcpy(out, span + static_cast<size_t>(places[i].begin - begin) * itemsize, nbytes);
+      out += nbytes;
+    }
   }
 }
 
@@ -203,11 +230,14 @@ void Reader::draw(const Step& step, State& state, int64_t begin, int64_t count, 
     seek(step, state, begin, 2);
     random::bernoulli(*state.stream, dtype, out, n, step.a);
   } else {
-    if (!state.generator.defined() || begin != state.next) {
+    if (!state.generator.defined() || begin < state.next) {
       state.generator = step.node->position->restore();
+      state.next = 0;
+    }
+    if (begin != state.next) {
       auto* generator = state.generator.get<at::CPUGeneratorImpl>();
       auto engine = generator->engine().data();
-      random::advance(engine, static_cast<uint64_t>(begin) * step.draws);
+      random::advance(engine, static_cast<uint64_t>(begin - state.next) * step.draws);
       at::mt19937 moved;
       moved.set_data(engine);
       const std::lock_guard<std::mutex> lock(generator->mutex_);

@@ -40,11 +40,13 @@ class DORMANT_API Reader {
     std::vector<std::vector<std::byte>> scratch;   ///< what is read from each input
     std::vector<std::vector<std::byte>> operands;  ///< its elements in their places
     std::vector<std::byte> together;               ///< short parts of a tile
+    std::vector<std::byte> span;                   ///< of random numbers, some of them wanted
   };
 
   // Of the step's region, not of the storage: `places`.
   void apply(const Step& step, State& state, Runs places, void* out);
   void apply_to_parts(const Step& step, State& state, Runs runs, std::byte* out);
+  void draw_all(const Step& step, State& state, Runs places, std::byte* out);
   void draw(const Step& step, State& state, int64_t begin, int64_t count, void* out);
   void draw_fast(const Step& step, State& state, int64_t begin, int64_t count, void* out);
   void seek(const Step& step, State& state, int64_t element, uint64_t draws);
