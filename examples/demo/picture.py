@@ -40,7 +40,12 @@ def _draw_times(axes: Any, results: Mapping[str, Result]) -> None:
     for shift, (way, colour) in zip((-0.2, 0.2), _COLOURS.items(), strict=True):
         seconds = [getattr(result, way).used for result in results.values()]
         bars = axes.barh([at + shift for at in places], seconds, 0.38, color=colour, label=way)
-        axes.bar_label(bars, [f"{value:.2g}" for value in seconds], fontsize="x-small", padding=2)
+        axes.bar_label(
+            bars,
+            [f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in seconds],
+            fontsize="x-small",
+            padding=2,
+        )
     axes.set_xscale("log")
     axes.margins(x=0.15)
     axes.set_yticks(places, [result.title for result in results.values()], fontsize="small")
