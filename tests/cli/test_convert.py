@@ -21,7 +21,7 @@ from compare import assert_same_bits
 def assert_same_state(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert_same_bits(got[name], tensor, name)
+        assert_same_bits(tensor, got[name], name)
 
 
 def whole(llama: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def test_tied_tensors_share_their_bytes_in_a_torch_file(cli: Cli, tmp_path: Path
     assert cli("convert", tmp_path / "in.pt", tmp_path / "out.pt", *arguments).code == 0
     out = torch.load(tmp_path / "out.pt", weights_only=True)
     assert out["a"].data_ptr() == out["b"].data_ptr() != out["c"].data_ptr()
-    assert_same_bits(out["a"], tied.half(), "a")
+    assert_same_bits(tied.half(), out["a"], "a")
 
 
 def test_a_folder_is_cast_and_sharded_and_transformers_loads_it(
@@ -118,6 +118,14 @@ def test_names_and_prefixes_are_renamed(cli: Cli, tmp_path: Path) -> None:
         cli("convert", tmp_path / "in.pt", out, "--rename", "module.=", "--rename", "b=c").code == 0
     )
     assert sorted(safetensors.torch.load_file(out)) == ["a", "c"]
+
+
+def test_a_renaming_of_nothing_is_refused(cli: Cli, tmp_path: Path) -> None:
+    torch.save({"layer.a": torch.zeros(1)}, tmp_path / "in.pt")
+    for renaming in ("layer=x", "a=x", "layers.=x"):
+        run = cli("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--rename", renaming)
+        assert run.code == 2
+        assert f"--rename {renaming}: no tensor" in run.err
 
 
 def test_a_renaming_that_makes_two_tensors_one_is_refused(cli: Cli, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_weights_of_a_configuration_are_those_of_eager_construction(
     assert type(loaded) is transformers.LlamaForCausalLM
     assert run.json["elements"] == sum(parameter.numel() for parameter in eager.parameters())
     for name, tensor in eager.state_dict().items():
-        assert_same_bits(loaded.state_dict()[name], tensor, name)
+        assert_same_bits(tensor, loaded.state_dict()[name], name)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_names_in_the_file_are_those_of_save_pretrained(
     got = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
     assert got.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert_same_bits(got[name], tensor, name)
+        assert_same_bits(tensor, got[name], name)
 
 
 def test_weights_of_a_function_are_those_of_calling_it(cli: Cli, code: Path) -> None:
@@ -104,7 +104,7 @@ def test_weights_of_a_function_are_those_of_calling_it(cli: Cli, code: Path) -> 
     got = safetensors.torch.load_file(code / "out.safetensors")
     assert got.keys() == eager.state_dict().keys()
     for name, tensor in eager.state_dict().items():
-        assert_same_bits(got[name], tensor, name)
+        assert_same_bits(tensor, got[name], name)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -140,7 +141,10 @@ def _measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
 def _in_new_process(function: Callable[[_T], _R], argument: _T) -> _R:
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        # Ctrl-C reaches both processes; the new one just ends.
+        with ProcessPoolExecutor(
+            1, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)
+        ) as pool:
             return pool.submit(function, argument).result()
     except BrokenProcessPool as error:
         raise RuntimeError(

@@ -174,7 +174,11 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
         raise UsageError(
             "the checkpoint is quantised: --dtype would cast its scales. Leave it out."
         )
-    state = _state(checkpoint, prefix_or_name(options.rename), options.dtype)
+    rename = prefix_or_name(options.rename)
+    unused = [old for old in rename if not _is_used(old, checkpoint)]
+    if unused:
+        raise UsageError(f"--rename {unused[0]}={rename[unused[0]]}: no tensor has such a name.")
+    state = _state(checkpoint, rename, options.dtype)
     companions = find_companions(folders) if to_folder else {}
     if options.parts:
         parts = split(state, options.parts, rules=rules)
@@ -187,6 +191,11 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
         save(state, target, max_shard_size=options.max_shard_size)
     copied = copy_companions(companions, target, dtype=options.dtype) if companions else []
     return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
+
+
+def _is_used(old: str, names: Iterable[str]) -> bool:
+    is_prefix = old == "" or old.endswith(".")
+    return any(name == old or (is_prefix and name.startswith(old)) for name in names)
 
 
 def _state(
