@@ -64,6 +64,11 @@ demo: build ## real models the ordinary way and with Dormant: a table and a pict
 bench: build ## measure beside the peers (BENCH_ARGS="--help")
 	@$(PY) -m benchmarks $(BENCH_ARGS)
 
+.PHONY: docs
+docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tables from benchmarks/out included
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict --clean
+	echo "site/index.html"
+
 ##@ Before a commit
 
 PYTHON_CODE = $(wildcard python tests benchmarks examples fuzz tools)

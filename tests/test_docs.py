@@ -1,0 +1,212 @@
+"""The documentation: its code runs, nothing public is left out, the site builds strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import dormant
+from compare import assert_same_bits
+from dormant import integrations, tensor_parallel
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+PYTHON = re.compile(r"^```python[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+sys.path += [str(ROOT / "tools"), str(ROOT / "tests" / "models")]
+
+from benchmark_tables import render  # noqa: E402
+from value_readers import VALUE_READERS  # noqa: E402
+
+
+def run_page(name: str, **names: Any) -> dict[str, Any]:
+    """Runs the code of a page, one block after the other, and returns what it left."""
+    blocks = PYTHON.findall((DOCS / name).read_text())
+    assert blocks, name
+    for block in blocks:
+        exec(compile(block, name, "exec"), names)
+    return names
+
+
+# Code
+
+
+def test_the_first_page_gives_the_eager_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=100
+    )
+    # The page's own has 7 billion parameters.
+    monkeypatch.setattr(transformers, "LlamaConfig", lambda: config)
+    state = run_page("index.md")["model"].state_dict()
+    torch.manual_seed(0)
+    eager = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    for name, expected in eager.state_dict().items():
+        assert_same_bits(expected, state[name], name)
+
+
+def test_how_it_works_says_what_happens() -> None:
+    names = run_page("how_it_works.md")
+    assert names["scale"] == 2.0
+
+
+def test_coming_from_another_library(capsys: pytest.CaptureFixture[str]) -> None:
+    model = run_page("coming_from.md")["model"]
+    assert "Param lazy rate: 2/2" in capsys.readouterr().out
+    assert not dormant.is_lazy(model)
+    assert model.lm_head.weight.dtype is torch.bfloat16
+
+
+def test_recipes_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.LayerNorm(300))
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(4)
+    state = run_page("recipes.md", torch=torch, dormant=dormant, Model=build)["state"]
+    assert (tmp_path / "model.recipe").stat().st_size < 20_000
+    dormant.materialize(state)
+    torch.manual_seed(4)
+    for name, expected in build().state_dict().items():
+        assert_same_bits(expected, state[name], name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_of_a_page_is_run_by_a_test(page: Path) -> None:
+    if PYTHON.search(page.read_text()):
+        tests = [
+            path for path in (ROOT / "tests").rglob("test_*.py") if page.name in path.read_text()
+        ]
+        assert tests, f"no test runs the code of {page.name}"
+
+
+# What is said
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    named = {
+        line.removeprefix("::: ")
+        for page in (DOCS / "reference").glob("*.md")
+        for line in page.read_text().splitlines()
+        if line.startswith("::: ")
+    }
+    public = [getattr(dormant, name) for name in dormant.__all__ if name != "cmake_prefix_path"]
+    public += [tensor_parallel.merge, tensor_parallel.split, tensor_parallel.reshard]
+    for name in integrations.__all__:
+        module = getattr(integrations, name)
+        public += [
+            value
+            for key, value in vars(module).items()
+            if not key.startswith("_")
+            and getattr(value, "__module__", "") == module.__name__
+            and callable(value)
+        ]
+    missing = [f"{value.__module__}.{value.__qualname__}" for value in public]
+    assert [name for name in missing if name not in named] == []
+
+
+def test_the_limits_list_the_models_that_read_values() -> None:
+    rows = re.findall(r"^\| (\w+) \| `(\w+)` \|", (DOCS / "limits.md").read_text(), re.MULTILINE)
+    expected = [(library, model) for library, models in VALUE_READERS.items() for model in models]
+    assert sorted(rows) == sorted(expected)
+
+
+def test_links_of_the_readme_lead_to_files() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) > 8
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+# Benchmark page
+
+MACHINE = {
+    "processor": "Some(R) Processor",
+    "cores": 2,
+    "huge_pages": "always [madvise] never",
+    "torch": "2.13.0",
+    "capability": "AVX2",
+    "python": "3.11.1",
+    "load_average": 0.5,
+}
+
+
+def write_result(folder: Path, task: str, **changed: Any) -> None:
+    sheet = {
+        "title": "a | b",
+        "columns": ["", "seconds"],
+        "rows": [["<us>", "0.1"]],
+        "notes": ["n"],
+    }
+    result = {"machine": MACHINE, "task": task, "sheets": [sheet], "compared": 3, "mismatches": []}
+    (folder / f"{task}.json").write_text(json.dumps({**result, **changed}))
+
+
+def test_benchmarks_are_tables_under_the_machine_in_words(tmp_path: Path) -> None:
+    for task in ("load", "unheard_of", "construct"):
+        write_result(tmp_path, task)
+    page = render(tmp_path)
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Construct", "Load", "Unheard of"]
+    assert page.count("2 cores of a Some Processor with AVX2, torch 2.13.0, Python 3.11.1") == 3
+    assert "### a \\| b\n\n|   | seconds |\n|:--|--:|\n| &lt;us&gt; | 0.1 |\n\n- n" in page
+    assert page.count("Outputs compared before timing: 3, all equal.") == 3
+    assert "Other programs" not in page
+
+
+def test_benchmarks_say_what_spoils_them(tmp_path: Path) -> None:
+    machine = {**MACHINE, "load_average": 9.0}
+    write_result(tmp_path, "load", machine=machine, mismatches=["weight: differs"])
+    page = render(tmp_path)
+    assert "the load average was 9.0" in page
+    assert "**1 of 3 compared outputs differ" in page
+    assert "- weight: differs" in page
+
+
+def test_without_benchmarks_the_page_says_so(tmp_path: Path) -> None:
+    assert "There are no figures here" in render(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"task": "load"}'])
+def test_a_file_that_is_no_result_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "load.json").write_text(text)
+    with pytest.raises(ValueError, match=r"load\.json"):
+        render(tmp_path)
+
+
+# The site
+
+
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="the site is built with Python 3.11 or later"
+)
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    write_result(results, "load")
+    site = tmp_path / "site"
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(site)],
+        cwd=ROOT,
+        env={**os.environ, "DORMANT_BENCHMARKS": str(results), "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    home = (site / "index.html").read_text()
+    for page in PAGES:
+        built = page.relative_to(DOCS).with_suffix(".html")
+        assert f'href="{built}"' in home, f"the menu lacks {built}"
+    # From docstrings: a heading, and a sentence that no page has.
+    reference = (site / "reference" / "building.html").read_text()
+    assert 'id="dormant.materialize.materialize"' in reference
+    assert "It is atomic for each storage" in reference
+    assert "Some Processor" in (site / "benchmarks.html").read_text()

@@ -1,0 +1,111 @@
+"""docs/tutorial.md runs as it stands, and ends with what plain PyTorch and bitsandbytes give."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import dormant
+from compare import assert_same_bits
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "tutorial.md"
+BLOCKS = re.findall(r"^```python([^\n]*)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+SCRIPTS = {title.split('"')[1]: code for title, code in BLOCKS if title}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tutorial")
+
+
+@pytest.fixture(scope="module")
+def names(folder: Path) -> dict[str, Any]:
+    """What the page's code in one process leaves behind; run once, in `folder`."""
+    before = Path.cwd()
+    os.chdir(folder)
+    names: dict[str, Any] = {}
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            for title, code in BLOCKS:
+                if not title:
+                    exec(compile(code, PAGE.name, "exec"), names)
+    finally:
+        os.chdir(before)
+    return {**names, "printed": printed.getvalue()}
+
+
+def eager(names: dict[str, Any], seed: int, kind: str = "LlamaForCausalLM") -> Any:
+    torch.manual_seed(seed)
+    return getattr(transformers, kind)(names["config"])
+
+
+def test_the_saved_checkpoint_is_the_eager_model(folder: Path, names: dict[str, Any]) -> None:
+    expected = eager(names, 0).to(torch.bfloat16)
+    assert len(list((folder / "llama").glob("*.safetensors"))) > 1
+    loaded = transformers.LlamaForCausalLM.from_pretrained(folder / "llama", dtype=torch.bfloat16)
+    for name, parameter in expected.named_parameters():
+        assert_same_bits(parameter.detach(), loaded.get_parameter(name).detach(), name)
+
+
+def test_the_classifier_has_the_checkpoint_and_its_own_head(names: dict[str, Any]) -> None:
+    body = eager(names, 0).to(torch.bfloat16).state_dict()
+    head = eager(names, 1, "LlamaForSequenceClassification").score.weight
+    assert "('score.weight',)\n" in names["printed"]
+    for name, tensor in names["classifier"].state_dict().items():
+        expected = head.detach() if name == "score.weight" else body[name].float()
+        assert_same_bits(expected, tensor, name)
+    assert_same_bits(
+        body["model.layers.0.self_attn.q_proj.weight"][:64].float(), names["first"], "slice"
+    )
+
+
+def test_the_quantised_model_is_the_one_of_bitsandbytes(
+    folder: Path, names: dict[str, Any]
+) -> None:
+    theirs = transformers.LlamaForCausalLM.from_pretrained(
+        folder / "llama",
+        dtype=torch.bfloat16,
+        quantization_config=transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
+    )
+    expected = theirs.state_dict()
+    state = names["model"].state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert_same_bits(tensor, state[name], name)
+
+
+def test_two_ranks_compute_what_one_process_does(folder: Path, names: dict[str, Any]) -> None:
+    (folder / "sharded.py").write_text(SCRIPTS["sharded.py"])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", "sharded.py"],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with dormant.lazy_init(dtype=torch.bfloat16):
+        whole = transformers.LlamaForCausalLM(names["config"])
+    dormant.quantize(whole, dormant.FourBit(storage_dtype=torch.bfloat16))
+    dormant.load(whole, folder / "llama")
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        expected = whole(input_ids=torch.arange(12).view(1, 12)).logits
+    for rank in range(2):
+        assert_same_bits(expected, torch.load(folder / f"logits.{rank}.pt"), f"rank {rank}")

@@ -1,0 +1,139 @@
+"""Fills docs/benchmarks.md with the tables that `make bench` left: a hook of mkdocs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PAGE = "benchmarks.md"
+PLACE = "<!-- the tables of benchmarks/out -->"
+# As `python -m benchmarks` runs them; a task that is not listed comes last.
+ORDER = (
+    "construct",
+    "operators",
+    "tiny_models",
+    "initialise",
+    "shard",
+    "jump",
+    "load",
+    "quantize_kernels",
+    "quantize_load",
+    "quantize_large",
+)
+_ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]#|"} | {"<": "&lt;", ">": "&gt;"})
+_NONE = (
+    "There are no figures here: this site was built where `make bench` has not run. Run it, then "
+    "`make docs`."
+)
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+    """Called by mkdocs for each page."""
+    del files
+    if page.file.src_uri != PAGE:
+        return markdown
+    # A test has its own folder of results.
+    folder = os.environ.get("DORMANT_BENCHMARKS") or Path(
+        config["config_file_path"]
+    ).parent.joinpath("benchmarks", "out")
+    return markdown.replace(PLACE, render(Path(folder)))
+
+
+def render(folder: Path) -> str:
+    """The results in a folder as Markdown.
+
+    Args:
+        folder: where `make bench` wrote a JSON file for each task.
+
+    Returns:
+        A section for each task: the machine in words, its tables, and what was compared; a
+        sentence where there is no result.
+
+    Raises:
+        ValueError: a file is not what a task writes.
+    """
+    outcomes = [_read(path) for path in sorted(folder.glob("*.json"))]
+    if not outcomes:
+        return _NONE
+    known = {name: place for place, name in enumerate(ORDER)}
+    outcomes.sort(key=lambda outcome: known.get(outcome["task"], len(known)))
+    return "\n\n".join(_section(outcome) for outcome in outcomes)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        outcome: dict[str, Any] = json.loads(path.read_text())
+        missing = {"machine", "task", "sheets", "compared", "mismatches"} - outcome.keys()
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"benchmark tables: {path} is no result of make bench: {error}") from error
+    if missing:
+        raise ValueError(
+            f"benchmark tables: {path} lacks {', '.join(sorted(missing))}. Measure again, or "
+            "remove it."
+        )
+    return outcome
+
+
+def _section(outcome: dict[str, Any]) -> str:
+    parts = [f"## {_words(outcome['task'])}", _machine(outcome["machine"]), _verdict(outcome)]
+    parts += [_table(sheet) for sheet in outcome["sheets"]]
+    return "\n\n".join(parts)
+
+
+def _words(task: str) -> str:
+    return task.replace("_", " ").capitalize()
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    cores = machine["cores"]
+    load = machine["load_average"]
+    busy = (
+        f" Other programs were running: the load average was {load:.1f}, so wall-clock times are "
+        "too long, and the ratios between rows are what to read."
+        if load > cores
+        else ""
+    )
+    return (
+        f"Measured on a machine with {cores} {'core' if cores == 1 else 'cores'} of a "
+        f"{_name(machine['processor'])} with {machine['capability']}, torch {machine['torch']}, "
+        f"Python {machine['python']}, transparent huge pages {_huge_pages(machine['huge_pages'])}."
+        f"{busy}"
+    )
+
+
+def _name(processor: str) -> str:
+    return " ".join(processor.replace("(R)", "").replace("(TM)", "").split())
+
+
+def _huge_pages(setting: str | None) -> str:
+    """Of "always [madvise] never", what is chosen."""
+    if not setting or "[" not in setting:
+        return "unknown"
+    return setting[setting.index("[") + 1 : setting.index("]")]
+
+
+def _verdict(outcome: dict[str, Any]) -> str:
+    wrong = outcome["mismatches"]
+    if wrong:
+        listed = "\n".join(f"- {_escaped(line)}" for line in wrong)
+        return (
+            f"**{len(wrong)} of {outcome['compared']} compared outputs differ; figures that rest "
+            f"on them do not count:**\n\n{listed}"
+        )
+    return f"Outputs compared before timing: {outcome['compared']}, all equal."
+
+
+def _table(sheet: dict[str, Any]) -> str:
+    columns = [_escaped(column) or " " for column in sheet["columns"]]
+    rows = [" | ".join(_escaped(cell) for cell in row).join(("| ", " |")) for row in sheet["rows"]]
+    rule = "|".join([":--", *["--:"] * (len(columns) - 1)])
+    lines = [f"### {_escaped(sheet['title'])}", "", f"| {' | '.join(columns)} |", f"|{rule}|"]
+    notes = [f"- {_escaped(note.strip())}" for note in sheet["notes"]]
+    return "\n".join([*lines, *rows, *([""] if notes else []), *notes])
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown leaves as it is."""
+    return text.translate(_ESCAPES)
