@@ -31,6 +31,8 @@ def open_lazily(original: Function) -> Function:
         opened = original(filename, framework, device, **options)
         if not _C.recording() or framework not in ("pt", "torch", "pytorch") or not _is_cpu(device):
             return opened
+        if isinstance(opened, LazyFile):  # a module imported inside the context keeps our function
+            return opened
         from dormant.checkpoint import open_checkpoint  # which records, and so imports the patches
 
         try:

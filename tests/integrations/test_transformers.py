@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import safetensors.torch
 import torch
@@ -227,6 +228,21 @@ def test_quantised_models_and_their_checkpoints(name: str, bits: str, tmp_path: 
     assert_same_output(expected, again, WORDS)
     with pytest.raises(ValueError, match="already quantised"):
         from_pretrained(kind, tmp_path / "packed", quantization="nf4")
+
+
+def test_missing_weights_are_initialised_and_quantised(tmp_path: Path) -> None:
+    kind = saved("LlamaForCausalLM", tmp_path)
+    drop_keys(tmp_path, "model.layers.0.mlp")
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path),
+        lambda: from_pretrained(kind, tmp_path, quantization="nf4"),
+    )
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        weight = getattr(expected.model.layers[0].mlp, name).weight
+        packed, state = bitsandbytes.functional.quantize_4bit(weight.detach(), quant_type="nf4")
+        layer = getattr(got.model.layers[0].mlp, name)
+        assert torch.equal(layer.weight, packed)
+        assert torch.equal(layer.weight.quant_state.absmax, state.absmax)
 
 
 def test_no_full_precision_weight_is_formed_before_it_is_quantised(tmp_path: Path) -> None:
