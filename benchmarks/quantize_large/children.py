@@ -54,38 +54,36 @@ def materialize(size: str, layers: int | None, limit: int, names: list[str]) -> 
     }
 
 
-def save(
-    size: str, layers: int | None, limit: int, names: list[str], folder: str
-) -> dict[str, Any]:
-    """Quantises the model into files; the figures, and digests of what safetensors reads there."""
-    from safetensors import safe_open
-
+def save(size: str, layers: int | None, limit: int, folder: str) -> dict[str, Any]:
+    """Quantises the model into files; the figures."""
     _prepare(limit)
     before, worked, started = resident_bytes() or 0, time.process_time(), time.perf_counter()
     model = _lazy(size, layers)
     dormant.quantize(model, _SCHEME)
     built = time.perf_counter()
     dormant.save(model, folder, progress=False)
-    figures = {
+    return {
         "build": built - started,
         "seconds": time.perf_counter() - started,
         "processor": time.process_time() - worked,
         "before": before,
         "highest": highest_resident_bytes(),
+        "final": sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")),
         "threads": torch.get_num_threads(),
     }
-    files = sorted(Path(folder).glob("*.safetensors"))
+
+
+def read(folder: str, names: list[str]) -> dict[str, str]:
+    """Digests of what safetensors reads of these layers; it maps more than the limit allows."""
+    from safetensors import safe_open
+
     state = {}
-    for path in files:
+    for path in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118
                 if any(key.startswith(f"{name}.weight") for name in names):
                     state[key] = file.get_tensor(key)
-    return {
-        **figures,
-        "final": sum(path.stat().st_size for path in files),
-        "digests": _digests(state, names),
-    }
+    return _digests(state, names)
 
 
 def _prepare(limit: int) -> None:

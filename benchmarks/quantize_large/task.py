@@ -88,20 +88,10 @@ def _measure(outcome: Outcome, sheet: Sheet, case: Case, options: Options) -> No
     plan = options.call("benchmarks.quantize_large.children:plan", size=case.size, layers=layers)
     samples: list[dict[str, Any]] = []
     for _ in range(options.repeat):
-        with tempfile.TemporaryDirectory(prefix="quantize-", dir=_SCRATCH) as folder:
-            where = {"folder": folder} if case.target == "files" else {}
-            samples.append(
-                options.call(
-                    "benchmarks.quantize_large.children:"
-                    + ("save" if case.target == "files" else "materialize"),
-                    timeout=_TIMEOUT,
-                    **model,
-                    **where,
-                    limit=case.limit,
-                )
-            )
+        figures = _sample(case, model, options)
         what = f"{case.size} in {case.target}, {', '.join(names)}"
-        outcome.check(what, differences(expected, samples[-1].pop("digests")))
+        outcome.check(what, differences(expected, figures.pop("digests")))
+        samples.append(figures)
     seconds = median(samples, "seconds")
     sheet.rows.append(
         [
@@ -127,6 +117,27 @@ def _measure(outcome: Outcome, sheet: Sheet, case: Case, options: Options) -> No
     outcome.measurements.append(
         {"size": case.size, "target": case.target, "layers": layers, **plan, "samples": samples}
     )
+
+
+def _sample(case: Case, model: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Figures and digests of the chosen layers."""
+    children = "benchmarks.quantize_large.children"
+    if case.target == "memory":
+        figures: dict[str, Any] = options.call(
+            f"{children}:materialize", timeout=_TIMEOUT, **model, limit=case.limit
+        )
+        return figures
+    with tempfile.TemporaryDirectory(prefix="quantize-", dir=_SCRATCH) as folder:
+        figures = options.call(
+            f"{children}:save",
+            timeout=_TIMEOUT,
+            size=model["size"],
+            layers=model["layers"],
+            folder=folder,
+            limit=case.limit,
+        )
+        digests = options.call(f"{children}:read", folder=folder, names=model["names"])
+    return {**figures, "digests": digests}
 
 
 def _layers_that_fit(size: str, options: Options) -> tuple[int, str]:
