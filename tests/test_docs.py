@@ -154,7 +154,7 @@ def test_benchmarks_are_tables_under_the_machine_in_words(tmp_path: Path) -> Non
         write_result(tmp_path, task)
     page = render(tmp_path)
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Construct", "Load", "Unheard of"]
-    assert page.count("2 cores of a Some Processor with AVX2, torch 2.13.0, Python 3.11.1") == 3
+    assert page.count("2 cores (Some Processor, AVX2), torch 2.13.0, Python 3.11.1") == 3
     assert "### a \\| b\n\n|   | seconds |\n|:--|--:|\n| &lt;us&gt; | 0.1 |\n\n- n" in page
     assert page.count("Outputs compared before timing: 3, all equal.") == 3
     assert "Other programs" not in page

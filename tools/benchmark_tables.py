@@ -90,14 +90,14 @@ def _machine(machine: dict[str, Any]) -> str:
     cores = machine["cores"]
     load = machine["load_average"]
     busy = (
-        f" Other programs were running: the load average was {load:.1f}, so wall-clock times are "
-        "too long, and the ratios between rows are what to read."
+        f" Other programs were running: the load average was {load:.1f}. So wall-clock times may "
+        "be too long; read the ratios between rows."
         if load > cores
         else ""
     )
     return (
-        f"Measured on a machine with {cores} {'core' if cores == 1 else 'cores'} of a "
-        f"{_name(machine['processor'])} with {machine['capability']}, torch {machine['torch']}, "
+        f"Measured on a machine with {cores} {'core' if cores == 1 else 'cores'} "
+        f"({_name(machine['processor'])}, {machine['capability']}), torch {machine['torch']}, "
         f"Python {machine['python']}, transparent huge pages {_huge_pages(machine['huge_pages'])}."
         f"{busy}"
     )
