@@ -16,7 +16,8 @@ def test_runs_are_timed_in_processes_of_their_own(cli: Cli, tmp_path: Path) -> N
     assert run.code == 0
     (result,) = run.json["results"]
     assert result["equal"] is True
-    for way in ("eager", "dormant"):
+    assert result["ways"].keys() == {"eager", "dormant, mapped", "dormant, copied"}
+    for way in result["ways"]:
         assert len(result["ways"][way]["seconds"]) == 1
         assert result["ways"][way]["median_seconds"] > 0
     assert list(tmp_path.iterdir()) == []
@@ -24,7 +25,7 @@ def test_runs_are_timed_in_processes_of_their_own(cli: Cli, tmp_path: Path) -> N
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    parameters = write_checkpoint(Job("load", "dormant", "tiny", tmp_path, None))
+    parameters = write_checkpoint(Job("load", "eager", "tiny", tmp_path, None))
     saved = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert parameters == sum(tensor.numel() for tensor in saved.values())
     return tmp_path
@@ -35,7 +36,8 @@ def test_ways_give_equal_outputs(folder: Path, name: str) -> None:
     digests = [
         run_job(Job(name, way, "tiny", folder, None)).digest for way in MEASUREMENTS[name].ways
     ]
-    assert digests[0] == digests[1]
+    assert len(digests) >= 2
+    assert len(set(digests)) == 1
     assert (digests[0] is None) == (name == "construct")
 
 
