@@ -24,8 +24,9 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 BUILD, SAVE, LOAD, QUANTIZE, SHARD = re.findall(
     r"```python\n(.*?)```", README.read_text(), re.DOTALL
 )
+CONFIGURATION = "config = LlamaConfig() "
 RANK, WORLD = 1, 4
-# The default configuration is the one of 7 billion parameters.
+# In place of the examples' configuration, the default one, of 7 billion parameters.
 small = functools.partial(
     transformers.LlamaConfig,
     hidden_size=64,
@@ -55,14 +56,15 @@ def one_rank_of_several() -> Iterator[None]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each example leaves as `model`, and "printed"."""
     models: dict[str, Any] = {}
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"small": small}
+    assert BUILD.count(CONFIGURATION) == 1
+    build = BUILD.replace(CONFIGURATION, "config = small() ")
     printed = io.StringIO()
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("readme"))
     try:
-        with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(transformers, "LlamaConfig", small)
-            examples = {"build": BUILD, "save": SAVE, "load": LOAD, "quantize": QUANTIZE}
+        with contextlib.redirect_stdout(printed):
+            examples = {"build": build, "save": SAVE, "load": LOAD, "quantize": QUANTIZE}
             for name, code in examples.items():
                 exec(compile(code, f"README.md, {name}", "exec"), names)
                 models[name] = names["model"]
