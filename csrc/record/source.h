@@ -34,9 +34,9 @@ class DORMANT_API Source {
   /// Whether `map` is as safe as `read`: false for a network filesystem.
   virtual bool maps_well() const { return false; }
 
-  /// c10::ValueError where the bytes can no longer be trusted to be what they were when whoever made
-  /// a read node looked at them. Called once before the reads or maps of one materialisation: a
-  /// mapping has no other chance to notice.
+  /// c10::ValueError where the bytes can no longer be trusted to be what they were when whoever
+  /// made a read node looked at them. Called once before the reads or maps of one materialisation:
+  /// a mapping has no other chance to notice.
   virtual void check() const {}
 
   /// Tells that these bytes will be read soon.
