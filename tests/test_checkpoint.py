@@ -610,3 +610,16 @@ def test_the_code_of_the_document_runs(
     assert names["step"] == 12
     assert_same_bits(training["optimizer"]["state"][0]["exp_avg"], names["moments"])
     assert "3 tensors in 1 files" in capsys.readouterr().out
+
+
+def test_materialize_shows_a_file_in_place_or_copies_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    value = torch.randn(64, 33)
+    safetensors.torch.save_file({"value": value}, path)
+    for mmap, way in (("auto", "mapped"), ("always", "mapped"), ("never", "tiles")):
+        tensor = dormant.open_checkpoint(path)["value"]
+        report = dormant.materialize(tensor, mmap=mmap)  # type: ignore[arg-type]
+        assert [each.way for each in report.tensors] == [way]
+        assert_same_bits(value, tensor)
+    with pytest.raises(ValueError, match="mmap"):
+        dormant.materialize(tensor, mmap="maybe")  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from dormant.inventory import (
 )
 from dormant.layerwise import finish_layerwise
 from dormant.memory import MemoryTrace, PeakMemory
-from dormant.options import check_device, check_dtype, check_memory_budget
+from dormant.options import check_choice, check_device, check_dtype, check_memory_budget
 from dormant.progress import Callback, ProgressBar, wants_bar
 from dormant.quantized_layers import check_sharding, forget_sources
 from dormant.reachable import reachable_tensors
@@ -72,6 +72,7 @@ def materialize(
     device: torch.device | str | int | None = None,
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
+    mmap: Literal["auto", "always", "never"] = "auto",
     progress: bool | Callback | None = None,
     trace_memory: bool = False,
     verbose: bool = False,
@@ -103,6 +104,8 @@ def materialize(
             a copy in the old dtype. Aliases outside `target` keep theirs.
         memory_budget: bytes that materialising may take besides the final tensors; None sets no
             bound. Tensors get smaller tiles, and fewer threads, to fit.
+        mmap: whether tensors that are bytes of a checkpoint file and nothing else may show them in
+            place, as for `load`.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             steps; None shows a bar where stderr is a terminal and it takes longer than a second.
         trace_memory: look at the memory of the process every few milliseconds from a thread of its
@@ -132,6 +135,7 @@ def materialize(
     check_dtype(dtype, "materialize")
     place = check_device(device, "materialize")
     check_memory_budget(memory_budget, "materialize")
+    check_choice(mmap, ("auto", "always", "never"), "mmap", "materialize")
     with MemoryTrace(trace_memory) as trace:
         report = bring_to_life(
             _roots(target),
@@ -139,6 +143,7 @@ def materialize(
             place=place,
             dtype=dtype,
             memory_budget=memory_budget,
+            mmap=mmap,
             progress=progress,
         )
     report = with_memory_trace(report, trace.samples)
