@@ -1,10 +1,11 @@
 #include "tile/pages.h"
 
-#include <chrono>
-#include <cstdint>
-
 #ifdef __linux__
 #include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <ctime>
 #endif
 
 namespace dormant::tile {
@@ -15,21 +16,28 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kOrdinaryPage = 4096;
 constexpr size_t kCallsBetweenSamples = 16;
+constexpr size_t kShortestPause = 16;
+constexpr size_t kLongestPause = 1024;
 // Huge pages must be this much faster: their gain is smaller than what a wrong choice costs.
 constexpr double kMargin = 0.8;
 
-/// A hint: where the system refuses it, ordinary pages do.
-void ask_for_huge_pages(std::byte* begin, size_t nbytes) {
-  (void)madvise(begin, nbytes, MADV_HUGEPAGE);
+/// Time that this thread ran, in seconds: on a busy machine the clock on the wall says little.
+double thread_seconds() {
+  timespec time{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
+
+/// A hint: where the system refuses it, ordinary pages do.
+void ask_for_huge_page(std::byte* begin) { (void)madvise(begin, kHugePage, MADV_HUGEPAGE); }
 
 /// Seconds that it takes to fault in one huge page's worth of memory.
 double touch(std::byte* begin) {
-  const auto start = std::chrono::steady_clock::now();
+  const auto start = thread_seconds();
   for (size_t i = 0; i < kHugePage; i += kOrdinaryPage) {
     *static_cast<volatile std::byte*>(begin + i) = std::byte{0};
   }
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return thread_seconds() - start;
 }
 
 }  // namespace
@@ -41,18 +49,31 @@ void Pages::prepare(std::byte* memory, size_t nbytes) {
     return;
   }
   auto* begin = memory + skipped;
-  auto left = (nbytes - skipped) / kHugePage * kHugePage;
+  const auto* end = begin + (nbytes - skipped) / kHugePage * kHugePage;
+  bool sample = false;
+  double ordinary = 0;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto call = calls_++;
+    if (call < next_attempt_) {
+      return;
+    }
+    sample = call % kCallsBetweenSamples == 0 || ordinary_seconds_ == 0;
+    ordinary = ordinary_seconds_;
+  }
+  if (sample) {
+    ordinary = touch(begin);
+    begin += kHugePage;
+  }
+  bool dear = false;
+  for (; begin != end && !dear; begin += kHugePage) {
+    ask_for_huge_page(begin);
+    dear = touch(begin) > kMargin * ordinary;
+  }
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (calls_++ % kCallsBetweenSamples == 0) {
-    ask_for_huge_pages(begin, kHugePage);
-    huge_seconds_ = touch(begin);
-    ordinary_seconds_ = touch(begin + kHugePage);
-    begin += 2 * kHugePage;
-    left -= 2 * kHugePage;
-  }
-  if (huge_seconds_ < kMargin * ordinary_seconds_) {
-    ask_for_huge_pages(begin, left);
-  }
+  ordinary_seconds_ = ordinary;
+  pause_ = dear ? std::clamp(2 * pause_, kShortestPause, kLongestPause) : 0;
+  next_attempt_ = dear ? calls_ + pause_ : next_attempt_;
 }
 #else
 void Pages::prepare(std::byte* /*memory*/, size_t /*nbytes*/) {}

@@ -2,8 +2,9 @@
 //
 // Clearing fresh 4 KiB pages one fault at a time costs as much as drawing the values, and huge
 // pages are several times cheaper where the system has them at hand. On a virtual machine whose
-// host must find them first they are several times dearer, and which it is changes while a program
-// runs. So nothing is believed: now and then two megabytes of each kind are faulted in and timed.
+// host must find them first they are several times dearer; the first few may still be cheap, and
+// which it is changes while a program runs. So nothing is believed: huge pages are faulted in one
+// by one and timed, and the first dear one ends them for a while.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +21,9 @@ class Pages {
  private:
   std::mutex mutex_;
   size_t calls_ = 0;
-  double huge_seconds_ = 0;
-  double ordinary_seconds_ = 0;
+  double ordinary_seconds_ = 0;  ///< for two megabytes of ordinary pages
+  size_t next_attempt_ = 0;      ///< the call from which huge pages are tried again
+  size_t pause_ = 0;             ///< calls without huge pages after the last dear one
 };
 
 }  // namespace dormant::tile
