@@ -55,3 +55,8 @@ def median(samples: Sequence[dict[str, Any]], key: str) -> float:
     """The median of one figure; NaN where it is unknown."""
     values = [sample[key] for sample in samples if sample[key] is not None]
     return statistics.median(values) if values else float("nan")
+
+
+def peak_over_final(samples: Sequence[dict[str, Any]]) -> float:
+    """MiB of the median peak over the final tensors."""
+    return (median(samples, "peak") - median(samples, "final")) / (1 << 20)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +17,7 @@ import torch
 from torch import nn
 
 import dormant
+from child import in_child
 from compare import assert_same_bits
 
 pytestmark = pytest.mark.core
@@ -95,7 +93,7 @@ def test_a_budget_too_small_says_the_minimum_and_the_minimum_is_enough() -> None
         assert_same_bits(eager[name], tensor)
 
 
-def in_child(code: str) -> dict[str, Any]:
+def measured_in_child(code: str) -> dict[str, Any]:
     """Runs `code` in a new process and returns what it prints as JSON."""
     prelude = """
         import json, torch, dormant
@@ -105,20 +103,11 @@ def in_child(code: str) -> dict[str, Any]:
         with dormant.lazy_init():
             dormant.materialize(torch.nn.Linear(1000, 1000), dtype=torch.bfloat16)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return in_child(prelude, code)
 
 
 def test_the_peak_of_a_model_in_bfloat16_is_its_own_size_and_little_more() -> None:
-    found = in_child("""
+    found = measured_in_child("""
         with dormant.lazy_init():
             model = torch.nn.Sequential(*[torch.nn.Linear(4096, 4096) for _ in range(8)])
         model.to(torch.bfloat16)
@@ -138,7 +127,7 @@ def test_the_peak_of_a_model_in_bfloat16_is_its_own_size_and_little_more() -> No
 
 @pytest.mark.parametrize("dim", [0, 1])
 def test_the_peak_of_a_shard_is_its_part_and_the_budget(dim: int) -> None:
-    found = in_child(f"""
+    found = measured_in_child(f"""
         with dormant.lazy_init():
             shard = torch.randn(8192, 8192).chunk(8, {dim})[3].clone()
         before = resident_bytes()
@@ -152,7 +141,7 @@ def test_the_peak_of_a_shard_is_its_part_and_the_budget(dim: int) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a storage is made whole")
 def test_a_view_that_is_the_only_owner_of_its_storage_takes_its_part() -> None:
-    found = in_child("""
+    found = measured_in_child("""
         def rows():
             return torch.nn.Parameter(torch.empty(8192, 4096).normal_()[5000:5500])
         torch.manual_seed(3)
@@ -208,7 +197,7 @@ def test_a_storage_that_something_else_refers_to_is_made_whole(owner: str) -> No
     reason="asks glibc to give memory back; a sanitizer keeps it",
 )
 def test_what_a_replay_needed_besides_its_tensors_goes_back_to_the_system() -> None:
-    found = in_child("""
+    found = measured_in_child("""
         with dormant.lazy_init():
             # Each sum leaves a hole of its own size between two final tensors.
             sums = [torch.randn(1000, 100 + i).cumsum(0) for i in range(160)]

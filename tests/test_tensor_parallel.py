@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ import safetensors.torch
 import torch
 
 import dormant
+from child import in_child
 from compare import assert_same_bits
 from dormant import tensor_parallel
 from dormant.tensor_parallel import (
@@ -535,7 +532,7 @@ def test_the_document_says_what_happens(tmp_path: Path, monkeypatch: pytest.Monk
 # Cost
 
 
-def in_child(code: str) -> dict[str, int]:
+def measured_in_child(code: str) -> dict[str, int]:
     """Runs `code` in a new process and returns what it prints as JSON."""
     prelude = """
         import json, torch, dormant
@@ -547,21 +544,12 @@ def in_child(code: str) -> dict[str, int]:
             parts = [{"output.weight": torch.randn(999, 100)} for _ in range(2)]
         dormant.materialize(tensor_parallel.merge(parts)["output.weight"].to(torch.bfloat16))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, int] = json.loads(done.stdout)
-    return result
+    return in_child(prelude, code)
 
 
 @pytest.mark.parametrize("name", ["output.weight", "wo.weight"])
 def test_a_part_costs_its_own_bytes(name: str) -> None:
-    found = in_child(f"""
+    found = measured_in_child(f"""
         with dormant.lazy_init():
             parts = [{{"{name}": torch.randn(8192, 4096)}} for _ in range(4)]
         part = tensor_parallel.reshard(parts, 16)[5]["{name}"]
@@ -597,7 +585,7 @@ def test_a_part_reads_its_own_bytes_of_the_files(name: str, mapped: bool, tmp_pa
 
 
 def test_comparing_large_replicas_takes_little_memory() -> None:
-    found = in_child("""
+    found = measured_in_child("""
         def compare(nbytes):
             with dormant.lazy_init():
                 parts = [{"norm.weight": torch.ones(nbytes // 4)} for _ in range(2)]

@@ -19,7 +19,7 @@ from benchmarks.load import page_cache
 from benchmarks.load.stored import FORMS, Stored, empty_model
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
-from benchmarks.sample import median, sample
+from benchmarks.sample import median, peak_over_final, sample
 from dormant.table import format_bytes
 
 NAME = "load"
@@ -185,7 +185,7 @@ def _sheet(case: Case, nbytes: int, measured: dict[str, list[dict[str, Any]]]) -
                     f"{median(samples, clock) / copy[clock]:.2f}"
                     for clock in ("seconds", "processor")
                 ),
-                "-" if limit else f"{_over(samples):+.0f} MiB",
+                "-" if limit else f"{peak_over_final(samples):+.0f} MiB",
                 f"{median(samples, 'minor_faults'):.0f}",
                 f"{median(samples, 'major_faults'):.0f}",
                 "-" if limit else f"{median(samples, 'touching'):.3f}",
@@ -215,14 +215,9 @@ def _limit(measured: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     }
 
 
-def _over(samples: list[dict[str, Any]]) -> float:
-    """MiB of the peak over the final tensors."""
-    return (median(samples, "peak") - median(samples, "final")) / (1 << 20)
-
-
 def _aims(case: Case, measured: dict[str, list[dict[str, Any]]]) -> list[str]:
     ours = measured["dormant"]
-    notes = [aim("peak over the final tensors", _over(ours), _PEAK, "MiB")]
+    notes = [aim("peak over the final tensors", peak_over_final(ours), _PEAK, "MiB")]
     theirs = measured.get("transformers from_pretrained")
     if case.dtype == "bfloat16" or case.cache == "cold":
         return notes

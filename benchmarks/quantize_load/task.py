@@ -17,7 +17,7 @@ from benchmarks.load.stored import Stored
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.quantize_load.schemes import SCHEMES
-from benchmarks.sample import median, sample
+from benchmarks.sample import median, peak_over_final, sample
 from dormant.table import format_bytes
 
 NAME = "quantize_load"
@@ -105,7 +105,7 @@ def _measure(
                     f"{median(theirs, clock) / median(samples, clock):.1f}"
                     for clock in ("seconds", "processor")
                 ),
-                "-" if limit else f"{_over(samples):+.0f} MiB",
+                "-" if limit else f"{peak_over_final(samples):+.0f} MiB",
                 "-" if limit else format_bytes(int(median(samples, "peak"))),
                 f"{median(samples, 'minor_faults'):.0f}",
             ]
@@ -124,14 +124,9 @@ def _measure(
         text = f"{_SPEED_UPS[scheme]} times transformers' speed: {clock}"
         sheet.notes.append(aim(text, share, 1 / _SPEED_UPS[scheme], "x"))
     for name in ("dormant", 'dormant, mmap="never"'):
-        over = _over(measured[name])
+        over = peak_over_final(measured[name])
         sheet.notes.append(aim(f"{name}: peak over the final tensors", over, _PEAK, "MiB"))
     return sheet
-
-
-def _over(samples: list[dict[str, Any]]) -> float:
-    """MiB of the peak over the final tensors."""
-    return (median(samples, "peak") - median(samples, "final")) / (1 << 20)
 
 
 # ---- in the child processes

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+
+from child import in_child
 
 MIB = 1 << 20
 
@@ -26,7 +24,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def in_child(path: Path, code: str) -> dict[str, int]:
+def measured_in_child(path: Path, code: str) -> dict[str, int]:
     """Runs `code` in a new process and returns what it prints as JSON."""
     prelude = f"""
         import json, pathlib, torch, dormant
@@ -47,21 +45,12 @@ def in_child(path: Path, code: str) -> dict[str, int]:
         # What a process needs once is not the model's own: the code itself, the threads.
         dormant.load(model(torch.float32, 1), path, unexpected="ignore")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(prelude) + textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, int] = json.loads(done.stdout)
-    return result
+    return in_child(prelude, code)
 
 
 @pytest.mark.parametrize("mmap", ["auto", "never"])
 def test_the_peak_of_a_cast_is_the_model_and_little_more(mmap: str, checkpoint: Path) -> None:
-    found = in_child(
+    found = measured_in_child(
         checkpoint,
         f"""
         before = resident_bytes()
@@ -81,7 +70,7 @@ def test_the_peak_of_a_cast_is_the_model_and_little_more(mmap: str, checkpoint: 
 
 def test_the_same_dtype_is_shown_in_place(checkpoint: Path) -> None:
     """A mapping takes no memory of its own before it is read."""
-    found = in_child(
+    found = measured_in_child(
         checkpoint,
         """
         loaded = model(torch.bfloat16)
@@ -100,7 +89,7 @@ def test_the_same_dtype_is_shown_in_place(checkpoint: Path) -> None:
 
 
 def test_every_byte_is_read_once(checkpoint: Path) -> None:
-    found = in_child(
+    found = measured_in_child(
         checkpoint,
         """
         loaded = model(torch.float32)
@@ -113,7 +102,7 @@ def test_every_byte_is_read_once(checkpoint: Path) -> None:
 
 
 def test_bytes_of_tensors_that_are_not_wanted_are_not_read(checkpoint: Path) -> None:
-    found = in_child(
+    found = measured_in_child(
         checkpoint,
         """
         loaded = model(torch.float32, 2)

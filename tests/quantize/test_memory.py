@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+
+from child import in_child
 
 MIB = 1 << 20
 LAYERS, SIZE = 6, 4096
@@ -45,21 +43,9 @@ PRELUDE = """
 """
 
 
-def in_child(code: str) -> dict[str, int]:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PRELUDE) + textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def measured(scheme: str, path: Path | None = None) -> dict[str, int]:
     found = in_child(
+        PRELUDE,
         f"""
         path = {None if path is None else str(path)!r}
         small = None
@@ -69,7 +55,7 @@ def measured(scheme: str, path: Path | None = None) -> dict[str, int]:
         run({scheme}, 64, 2, small)
         model, figures = run({scheme}, {SIZE}, {LAYERS}, path)
         print(json.dumps(figures))
-    """.replace("build_real(64)", "{f'{i}.weight': torch.randn(64, 64) for i in range(2)}")
+    """.replace("build_real(64)", "{f'{i}.weight': torch.randn(64, 64) for i in range(2)}"),
     )
     assert found["grown"] >= found["final"] - MIB  # the figures see the memory
     return found
@@ -78,11 +64,14 @@ def measured(scheme: str, path: Path | None = None) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("memory") / "model.safetensors"
-    in_child(f"""
+    in_child(
+        PRELUDE,
+        f"""
         state = {{f"{{i}}.weight": torch.randn({SIZE}, {SIZE}) for i in range({LAYERS})}}
         safetensors.torch.save_file(state, {str(path)!r})
         print("{{}}")
-    """)
+    """,
+    )
     return path
 
 
@@ -101,7 +90,9 @@ def test_from_a_checkpoint(scheme: str, checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
 def test_saved_without_ever_being_in_memory(scheme: str, tmp_path: Path) -> None:
-    found = in_child(f"""
+    found = in_child(
+        PRELUDE,
+        f"""
         def save(size, layers):
             model = build(size, layers)
             dormant.quantize(model, "{scheme}", skip=())
@@ -113,7 +104,8 @@ def test_saved_without_ever_being_in_memory(scheme: str, tmp_path: Path) -> None
         save(64, 2)
         peak = save({SIZE}, {LAYERS})
         print(json.dumps({{"peak": peak}}))
-    """)
+    """,
+    )
     nbytes = (tmp_path / "model.safetensors").stat().st_size
     assert nbytes > LAYERS * FLOAT_LAYER / 8
     # Buffers of the writer, whatever the size of the model.

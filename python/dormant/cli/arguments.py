@@ -75,3 +75,17 @@ def prefix_or_name(pairs: list[tuple[str, str]]) -> dict[str, str]:
         if renamed.setdefault(old, new) != new:
             raise ValueError(f"{old!r} is renamed to both {renamed[old]!r} and {new!r}.")
     return renamed
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every subcommand that writes a checkpoint to OUT."""
+    parser.add_argument(
+        "--max-shard-size",
+        metavar="SIZE",
+        type=size,
+        default="5GB",
+        help="most bytes in a safetensors file of a folder, such as 500MiB (default: 5GB)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace OUT, or the weights in the folder OUT"
+    )

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 
 from dormant.checkpoint import Checkpoint, open_checkpoint
-from dormant.cli.arguments import DTYPE_NAMES, dtype, positive, prefix_or_name, renaming, size
+from dormant.cli.arguments import (
+    DTYPE_NAMES,
+    add_output_options,
+    dtype,
+    positive,
+    prefix_or_name,
+    renaming,
+)
 from dormant.cli.companions import (
     configuration,
     copy_companions,
@@ -104,16 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
     )
-    parser.add_argument(
-        "--max-shard-size",
-        metavar="SIZE",
-        type=size,
-        default="5GB",
-        help="most bytes in a safetensors file of a folder, such as 500MiB (default: 5GB)",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace OUT, or the weights in the folder OUT"
-    )
+    add_output_options(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dormant.cli.arguments import default_dtype, seed, size
+from dormant.cli.arguments import add_output_options, default_dtype, seed
 from dormant.cli.destination import files_below, is_folder, new_file, new_folder
 from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import (
@@ -57,16 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the dtype in which the model is built: float64, float32, float16 or bfloat16 "
         "(default: the configuration's, else float32)",
     )
-    parser.add_argument(
-        "--max-shard-size",
-        metavar="SIZE",
-        type=size,
-        default="5GB",
-        help="most bytes in a file of a folder, such as 500MiB (default: 5GB)",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace OUT, or the weights in the folder OUT"
-    )
+    add_output_options(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
