@@ -76,8 +76,8 @@ CPP_CODE = $(shell find include csrc examples benchmarks fuzz tools -name '*.h' 
 
 .PHONY: lint
 lint: $(STAMPS)/packages ## check formatting, style and types
-	@$(VENV)/bin/ruff check $(PYTHON_CODE)
-	$(VENV)/bin/ruff format --check $(PYTHON_CODE)
+	@$(VENV)/bin/ruff check --no-cache $(PYTHON_CODE)
+	$(VENV)/bin/ruff format --no-cache --check $(PYTHON_CODE)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_CODE)
 

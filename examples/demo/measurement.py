@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import child
-
 from dormant.memory import MemorySample, MemoryTrace
 
 _PRELOADED = ["torch", "dormant", "bitsandbytes", "child"]
