@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -192,7 +192,7 @@ def test_errors_of_the_original_are_kept() -> None:
 
 def _owner(patch: patches.Patch) -> Any:
     """The other libraries that are patched are all imported here."""
-    return importlib.import_module(patch.owner) if isinstance(patch.owner, str) else patch.owner
+    return pkgutil.resolve_name(patch.owner) if isinstance(patch.owner, str) else patch.owner
 
 
 def _replaced() -> dict[str, object]:
@@ -386,7 +386,24 @@ def lazy_output() -> dict[str, str]:
     return _run({name: f"{_HEAD}{_LAZILY}{code}" for name, code in ABORTS.items()})
 
 
+@pytest.fixture(scope="module")
+def opened_output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a checkpoint's tensor, in processes that never open a context."""
+    path = tmp_path_factory.mktemp("checkpoint") / "t.pt"
+    torch.manual_seed(0)
+    torch.save({"t": torch.randn(6)}, path)
+    opened = f"import dormant\nt = dormant.open_checkpoint({str(path)!r})['t']\n"
+    return _run({name: f"{_HEAD}{opened}{code}" for name, code in ABORTS.items()})
+
+
 @pytest.mark.parametrize("name", ABORTS)
 def test_no_crash_in(name: str, eager_output: dict[str, str], lazy_output: dict[str, str]) -> None:
     assert "Traceback" not in eager_output[name]
     assert lazy_output[name] == eager_output[name]
+
+
+@pytest.mark.parametrize("name", ABORTS)
+def test_no_crash_outside_any_context_in(
+    name: str, eager_output: dict[str, str], opened_output: dict[str, str]
+) -> None:
+    assert opened_output[name] == eager_output[name]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dormant import _C
+from dormant import _C, patches
 from dormant.checkpoint_composition import add_differences, join, merged_parts
 from dormant.checkpoint_entry import (
     Checksum,
@@ -80,6 +80,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 f"{self._title()} has no tensor {name!r}; "
                 + (f"similar names: {similar}." if similar else f"it has {len(self)}.")
             )
+        patches.install()
         return item.tensor()
 
     def __iter__(self) -> Iterator[str]:
@@ -126,6 +127,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             ValueError: it has a tensor whose bytes are not in the file, or nests without end.
             NotImplementedError: it has a tensor that is no view of bytes in the file.
         """
+        patches.install()
         found: dict[str, Any] = {}
         for content in self._contents:
             found = {**content.extra(), **found}

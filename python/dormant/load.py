@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from dormant import _C, patches
 from dormant.checkpoint import open_checkpoint
@@ -25,7 +25,7 @@ from dormant.options import check_choice, check_device, check_dtype, check_memor
 from dormant.progress import Callback
 from dormant.quantized_layers import QuantizedWeight, forget_sources, quantized_weights
 from dormant.report import Report, with_memory_trace
-from dormant.sharded_load import parts_stay_lazy
+from dormant.sharded_load import own_part
 from dormant.tensor_parallel import apply_diffs
 
 CheckpointLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
@@ -299,9 +299,8 @@ def _take(
         taken = _expose(quantized_weights(model), given, dtype, exposed)
         tensors = _tensors_of(model)
         for name in [name for name in given if isinstance(tensors.get(name), DTensor)]:
-            given[name] = _shard(given[name], tensors[name], name)
+            given[name] = _shard(given[name], tensors[name])
         _check_ties(tensors, given)
-        exposed.enter_context(parts_stay_lazy())
         try:
             result = model.load_state_dict(given, strict=False)
         except RuntimeError as error:
@@ -376,17 +375,12 @@ def _tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {**found, **persistent}
 
 
-def _shard(value: Any, like: torch.Tensor, name: str) -> Any:
-    """This rank's part of a whole tensor; nothing is sent and nothing is read."""
+def _shard(value: Any, like: torch.Tensor) -> Any:
+    """This rank's part of a whole tensor of the right shape."""
     if not isinstance(value, torch.Tensor) or isinstance(value, DTensor):
         return value
     assert isinstance(like, DTensor)
-    if value.shape != like.shape:
-        return value
-    with torch.no_grad():
-        return distribute_tensor(
-            value.detach(), like.device_mesh, like.placements, src_data_rank=None
-        )
+    return own_part(value, like) if value.shape == like.shape else value
 
 
 def _identity(tensor: torch.Tensor) -> object:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.utils.dlpack
+from torch.distributed.tensor import DTensor
 from torch.overrides import has_torch_function_unary
 from torch.utils._device import _device_constructors
 
@@ -24,6 +25,7 @@ from dormant import _C
 from dormant.duplicate import deepcopy_tensor
 from dormant.lazy_reading import in_this_thread, load_lazily, open_lazily
 from dormant.recipe import reduce_tensor
+from dormant.sharded_load import copy_parts, keep_lazy_part
 from dormant.storage import is_lazy_storage, realize, realize_storage, unrecorded
 from dormant.truncated_normal import (
     draws_plain_normals,
@@ -38,8 +40,8 @@ Function = Callable[..., Any]
 class Patch:
     """One replaced function: `owner.name` becomes `wrap(original)`.
 
-    `owner` is the name of a module where that belongs to another library: nothing is replaced in
-    one that is not imported.
+    `owner` is the name of a module ("module:Class" for a class in it) that not everybody imports:
+    nothing is replaced in one that is not imported.
     """
 
     owner: Any
@@ -288,6 +290,19 @@ PATCHES: tuple[Patch, ...] = (
         "casts in threads of its own, which do not record",
         in_this_thread,
     ),
+    Patch(
+        DTensor,
+        "copy_",
+        "works on the parts with our key off (pythonFallback, aten/src/ATen/core/"
+        "PythonFallbackKernel.cpp)",
+        copy_parts,
+    ),
+    Patch(
+        "torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam",
+        "reset_sharded_param",
+        "compares data pointers after each load_state_dict",
+        keep_lazy_part,
+    ),
 )
 
 
@@ -296,6 +311,7 @@ PATCHES: tuple[Patch, ...] = (
 _lock = threading.RLock()
 _open_contexts = 0
 _installed: list[tuple[Patch, Function, Function | None]] = []
+_modules_seen = 0
 
 
 @contextlib.contextmanager
@@ -314,10 +330,15 @@ def active() -> Iterator[None]:
 
 
 def install() -> None:
-    """Puts the patches in place; nothing where they are."""
+    """Puts the patches in place; nothing where they are.
+
+    Whoever makes a lazy tensor outside a context, such as a checkpoint's, calls it first.
+    """
+    global _modules_seen
     with _lock:
-        if len(_installed) == len(PATCHES):
+        if _installed and len(sys.modules) == _modules_seen:
             return
+        _modules_seen = len(sys.modules)
         # `torch.device` as a context keeps a list of the functions that make tensors from its first
         # use on (torch/utils/_device.py): it must be of the originals.
         _device_constructors()
@@ -334,7 +355,11 @@ def install() -> None:
 
 
 def _owner(patch: Patch) -> Any:
-    return sys.modules.get(patch.owner) if isinstance(patch.owner, str) else patch.owner
+    if not isinstance(patch.owner, str):
+        return patch.owner
+    module, _, name = patch.owner.partition(":")
+    found = sys.modules.get(module)
+    return getattr(found, name, None) if name else found
 
 
 def installed() -> list[Patch]:

@@ -1,90 +1,109 @@
-"""What makes `load_state_dict` of sharded modules work on lazy parts, and keeps them lazy."""
+"""What keeps the parts of sharded modules lazy while `load_state_dict` writes to them."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
-from torch.overrides import TorchFunctionMode
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from dormant import _C
+from dormant.storage import realize
 
-_FSDP = "torch.distributed.fsdp._fully_shard._fsdp_param"
-
-
-@contextlib.contextmanager
-def parts_stay_lazy() -> Iterator[None]:
-    """While it is open, `load_state_dict` of DTensors records copies of this rank's parts."""
-    with contextlib.ExitStack() as stack:
-        # Nobody has sharded a module with FSDP2 who has not imported it.
-        if _FSDP in sys.modules:
-            stack.enter_context(_without_comparing_pointers(sys.modules[_FSDP].FSDPParam))
-        stack.enter_context(_CopyPartByPart())
-        yield
+Function = Callable[..., Any]
 
 
-class _CopyPartByPart(TorchFunctionMode):
-    """`copy_` between DTensors that are divided alike copies the parts.
+def own_part(whole: torch.Tensor, like: DTensor) -> DTensor:
+    """This rank's part of a tensor that every rank has; nothing is sent and nothing is read."""
+    with torch.no_grad():
+        return distribute_tensor(
+            whole.detach(), like.device_mesh, like.placements, src_data_rank=None
+        )
 
-    PyTorch runs what a DTensor's operators call with all dispatch keys above Python's excluded
-    (`pythonFallback` in aten/src/ATen/core/PythonFallbackKernel.cpp), ours too, so `copy_` into a
-    DTensor whose part is lazy would ask for memory that is not there. A copy of the part itself is
-    recorded. It computes the same: parts that are divided alike need no communication.
+
+def copy_parts(original: Function) -> Function:
+    """`copy_` of DTensors: where parts are lazy, a copy of this rank's part is recorded.
+
+    It computes the same: parts that are divided alike need no communication. A whole tensor that is
+    lazy, as a checkpoint gives it, is divided like the target, since every rank has the same.
     """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.Tensor.copy_ and len(args) == 2 and _divided_alike(*args):
-            target, source = args
-            target._local_tensor.copy_(source._local_tensor)
-            return target
-        return func(*args, **(kwargs or {}))
-
-
-def _divided_alike(a: object, b: object) -> bool:
-    return (
-        isinstance(a, DTensor)
-        and isinstance(b, DTensor)
-        and a.device_mesh == b.device_mesh
-        and a.placements == b.placements
-        and a.shape == b.shape
-    )
-
-
-@contextlib.contextmanager
-def _without_comparing_pointers(parameter_class: Any) -> Iterator[None]:
-    """FSDP2 looks after each load whether its part is still where it was, by the data pointer.
-
-    A lazy part would come to life for the answer, which its storage gives as well.
-    """
-    original = parameter_class.reset_sharded_param
 
     @functools.wraps(original)
-    def reset_sharded_param(self: Any) -> None:
+    def replacement(self: DTensor, source: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = [_part(self), _part(source)]
+        lazy = [part for part in parts if part is not None and _C.is_lazy(part)]
+        if not lazy:
+            return original(self, source, *args, **kwargs)
+        if not _needs_grad(self, source):
+            if not isinstance(source, DTensor) and _C.is_lazy(source) and _is_whole(source, self):
+                source = own_part(source, self)
+            if _divided_alike(self, source):
+                if not _same_elements(self._local_tensor, source._local_tensor):
+                    self._local_tensor.copy_(source._local_tensor, *args, **kwargs)
+                return self
+        for part in lazy:
+            realize(part)
+        return original(self, source, *args, **kwargs)
+
+    return replacement
+
+
+def keep_lazy_part(original: Function) -> Function:
+    """FSDP2's `reset_sharded_param`, which has nothing to do where the part is still the same.
+
+    It looks by the data pointer, for which a lazy part would come to life; the storage tells, too.
+    """
+
+    @functools.wraps(original)
+    def replacement(self: Any) -> None:
         held = self._module_info
         parameter = getattr(held.module, held.param_name)
-        part = getattr(parameter, "_local_tensor", None)
+        part = _part(parameter)
         if (
             parameter is self.sharded_param
-            and isinstance(part, torch.Tensor)
+            and part is not None
             and _C.is_lazy(part)
             and _C.storage_id(part) == _C.storage_id(self._sharded_param_data)
         ):
             return
         original(self)
 
-    parameter_class.reset_sharded_param = reset_sharded_param
-    try:
-        yield
-    finally:
-        parameter_class.reset_sharded_param = original
+    return replacement
+
+
+def _part(tensor: object) -> torch.Tensor | None:
+    """The tensor that has the memory."""
+    found = getattr(tensor, "_local_tensor", tensor)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _needs_grad(target: DTensor, source: Any) -> bool:
+    return torch.is_grad_enabled() and (
+        target.requires_grad or getattr(source, "requires_grad", False)
+    )
+
+
+def _is_whole(source: torch.Tensor, target: DTensor) -> bool:
+    divided = not any(isinstance(placement, Partial) for placement in target.placements)
+    return divided and source.shape == target.shape and source.device == target.device
+
+
+def _divided_alike(a: DTensor, b: object) -> bool:
+    return (
+        isinstance(b, DTensor)
+        and a.device_mesh == b.device_mesh
+        and a.placements == b.placements
+        and a.shape == b.shape
+    )
+
+
+def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (
+        a.dtype is b.dtype
+        and _C.storage_id(a) == _C.storage_id(b)
+        and a.storage_offset() == b.storage_offset()
+        and a.size() == b.size()
+        and a.stride() == b.stride()
+    )

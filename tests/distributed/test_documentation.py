@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from assertions import assert_same_tensors, tensors_of
 from jobs.documented import eager_model
@@ -18,14 +19,22 @@ RECIPES = dict(
 
 
 def test_the_recipes_are_found() -> None:
-    assert list(RECIPES) == ["FSDP2", "Tensor parallelism", "DDP", "Pipeline"]
+    assert list(RECIPES) == ["FSDP2", "Tensor parallelism", "DDP", "Pipeline", "Checkpoints"]
 
 
 @pytest.mark.parametrize("title", RECIPES)
-def test_a_recipe_ends_with_the_eager_model(run_ranks: RunRanks, title: str) -> None:
-    whole = tensors_of(eager_model())
+def test_a_recipe_ends_with_the_eager_model(
+    run_ranks: RunRanks, title: str, tmp_path: Path
+) -> None:
+    model = eager_model()
+    if title == "Checkpoints":
+        state = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+        safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+        model.load_state_dict(state)
+    whole = tensors_of(model)
     found: dict[str, torch.Tensor] = {}
-    for rank, result in enumerate(run_ranks(2, "documented:run", code=RECIPES[title])):
+    results = run_ranks(2, "documented:run", code=RECIPES[title], folder=str(tmp_path))
+    for rank, result in enumerate(results):
         assert result["lazy"] == []
         gathered = {
             name.removeprefix("module."): tensor for name, tensor in result["gathered"].items()

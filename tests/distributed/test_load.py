@@ -72,6 +72,41 @@ def test_parts_stay_lazy_until_they_are_materialised(
 
 
 @pytest.mark.parametrize(("kind", "way"), WAYS)
+def test_pytorchs_own_load_state_dict_keeps_the_parts_lazy(
+    run_ranks: RunRanks, kind: str, way: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    saved_state(kind, path)
+    expected = eager_loaded(kind, path)
+    for rank, result in enumerate(
+        run_ranks(2, "loading:plain", kind=kind, way=way, path=str(path))
+    ):
+        where = f"rank {rank}"
+        assert result["lazy"], where
+        assert result["still lazy"] == result["lazy"], where
+        assert_came_to_life(result, where)
+        assert_same_tensors(expected, result["gathered"], where)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "parts"])
+@pytest.mark.parametrize(("kind", "way"), WAYS)
+def test_set_model_state_dict_takes_a_checkpoint(
+    run_ranks: RunRanks, kind: str, way: str, whole: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    saved_state(kind, path)
+    expected = eager_loaded(kind, path)
+    results = run_ranks(
+        2, "loading:state_dict_options", kind=kind, way=way, path=str(path), whole=whole
+    )
+    for rank, result in enumerate(results):
+        where = f"rank {rank}"
+        assert result["lazy before"], where
+        assert_came_to_life(result, where)
+        assert_same_tensors(expected, result["gathered"], where)
+
+
+@pytest.mark.parametrize(("kind", "way"), WAYS)
 def test_what_the_checkpoint_lacks_is_initialised_on_every_rank(
     run_ranks: RunRanks, kind: str, way: str, tmp_path: Path
 ) -> None:
@@ -93,13 +128,16 @@ def test_what_the_checkpoint_lacks_is_initialised_on_every_rank(
         assert_same_tensors(expected, result["gathered"], where)
 
 
+@pytest.mark.parametrize("job", ["bytes_read", "bytes_read_by_plain"])
 @pytest.mark.parametrize("way", ["fully_shard", "distribute_module"])
-def test_a_rank_reads_its_own_bytes(run_ranks: RunRanks, way: str, tmp_path: Path) -> None:
+def test_a_rank_reads_its_own_bytes(
+    run_ranks: RunRanks, way: str, job: str, tmp_path: Path
+) -> None:
     path = tmp_path / "model.safetensors"
     saved_state("Wide", path)
     slack = 2 << 20  # headers, and runs rounded to pages
     for rank, result in enumerate(
-        run_ranks(2, "loading:bytes_read", kind="Wide", way=way, path=str(path))
+        run_ranks(2, f"loading:{job}", kind="Wide", way=way, path=str(path))
     ):
         where = f"rank {rank}: {result}"
         assert result["shards"] == 16 << 20, where

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -31,8 +32,9 @@ def eager_model() -> nn.Module:
     return Model()
 
 
-def run(code: str) -> dict[str, Any]:
-    """Runs one recipe, which leaves `model`."""
+def run(code: str, folder: str) -> dict[str, Any]:
+    """Runs one recipe, which leaves `model`, in the folder with the files that it names."""
+    os.chdir(folder)
     torch.manual_seed(SEED)
     names: dict[str, Any] = {"Model": Model, "torch": torch, "dormant": dormant}
     exec(compile(code, "docs/distributed.md", "exec"), names)

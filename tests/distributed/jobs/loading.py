@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import dormant
@@ -74,6 +75,36 @@ def deferred(kind: str, way: str, path: str) -> dict[str, Any]:
     return {"lazy": lazy, "still lazy": still, **report(model, lazy)}
 
 
+def plain(kind: str, way: str, path: str) -> dict[str, Any]:
+    """PyTorch's own load_state_dict, with the checkpoint as it is."""
+    model = lazy_model(kind)
+    WAYS[way](model)
+    lazy = lazy_names(model)
+    model.load_state_dict(dormant.open_checkpoint(path), strict=False)
+    still = lazy_names(model)
+    dormant.materialize(model)
+    return {"lazy": lazy, "still lazy": still, **report(model, lazy)}
+
+
+def state_dict_options(kind: str, way: str, path: str, whole: bool) -> dict[str, Any]:
+    """PyTorch's `set_model_state_dict`: whole tensors, which it divides, or the rank's parts."""
+    model = lazy_model(kind)
+    WAYS[way](model)
+    lazy = lazy_names(model)
+    opened = dormant.open_checkpoint(path)
+    state: dict[str, Any] = dict(opened)
+    if not whole:
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, DTensor) and name in opened:
+                state[name] = distribute_tensor(
+                    opened[name], parameter.device_mesh, parameter.placements, src_data_rank=None
+                )
+    options = StateDictOptions(full_state_dict=whole, strict=False)
+    set_model_state_dict(model, state, options=options)
+    dormant.materialize(model)
+    return report(model, lazy)
+
+
 def refused(kind: str, way: str, path: str) -> dict[str, Any]:
     """A load that fails leaves every shard lazy, and the next one works."""
     model = lazy_model(kind)
@@ -91,10 +122,24 @@ def refused(kind: str, way: str, path: str) -> dict[str, Any]:
 
 def bytes_read(kind: str, way: str, path: str) -> dict[str, int]:
     """Bytes that read calls gave this process while it loaded, and those of its shards."""
+    return _bytes_read(kind, way, lambda model: dormant.load(model, path, mmap="never"))
+
+
+def bytes_read_by_plain(kind: str, way: str, path: str) -> dict[str, int]:
+    """The same by PyTorch's own load_state_dict."""
+
+    def load(model: nn.Module) -> None:
+        model.load_state_dict(dormant.open_checkpoint(path))
+        dormant.materialize(model, mmap="never")
+
+    return _bytes_read(kind, way, load)
+
+
+def _bytes_read(kind: str, way: str, load: Callable[[nn.Module], object]) -> dict[str, int]:
     model = lazy_model(kind)
     WAYS[way](model)
     before = _characters_read()
-    dormant.load(model, path, mmap="never")
+    load(model)
     after = _characters_read()
     with torch.no_grad():
         shards = report(model, [])["local"].values()
