@@ -88,6 +88,35 @@ def test_from_a_checkpoint(scheme: str, checkpoint: Path) -> None:
     assert found["peak"] <= found["final"] + BUDGET
 
 
+def test_scratch_leaves_no_holes_between_the_tensors_that_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A heap that keeps all it ever had: what glibc comes to by itself, in a larger model.
+    monkeypatch.setenv(
+        "GLIBC_TUNABLES",
+        "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=1073741824",
+    )
+    found = in_child(
+        PRELUDE,
+        """
+        def ones(size, layers):
+            with dormant.lazy_init():
+                model = torch.nn.Linear(1, 1, bias=False)
+                model.weight = torch.nn.Parameter(torch.ones(size, size))
+            return model
+
+        build = ones
+        run("nf4", 64, 1)
+        run("nf4", 512, 1)
+        model, figures = run("nf4", 12288, 1)
+        print(json.dumps(figures))
+    """,
+    )
+    scales = 4 * 12288 * 12288 // 64  # in float32, until they are quantised, too
+    assert found["grown"] >= found["final"] - MIB
+    assert found["grown"] <= found["final"] + scales // 4
+
+
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
 def test_saved_without_ever_being_in_memory(scheme: str, tmp_path: Path) -> None:
     found = in_child(
