@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import dormant
 
@@ -127,3 +130,26 @@ def test_types_are_right_from_a_users_point_of_view(python: Path, tmp_path: Path
         cwd=tmp_path,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def pins() -> list[Requirement]:
+    lines = [
+        line
+        for path in sorted((ROOT / "requirements").glob("*.txt"))
+        for line in path.read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    parsed = [Requirement(line) for line in lines]
+    return [pin for pin in parsed if pin.marker is None or pin.marker.evaluate()]
+
+
+def test_pinned_versions_run_on_the_first_release_of_this_python() -> None:
+    # A system's Python is often an early one: Debian 12 has 3.11.2.
+    first = f"{sys.version_info.major}.{sys.version_info.minor}.0"
+    refuse = {}
+    for pin in pins():
+        about = importlib.metadata.metadata(pin.name)
+        if not SpecifierSet(about["Requires-Python"] or "").contains(first):
+            refuse[pin.name] = about["Requires-Python"]
+    assert len(pins()) > 90
+    assert refuse == {}
