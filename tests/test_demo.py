@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +82,44 @@ def test_a_full_disk_is_noticed_before_anything_runs(tmp_path: Path) -> None:
     assert process.returncode == 2
     assert "are needed. Choose another folder" in " ".join(process.stdout.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def read_until(terminal: int, awaited: bytes | None) -> bytes:
+    """What is printed up to these bytes, or, for None, until nobody has the terminal any more."""
+    printed = b""
+    while awaited is None or awaited not in printed:
+        try:
+            printed += os.read(terminal, 4096)
+        except OSError:  # how Linux says that it was closed
+            assert awaited is None, printed.decode(errors="replace")
+            break
+    return printed
+
+
+def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(DEMO), "--quick", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "80"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    read_until(ours, b"importing")  # a child was started
+    os.killpg(process.pid, signal.SIGINT)
+    printed = read_until(ours, None).decode("ascii")
+    os.close(ours)
+    assert process.wait(60) == 130
+    assert "Traceback" not in printed
+    assert printed.splitlines()[-1].endswith("demo: interrupted; its checkpoints are removed.")
+    assert not list(tmp_path.glob("checkpoints-*"))
+    with pytest.raises(ProcessLookupError):
+        while True:  # the last ones of the group end by themselves, the test by its time limit
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 @pytest.fixture

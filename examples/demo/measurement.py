@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -84,13 +85,18 @@ def measure(
     process = context.Process(
         target=child.run, args=(there, case, way, str(folder), str(log)), daemon=True
     )
-    process.start()
+    # The child inherits the mask: an interrupt is for this process, which then ends the child.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     there.close()
     try:
         return _follow(here, process, show)
     except (EOFError, ConnectionError):
         process.join(5)
-        printed = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+        printed = log.read_text("utf-8", errors="replace")[-2000:] if log.exists() else ""
         raise Failed(
             f"demo: {case}, {way}: the process ended with {process.exitcode} and without a result "
             f"(-9 is often a lack of memory).\n{printed}"

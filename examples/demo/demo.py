@@ -1,0 +1,179 @@
+"""Does real work the ordinary way and with Dormant, and compares every bit, time and memory.
+
+A sentence encoder with its real weights, and a Llama of 1.1 billion parameters: written as a
+random checkpoint, then loaded as it is stored, cast, and quantised. Each way runs in a process of
+its own. The table, a picture and the numbers are left in demo-out/; the exit status is 1 when
+anything differs that should be equal.
+
+    python examples/demo [--layers 22] [--quick] [--out demo-out]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import llama
+import minilm
+from case import DORMANT, ORDINARY
+from measurement import Failed, Measurement, measure
+from picture import draw
+from results import Result, machine, plain, similarity_table, table
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from dormant.table import format_bytes
+
+_WIDTH = 140  # columns, where no terminal has its own
+CASES = {**minilm.CASES, **llama.CASES}
+
+
+def main() -> int:
+    options = _options()
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="checkpoints-", dir=options.out) as scratch:
+            results = _run(options, Path(scratch), console)
+        return _present(results, options.out, console)
+    except (Failed, OSError) as failure:
+        console.print(str(failure), style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("demo: interrupted; its checkpoints are removed.")
+        return 130
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layers", type=int, default=22, help="of the Llama; 22 make 1.1 billion")
+    parser.add_argument("--quick", action="store_true", help="a tiny Llama, to see that all works")
+    parser.add_argument(
+        "--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE",
+        help=f"of {', '.join(CASES)}",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for the results")
+    options = parser.parse_args()
+    if options.layers < 1:
+        parser.error("--layers: a Llama needs at least one")
+    return options
+
+
+def _run(options: argparse.Namespace, scratch: Path, console: Console) -> dict[str, Result]:
+    """All cases, the ordinary way first; the Llama's checkpoint is the one that Dormant wrote."""
+    config = dict(llama.TINY if options.quick else llama.BILLION)
+    if not options.quick:
+        config["num_hidden_layers"] = options.layers
+    _check_disk(config, scratch)
+    checkpoint = scratch / "llama"
+    # Without it, later cases have nothing to load.
+    names = [name for name in CASES if name in options.only or name == "llama-write"]
+    if not any(name.startswith("llama") for name in options.only):
+        names.remove("llama-write")
+    results: dict[str, Result] = {}
+    with Progress(
+        SpinnerColumn("line" if console.options.ascii_only else "dots"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[memory]}"),
+        console=console,
+        transient=True,
+    ) as progress:
+        whole = progress.add_task("all", total=2 * len(names), memory="")
+        for name in names:
+            ways: dict[str, Measurement] = {}
+            for way in (ORDINARY, DORMANT):
+                folder = checkpoint if name.startswith("llama") else minilm.folder()
+                if CASES[name].writes:
+                    folder = checkpoint if way == DORMANT else scratch / "ordinary"
+                    folder.mkdir()
+                    (folder / "config.json").write_text(json.dumps(config))
+                ways[way] = _measured(name, way, folder, options, progress)
+                progress.update(whole, advance=1)
+            shutil.rmtree(scratch / "ordinary", ignore_errors=True)
+            results[name] = Result(CASES[name].title, ways[ORDINARY], ways[DORMANT])
+            progress.console.print(_line(results[name]))
+    return results
+
+
+def _check_disk(config: dict[str, Any], scratch: Path) -> None:
+    width, inner, words = (config[k] for k in ("hidden_size", "intermediate_size", "vocab_size"))
+    a_layer = 4 * width * width + 3 * width * inner
+    # In bfloat16, once the ordinary way and once with Dormant.
+    needed = 2 * 2 * (config["num_hidden_layers"] * a_layer + 2 * words * width)
+    free = shutil.disk_usage(scratch).free
+    if free < needed:
+        raise Failed(
+            f"demo: {scratch.parent} has {format_bytes(free)} free, and {format_bytes(needed)} are "
+            "needed. Choose another folder with --out, or fewer --layers."
+        )
+
+
+def _measured(
+    name: str, way: str, folder: Path, options: argparse.Namespace, progress: Progress
+) -> Measurement:
+    title = f"{CASES[name].title}, {way}"
+    task = progress.add_task(title, total=None, memory="")
+
+    def show(step: str, done: tuple[int, int] | None, above: int | None) -> None:
+        completed, total = done or (0, None)
+        progress.update(
+            task,
+            description=f"{title}: {step}",
+            completed=completed,
+            total=total,
+            memory="" if above is None else f"{format_bytes(max(0, above))} above the start",
+        )
+
+    log = options.out / "libraries.log"
+    try:
+        return measure(name, way, folder, log, show, quick=options.quick)
+    finally:
+        progress.remove_task(task)
+
+
+def _line(result: Result) -> str:
+    ordinary, ours = result.ordinary, result.dormant
+    return (
+        f"{result.title}: {ordinary.used:.2f} s the ordinary way, {ours.used:.2f} s with Dormant; "
+        f"equal? {result.verdict()}"
+    )
+
+
+def _present(results: dict[str, Result], out: Path, console: Console) -> int:
+    described = machine()
+    with (out / "table.txt").open("w", encoding="utf-8") as file:
+        for target in (console, Console(file=file, width=_WIDTH)):
+            target.print()
+            target.print(table(results))
+            sentences = {name: r for name, r in results.items() if name.startswith("minilm")}
+            if sentences:
+                target.print(similarity_table(minilm.SENTENCES, sentences))
+            target.print(described, highlight=False)
+    draw(results, described, out / "picture.png")
+    numbers = {"machine": described, "results": plain(results)}
+    (out / "results.json").write_text(json.dumps(numbers, indent=1))
+    differences = [line for result in results.values() for line in result.differences()]
+    _print_differences(differences, console)
+    console.print(f"The table, a picture and the numbers: {out}/", highlight=False)
+    return 1 if differences else 0
+
+
+def _print_differences(differences: Sequence[str], console: Console) -> None:
+    for line in differences[:10]:
+        console.print(line, style="red", markup=False, highlight=False)
+    if len(differences) > 10:
+        console.print(f"... {len(differences) - 10} more", style="red")
