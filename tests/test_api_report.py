@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -151,6 +152,15 @@ def test_a_summary_takes_tensors_and_state_dicts_and_refuses_others(model: Tied)
 )
 def test_bytes_are_printed_in_binary_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_a_report_prints_where_only_ascii_can_be_written(
+    model: Tied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    print(dormant.summary(model), flush=True)
+    assert b"\n-----" in written.getvalue()
 
 
 def test_the_middle_of_a_long_table_is_left_out() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import sys
 from collections.abc import Sequence
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -52,7 +53,8 @@ def format_table(
     text = io.StringIO()
     console = Console(file=text, width=_WIDTH, color_system=None, markup=False, highlight=False)
     console.print(table)
-    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    drawn = text.getvalue().replace("─", _rule())
+    lines = [line.rstrip() for line in drawn.splitlines()]
     return "\n".join([*(line for line in lines if line), *footer])
 
 
@@ -74,6 +76,15 @@ def format_html_table(
         f"<div><table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
         f"{below}</div>"
     )
+
+
+def _rule() -> str:
+    """What the line below the titles is made of: something that `print` can write."""
+    try:
+        "─".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return "-"
+    return "─"
 
 
 def _shortened(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
