@@ -163,15 +163,26 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
   return result;
 }
 
+void check_write_budget(const std::vector<at::Tensor>& tensors, size_t memory_budget) {
+  std::vector<dormant::tile::Output> outputs;
+  for (const auto& tensor : tensors) {
+    (void)storage_of(tensor);
+    outputs.push_back({tensor, 0});
+  }
+  const py::gil_scoped_release other_threads_may_run;
+  dormant::tile::check_write_budget(outputs, memory_budget);
+}
+
 void write_tensors(const std::vector<std::tuple<at::Tensor, int64_t>>& tensors, int descriptor,
-                   const std::string& path, const OnStep& on_step) {
+                   const std::string& path, const OnStep& on_step,
+                   std::optional<size_t> memory_budget) {
   std::vector<dormant::tile::Output> outputs;
   for (const auto& [tensor, offset] : tensors) {
     (void)storage_of(tensor);
     outputs.push_back({tensor, offset});
   }
   const py::gil_scoped_release other_threads_may_run;
-  dormant::tile::write(outputs, {descriptor, path}, interruptible(on_step));
+  dormant::tile::write(outputs, {descriptor, path}, {memory_budget, interruptible(on_step)});
 }
 
 at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
@@ -253,8 +264,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("read_of", &read_of);
   m.def("quantize", &dormant::record::quantize, py::arg("tensor"), py::arg("quantizer"),
         py::arg("outputs") = std::vector<at::Tensor>());
+  m.def("check_write_budget", &check_write_budget, py::arg("tensors"), py::arg("memory_budget"),
+        py::pos_only());
   m.def("write", &write_tensors, py::arg("tensors"), py::arg("descriptor"), py::arg("path"),
-        py::arg("on_step"), py::pos_only());
+        py::arg("on_step"), py::arg("memory_budget") = std::nullopt, py::pos_only());
   m.def("exact_path", [] { return dormant::random::exact_path().description; });
   m.def("clone_storage",
         [](const at::Tensor& tensor) { return flat(clone_storage(storage_of(tensor))); });

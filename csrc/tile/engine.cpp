@@ -257,10 +257,16 @@ class Work {
     jobs_.push_back(make_job(std::move(target), std::move(program), needed));
   }
 
+  /// Bytes that are needed besides the final tensors if tiles and threads are as few as can be.
+  size_t least_bytes() {
+    add_quantised();
+    Options smallest;
+    smallest.memory_budget = 0;
+    return bytes_of(plan(jobs_, smallest), {options_.values, false, {}});
+  }
+
   std::vector<Materialized> run() {
-    for (auto& [number, targets] : quantised_) {
-      add_quantised(std::move(targets));
-    }
+    add_quantised();
     for (const auto* source : sources_) {
       source->check();
     }
@@ -343,6 +349,13 @@ class Work {
     results_.push_back(result(target, Way::replay, origins));
   }
 
+  void add_quantised() {
+    for (auto& [number, targets] : quantised_) {
+      add_quantised(std::move(targets));
+    }
+    quantised_.clear();
+  }
+
   void add_quantised(std::vector<Target> targets) {
     std::vector<size_t> indices;
     std::vector<c10::Storage> storages;
@@ -371,9 +384,12 @@ class Work {
     }
   }
 
+  size_t bytes_of(const Plan& planned, const record::ReplayOptions& replay) const {
+    return std::max(bytes_needed(jobs_, planned), record::scratch_bytes(rest_, replay));
+  }
+
   void check_budget(const Plan& planned, const record::ReplayOptions& replay) const {
-    const auto needed =
-        std::max(bytes_needed(jobs_, planned), record::scratch_bytes(rest_, replay));
+    const auto needed = bytes_of(planned, replay);
     TORCH_CHECK_VALUE(needed <= *options_.memory_budget,
                       "dormant: materialize: memory_budget=", *options_.memory_budget,
                       " bytes is too small, the minimum for these tensors is ", needed, ". Cause: ",
@@ -428,6 +444,17 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
     work.add(storage);
   }
   return work.run();
+}
+
+size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options) {
+  const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
+  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Work work(options);
+  for (const auto& storage : storages) {
+    work.add(storage);
+  }
+  return work.least_bytes();
 }
 
 }  // namespace dormant::tile

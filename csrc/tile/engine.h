@@ -76,4 +76,7 @@ struct Options {
 DORMANT_API std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                                   const Options& options);
 
+/// The smallest `memory_budget` with which they can be materialised.
+DORMANT_API size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options);
+
 }  // namespace dormant::tile

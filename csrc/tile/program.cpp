@@ -456,10 +456,10 @@ std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const N
 }
 
 std::shared_ptr<const Program> Program::of(const Geometry& tensor, const record::Buffer& buffer,
-                                           const NodePtr& tail) {
+                                           const NodePtr& tail, bool may_turn) {
   auto program = Lowering().lower(tensor, buffer, tail);
   const auto walk = program ? walk_of(*program) : Walk();
-  return walk.possible && !walk.turn ? program : nullptr;
+  return walk.possible && (may_turn || !walk.turn) ? program : nullptr;
 }
 
 std::optional<Program::Range> Program::copied_range() const {

@@ -10,17 +10,21 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <system_error>
 #include <utility>
 #include <vector>
 
+#include "record/caller_state.h"
+#include "record/fork.h"
 #include "record/lazy_storage.h"
 #include "record/replay.h"
 #include "tile/engine.h"
 #include "tile/program.h"
 #include "tile/reader.h"
+#include "tile/turn.h"
 #include "tile/workers.h"
 
 namespace dormant::tile {
@@ -30,6 +34,9 @@ using record::Geometry;
 
 // A tile stays in a core's cache, and is large enough that the system call costs little beside it.
 constexpr int64_t kTileBytes = 128 * 1024;
+// A rectangle's rows are written one by one: the longer they are, the fewer system calls.
+constexpr int64_t kRectangleBytes = 8 * 1024 * 1024;
+constexpr int64_t kSmallestTileBytes = 4 * 1024;
 // Between two writes from memory an interrupt is looked for.
 constexpr int64_t kBlockBytes = 4 * 1024 * 1024;
 // Tiles begin where vectors and blocks of normal_ do.
@@ -60,16 +67,73 @@ void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) 
 /// A tensor whose bytes can be made or found in any order: by a program, or in memory.
 struct Source {
   std::shared_ptr<const Program> program;
+  std::optional<Turn> turn;  ///< how the program is run, unless in order
   const std::byte* memory = nullptr;
   int64_t itemsize;
   int64_t numel;
   int64_t offset;  ///< in the file
+
+  /// What is made at a time: elements, or columns of all matrices of a turned one.
+  int64_t tile(int64_t bytes) const {
+    if (turn) {
+      return rectangle_width(*turn, bytes / itemsize);
+    }
+    bytes = program ? bytes : kBlockBytes;
+    return std::max(bytes / itemsize / kAlignment * kAlignment, kAlignment);
+  }
+
+  int64_t tiled() const { return turn ? numel / turn->rows : numel; }
+
+  /// Bytes that a thread needs for a tile of about so many bytes.
+  size_t thread_bytes(int64_t tile_bytes) const {
+    if (!program) {
+      return 0;
+    }
+    const auto rows = turn ? turn->rows : 1;
+    const auto elements = std::min(tile(tile_bytes) * rows, numel);
+    return static_cast<size_t>(elements * itemsize) +
+           (turn ? static_cast<size_t>(rows) * sizeof(Run) : 0) +
+           program->scratch_bytes(elements, rows);
+  }
+};
+
+/// Lazy storages that one node makes and that have to be whole while views of them are written.
+struct Whole {
+  struct Part {
+    const c10::StorageImpl* storage;
+    Geometry geometry;
+    int64_t offset;  ///< in the file
+  };
+  /// By the storage that stays lazy: another one with the same history, to be brought to life.
+  std::map<const c10::StorageImpl*, c10::Storage> twins;
+  std::vector<Part> parts;
+
+  std::vector<c10::Storage> wanted() const {
+    std::vector<c10::Storage> storages;
+    for (const auto& [storage, twin] : twins) {
+      storages.push_back(twin);
+    }
+    return storages;
+  }
+  size_t nbytes() const {
+    size_t sum = 0;
+    for (const auto& [storage, twin] : twins) {
+      sum += twin.nbytes();
+    }
+    return sum;
+  }
 };
 
 struct Piece {
   const Source* source;
   int64_t begin;
   int64_t end;
+};
+
+/// How many threads work and how large their tiles are.
+struct Plan {
+  int threads;
+  int64_t tile_bytes;
 };
 
 /// None where the tensor has to be whole to be written, or its elements have to be gathered.
@@ -83,8 +147,12 @@ std::optional<Source> source_of(const Output& output) {
   source.numel = geometry.numel();
   source.offset = output.offset;
   if (const auto* history = record::history_of(output.tensor)) {
-    source.program = Program::of(geometry, *history->buffer, history->tail);
-    return source.program ? std::make_optional(source) : std::nullopt;
+    source.program = Program::of(geometry, *history->buffer, history->tail, /*may_turn=*/true);
+    if (!source.program) {
+      return std::nullopt;
+    }
+    source.turn = walk_of(*source.program).turn;
+    return source;
   }
   if (!output.tensor.is_cpu() || !output.tensor.is_contiguous()) {
     return std::nullopt;
@@ -93,15 +161,41 @@ std::optional<Source> source_of(const Output& output) {
   return source;
 }
 
-std::vector<Piece> cut(const std::vector<Source>& sources) {
+std::vector<Piece> cut(const std::vector<Source>& sources, const Plan& plan) {
   std::vector<Piece> pieces;
   for (const auto& source : sources) {
-    const auto length = kPieceBytes / source.itemsize / kAlignment * kAlignment;
-    for (int64_t begin = 0; begin < source.numel; begin += length) {
-      pieces.push_back({&source, begin, std::min(begin + length, source.numel)});
+    const auto tile = source.tile(plan.tile_bytes);
+    const auto tile_bytes = tile * source.itemsize * (source.turn ? source.turn->rows : 1);
+    const auto length = std::max<int64_t>(kPieceBytes / tile_bytes, 1) * tile;
+    for (int64_t begin = 0; begin < source.tiled(); begin += length) {
+      pieces.push_back({&source, begin, std::min(begin + length, source.tiled())});
     }
   }
   return pieces;
+}
+
+size_t thread_bytes(const std::vector<Source>& sources, int64_t tile_bytes) {
+  size_t most = 0;
+  for (const auto& source : sources) {
+    most = std::max(most, source.thread_bytes(tile_bytes));
+  }
+  return most;
+}
+
+Plan plan_for(const std::vector<Source>& sources, int64_t tile_bytes,
+              const std::optional<size_t>& budget) {
+  Plan plan{at::get_num_threads(), tile_bytes};
+  const auto too_much = [&] {
+    return budget &&
+           thread_bytes(sources, plan.tile_bytes) * static_cast<size_t>(plan.threads) > *budget;
+  };
+  while (plan.tile_bytes > kSmallestTileBytes && too_much()) {
+    plan.tile_bytes /= 2;
+  }
+  while (plan.threads > 1 && too_much()) {
+    --plan.threads;
+  }
+  return plan;
 }
 
 /// A lazy storage with the same history: it is brought to life in place of `storage`, which stays
@@ -113,59 +207,139 @@ c10::Storage twin(const c10::Storage& storage) {
   return copy;
 }
 
+/// What is to be written, by how it can be.
+struct Contents {
+  std::vector<Source> in_order;
+  std::vector<Source> turned;
+  std::vector<const Output*> real;
+  /// By the number of the last node: all that one node makes, and all views of it, is written from
+  /// one run of it.
+  std::map<uint64_t, Whole> whole;
+  size_t nbytes = 0;
+
+  explicit Contents(c10::ArrayRef<Output> outputs) {
+    const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
+    for (const auto& output : outputs) {
+      nbytes += static_cast<size_t>(output.tensor.numel()) * output.tensor.element_size();
+      if (output.tensor.numel() == 0) {
+        continue;
+      }
+      if (auto source = source_of(output)) {
+        (source->turn ? turned : in_order).push_back(std::move(*source));
+      } else if (const auto* history = record::history_of(output.tensor)) {
+        const auto& storage = output.tensor.storage();
+        auto& group = whole[history->tail ? history->tail->sequence : 0];
+        if (group.twins.count(storage.unsafeGetStorageImpl()) == 0) {
+          group.twins[storage.unsafeGetStorageImpl()] = twin(storage);
+        }
+        group.parts.push_back(
+            {storage.unsafeGetStorageImpl(), Geometry::of(output.tensor), output.offset});
+      } else {
+        real.push_back(&output);
+      }
+    }
+  }
+
+  void check_files() const {
+    std::set<const record::Source*> files;
+    for (const auto* sources : {&in_order, &turned}) {
+      for (const auto& source : *sources) {
+        if (source.program) {
+          files.merge(source.program->origins().sources);
+        }
+      }
+    }
+    for (const auto* file : files) {
+      file->check();
+    }
+  }
+
+  void check_budget(size_t budget) const {
+    size_t least = std::max(thread_bytes(in_order, kSmallestTileBytes),
+                            thread_bytes(turned, kSmallestTileBytes));
+    const char* cause = "the smallest tiles take that much";
+    for (const auto& [number, group] : whole) {
+      Options options;
+      options.mmap = Mmap::never;
+      const auto needed = group.nbytes() + smallest_budget(group.wanted(), options);
+      if (needed > least) {
+        least = needed;
+        cause =
+            "a tensor that is quantised, or can only be replayed whole, exists while it is written";
+      }
+    }
+    TORCH_CHECK_VALUE(least <= budget, "dormant: save: memory_budget=", budget,
+                      " bytes is too small, the minimum for these tensors is ", least,
+                      ". Cause: ", cause, ". Next: raise memory_budget.");
+  }
+};
+
 /// Writes to one sink, and tells how far it is.
 class Writer {
  public:
-  Writer(const Sink& sink, const OnBytes& on_bytes, size_t total)
-      : sink_(sink), workers_(at::get_num_threads(), [&on_bytes, total](size_t done) {
-          if (on_bytes) {
-            on_bytes(std::min(done, total), total);
-          }
-        }) {}
+  Writer(const Sink& sink, const WriteOptions& options, size_t total)
+      : sink_(sink), options_(options), total_(total) {}
 
-  /// Writes pieces on all threads.
-  void run(const std::vector<Piece>& pieces) {
-    workers_.run(pieces.size(), [&](size_t i) { run(pieces[i]); });
+  /// Writes what can be made in any order on all threads.
+  void run(const std::vector<Source>& sources, int64_t tile_bytes) {
+    const auto plan = plan_for(sources, tile_bytes, options_.memory_budget);
+    const auto pieces = cut(sources, plan);
+    Workers workers(plan.threads, [this](size_t done) { tell(written_ + done); });
+    workers.run(pieces.size(), [&](size_t i) {
+      const auto& piece = pieces[i];
+      piece.source->turn ? run_turned(piece, plan, workers) : run(piece, plan, workers);
+    });
+    for (const auto& source : sources) {
+      written_ += static_cast<size_t>(source.numel * source.itemsize);
+    }
   }
 
-  /// Writes a real tensor however its elements lie, and wherever: a few rows at a time.
+  /// Writes a real tensor however its elements lie, and wherever.
   void gather(const at::Tensor& tensor, int64_t offset) {
-    const auto itemsize = static_cast<int64_t>(tensor.element_size());
-    const auto numel = tensor.numel();
-    if (numel == 0) {
-      return;
+    gather(tensor, offset, block_under(options_.memory_budget));
+  }
+
+  void run(const Whole& group) {
+    Options options;
+    options.mmap = Mmap::never;
+    if (options_.memory_budget) {
+      options.memory_budget = *options_.memory_budget - group.nbytes();
     }
-    const auto rows = tensor.dim() == 0 ? 1 : tensor.size(0);
-    const auto row_bytes = numel / rows * itemsize;
-    const auto at_once = std::clamp<int64_t>(kBlockBytes / row_bytes, 1, rows);
-    for (int64_t row = 0; row < rows; row += at_once) {
-      const auto part =
-          tensor.dim() == 0 ? tensor : tensor.narrow(0, row, std::min(at_once, rows - row));
-      const auto plain = part.resolve_conj().resolve_neg().cpu().contiguous();
-      put(plain.const_data_ptr(), static_cast<size_t>(plain.numel() * itemsize), offset);
-      offset += plain.numel() * itemsize;
+    options.on_step = [&](size_t, size_t) { tell(); };
+    materialize(group.wanted(), options);
+    for (const auto& part : group.parts) {
+      gather(part.geometry.over(group.twins.at(part.storage)), part.offset,
+             block_under(options.memory_budget));
     }
   }
 
   /// Tells at once: also where only a signal shall be looked for.
-  void tell_now() { workers_.tell(); }
+  void tell() const { tell(written_); }
 
  private:
-  /// Whether to go on.
-  bool put(const void* data, size_t count, int64_t offset) {
-    write_at(sink_, data, count, offset);
-    return workers_.advance(count);
+  void tell(size_t done) const {
+    if (options_.on_bytes) {
+      options_.on_bytes(std::min(done, total_), total_);
+    }
   }
 
-  void run(const Piece& piece) {
+  /// Bytes that are gathered at a time; they may have to be copied several times on their way.
+  static int64_t block_under(const std::optional<size_t>& budget) {
+    constexpr size_t kCopies = 4;
+    const auto most = static_cast<size_t>(kBlockBytes);
+    return budget ? static_cast<int64_t>(std::clamp(*budget / kCopies,
+                                                    static_cast<size_t>(kSmallestTileBytes), most))
+                  : kBlockBytes;
+  }
+
+  void run(const Piece& piece, const Plan& plan, Workers& workers) const {
     const auto& source = *piece.source;
+    const auto tile = source.tile(plan.tile_bytes);
     std::optional<Reader> reader;
     std::vector<std::byte> buffer;
-    const auto bytes = source.program ? kTileBytes : kBlockBytes;
-    const auto tile = std::max(bytes / source.itemsize / kAlignment * kAlignment, kAlignment);
     if (source.program) {
       reader.emplace(*source.program);
-      buffer.resize(static_cast<size_t>(tile * source.itemsize));
+      buffer.resize(static_cast<size_t>(std::min(tile, piece.end - piece.begin) * source.itemsize));
     }
     for (auto begin = piece.begin; begin < piece.end; begin += tile) {
       const auto count = std::min(tile, piece.end - begin);
@@ -177,77 +351,91 @@ class Writer {
         reader->read(Run{begin, count}, buffer.data());
         data = buffer.data();
       }
-      if (!put(data, size, source.offset + begin * source.itemsize)) {
+      write_at(sink_, data, size, source.offset + begin * source.itemsize);
+      if (!workers.advance(size)) {
         return;
       }
     }
   }
 
+  void run_turned(const Piece& piece, const Plan& plan, Workers& workers) const {
+    const auto& source = *piece.source;
+    const auto widest = std::min(source.tile(plan.tile_bytes), piece.end - piece.begin);
+    Reader reader(*source.program);
+    std::vector<std::byte> rectangle(
+        static_cast<size_t>(widest * source.turn->rows * source.itemsize));
+    std::vector<Run> runs;
+    for (auto column = piece.begin; column < piece.end;) {
+      column += cut_rectangle(*source.turn, column, std::min(widest, piece.end - column), runs);
+      std::fill(rectangle.begin(), rectangle.end(), std::byte{0});
+      reader.read(runs, rectangle.data());
+      const auto* data = rectangle.data();
+      for (const auto& row : runs) {
+        const auto size = static_cast<size_t>(row.count * source.itemsize);
+        write_at(sink_, data, size, source.offset + row.begin * source.itemsize);
+        data += size;
+      }
+      if (!workers.advance(static_cast<size_t>(data - rectangle.data()))) {
+        return;
+      }
+    }
+  }
+
+  void gather(const at::Tensor& tensor, int64_t offset, int64_t block) {
+    const auto nbytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+    if (nbytes <= block || tensor.dim() == 0) {
+      const auto plain = tensor.resolve_conj().resolve_neg().cpu().contiguous();
+      write_at(sink_, plain.const_data_ptr(), static_cast<size_t>(nbytes), offset);
+      written_ += static_cast<size_t>(nbytes);
+      tell();
+      return;
+    }
+    const auto rows = tensor.size(0);
+    const auto row_bytes = nbytes / rows;
+    const auto at_once = std::clamp<int64_t>(block / row_bytes, 1, rows);
+    for (int64_t row = 0; row < rows; row += at_once) {
+      gather(at_once == 1 ? tensor.select(0, row)
+                          : tensor.narrow(0, row, std::min(at_once, rows - row)),
+             offset + row * row_bytes, block);
+    }
+  }
+
   const Sink& sink_;
-  Workers workers_;
+  const WriteOptions& options_;
+  const size_t total_;
+  size_t written_ = 0;
 };
 
 }  // namespace
 
-void write(c10::ArrayRef<Output> outputs, const Sink& sink, const OnBytes& on_bytes) {
+void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& wanted) {
+  auto options = wanted;
+  options.on_bytes = record::in_this_state(wanted.on_bytes);
+  const record::OneThreadIfForked threads;
   const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  size_t total = 0;
-  std::vector<Source> sources;
-  std::vector<const Output*> real;
-  // What has to be whole, by the number of its last node: all that one node makes, and all views of
-  // it, is written from one run of it.
-  std::map<uint64_t, std::vector<const Output*>> whole;
-  for (const auto& output : outputs) {
-    total += static_cast<size_t>(output.tensor.numel()) * output.tensor.element_size();
-    if (output.tensor.numel() == 0) {
-      continue;
-    }
-    if (auto source = source_of(output)) {
-      sources.push_back(std::move(*source));
-    } else if (record::is_lazy(output.tensor)) {
-      const auto& tail = record::history_of(output.tensor)->tail;
-      whole[tail ? tail->sequence : 0].push_back(&output);
-    } else {
-      real.push_back(&output);
-    }
+  const Contents contents(outputs);
+  contents.check_files();
+  if (options.memory_budget) {
+    contents.check_budget(*options.memory_budget);
   }
-  std::set<const record::Source*> files;
-  for (const auto& source : sources) {
-    if (source.program) {
-      files.merge(source.program->origins().sources);
-    }
-  }
-  for (const auto* file : files) {
-    file->check();
-  }
-  Writer writer(sink, on_bytes, total);
-  writer.tell_now();
-  writer.run(cut(sources));
-  for (const auto* output : real) {
+  Writer writer(sink, options, contents.nbytes);
+  writer.tell();
+  writer.run(contents.in_order, kTileBytes);
+  writer.run(contents.turned, kRectangleBytes);
+  for (const auto* output : contents.real) {
     writer.gather(output->tensor, output->offset);
   }
-  for (const auto& [number, parts] : whole) {
-    std::map<const c10::StorageImpl*, c10::Storage> copies;
-    std::vector<c10::Storage> wanted;
-    for (const auto* output : parts) {
-      const auto& storage = output->tensor.storage();
-      auto& copy = copies[storage.unsafeGetStorageImpl()];
-      if (!copy) {
-        copy = twin(storage);
-        wanted.push_back(copy);
-      }
-    }
-    Options options;
-    options.mmap = Mmap::never;
-    options.on_step = [&](size_t, size_t) { writer.tell_now(); };
-    materialize(wanted, options);
-    for (const auto* output : parts) {
-      const auto& copy = copies.at(output->tensor.storage().unsafeGetStorageImpl());
-      writer.gather(Geometry::of(output->tensor).over(copy), output->offset);
-    }
+  for (const auto& [number, group] : contents.whole) {
+    writer.run(group);
   }
-  writer.tell_now();
+  writer.tell();
+}
+
+void check_write_budget(c10::ArrayRef<Output> outputs, size_t memory_budget) {
+  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Contents(outputs).check_budget(memory_budget);
 }
 
 }  // namespace dormant::tile

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 namespace dormant::tile {
@@ -26,11 +27,23 @@ struct Sink {
 /// Called on the calling thread with (done, total) bytes, many times a second; may throw to stop.
 using OnBytes = std::function<void(size_t, size_t)>;
 
+struct WriteOptions {
+  /// Most bytes that writing may take besides tensors that are real.
+  std::optional<size_t> memory_budget;
+  OnBytes on_bytes;
+};
+
 /// Writes the elements of each tensor in logical order, in its dtype, as if it were contiguous.
 /// Lazy tensors stay lazy, and of one whose history is a program only a tile for each thread exists
-/// at a time; one that has no program is made whole, in memory of its own, for as long as it is
-/// written. Elements that nobody initialised are zero, or whatever memory held where there is no
-/// program. std::system_error with the system's number where the file cannot be written.
-DORMANT_API void write(c10::ArrayRef<Output> outputs, const Sink& sink, const OnBytes& on_bytes);
+/// at a time (of a transposed one a rectangle of a few MiB); one that is quantised or has no
+/// program is made whole, in memory of its own, for as long as it is written. Elements that nobody
+/// initialised are zero, or whatever memory held where there is no program. std::system_error with
+/// the system's number where the file cannot be written; ValueError, before anything is, where
+/// `memory_budget` is too small to work in.
+DORMANT_API void write(c10::ArrayRef<Output> outputs, const Sink& sink,
+                       const WriteOptions& options = {});
+
+/// The same ValueError, for who writes several files and wants to know before the first.
+DORMANT_API void check_write_budget(c10::ArrayRef<Output> outputs, size_t memory_budget);
 
 }  // namespace dormant::tile

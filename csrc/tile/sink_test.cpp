@@ -8,12 +8,14 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <vector>
 
 #include "tile/eager_comparison.h"
+#include "tile/engine.h"
 
 namespace dormant::tile {
 namespace {
@@ -76,13 +78,75 @@ TEST(Sink, GetsTheBytesOfEagerWhereverTheyAreWantedAndTensorsStayLazy) {
     const auto lazy = lazily(builds()[i]);
     ASSERT_TRUE(record::is_lazy(lazy));
     const auto expected = bytes_of(eagerly(builds()[i]));
-    write({{lazy, kFirst}, {lazy, kFirst + static_cast<int64_t>(expected.size())}}, file.sink(),
-          nullptr);
+    write({{lazy, kFirst}, {lazy, kFirst + static_cast<int64_t>(expected.size())}}, file.sink());
     EXPECT_TRUE(record::is_lazy(lazy));
     EXPECT_EQ(file.bytes(expected.size(), kFirst), expected);
     EXPECT_EQ(file.bytes(expected.size(), kFirst + static_cast<int64_t>(expected.size())),
               expected);
   }
+}
+
+/// The smallest budget for a tensor, by the message about a smaller one.
+size_t least_budget(const Tensor& tensor, const Sink& sink) {
+  try {
+    write({{tensor, 0}}, sink, {1, {}});
+  } catch (const c10::ValueError& error) {
+    const std::string message = error.what();
+    const std::string before = "the minimum for these tensors is ";
+    const auto at = message.find(before);
+    EXPECT_NE(at, std::string::npos) << message;
+    return std::stoul(message.substr(at + before.size()));
+  }
+  return 1;
+}
+
+TEST(Sink, GetsTheSameBytesUnderTheSmallestBudget) {
+  for (size_t i = 0; i < builds().size(); ++i) {
+    SCOPED_TRACE(i);
+    const TemporaryFile file;
+    const auto lazy = lazily(builds()[i]);
+    const auto least = least_budget(lazy, file.sink());
+    if (lazy.numel() > 0) {
+      EXPECT_THROW(write({{lazy, 0}}, file.sink(), {least - 1, {}}), c10::ValueError);
+    }
+    write({{lazy, 0}}, file.sink(), {least, {}});
+    const auto expected = bytes_of(eagerly(builds()[i]));
+    EXPECT_EQ(file.bytes(expected.size(), 0), expected);
+  }
+}
+
+TEST(Sink, WritesATransposedTensorInRectangles) {
+  // Larger than the sources that may be gone through again for each tile.
+  const Build transposed = [] { return at::empty({700, 1100}).normal_().t(); };
+  const Build stacked = [] {
+    return at::empty({3, 400, 1100}).uniform_(0, 1).to(at::kBFloat16).transpose(1, 2);
+  };
+  for (const auto& build : {transposed, stacked}) {
+    const TemporaryFile file;
+    const auto lazy = lazily(build);
+    // Whole, it would take much more.
+    EXPECT_LT(least_budget(lazy, file.sink()), lazy.nbytes() / 4);
+    const auto expected = bytes_of(eagerly(build));
+    for (const std::optional<size_t> budget : {std::optional<size_t>(), {lazy.nbytes() / 4}}) {
+      write({{lazy, 5}}, file.sink(), {budget, {}});
+      EXPECT_EQ(file.bytes(expected.size(), 5), expected);
+    }
+  }
+}
+
+TEST(Sink, ATensorThatComesToLifeMeanwhileIsWrittenAllTheSame) {
+  const auto first = lazily([] { return whole(); });
+  const auto second = lazily([] { return whole().cumsum(0); });
+  const auto expected = bytes_of(eagerly([] { return whole().cumsum(0); }));
+  const TemporaryFile file;
+  write({{first, 0}, {second, static_cast<int64_t>(first.nbytes())}}, file.sink(),
+        {std::nullopt, [&](size_t, size_t) {
+           if (record::is_lazy(second)) {
+             materialize({second.storage()}, {});
+           }
+         }});
+  EXPECT_FALSE(record::is_lazy(second));
+  EXPECT_EQ(file.bytes(expected.size(), static_cast<int64_t>(first.nbytes())), expected);
 }
 
 TEST(Sink, GetsRealTensorsHoweverTheyLie) {
@@ -91,7 +155,7 @@ TEST(Sink, GetsRealTensorsHoweverTheyLie) {
   for (const auto& tensor : {base, base.t(), base.narrow(1, 2, 5), base.select(0, 3),
                              complex.conj(), complex.select(0, 2), base.narrow(0, 0, 0)}) {
     const TemporaryFile file;
-    write({{tensor, 0}}, file.sink(), nullptr);
+    write({{tensor, 0}}, file.sink());
     const auto expected = bytes_of(tensor);
     EXPECT_EQ(file.bytes(expected.size(), 0), expected) << tensor.sizes() << tensor.strides();
   }
@@ -104,7 +168,7 @@ TEST(Sink, WhatNobodyInitialisedIsZero) {
     tensor.narrow(0, 100, 50).fill_(7);
     return tensor;
   });
-  write({{lazy, 0}}, file.sink(), nullptr);
+  write({{lazy, 0}}, file.sink());
   auto expected = at::zeros({1000});
   expected.narrow(0, 100, 50).fill_(7);
   EXPECT_EQ(file.bytes(expected.nbytes(), 0), bytes_of(expected));
@@ -117,20 +181,21 @@ TEST(SinkThreads, ProgressEndsWithEverythingAndMayStop) {
   size_t last = 0;
   const auto all = large.nbytes() + replayed.nbytes();
   write({{large, 0}, {replayed, static_cast<int64_t>(large.nbytes())}}, file.sink(),
-        [&](size_t done, size_t total) {
-          EXPECT_GE(done, last);
-          EXPECT_LE(done, total);
-          EXPECT_EQ(total, all);
-          last = done;
-        });
+        {std::nullopt, [&](size_t done, size_t total) {
+           EXPECT_GE(done, last);
+           EXPECT_LE(done, total);
+           EXPECT_EQ(total, all);
+           last = done;
+         }});
   EXPECT_EQ(last, all);
   size_t calls = 0;
   EXPECT_THROW(write({{large, 0}}, file.sink(),
-                     [&](size_t, size_t) {
-                       if (++calls == 2) {
-                         throw std::runtime_error("stop");
-                       }
-                     }),
+                     {std::nullopt,
+                      [&](size_t, size_t) {
+                        if (++calls == 2) {
+                          throw std::runtime_error("stop");
+                        }
+                      }}),
                std::runtime_error);
   EXPECT_TRUE(record::is_lazy(large));
 }
@@ -140,7 +205,7 @@ TEST(SinkThreads, AFileThatCannotBeWrittenIsNamedWithTheSystemsReason) {
   ASSERT_GE(descriptor, 0);
   const auto lazy = lazily([] { return whole(); });
   try {
-    write({{lazy, 64}}, {descriptor, "folder/model.safetensors"}, nullptr);
+    write({{lazy, 64}}, {descriptor, "folder/model.safetensors"});
     ADD_FAILURE() << "writing to a file opened for reading succeeded";
   } catch (const std::system_error& error) {
     EXPECT_EQ(error.code().value(), EBADF);

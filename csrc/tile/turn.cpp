@@ -112,4 +112,21 @@ Walk walk_of(const Program& program) {
   return walk;
 }
 
+int64_t rectangle_width(const Turn& turn, int64_t elements) {
+  constexpr int64_t kLine = 16;
+  const auto columns = std::clamp<int64_t>(elements / turn.rows, 1, turn.columns);
+  return columns < kLine ? columns : columns / kLine * kLine;
+}
+
+int64_t cut_rectangle(const Turn& turn, int64_t column, int64_t most, std::vector<Run>& runs) {
+  const auto matrix = column / turn.columns;
+  const auto first = column % turn.columns;
+  const auto count = std::min(most, turn.columns - first);
+  runs.clear();
+  for (int64_t row = 0; row < turn.rows; ++row) {
+    runs.push_back({(matrix * turn.rows + row) * turn.columns + first, count});
+  }
+  return count;
+}
+
 }  // namespace dormant::tile

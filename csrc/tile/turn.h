@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "tile/program.h"
 
@@ -30,5 +31,12 @@ struct Walk {
 };
 
 DORMANT_API Walk walk_of(const Program& program);
+
+/// How many columns a rectangle of about so many elements has: whole cache lines, where it can.
+int64_t rectangle_width(const Turn& turn, int64_t elements);
+
+/// The elements of up to `most` columns from `column` on, a run for each row; columns are counted
+/// through all matrices, and those of one matrix make a rectangle. Returns how many they are.
+int64_t cut_rectangle(const Turn& turn, int64_t column, int64_t most, std::vector<Run>& runs);
 
 }  // namespace dormant::tile

@@ -40,15 +40,10 @@ class TurnedJob final : public Job {
     Reader reader(*program_, fast_seed);
     const auto widest = width(tile);
     std::vector<std::byte> rectangle(static_cast<size_t>(widest * turn_.rows * itemsize()));
-    std::vector<Run> runs(static_cast<size_t>(turn_.rows));
+    std::vector<Run> runs;
     const auto last = end / turn_.rows;
     for (auto column = begin / turn_.rows; column < last;) {
-      const auto matrix = column / turn_.columns;
-      const auto count = std::min({widest, last - column, turn_.columns - column % turn_.columns});
-      for (int64_t row = 0; row < turn_.rows; ++row) {
-        runs[static_cast<size_t>(row)] = {
-            (matrix * turn_.rows + row) * turn_.columns + column % turn_.columns, count};
-      }
+      const auto count = cut_rectangle(turn_, column, std::min(widest, last - column), runs);
       reader.read(runs, rectangle.data());
       store(runs, rectangle.data());
       column += count;
@@ -68,11 +63,7 @@ class TurnedJob final : public Job {
   Program::Origins origins() const override { return program_->origins(); }
 
  private:
-  int64_t width(int64_t tile) const {
-    constexpr int64_t kLine = 16;
-    const auto columns = std::min(std::max<int64_t>(tile * kLarger / turn_.rows, 1), turn_.columns);
-    return columns < kLine ? columns : columns / kLine * kLine;
-  }
+  int64_t width(int64_t tile) const { return rectangle_width(turn_, tile * kLarger); }
 
   void store(Runs runs, const std::byte* rectangle) const {
     for (const auto& run : runs) {

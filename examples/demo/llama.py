@@ -60,7 +60,7 @@ def _write(folder: Path, tell: Tell) -> None:
 def _stream(folder: Path, tell: Tell) -> None:
     # What the command `dormant init FOLDER FOLDER --seed 0 --dtype bfloat16 --force` does.
     options = ["--seed", str(SEED), "--dtype", "bfloat16", "--force"]
-    status = command(["init", str(folder), str(folder), *options])
+    status = command(["init", str(folder), str(folder), *options], progress=tell)
     if status != 0:
         raise RuntimeError(f"dormant init ended with {status}")
 

@@ -57,4 +57,5 @@ class ProgressBar:
 
 def wants_bar(progress: bool | Callback | None) -> bool:
     """Whether `progress` asks for the built-in bar: True, or None on a terminal."""
-    return progress is True or (progress is None and sys.stderr.isatty())
+    # A process that was started with its stderr closed has none.
+    return progress is True or (progress is None and sys.stderr is not None and sys.stderr.isatty())

@@ -10,6 +10,24 @@ from pathlib import Path
 from types import TracebackType
 
 
+def write_bytes(descriptor: int, data: bytes, offset: int, path: Path) -> None:
+    """Writes all of `data` at an offset of an open file.
+
+    Raises:
+        OSError: the system refused; with its errno, and `path` in its message.
+    """
+    done = 0
+    while done < len(data):
+        try:
+            done += os.pwrite(descriptor, data[done:], offset + done)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"dormant: save: writing {len(data) - done} bytes at offset {offset + done} of "
+                f"{path}: {error.strerror}",
+            ) from error
+
+
 class Publication:
     """New files of one folder, under temporary names until `publish` gives them their own.
 
@@ -45,13 +63,15 @@ class Publication:
     def create(self, name: str) -> Iterator[int]:
         """A file to be written: yields its descriptor, and has its bytes on the device at the end.
 
+        The descriptor can also be read.
+
         Raises:
             OSError: it cannot be created, or the device reports that it did not take the bytes.
         """
         temporary = self.folder / f".{name}.{secrets.token_hex(4)}.tmp"
         # Noted first: an interrupt may come as soon as the file is there.
         self._waiting[temporary] = self.folder / name
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             descriptor = os.open(temporary, flags, 0o666)
         except OSError as error:

@@ -8,32 +8,24 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import torch
 
 from dormant import _C
+from dormant.byte_count import parse_bytes
+from dormant.geometry import identity
 from dormant.inventory import element_bytes, is_wrapper, owns_storage
 from dormant.memory import PeakMemory
+from dormant.options import check_memory_budget
 from dormant.progress import Callback, ProgressBar, wants_bar
-from dormant.publication import Publication
+from dormant.publication import Publication, write_bytes
 from dormant.report import Report, TensorReport
 from dormant.safetensors_header import METADATA_KEY, Layout, dtype_name, lay_out_file
 
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_UNITS = {
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-}
 
 
 @dataclass
@@ -53,15 +45,16 @@ def save(
     path: str | os.PathLike[str],
     *,
     max_shard_size: int | str = "5GB",
+    memory_budget: int | None = None,
     progress: bool | Callback | None = None,
 ) -> Report:
     """Writes a model to safetensors files, as eager construction and saving would.
 
     Lazy tensors are computed piece by piece on their way to the file: they take no memory and are
-    lazy afterwards. (One with a history that can only be replayed whole exists for as long as it is
-    written.) Every tensor is written contiguously; exactly tied ones once, under the name that
-    transformers keeps (a module's `_tied_weights_keys`), else the first; other views of one storage
-    each as a tensor of its own.
+    lazy afterwards. (One that is quantised, or has a history that can only be replayed whole,
+    exists for as long as it is written.) Every tensor is written contiguously; exactly tied ones
+    once, under the name that transformers keeps (a module's `_tied_weights_keys`), else the first;
+    other views of one storage each as a tensor of its own.
 
     Files are written under temporary names, synced and then renamed, the index last, so whatever
     stops it leaves no file that looks whole.
@@ -72,6 +65,8 @@ def save(
             such files of an earlier save; or the name of a single file, ending in ".safetensors".
         max_shard_size: most bytes of tensors in a file of a folder, a number or text like "5GB" or
             "500MiB"; a larger tensor gets a file of its own. A single file takes everything.
+        memory_budget: bytes that saving may take besides tensors that are real; None sets no
+            bound. Tensors get smaller tiles, and fewer threads, to fit.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
 
@@ -80,9 +75,10 @@ def save(
         are.
 
     Raises:
-        TypeError: `model_or_state` is neither, or a name is no string.
+        TypeError: `model_or_state` is neither, a name is no string, or `memory_budget` no number.
         ValueError: a tensor or value that the format cannot hold (sparse, complex128, meta, extra
-            state), all of them listed; `max_shard_size` is not a size.
+            state), all of them listed; `max_shard_size` is not a size; or `memory_budget` is too
+            small to work in; the message says the minimum, and nothing was written.
         NotImplementedError: a tensor subclass made of other tensors, as DTensor is; or an operator
             that cannot be replayed.
         OSError: the system refused to write, as on a full device; with its errno.
@@ -101,22 +97,25 @@ def save(
     """
     started = time.perf_counter()
     limit = _bytes_of(max_shard_size)
+    check_memory_budget(memory_budget, "save")
     # Subclasses may refuse even to tell their size.
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         entries = _entries(_state_of(model_or_state), _tied_patterns(model_or_state))
+        if memory_budget is not None:
+            _C.check_write_budget([entry.tensor for entry in entries], memory_budget)
         account = _Account(entries)
         target = Path(path)
         peak = PeakMemory()
         if target.suffix == ".safetensors" and not target.is_dir():
             with Publication(target.parent) as publication:
-                _write(publication, {target.name: entries}, None, progress, peak)
+                _write(publication, {target.name: entries}, None, memory_budget, progress, peak)
                 publication.publish()
         else:
             target.mkdir(parents=True, exist_ok=True)
             shards = _shards(entries, limit)
             index = _index(shards) if len(shards) > 1 else None
             with Publication(target) as publication:
-                _write(publication, shards, index, progress, peak)
+                _write(publication, shards, index, memory_budget, progress, peak)
                 _replace_earlier(publication, shards, index)
     return account.finish(time.perf_counter() - started, peak.result())
 
@@ -125,8 +124,7 @@ def _bytes_of(size: int | str) -> int:
     if isinstance(size, int) and not isinstance(size, bool):
         count = size
     else:
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B)\s*", str(size).upper())
-        count = int(Fraction(found[1]) * _UNITS[found[2]]) if found else 0
+        count = parse_bytes(str(size)) or 0
     if count <= 0:
         raise ValueError(
             "save: max_shard_size must be a positive number of bytes or text like '5GB' or "
@@ -209,16 +207,7 @@ def _tied_patterns(model_or_state: object) -> list[str]:
 def _entries(state: Mapping[str, torch.Tensor], tied: list[str]) -> list[_Entry]:
     groups: dict[object, list[str]] = {}
     for name, tensor in state.items():
-        identity = (
-            _C.storage_id(tensor),
-            tensor.dtype,
-            tensor.storage_offset(),
-            tuple(tensor.shape),
-            tensor.stride(),
-            tensor.is_conj(),
-            tensor.is_neg(),
-        )
-        groups.setdefault(identity, []).append(name)
+        groups.setdefault(identity(tensor), []).append(name)
     entries = []
     for names in groups.values():
         kept = _kept_name(names, tied)
@@ -273,6 +262,7 @@ def _write(
     publication: Publication,
     shards: dict[str, list[_Entry]],
     index: bytes | None,
+    memory_budget: int | None,
     progress: bool | Callback | None,
     peak: PeakMemory,
 ) -> None:
@@ -293,11 +283,12 @@ def _write(
 
         for file, shard in shards.items():
             with publication.create(file) as descriptor:
-                _write_file(descriptor, folder / file, shard, layouts[file], on_step)
+                path = folder / file
+                _write_file(descriptor, path, shard, layouts[file], memory_budget, on_step)
             before += sum(entry.nbytes for entry in shard)
         if index is not None:
             with publication.create(_INDEX) as descriptor:
-                _write_bytes(descriptor, index, folder / _INDEX)
+                write_bytes(descriptor, index, 0, folder / _INDEX)
 
 
 def _replace_earlier(
@@ -319,30 +310,22 @@ def _replace_earlier(
 
 
 def _write_file(
-    descriptor: int, path: Path, shard: list[_Entry], layout: Layout, on_step: Callback
+    descriptor: int,
+    path: Path,
+    shard: list[_Entry],
+    layout: Layout,
+    memory_budget: int | None,
+    on_step: Callback,
 ) -> None:
-    _write_bytes(descriptor, layout.prefix, path)
+    write_bytes(descriptor, layout.prefix, 0, path)
     tensors = [(entry.tensor, layout.offsets[entry.names[0]]) for entry in shard]
-    _C.write(tensors, descriptor, str(path), on_step)
+    _C.write(tensors, descriptor, str(path), on_step, memory_budget)
     written = os.fstat(descriptor).st_size
     if written != layout.nbytes:
         raise OSError(
             f"save: {path} has {written} bytes after writing, expected {layout.nbytes}. Another "
             "process changed it meanwhile; save again."
         )
-
-
-def _write_bytes(descriptor: int, data: bytes, path: Path) -> None:
-    position = 0
-    while position < len(data):
-        try:
-            position += os.pwrite(descriptor, data[position:], position)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"dormant: save: writing {len(data) - position} bytes at offset {position} of "
-                f"{path}: {error.strerror}",
-            ) from error
 
 
 class _Account:

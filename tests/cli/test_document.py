@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from command import Cli
 
 import dormant.cli.bench
 from compare import assert_same_bits
-from dormant.cli.outcome import FAILED, INTERRUPTED, NOT_OK, OK, USAGE
+from dormant.cli.outcome import FAILED, INTERRUPTED, NOT_OK, OK, SIGNALLED, USAGE
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
 COMMANDS = [
@@ -37,6 +38,8 @@ def folder(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copytree(llama, "llama")
     model = {"layer.weight": torch.randn(2, 3), "layer.bias": torch.randn(2)}
     torch.save({"model": model, "step": 3}, "training.pt")
+    weights = safetensors.torch.load_file("llama/model.safetensors")
+    torch.save({"model": {f"module.{name}": weights[name] for name in weights}}, "finetuned.pt")
     parts = tmp_path / "parts"
     parts.mkdir()
     for rank in range(2):
@@ -83,4 +86,4 @@ def test_the_commands(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_table_of_exit_codes_is_complete() -> None:
     table = DOCUMENT.split("## Exit codes")[1].split("##")[0]
     codes = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
-    assert codes == [OK, NOT_OK, USAGE, FAILED, INTERRUPTED]
+    assert codes == [OK, NOT_OK, USAGE, FAILED, INTERRUPTED, SIGNALLED + signal.SIGTERM]

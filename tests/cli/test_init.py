@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import json
 import os
 import signal
 from pathlib import Path
@@ -13,9 +13,8 @@ import torch
 import transformers
 from command import Cli
 
-import dormant
-import dormant.cli.init
 from compare import assert_same_bits
+from dormant.cli.main import main
 
 CODE = """
 import torch
@@ -125,18 +124,53 @@ def test_what_is_no_model_is_said_to_be_none(
     assert not (code / "out").exists()
 
 
+def test_progress_and_budget_are_those_of_writing(code: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    arguments = ["init", "random_model:build", "out.safetensors", "--memory-budget", "1MiB"]
+    assert main(arguments, progress=lambda *step: steps.append(step)) == 0
+    written = (code / "out.safetensors").stat().st_size
+    assert steps[0][0] == 0
+    assert 0 < steps[-1][0] == steps[-1][1] < written
+    arguments[-1] = "0.1KB"
+    assert main([*arguments, "--force"]) == 1
+
+
+def test_code_that_ends_the_program_is_a_failure(cli: Cli, code: Path) -> None:
+    (code / "script_model.py").write_text("import sys\n\nprint('hello')\nsys.exit(5)\n")
+    run = cli("init", "script_model:build", "out", "--json")
+    assert run.code == 3
+    assert "sys.exit(5)" in run.json["error"]["message"]
+    assert "hello" in run.err
+    assert not (code / "out").exists()
+
+
 @pytest.mark.parametrize("out", ["folder", "file.safetensors"])
-def test_an_interrupt_leaves_nothing(
-    cli: Cli, code: Path, monkeypatch: pytest.MonkeyPatch, out: str
+@pytest.mark.parametrize(
+    ("number", "kind", "message"),
+    [
+        (signal.SIGINT, "KeyboardInterrupt", "interrupted"),
+        (signal.SIGTERM, "Terminated", "terminated"),
+        (signal.SIGHUP, "Terminated", "terminated"),
+    ],
+)
+def test_a_signal_to_end_leaves_nothing(
+    code: Path,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+    number: int,
+    kind: str,
+    message: str,
 ) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)]
+
     def interrupt(done: int, total: int) -> None:
         assert any(code.rglob("*.tmp"))
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
-    stopped = functools.partial(dormant.save, progress=interrupt)
-    monkeypatch.setattr(dormant.cli.init, "save", stopped)
-    run = cli("init", "random_model:build", out, "--json")
-    assert run.code == 130
-    assert run.json["error"]["type"] == "KeyboardInterrupt"
-    assert "interrupted" in run.err
+    exit_code = main(["init", "random_model:build", out, "--json"], progress=interrupt)
+    captured = capsys.readouterr()
+    assert exit_code == 128 + number
+    assert json.loads(captured.out)["error"] == {"type": kind, "message": message}
+    assert message in captured.err
     assert {path.name for path in code.iterdir()} - {"__pycache__"} == {"random_model.py"}
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == handlers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -46,14 +47,21 @@ def test_help_of_a_command_has_examples(command: str, capsys: pytest.CaptureFixt
         ["convert", "in", "out", "--dtype", "int8"],
         ["convert", "in", "out", "--max-shard-size", "0GB"],
         ["convert", "in", "out", "--parts", "0"],
+        ["convert", "in", "out", "--memory-budget", "much"],
+        ["inspect", "in", "--absent"],
         ["init", "m:f", "out", "--seed", "-1"],
         ["init", "m:f", "out", "--dtype", "float8_e5m2"],
     ],
 )
-def test_wrong_arguments_are_exit_code_2(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
+def test_wrong_arguments_are_exit_code_2(cli: Cli, arguments: list[str]) -> None:
+    run = cli(*arguments)
+    assert (run.code, run.out) == (2, "")
+    assert run.err.startswith("usage: dormant")
+    run = cli(*arguments, "--json")
+    assert run.code == 2
+    assert run.json["ok"] is False
+    assert run.json["error"]["type"] == "UsageError"
+    assert run.json["error"]["message"] in run.err
 
 
 @pytest.mark.parametrize(
@@ -61,6 +69,9 @@ def test_wrong_arguments_are_exit_code_2(arguments: list[str]) -> None:
     [
         ["convert", "{in}", "out", "--quantize", "nf4"],
         ["convert", "{in}", "out.pt", "--parts", "2"],
+        ["convert", "{in}", "out", "--quantize", "nf4", "--config", ".", "--parts", "2"],
+        ["convert", "{in}", "out.pt", "--quantize", "nf4", "--config", "."],
+        ["convert", "{in}", "out", "--config", "."],
         ["bench", "absent"],
     ],
 )
@@ -110,6 +121,33 @@ def test_python_m_is_the_command_and_a_closed_pipe_is_no_error(tmp_path: Path) -
     )
     first, code = ran.stdout.splitlines()
     assert (Path(first).name, code, ran.stderr) == ("m.pt", "0", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(("where", "expected"), [("> /dev/full", 3), (">&- 2>&-", 0)])
+def test_a_result_that_cannot_be_printed(tmp_path: Path, where: str, expected: int) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "m.pt")
+    command = f"{sys.executable} -m dormant convert m.pt out.pt --force {where}"
+    ran = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == expected, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "Exception ignored" not in ran.stderr
+    assert ("the result cannot be printed: No space left" in ran.stderr) == (expected == 3)
+
+
+def test_names_and_lines_beyond_the_terminal_s_encoding_are_replaced(tmp_path: Path) -> None:
+    torch.save({"größe": torch.zeros(1)}, tmp_path / "m.pt")
+    ran = subprocess.run(
+        [sys.executable, "-m", "dormant", "inspect", "m.pt"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "gr??e" in ran.stdout
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

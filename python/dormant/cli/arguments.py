@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 import torch
+
+from dormant.byte_count import parse_bytes
 
 _DTYPES = {
     "float64": torch.float64,
@@ -34,12 +35,12 @@ def default_dtype(text: str) -> torch.dtype:
     return found
 
 
-def size(text: str) -> str:
-    """A number of bytes, as `dormant.save` reads it."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B)\s*", text.upper())
-    if not found or not float(found[1]):
+def size(text: str) -> int:
+    """A number of bytes."""
+    found = parse_bytes(text)
+    if not found:
         raise argparse.ArgumentTypeError(f"expected a size like 5GB or 500MiB, got {text!r}")
-    return text
+    return found
 
 
 def positive(text: str) -> int:
@@ -83,8 +84,14 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         "--max-shard-size",
         metavar="SIZE",
         type=size,
-        default="5GB",
+        default=5 * 10**9,
         help="most bytes in a safetensors file of a folder, such as 500MiB (default: 5GB)",
+    )
+    parser.add_argument(
+        "--memory-budget",
+        metavar="SIZE",
+        type=size,
+        help="most memory for tensors on their way, such as 64MiB: smaller tiles, fewer threads",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace OUT, or the weights in the folder OUT"

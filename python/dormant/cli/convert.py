@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from dormant.checkpoint import Checkpoint, open_checkpoint
+from dormant.checkpoint import open_checkpoint
+from dormant.checkpoint_entry import Entry
 from dormant.cli.arguments import (
     DTYPE_NAMES,
     add_output_options,
@@ -28,12 +29,13 @@ from dormant.cli.companions import (
 from dormant.cli.destination import check_apart, files_below, is_folder, new_file, new_folder
 from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import (
-    model_class,
+    quantised_model,
     read_config,
     save_configuration,
     saved_state,
 )
-from dormant.cli.torch_archive import geometry, write_torch_archive
+from dormant.cli.torch_archive import write_torch_archive
+from dormant.geometry import identity
 from dormant.memory import PeakMemory
 from dormant.names import renamed
 from dormant.names import renaming as as_function
@@ -67,6 +69,7 @@ EXAMPLES = """\
       dormant convert llama-2-13b four --parts 4
       dormant convert old.pt new.safetensors --rename module.= --rename head.w=head.weight
       dormant convert llama llama-nf4 --quantize nf4 --dtype bfloat16
+      dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
 """
 _RULES = {"llama": LLAMA, "llama3": LLAMA3}
 _TORCH = (".pt", ".pth", ".bin")
@@ -90,7 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         metavar="SCHEME",
         choices=_SCHEMES,
-        help="nf4, fp4 or int8, as bitsandbytes; IN is a folder with a config.json of transformers",
+        help="nf4, fp4 or int8, as bitsandbytes; a config.json says which model it is",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="PATH",
+        help="with --quantize: a config.json of transformers, or a folder that has one "
+        "(default: IN)",
     )
     parser.add_argument(
         "--parts", metavar="N", type=positive, help="divide for N ranks of tensor parallelism"
@@ -138,57 +147,49 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
-    if options.quantize:
-        beside = [
-            name
-            for name, value in (
-                ("--parts", options.parts),
-                ("--rename", options.rename),
-                ("--key", options.key),
-                ("--rules", options.rules),
-            )
-            if value
-        ]
-        if beside:
-            raise UsageError(
-                f"--quantize loads a model of transformers; it cannot be used with {beside[0]}. "
-                "Convert in two steps."
-            )
-        if len(options.paths) != 1 or not (Path(options.paths[0]) / "config.json").is_file():
-            raise UsageError(
-                "--quantize needs one folder with a config.json of transformers, which says what "
-                f"the layers are; got {', '.join(options.paths)}."
-            )
     if (options.quantize or options.parts) and not to_folder:
         raise UsageError(f"--quantize and --parts write a folder; {options.out} names a file.")
+    if options.quantize and options.parts:
+        raise UsageError(
+            "--quantize and --parts cannot be used together: quantised layers are not divided. "
+            "Divide with --parts, and quantise each rank's model when it is loaded."
+        )
+    if options.config is not None and not options.quantize:
+        raise UsageError(
+            "--config says what the layers are, for --quantize; nothing else needs it."
+        )
+    if options.quantize and _config_of(options) is None:
+        raise UsageError(
+            "--quantize needs a config.json of transformers, which says what the layers are; "
+            f"{', '.join(options.paths)} has none. Pass --config."
+        )
 
 
-def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict[str, Any]:
+def _config_of(options: argparse.Namespace) -> Path | None:
+    """What says which model the checkpoint is of: a folder or a file."""
+    if options.config is not None:
+        return Path(options.config)
+    folders = folders_of(options.paths)
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def _open(options: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """The checkpoint's tensors under their new names, lazy, tied ones of one storage."""
     rules = None if options.rules is None else _RULES[options.rules]
     checkpoint = open_checkpoint(options.paths, key=options.key, rules=rules)
     check_apart(Path(options.out), checkpoint.files)
-    folders = folders_of(options.paths)
-    if options.dtype is not None and "quantization_config" in configuration(folders):
-        raise UsageError(
-            "the checkpoint is quantised: --dtype would cast its scales. Leave it out."
-        )
     rename = prefix_or_name(options.rename)
     unused = [old for old in rename if not _is_used(old, checkpoint)]
     if unused:
         raise UsageError(f"--rename {unused[0]}={rename[unused[0]]}: no tensor has such a name.")
-    state = _state(checkpoint, rename, options.dtype)
-    companions = find_companions(folders) if to_folder else {}
-    if options.parts:
-        parts = split(state, options.parts, rules=rules)
-        _save_torch(
-            {f"consolidated.{rank:02}.pth": part for rank, part in enumerate(parts)}, target
-        )
-    elif target.suffix in _TORCH and not to_folder:
-        _save_torch({target.name: state}, target.parent)
-    else:
-        save(state, target, max_shard_size=options.max_shard_size)
-    copied = copy_companions(companions, target, dtype=options.dtype) if companions else []
-    return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
+    state: dict[str, torch.Tensor] = {}
+    made: dict[Entry, torch.Tensor] = {}
+    for name, entry in checkpoint.entries.items():
+        # Each access puts a tensor together from its parts anew.
+        state[name] = made[entry] if entry in made else checkpoint[name]
+        if entry.parts:
+            made[entry] = state[name]
+    return renamed(state, as_function(rename))
 
 
 def _is_used(old: str, names: Iterable[str]) -> bool:
@@ -196,70 +197,101 @@ def _is_used(old: str, names: Iterable[str]) -> bool:
     return any(name == old or (is_prefix and name.startswith(old)) for name in names)
 
 
-def _state(
-    checkpoint: Checkpoint, rename: Mapping[str, str], dtype: torch.dtype | None
-) -> dict[str, torch.Tensor]:
-    """The tensors under their new names, lazy, those of one storage still of one."""
-    state = renamed(dict(checkpoint), as_function(rename))
-    if dtype is None:
-        return state
+def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict[str, Any]:
+    folders = folders_of(options.paths)
+    if options.dtype is not None and "quantization_config" in configuration(folders):
+        raise UsageError(
+            "the checkpoint is quantised: --dtype would cast its scales. Leave it out."
+        )
+    state = _open(options)
+    if options.dtype is not None:
+        state = _cast(state, options.dtype)
+    companions = find_companions(folders) if to_folder else {}
+    if options.parts:
+        rules = None if options.rules is None else _RULES[options.rules]
+        parts = split(state, options.parts, rules=rules)
+        names = [f"consolidated.{rank:02}.pth" for rank in range(options.parts)]
+        _save_torch(dict(zip(names, parts, strict=True)), target, options)
+    elif target.suffix in _TORCH and not to_folder:
+        _save_torch({target.name: state}, target.parent, options)
+    else:
+        _save(state, target, options)
+    copied = copy_companions(companions, target, dtype=options.dtype) if companions else []
+    return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
+
+
+def _cast(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Floating point tensors in `dtype`, lazy, those of one storage still of one."""
     cast: dict[object, torch.Tensor] = {}
+    result = dict(state)
     for name, tensor in state.items():
         if tensor.is_floating_point():
-            identity = geometry(tensor)
-            if identity not in cast:
-                cast[identity] = tensor.to(dtype)
-            state[name] = cast[identity]
-    return state
+            key = identity(tensor)
+            if key not in cast:
+                cast[key] = tensor.to(dtype)
+            result[name] = cast[key]
+    return result
 
 
-def _save_torch(files: Mapping[str, Mapping[str, torch.Tensor]], folder: Path) -> None:
-    total = sum(_nbytes(state.values()) for state in files.values())
-    done = 0
+def _save(state: Mapping[str, torch.Tensor], target: Path, options: argparse.Namespace) -> None:
+    save(
+        state,
+        target,
+        max_shard_size=options.max_shard_size,
+        memory_budget=options.memory_budget,
+        progress=options.progress,
+    )
+
+
+def _save_torch(
+    files: Mapping[str, Mapping[str, torch.Tensor]], folder: Path, options: argparse.Namespace
+) -> None:
+    progress = options.progress
+    all_bytes = sum(_nbytes(state.values()) for state in files.values())
+    before = 0
     with Publication(folder) as publication, ProgressBar("convert") as bar:
-
-        def written(count: int) -> None:
-            nonlocal done
-            done += count
-            if wants_bar(None):
-                bar(done, total)
-
+        tell = progress if callable(progress) else bar if wants_bar(progress) else None
         for name, state in files.items():
+            nbytes = _nbytes(state.values())
+
+            def on_step(done: int, total: int, before: int = before, nbytes: int = nbytes) -> None:
+                if tell is not None:
+                    tell(before + nbytes * done // total, all_bytes)
+
             with publication.create(name) as descriptor:
-                write_torch_archive(state, descriptor, written)
+                write_torch_archive(
+                    state,
+                    descriptor,
+                    folder / name,
+                    on_step=on_step,
+                    memory_budget=options.memory_budget,
+                )
+            before += nbytes
         # Parts of an earlier set of more ranks would be taken for parts of this one.
         old = folder.glob("consolidated.*.pth") if "consolidated.00.pth" in files else ()
         publication.publish(before=[path for path in old if path.name not in files])
 
 
 def _quantise(options: argparse.Namespace, target: Path) -> dict[str, Any]:
-    from dormant.integrations.transformers import from_pretrained
-
-    source = Path(options.paths[0])
-    config = read_config(source)
+    place = _config_of(options)
+    assert place is not None
+    config = read_config(place)
     if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(f"{source} is already quantised, according to its config.json.")
-    model, info = from_pretrained(
-        model_class(config),
-        source,
-        dtype=options.dtype,
-        quantization=options.quantize,
-        missing="error",
-        materialize=False,
-        output_loading_info=True,
-    )
-    state = saved_state(model)
-    save(state, target, max_shard_size=options.max_shard_size)
-    companions = find_companions([source])
-    for written in ("config.json", "generation_config.json"):
-        companions.pop(written, None)
+        raise ValueError(f"{place} is already quantised, according to its config.json.")
+    state = _open(options)
+    model, left_out = quantised_model(config, state, options.dtype, options.quantize)
+    saved = saved_state(model)
+    _save(saved, target, options)
+    folders = folders_of(options.paths)
+    companions = find_companions([place, *folders] if place.is_dir() else folders)
+    companions.pop("config.json", None)
     copied = copy_companions(companions, target) if companions else []
-    save_configuration(model, target)
+    save_configuration(model, target, generation="generation_config.json" not in copied)
     return {
-        "tensors": len(state),
-        "nbytes": _nbytes(state.values()),
+        "tensors": len(saved),
+        "nbytes": _nbytes(saved.values()),
         "copied": copied,
-        "left_out": sorted(info["unexpected_keys"]),
+        "left_out": left_out,
     }
 
 

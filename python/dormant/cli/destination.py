@@ -25,8 +25,8 @@ def new_file(path: Path, *, force: bool) -> Iterator[Path]:
     """
     if path.exists() and not force:
         raise UsageError(f"{path} exists. Choose another name, or pass --force to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    yield path
+    with _parents(path):
+        yield path
 
 
 @contextlib.contextmanager
@@ -48,14 +48,28 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
             )
         yield path
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    with _parents(path):
+        try:
+            staging.mkdir()
+            yield staging
+            staging.replace(path)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Makes the folders above `path`; those that are new go again with what ends it early."""
+    absent = [folder for folder in path.parents if not folder.exists()]
     try:
-        staging.mkdir()
-        yield staging
-        staging.replace(path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in absent:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:

@@ -81,7 +81,13 @@ def run(options: argparse.Namespace) -> Outcome:
             state: Any = saved_state(model)
         else:
             model = state = _call(options.model, options.dtype)
-        report = save(state, target, max_shard_size=options.max_shard_size)
+        report = save(
+            state,
+            target,
+            max_shard_size=options.max_shard_size,
+            memory_budget=options.memory_budget,
+            progress=options.progress,
+        )
         if config is not None and to_folder:
             save_configuration(model, target)
     data = {
@@ -131,6 +137,11 @@ def _call(reference: str, dtype: torch.dtype | None) -> torch.nn.Module:
             raise UsageError(f"the module {name!r} has no function {attribute!r}.")
         with lazy_init(dtype=dtype):
             model = build()
+    except SystemExit as error:
+        raise RuntimeError(
+            f"{reference} ended the program with sys.exit({error.code}). A module that is a script "
+            'needs `if __name__ == "__main__":` before what only the script does.'
+        ) from error
     finally:
         sys.path.remove(here)
     if not isinstance(model, torch.nn.Module):

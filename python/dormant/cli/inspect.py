@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ from dormant.cli.outcome import Outcome, printable
 from dormant.cli.screen import format_columns
 from dormant.cli.tree import Row, dtype_name, tree_rows
 from dormant.materialize import materialize
+from dormant.progress import Callback, ProgressBar, wants_bar
 from dormant.table import format_bytes
 
 NAME = "inspect"
@@ -36,6 +37,8 @@ EXAMPLES = """\
       dormant inspect checkpoint --json | jq '.totals.nbytes'
 """
 _SHOWN = 20
+# Bytes of a tensor that come to life at a time to be hashed.
+_PIECE = 16 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """What is in the checkpoint."""
     checkpoint = open_checkpoint(options.paths, key=options.key)
-    hashes = _hashes(checkpoint) if options.hash else {}
+    hashes = _hashes(checkpoint, options.progress) if options.hash else {}
     duplicates = _duplicates(checkpoint.entries, hashes)
     totals = _totals(checkpoint.entries)
     rows = tree_rows(checkpoint.entries, options.depth)
@@ -112,15 +115,38 @@ def _totals(entries: Mapping[str, Entry]) -> dict[str, Any]:
     }
 
 
-def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
-    """SHA-256 of the elements of each tensor, one after the other in memory."""
+def _hashes(checkpoint: Checkpoint, progress: bool | Callback | None) -> dict[str, str]:
+    """SHA-256 of the elements of each tensor, in logical order."""
     hashes = {}
-    for name in checkpoint:
-        tensor = checkpoint[name]
-        materialize(tensor, progress=False)
-        data = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-        hashes[name] = hashlib.sha256(data.numpy().data).hexdigest()
+    done = 0
+    with ProgressBar("inspect") as bar:
+        tell = progress if callable(progress) else bar if wants_bar(progress) else None
+        for name in checkpoint:
+            sha256 = hashlib.sha256()
+            for piece in _pieces(checkpoint[name]):
+                sha256.update(piece)
+                done += len(piece)
+                if tell is not None:
+                    tell(done, checkpoint.nbytes)
+            hashes[name] = sha256.hexdigest()
     return hashes
+
+
+def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The bytes of the elements in logical order, a piece in memory at a time."""
+    # On a lazy tensor the one that has nothing to resolve would bring it to life.
+    if tensor.is_conj():
+        tensor = tensor.resolve_conj()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    flat = tensor.contiguous().reshape(-1)
+    step = _PIECE // tensor.element_size()
+    for begin in range(0, flat.numel(), step):
+        # A copy: what is lazy comes to life for this piece only.
+        piece = flat[begin : begin + step].clone()
+        # Pages of a mapped file would stay resident until the last piece is read.
+        materialize(piece, mmap="never", progress=False)
+        yield piece.view(torch.uint8).numpy().data
 
 
 def _duplicates(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NoReturn, TextIO
 
 from dormant.cli import bench, convert, init, inspect, verify
 from dormant.cli.outcome import (
     EXIT_CODES,
     FAILED,
     INTERRUPTED,
+    SIGNALLED,
     Outcome,
+    UsageError,
     code_of,
     describe,
     message_of,
 )
+from dormant.cli.signals import Terminated, ending_raises
+from dormant.progress import Callback
 
 _DESCRIPTION = """\
 Checkpoints of any size, on a machine of any size: what is in them, whether they can be read, and
@@ -45,35 +52,62 @@ examples:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, progress: bool | Callback | None = None) -> int:
     """Runs the command.
 
     Args:
         arguments: what follows the name of the program; None takes them from `sys.argv`.
+        progress: for who runs it from Python, as for `dormant.save`: a function is called with
+            (done, total) bytes, True shows a bar, False none; None shows one on a terminal.
 
     Returns:
         The exit code, which `dormant --help` explains.
 
     Raises:
-        SystemExit: `--help`, `--version`, or arguments that cannot be parsed (2).
+        SystemExit: `--help` and `--version`, when they have printed (0).
 
     Example:
         >>> main(["inspect", "/nowhere", "--json"])  # doctest: +ELLIPSIS
         {...
         3
     """
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names in files and lines of tables may be beyond what a terminal can show.
+            stream.reconfigure(errors="replace")
     try:
-        outcome: Outcome = options.run(options)
-    except KeyboardInterrupt:
-        return _interrupted(options)
+        options = _parser().parse_args(given)
+    except _Unparsable as error:
+        error.parser.print_usage(sys.stderr)
+        command = error.parser.prog.partition(" ")[2] or None
+        options = argparse.Namespace(command=command, json="--json" in given, debug=False)
+        return _failed(UsageError(str(error)), options)
+    options.progress = progress
+    try:
+        # What imported code prints must not come between the lines of the result.
+        with ending_raises(), contextlib.redirect_stdout(sys.stderr):
+            outcome: Outcome = options.run(options)
+    except KeyboardInterrupt as error:
+        return _interrupted(error, options)
     except Exception as error:
         return _failed(error, options)
     return _print(outcome, options)
 
 
+class _Unparsable(Exception):
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser = parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _Unparsable(self, message)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dormant",
         description=_DESCRIPTION,
         epilog=_EXAMPLES + EXIT_CODES,
@@ -83,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"dormant {importlib.metadata.version('dormant')}"
     )
-    everywhere = argparse.ArgumentParser(add_help=False)
+    everywhere = _Parser(add_help=False)
     common = everywhere.add_argument_group("everywhere")
     common.add_argument(
         "--json", action="store_true", help="print a JSON object, also if it fails (see the docs)"
@@ -109,11 +143,10 @@ def _parser() -> argparse.ArgumentParser:
 def _print(outcome: Outcome, options: argparse.Namespace) -> int:
     text = _document(options, outcome.code, **outcome.data) if options.json else outcome.text
     try:
-        print(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has enough, as with `| head`. Python flushes once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _show(text, sys.stdout)
+    except OSError as error:
+        reason = OSError(error.errno, f"the result cannot be printed: {error.strerror}")
+        return _failed(reason, options)
     return outcome.code
 
 
@@ -121,23 +154,50 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     code = code_of(error)
     if options.debug:
         traceback.print_exception(error)
-    text = f"dormant {options.command}: {message_of(error).removeprefix(f'{options.command}: ')}"
+    prefix = _name(options)
+    text = f"{prefix}: {message_of(error).removeprefix(f'{options.command}: ')}"
     if code == FAILED and not isinstance(error, OSError | ImportError | NotImplementedError):
         text += f"\n({type(error).__name__}; --debug shows where)"
-    print(text, file=sys.stderr)
-    if options.json:
-        print(_document(options, code, error=describe(error)))
+    _end(text, describe(error), code, options)
     return code
 
 
-def _interrupted(options: argparse.Namespace) -> int:
+def _interrupted(error: KeyboardInterrupt, options: argparse.Namespace) -> int:
     if options.debug:
-        traceback.print_exc()
-    print(f"dormant {options.command}: interrupted", file=sys.stderr)
+        traceback.print_exception(error)
+    terminated = isinstance(error, Terminated)
+    code = SIGNALLED + error.number if isinstance(error, Terminated) else INTERRUPTED
+    message = "terminated" if terminated else "interrupted"
+    kind = type(error).__name__ if terminated else "KeyboardInterrupt"
+    text = f"{_name(options)}: {message}"
+    _end(text, {"type": kind, "message": message}, code, options)
+    return code
+
+
+def _end(text: str, error: Mapping[str, object], code: int, options: argparse.Namespace) -> None:
+    with contextlib.suppress(OSError):
+        _show(text, sys.stderr)
     if options.json:
-        error = {"type": "KeyboardInterrupt", "message": "interrupted"}
-        print(_document(options, INTERRUPTED, error=error))
-    return INTERRUPTED
+        with contextlib.suppress(OSError):
+            _show(_document(options, code, error=error), sys.stdout)
+
+
+def _show(text: str, stream: TextIO | None) -> None:
+    """Prints; a reader who has enough, as `| head`, is no error."""
+    if stream is None:  # closed by who started the process
+        return
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        # Python flushes once more when it exits.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def _name(options: argparse.Namespace) -> str:
+    return "dormant" if options.command is None else f"dormant {options.command}"
 
 
 def _document(options: argparse.Namespace, code: int, **data: object) -> str:

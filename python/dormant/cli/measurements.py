@@ -132,7 +132,10 @@ def write_checkpoint(job: Job) -> int:
     model = _lazy(job)
     with Publication(job.folder) as publication:
         with publication.create(CHECKPOINT) as descriptor:
-            write_torch_archive(model.state_dict(), descriptor, lambda _: None)
+            path = job.folder / CHECKPOINT
+            write_torch_archive(
+                model.state_dict(), descriptor, path, on_step=lambda done, total: None
+            )
         publication.publish()
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -12,7 +12,8 @@ OK = 0
 NOT_OK = 1
 USAGE = 2
 FAILED = 3
-INTERRUPTED = 130
+SIGNALLED = 128
+INTERRUPTED = SIGNALLED + 2
 
 EXIT_CODES = """\
 exit codes:
@@ -22,6 +23,7 @@ exit codes:
   3    it could not be done: a file that cannot be read or written, a library that is not
        installed, something that is not supported
   130  interrupted with Ctrl-C; no incomplete output is left
+  143  ended by SIGTERM, as from kill or a scheduler (129: a closed terminal); likewise
 """
 
 

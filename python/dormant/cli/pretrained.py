@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dormant.cli.torch_archive import geometry
+from dormant.context import lazy_init
+from dormant.geometry import identity
 from dormant.integrations.library import imported
+from dormant.names import NamesError, listed
+from dormant.quantize import Scheme, quantize
 
 
 def model_class(config: Any) -> Any:
@@ -47,6 +51,36 @@ def read_config(path: str | os.PathLike[str]) -> Any:
     return library.AutoConfig.from_pretrained(os.fspath(place), local_files_only=True)
 
 
+def quantised_model(
+    config: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None, scheme: Scheme
+) -> tuple[Any, list[str]]:
+    """The model of a configuration with the weights of `state`, quantised and lazy.
+
+    Returns:
+        The model, and the names in `state` that it does not have.
+
+    Raises:
+        ValueError: nothing in the model can be quantised.
+        KeyError: names that `state` lacks, all of them listed.
+        RuntimeError: tensors have other shapes than the model's.
+    """
+    imported("transformers.modeling_utils")  # before the context, which patches what is imported
+    # The library converts names and layouts of earlier versions.
+    with lazy_init():
+        model, info = model_class(config).from_pretrained(
+            None, config=config, state_dict=dict(state), dtype=dtype, output_loading_info=True
+        )
+    if info["missing_keys"]:
+        raise NamesError(
+            "the checkpoint does not fit the model of config.json."
+            + listed("missing in the checkpoint", sorted(info["missing_keys"]))
+            + listed("not in the model", sorted(info["unexpected_keys"]))
+            + "\nRename tensors with --rename."
+        )
+    quantize(model, scheme)
+    return model, sorted(info["unexpected_keys"])
+
+
 def saved_state(model: Any) -> dict[str, torch.Tensor]:
     """The lazy tensors that `model.save_pretrained` would write, under the names it gives them."""
     state = model.state_dict()
@@ -55,15 +89,15 @@ def saved_state(model: Any) -> dict[str, torch.Tensor]:
     # A tied tensor under its first name; transformers ties the others again.
     once: dict[object, str] = {}
     for name, tensor in state.items():
-        once.setdefault(geometry(tensor), name)
+        once.setdefault(identity(tensor), name)
     kept = {name: state[name] for name in once.values()}
     loading = imported("transformers.core_model_loading")
     reverted: dict[str, torch.Tensor] = loading.revert_weight_conversion(model, kept)
     return reverted
 
 
-def save_configuration(model: Any, folder: Path) -> None:
-    """Writes config.json, and generation_config.json where the model can generate."""
+def save_configuration(model: Any, folder: Path, *, generation: bool = True) -> None:
+    """Writes config.json and, with `generation`, generation_config.json if it can generate."""
     first = next(model.parameters(), None)
     for tensor in model.parameters():
         if tensor.is_floating_point():
@@ -73,5 +107,5 @@ def save_configuration(model: Any, folder: Path) -> None:
         model.config.dtype = str(first.dtype).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    if model.can_generate():
+    if generation and model.can_generate():
         model.generation_config.save_pretrained(folder)

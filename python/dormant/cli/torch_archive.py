@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, from lazy tensors, piece by piece.
+"""Files as torch.save writes them, from lazy tensors, in a stream.
 
 The layout is that of PyTorch's caffe2/serialize/inline_container.h: a zip file without compression
 whose record `data.pkl` refers to records `data/KEY` with the bytes of storages.
@@ -6,29 +6,28 @@ whose record `data.pkl` refers to records `data/KEY` with the bytes of storages.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
-import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from dormant import _C
-from dormant.materialize import bring_to_life
+from dormant.cli.zip_layout import Record, ZipLayout
+from dormant.geometry import identity
+from dormant.progress import Callback
+from dormant.publication import write_bytes
 
-# Bytes of a tensor that come to life at a time; the piece before is still there then.
-_PIECE = 16 << 20
-# Records begin at multiples of this, so that torch.load(mmap=True) gives aligned tensors.
-_ALIGNMENT = 64
-_LOCAL_HEADER = 30
-_ZIP64_FIELD = 20
-_PADDING = b"FB"  # the tag that PyTorch gives the field with padding
-
-Written = Callable[[int], None]
+_ROOT = "archive"
+# Bytes that are read at a time for a checksum.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,12 @@ class _Pickler(pickle.Pickler):
 
 
 def write_torch_archive(
-    state: Mapping[str, torch.Tensor], descriptor: int, written: Written
+    state: Mapping[str, torch.Tensor],
+    descriptor: int,
+    path: Path,
+    *,
+    on_step: Callback,
+    memory_budget: int | None = None,
 ) -> None:
     """Writes a state dict as torch.save does.
 
@@ -71,12 +75,16 @@ def write_torch_archive(
     lazy.
 
     Args:
-        state: names to tensors on the CPU.
-        descriptor: of an empty file, open for writing.
-        written: called with the bytes of each piece that was written.
+        state: names to tensors.
+        descriptor: of an empty file, open for reading and writing.
+        path: of the file, for messages.
+        on_step: called with (done, total) bytes. Each counts twice: written, and read again for
+            the checksums that the format has.
+        memory_budget: as for `dormant.save`.
 
     Raises:
         NotImplementedError: dtypes that the layout has no storage type for, all of them listed.
+        ValueError: `memory_budget` is too small to work in.
         OSError: the system refused to write; with its errno.
     """
     unknown = [name for name, tensor in state.items() if tensor.dtype not in _storage_types()]
@@ -85,79 +93,62 @@ def write_torch_archive(
             f"files of torch.save for {len(unknown)} tensors, such as {unknown[0]!r} of "
             f"{state[unknown[0]].dtype}, are not supported. Write safetensors, or pass --dtype."
         )
-    records: dict[object, _Storage] = {}
-    sources: list[tuple[_Storage, torch.Tensor]] = []
+    storages: dict[object, _Storage] = {}
+    tensors: list[torch.Tensor] = []
     pickled: dict[str, _Tensor] = {}
     for name, tensor in state.items():
-        identity = geometry(tensor)
-        if identity not in records:
-            storage = _Storage(str(len(records)), tensor.dtype, tensor.numel())
-            records[identity] = storage
-            sources.append((storage, tensor))
+        key = identity(tensor)
+        if key not in storages:
+            storages[key] = _Storage(str(len(storages)), tensor.dtype, tensor.numel())
+            tensors.append(tensor)
         shape = tuple(tensor.shape)
         strides = torch.empty(shape, device="meta").stride()
-        pickled[name] = _Tensor(records[identity], shape, strides)
+        pickled[name] = _Tensor(storages[key], shape, strides)
     document = io.BytesIO()
     _Pickler(document, protocol=2).dump(pickled)
-    with (
-        os.fdopen(os.dup(descriptor), "wb") as file,
-        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
-    ):
-        _write(archive, file, "data.pkl", document.getvalue())
-        _write(archive, file, "byteorder", b"little")
-        for storage, tensor in sources:
-            nbytes = tensor.numel() * tensor.element_size()
-            with _record(archive, file, f"data/{storage.key}", nbytes) as record:
-                for piece in _pieces(tensor):
-                    record.write(piece)
-                    written(len(piece))
-        _write(archive, file, "version", b"3\n")
+
+    layout = ZipLayout()
+    small = {"data.pkl": document.getvalue(), "byteorder": b"little"}
+    texts = {layout.add(f"{_ROOT}/{name}", len(data)): data for name, data in small.items()}
+    outputs = []
+    for place, tensor in enumerate(tensors):
+        nbytes = tensor.numel() * tensor.element_size()
+        outputs.append((tensor, layout.add(f"{_ROOT}/data/{place}", nbytes).offset))
+    version = b"3\n"
+    texts[layout.add(f"{_ROOT}/version", len(version))] = version
+
+    total = 2 * sum(record.nbytes for record in layout.records)
+    for record, data in texts.items():
+        write_bytes(descriptor, data, record.offset, path)
+    _C.write(outputs, descriptor, str(path), lambda done, _: on_step(done, total), memory_budget)
+    checked = total // 2
+
+    def on_read(count: int) -> None:
+        nonlocal checked
+        checked += count
+        on_step(checked, total)
+
+    checksums = [_checksum(descriptor, record, path, on_read) for record in layout.records]
+    for offset, header in layout.headers(checksums):
+        write_bytes(descriptor, header, offset, path)
 
 
-def geometry(tensor: torch.Tensor) -> object:
-    """Equal for names of one tensor."""
-    return (
-        _C.storage_id(tensor),
-        tensor.dtype,
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.is_conj(),
-        tensor.is_neg(),
-    )
+def _checksum(descriptor: int, record: Record, path: Path, on_read: Callable[[int], None]) -> int:
+    checksum = 0
+    for begin in range(0, record.nbytes, _BLOCK):
+        count = min(_BLOCK, record.nbytes - begin)
+        data = os.pread(descriptor, count, record.offset + begin)
+        if len(data) != count:
+            raise OSError(
+                errno.EIO,
+                f"dormant: convert: {path} gave {len(data)} of {count} bytes at offset "
+                f"{record.offset + begin} after writing. Another process changed it meanwhile",
+            )
+        checksum = zlib.crc32(data, checksum)
+        on_read(count)
+    return checksum
 
 
 def _storage_types() -> Mapping[torch.dtype, str]:
     types: dict[torch.dtype, str] = torch.storage._dtype_to_storage_type_map()
     return types
-
-
-def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
-    # On a lazy tensor the one that has nothing to resolve would bring it to life.
-    if tensor.is_conj():
-        tensor = tensor.resolve_conj()
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    flat = tensor.detach().contiguous().reshape(-1)
-    step = max(_PIECE // tensor.element_size(), 1)
-    for begin in range(0, flat.numel(), step):
-        # A copy: what is lazy comes to life for this piece only.
-        piece = flat[begin : begin + step].clone()
-        # Pages of a mapped file would stay resident until the last piece is written.
-        bring_to_life([("", piece)], mmap="never", progress=False)
-        yield piece.view(torch.uint8).numpy().data
-
-
-def _write(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes) -> None:
-    with _record(archive, file, name, len(data)) as record:
-        record.write(data)
-
-
-def _record(archive: zipfile.ZipFile, file: BinaryIO, name: str, nbytes: int) -> Any:
-    info = zipfile.ZipInfo(f"archive/{name}")
-    # Sizes are not known to be below 4 GiB before they are written.
-    zip64 = nbytes >= 1 << 31
-    before = _LOCAL_HEADER + len(info.filename) + (_ZIP64_FIELD if zip64 else 0) + 4
-    padding = -(file.tell() + before) % _ALIGNMENT
-    info.extra = _PADDING + padding.to_bytes(2, "little") + b"Z" * padding
-    return archive.open(info, "w", force_zip64=zip64)

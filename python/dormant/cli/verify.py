@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> Outcome:
     lines = []
     for path in options.paths:
         try:
-            verification = open_checkpoint(path).verify()
+            verification = open_checkpoint(path).verify(progress=options.progress)
         except (ValueError, KeyError, OSError, NotImplementedError) as error:
             code = max(code, code_of(error))
             described = describe(error)

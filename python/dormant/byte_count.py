@@ -1,0 +1,24 @@
+"""Numbers of bytes as people write them."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_TEXT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?B)\s*")
+_UNITS = {
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def parse_bytes(text: str) -> int | None:
+    """The bytes that text like "5GB", "0.5 TB" or "500MiB" stands for; None where it is none."""
+    found = _TEXT.fullmatch(text.upper())
+    return int(Fraction(found[1]) * _UNITS[found[2]]) if found else None
