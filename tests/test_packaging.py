@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import dormant
+from dormant import integrations, tensor_parallel
 
 ROOT = Path(__file__).resolve().parent.parent
 # What CMake installs beside the Python sources, as in a wheel.
@@ -118,6 +120,17 @@ def test_installed_command_runs(python: Path, tmp_path: Path) -> None:
     ran = run(python.with_name("dormant"), "verify", "model.pt", cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith("ok      model.pt")
+
+
+def test_the_typed_program_has_every_public_name() -> None:
+    program = Path(__file__).with_name("typed_program.py").read_text()
+    public = {*dormant.__all__, "safe_globals", *tensor_parallel.__all__, *integrations.__all__}
+    for name in integrations.__all__:
+        source = (ROOT / "python" / "dormant" / "integrations" / f"{name}.py").read_text()
+        public |= set(re.findall(r"^(?:def|class) ([a-z]\w+)", source, re.MULTILINE))
+    # Kinds of rules, which a user meets as values or in annotations of functions of their own.
+    public -= {"COLUMN", "EMBEDDING", "VOCABULARY", "Replicated", "Reshape", "Rule"}
+    assert [name for name in sorted(public) if not re.search(rf"\b{name}\b", program)] == []
 
 
 def test_types_are_right_from_a_users_point_of_view(python: Path, tmp_path: Path) -> None:

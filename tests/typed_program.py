@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from typing_extensions import assert_type
 
 import dormant
+import dormant.recipe
 from dormant import tensor_parallel
+from dormant.integrations import accelerate, llama2_accessory, peft, timm, torchvision
+from dormant.integrations import diffusers as lazy_diffusers
+from dormant.integrations import transformers as lazy_transformers
 
 
 def build() -> torch.nn.Module:
@@ -46,6 +52,55 @@ def main(folder: Path) -> None:
     parts = tensor_parallel.split({"wq.weight": torch.zeros(4, 2)}, 2)
     assert_type(parts, list[dict[str, torch.Tensor]])
     assert_type(dormant.LazyInitContext.materialize(model), torch.nn.Module)
+
+
+def schemes(model: torch.nn.Module, layer: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+    dormant.quantize(model, "nf4", skip=["lm_head"])
+    dormant.quantize(model, dormant.Int8(threshold=0.0))
+    report: dormant.QuantizeReport = dormant.quantize(model, layer)
+    assert_type(report.layers[0].nbytes, int | None)
+
+
+def shown(summary: dormant.Summary, report: dormant.Report, tensor: dormant.TensorReport) -> None:
+    summary.plot("summary.png")
+    report.plot(Path("report.png"))
+    assert_type(summary.lazy_rate, float)
+    assert_type(report.memory_trace[0].resident, int)
+    assert_type(tensor.shape, tuple[int, ...])
+    assert_type(report.to_dict(), dict[str, Any])
+    assert_type(dormant.cmake_prefix_path, str)
+    torch.serialization.add_safe_globals(dormant.recipe.safe_globals())
+
+
+def several(parts: list[dormant.Checkpoint], paths: list[Path]) -> None:
+    rules: tensor_parallel.Rules = {
+        "wq.weight": tensor_parallel.Sharded(0, unit=128),
+        "wo.weight": tensor_parallel.ROW,
+        "*": tensor_parallel.REPLICATED,
+        **tensor_parallel.LLAMA,
+        **tensor_parallel.LLAMA3,
+    }
+    whole = tensor_parallel.merge(parts, rules=rules)
+    assert_type(whole, dict[str, torch.Tensor])
+    assert_type(tensor_parallel.reshard(parts, 3), list[dict[str, torch.Tensor]])
+    assert_type(tensor_parallel.apply_diffs(whole, [whole]), dict[str, torch.Tensor])
+    assert_type(dormant.open_checkpoint([*paths, "more"], rules=rules), dormant.Checkpoint)
+
+
+def other_libraries(folder: Path, model: torch.nn.Module, some_class: Any) -> None:
+    lazy_transformers.from_pretrained(some_class, folder, dtype=torch.bfloat16, quantization="nf4")
+    lazy_transformers.from_config(some_class, folder, materialize=False)
+    lazy_diffusers.from_pretrained(some_class, folder, mmap="never")
+    peft.get_peft_model(model, some_class)
+    peft.load_adapter(model, folder)
+    assert_type(timm.create_model("vit", checkpoint_path=folder), torch.nn.Module)
+    assert_type(torchvision.get_model("resnet18", checkpoint=folder), torch.nn.Module)
+    with accelerate.init_empty_weights():
+        accelerate.dispatch_model(build(), {"": "cpu"})
+    with llama2_accessory.default_tensor_type(torch.bfloat16, "cpu"):
+        llama2_accessory.load_tensor_parallel_model_list(model, [folder, "base"])
+    with dormant.LazyInitContext():
+        build()
 
 
 def wrong(model: torch.nn.Module) -> None:

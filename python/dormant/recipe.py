@@ -107,7 +107,7 @@ def rebuild_tensor(
     return tensor
 
 
-def safe_globals() -> list[Callable[..., Any]]:
+def safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What `torch.load(..., weights_only=True)` has to be allowed for files with recipes.
 
     Only operators on dormant's own list are ever run from a recipe, so allowing these does not
