@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeAlias
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from dormant import _C
 from dormant.context import lazy_init
@@ -91,7 +92,8 @@ class QuantizedWeight:
     @property
     def is_lazy(self) -> bool:
         """Whether the packed bytes have no memory yet; True of sharded ones, which tell not."""
-        return is_wrapper(_packed(self.module)) or _C.is_lazy(_packed(self.module))
+        packed = _packed(self.module)
+        return packed is None or _C.is_lazy(packed)
 
     @contextlib.contextmanager
     def expose(self, *, dtype: torch.dtype | None = None) -> Iterator[torch.nn.Parameter]:
@@ -159,11 +161,11 @@ class QuantizedWeight:
 
     def _whole(self) -> torch.nn.Parameter:
         packed = _packed(self.module)
-        if is_wrapper(packed):
+        if packed is None:
             raise NotImplementedError(
-                f"load: {self.name} is quantised and sharded ({type(packed).__name__}); its "
-                "statistics need the whole weight. Load first and shard then: dormant.quantize, "
-                "dormant.load(..., materialize=False), fully_shard, dormant.materialize."
+                f"load: {self.name} is quantised and sharded; its statistics need the whole "
+                "weight. Load first and shard then: dormant.quantize, dormant.load(..., "
+                "materialize=False), fully_shard, dormant.materialize."
             )
         return packed
 
@@ -222,7 +224,7 @@ class HeldQuantization:
         self._attributes = [
             attributes
             for module, source in self._sources
-            if not is_wrapper(_packed(module))
+            if _packed(module) is not None
             for attributes in source.format.attributes(module)
         ]
 
@@ -234,10 +236,13 @@ class HeldQuantization:
             attributes.update(before)
 
 
-def _packed(module: torch.nn.Module) -> torch.nn.Parameter:
-    packed = module._parameters["weight"]
-    assert packed is not None
-    return packed
+def _packed(module: torch.nn.Module) -> torch.nn.Parameter | None:
+    """The packed weight; None where a sharding has taken it and left a part, or nothing."""
+    parameter = module._parameters.get("weight")
+    # FSDP1 leaves a run of its flat parameter, or no parameter at all.
+    if parameter is None or is_wrapper(parameter) or parameter.dim() != 2:
+        return None
+    return parameter
 
 
 def _registered(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -255,13 +260,33 @@ def check_sharding(roots: Iterable[object]) -> None:
     """
     for root in roots:
         for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
-            if is_wrapper(_packed(weight.module)) and not weight._source.format.can_be_sharded:
+            packed_format = weight._source.format
+            if _packed(weight.module) is None and not packed_format.can_be_sharded:
                 raise NotImplementedError(
-                    f"materialize: {weight.name} was quantised by {weight._source.format} and then "
+                    f"materialize: {weight.name} was quantised by {packed_format} and then "
                     "sharded; the layers of bitsandbytes cannot compute with such shards. Quantise "
                     "with dormant.FourBit, leave the layers out with fully_shard(..., "
                     "ignored_params=...), or do not shard the model."
                 )
+            if _is_never_gathered(weight.module):
+                raise NotImplementedError(
+                    f"materialize: {weight.name} was quantised by {packed_format} and then "
+                    "divided by distribute_tensor or parallelize_module; the layers of "
+                    "bitsandbytes cannot compute with parts of a weight. Use fully_shard, which "
+                    "gathers them first. For tensor parallelism build each rank's part of the "
+                    "model, quantise that, and load its part of the checkpoint "
+                    "(dormant.tensor_parallel)."
+                )
+
+
+def _is_never_gathered(module: torch.nn.Module) -> bool:
+    """Whether the layer would compute with a part of its weight: no fully_shard gathers it."""
+    parameter = module._parameters.get("weight")
+    if not isinstance(parameter, DTensor):
+        return False
+    divisions = sum(not placement.is_replicate() for placement in parameter.placements)
+    # fully_shard marks the modules whose parameters it has taken, and undoes one division.
+    return divisions > int(hasattr(module, "_is_fsdp_managed_module"))
 
 
 def forget_sources(roots: Iterable[object]) -> None:
@@ -277,8 +302,8 @@ def forget_sources(roots: Iterable[object]) -> None:
     for root in roots:
         for module in root.modules() if isinstance(root, torch.nn.Module) else ():
             source = _sources.get(module)
-            packed = module._parameters.get("weight")
-            if source is not None and packed is not None and not _C.is_lazy(packed):
+            packed = _packed(module)
+            if source is not None and (packed is None or not _C.is_lazy(packed)):
                 _sources[module] = _placeholder(source)
 
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from peers import assert_same_quant_state, four_bit
+from peers import assert_same_quant_state, four_bit, int8
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 import dormant
 from compare import assert_same_bits
@@ -80,6 +87,48 @@ def case_refusals(rank: int) -> None:
     dormant.quantize(model, "int8", skip=())
     fully_shard(model)
     refused("Quantise with dormant.FourBit", lambda: dormant.materialize(model))
+
+    model = lazy()
+    dormant.quantize(model, "nf4", skip=())
+    plan: Any = {"0": ColwiseParallel(), "1": RowwiseParallel()}
+    parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
+    refused(r"0\.weight was quantised.*Use fully_shard", lambda: dormant.materialize(model))
+
+
+def case_fsdp1(rank: int) -> None:
+    """Its flat parameters take floating point numbers only; storage_dtype is there for that."""
+    scheme = dormant.FourBit(storage_dtype=torch.bfloat16)
+    for keeps_parameters in (False, True):
+        model = lazy()
+        dormant.quantize(model, scheme, skip=())
+        dormant.load(model, build(2).state_dict(), materialize=False)
+        sharded: Any = FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), use_orig_params=keeps_parameters
+        )
+        assert dormant.is_lazy(sharded)
+        state = {f"_fsdp_wrapped_module.{n}": t for n, t in build(2).state_dict().items()}
+        refused("Load first and shard then", partial(dormant.load, sharded, state))
+        dormant.materialize(sharded)
+        eager = nn.Sequential(
+            *(four_bit(each, quant_type="nf4", quant_storage=torch.bfloat16) for each in build(2))
+        )
+        inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+        assert_same_bits(sharded(inputs), eager(inputs), "forward")
+
+
+def case_int8_left_out(rank: int) -> None:
+    """What the refusal of int8 advises."""
+    with dormant.lazy_init():
+        model = build(1).append(nn.Linear(64, 8))
+    dormant.quantize(model, "int8")
+    fully_shard(model, ignored_params={model[0].weight, model[1].weight})
+    dormant.materialize(model)
+    torch.manual_seed(1)
+    eager = build(1).append(nn.Linear(64, 8))
+    eager[0], eager[1] = int8(eager[0]), int8(eager[1])  # type: ignore[arg-type]
+    inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    assert isinstance(model[2].weight, DTensor)
+    assert_same_bits(model(inputs), eager(inputs), "forward")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Two ranks with FSDP2: shards of packed bytes with the statistics of the whole, or a refusal."""
+"""Two ranks with FSDP: shards of packed bytes with the statistics of the whole, or a refusal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ JOB = Path(__file__).with_name("shard_job.py")
 SHARED = os.pathsep.join(str(JOB.parents[level]) for level in (0, 1))
 
 
-@pytest.mark.parametrize("case", ["from_recipes", "from_a_checkpoint", "refusals"])
+CASES = ("from_recipes", "from_a_checkpoint", "refusals", "fsdp1", "int8_left_out")
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_two_ranks(case: str, tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen(
