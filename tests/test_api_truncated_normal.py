@@ -1,4 +1,4 @@
-"""`nn.init.trunc_normal_`: one recorded operator where no draw can lie outside the bounds."""
+"""`nn.init.trunc_normal_`: recorded with as many rounds of draws as the bounds need."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_bits_and_generator_are_those_of_eager(shape: str, bounds: str) -> None:
         lazy = nn.init.trunc_normal_(SHAPES[shape](), *BOUNDS[bounds])
     assert torch.equal(torch.get_rng_state(), state)
     assert lazy._version == eager._version
-    assert dormant.is_lazy(lazy) or bounds not in ("far", "infinite")
+    assert dormant.is_lazy(lazy) or not lazy.numel()
     dormant.materialize(lazy)
     assert_same_bits(eager, lazy)
 
@@ -60,11 +60,32 @@ def test_only_normal_is_recorded_where_the_bounds_are_far() -> None:
     assert [name for name in _C.operators(tensor) if "empty" not in name] == ["aten::normal_"]
 
 
-def test_a_private_generator_is_used() -> None:
+def test_values_tried_out_for_near_bounds_take_no_memory_afterwards() -> None:
+    with dormant.lazy_init():
+        tensor = nn.init.trunc_normal_(torch.empty(4000))
+        assert _C.value_reads() == {}
+    rounds = [name for name in _C.operators(tensor) if name == "aten::normal_"]
+    assert len(rounds) > 1
+    assert dormant.is_lazy(tensor)
+
+
+def test_an_error_while_values_are_tried_out_leaves_the_generator_and_the_tensor() -> None:
+    with dormant.lazy_init():
+        tensor = torch.zeros(1, 20)
+        state = torch.get_rng_state()
+        with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
+            nn.init.trunc_normal_(tensor.expand(5, 20))
+        assert torch.equal(torch.get_rng_state(), state)
+    dormant.materialize(tensor)
+    assert tensor.tolist() == [[0.0] * 20]
+
+
+@pytest.mark.parametrize("std", [0.02, 1.0])
+def test_a_private_generator_is_used(std: float) -> None:
     def fill() -> tuple[torch.Tensor, torch.Tensor]:
         generator = torch.Generator()
         generator.manual_seed(9)
-        tensor = nn.init.trunc_normal_(torch.empty(50), std=0.02, generator=generator)
+        tensor = nn.init.trunc_normal_(torch.empty(50), std=std, generator=generator)
         return tensor, generator.get_state()
 
     eager, state = fill()

@@ -34,6 +34,11 @@ namespace {
 
 constexpr auto kKey = c10::DispatchKey::DeferredInit;
 
+/// A key below autograd that no tensor and no thread carries: a call is sent there by hand, through
+/// autograd's kernel, so that it is recorded and noted in the graph. PyTorch keeps it for a mode in
+/// C++ that it does not have yet.
+constexpr auto kBelowAutograd = c10::DispatchKey::Fake;
+
 /// Layers between us and the kernels that unwrap tensors and call operators anew: modes and
 /// subclasses with
 /// __torch_dispatch__, vmap, functionalisation. They come first; what they call comes back here.
@@ -45,6 +50,9 @@ const c10::DispatchKeySet kWrappers(
 
 thread_local std::unordered_map<std::string, uint64_t> reads_of_this_thread;
 
+/// Whether `kBelowAutograd` is ours; takes it the first time.
+bool claimed_key_below_autograd();
+
 bool autograd_would_track(const Call& call) {
   if (!at::GradMode::is_enabled() ||
       c10::impl::tls_local_dispatch_key_set().excluded_.has(c10::DispatchKey::AutogradCPU)) {
@@ -54,6 +62,16 @@ bool autograd_would_track(const Call& call) {
   for_each_tensor(call,
                   [&](const at::Tensor& t) { requires_grad = requires_grad || t.requires_grad(); });
   return requires_grad;
+}
+
+/// Whether autograd's kernel may be asked to note a call that is not run, but recorded.
+bool can_note(const Call& call) {
+  static const c10::DispatchKeySet resolving(
+      {c10::DispatchKey::Conjugate, c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor});
+  const auto route = call.traits.route;
+  return recording() && claimed_key_below_autograd() &&
+         (route == Route::in_place || route == Route::functional || route == Route::decompose) &&
+         !call.keys.has_any(resolving) && !call.op.hasKernelForDispatchKey(kBelowAutograd);
 }
 
 /// Eager refuses these before it touches any data.
@@ -173,7 +191,8 @@ void decompose(const Call& call) {
   }
   std::vector<at::Tensor> written;
   for (const auto argument : call.traits.written) {
-    written.push_back(call.arguments()[argument].toTensor());
+    for_each_tensor(call.arguments()[argument],
+                    [&](const at::Tensor& tensor) { written.push_back(tensor); });
   }
   call.op.callBoxedForDispatchKey(call.traits.composite_key, *call.stack);
   below_autograd.reset();
@@ -286,6 +305,37 @@ void fill_if_deterministic(const at::Tensor& tensor) {
   }
 }
 
+/// Autograd's kernel sets up the graph, as in eager, around what `below_autograd` does.
+void through_autograd(const Call& call) {
+  const auto below = c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kKey);
+  call.op.redispatchBoxed((call.keys & below).add(kBelowAutograd), call.stack);
+}
+
+void below_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
+                    torch::jit::Stack* stack) {
+  const Call call(op, keys, stack);
+  if (call.traits.route == Route::decompose) {
+    decompose(call);
+  } else if (!record(call)) {
+    bring_to_life(call, /*keep_values=*/true);
+    const c10::impl::ExcludeDispatchKeyGuard no_recording(kKey);
+    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kBelowAutograd),
+                       stack);
+  }
+}
+
+bool claimed_key_below_autograd() {
+  static const bool claimed = [] {
+    if (c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(kBelowAutograd)) {
+      return false;  // a PyTorch that has its mode: what autograd must note runs at once
+    }
+    static torch::Library library(torch::Library::IMPL, "_", kBelowAutograd, __FILE__, __LINE__);
+    library.fallback(torch::CppFunction::makeFromBoxedFunction<&below_autograd>());
+    return true;
+  }();
+  return claimed;
+}
+
 void without_lazy_arguments(const Call& call, bool has_tensors) {
   if (recording()) {
     if (call.traits.route == Route::make_empty && record(call)) {
@@ -319,6 +369,9 @@ void with_lazy_arguments(const Call& call) {
           decompose(call);
           return;
         }
+      } else if (can_note(call) && !autocast_active(call)) {
+        through_autograd(call);
+        return;
       }
       break;
     default:
@@ -331,8 +384,18 @@ void with_lazy_arguments(const Call& call) {
         run_below(call);  // raises
         return;
       }
+      if (autocast_active(call)) {
+        break;
+      }
+      if (autograd_would_track(call)) {
+        if (can_note(call)) {
+          through_autograd(call);
+          return;
+        }
+        break;
+      }
       if ((recording() || call.traits.movement || call.traits.route == Route::resize) &&
-          !autograd_would_track(call) && !autocast_active(call) && record(call)) {
+          record(call)) {
         return;
       }
   }

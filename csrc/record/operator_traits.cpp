@@ -53,6 +53,9 @@ const NameSet kFactories = {"empty_like",
 /// CompositeExplicit kernels made of empty + copy_: they move data.
 const NameSet kMovements = {"clone", "_to_copy"};
 
+/// Operators on lists of tensors, whose CompositeExplicit kernels call the operator of each tensor.
+bool works_on_lists(std::string_view name) { return name.compare(0, 9, "_foreach_") == 0; }
+
 /// Elementary operators that move or initialise data.
 const NameSet kElementaryMovements = {"copy_",         "fill_",          "zero_",
                                       "normal_",       "uniform_",       "bernoulli_",
@@ -265,13 +268,18 @@ Route route_of(const c10::OperatorHandle& op, std::string_view name, OperatorTra
   if (kAlwaysReal.count(name) != 0 || kUncheckedIndex.count(name) != 0) {
     return Route::real;
   }
-  if (kFactories.count(name) != 0 || kMovements.count(name) != 0) {
+  if (kFactories.count(name) != 0 || kMovements.count(name) != 0 || works_on_lists(name)) {
     for (const auto key : {c10::DispatchKey::CompositeExplicitAutograd,
                            c10::DispatchKey::CompositeExplicitAutogradNonFunctional}) {
       if (has_kernel(key)) {
         traits.composite_key = key;
         traits.below_autograd = true;
-        describe_writes(schema, traits);
+        for (size_t i = 0; i < schema.arguments().size(); ++i) {
+          const auto* alias = schema.arguments()[i].alias_info();
+          if (alias != nullptr && alias->isWrite()) {
+            traits.written.push_back(i);
+          }
+        }
         return Route::decompose;
       }
     }

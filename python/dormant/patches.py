@@ -30,6 +30,7 @@ from dormant.storage import is_lazy_storage, realize, realize_storage, unrecorde
 from dormant.truncated_normal import (
     draws_plain_normals,
     fill_in_one_round,
+    fill_in_tried_rounds,
     one_round_suffices,
 )
 
@@ -157,7 +158,7 @@ def _reduce_to_recipe(original: Function) -> Function:
     return replacement
 
 
-def _record_one_round(original: Function) -> Function:
+def _record_the_rounds(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(
         tensor: torch.Tensor,
@@ -173,6 +174,8 @@ def _record_one_round(original: Function) -> Function:
             and draws_plain_normals(original)
         ):
             return fill_in_one_round(tensor, mean, std, generator)
+        if _C.is_lazy(tensor) and _C.recording():
+            return fill_in_tried_rounds(original, tensor, mean, std, a, b, generator)
         filled: torch.Tensor = original(tensor, mean, std, a, b, generator=generator)
         return filled
 
@@ -269,8 +272,8 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         torch.nn.init,
         "_no_grad_trunc_normal_",
-        "looks at the values after each round; where one is enough only normal_ is recorded",
-        _record_one_round,
+        "looks at the values after each round; records as many rounds as they need",
+        _record_the_rounds,
     ),
     Patch(torch, "load", "reads into memory what is cast or cut next", load_lazily),
     *(

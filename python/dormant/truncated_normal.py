@@ -1,8 +1,10 @@
-"""When `nn.init.trunc_normal_` needs no look at the values it drew.
+"""How `nn.init.trunc_normal_` is recorded, which looks at the values it drew.
 
 Since torch 2.12 it draws normals until all lie within the bounds, and reads the values to know.
 A draw cannot be arbitrarily far out: it comes from a uniform number with a smallest step. Where
 both bounds lie beyond the farthest draw, one round is always enough, and it is plain `normal_`.
+Nearer bounds are tried out: how many rounds the values need is seen on memory that goes away again,
+and what is recorded takes the same decisions.
 """
 
 from __future__ import annotations
@@ -10,8 +12,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
+
+from dormant.storage import unrecorded
 
 # sqrt(-2 log u) for the smallest u of each way in which ATen draws on the CPU
 # (ATen/native/cpu/DistributionTemplates.h): in blocks of 16 from 24 random bits for float32 and
@@ -90,3 +96,58 @@ def draws_plain_normals(trunc_normal: TruncNormal) -> bool:
         values.append(fill(torch.tensor([0.0] * 40), generator).tolist())
         states.append(generator.get_state().tolist())
     return values[0] == values[1] and states[0] == states[1]
+
+
+class _Answers(TorchFunctionMode):
+    """Notes what `any` answers, or gives the answers noted before."""
+
+    def __init__(self, given: list[bool] | None = None) -> None:
+        super().__init__()
+        self.noted: list[bool] = []
+        self._given = None if given is None else iter(given)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is not torch.Tensor.any or len(args) != 1 or kwargs:
+            return function(*args, **(kwargs or {}))
+        if self._given is not None:
+            return next(self._given)
+        answer = bool(function(*args))
+        self.noted.append(answer)
+        return answer
+
+
+def fill_in_tried_rounds(
+    trunc_normal: TruncNormal,
+    tensor: torch.Tensor,
+    mean: float,
+    std: float,
+    low: float,
+    high: float,
+    generator: torch.Generator | None,
+) -> torch.Tensor:
+    """`trunc_normal_` of a lazy tensor on the CPU, recorded with the decisions that eager takes.
+
+    Args:
+        trunc_normal: `torch.nn.init._no_grad_trunc_normal_`.
+        tensor: what is filled; it stays lazy.
+        mean: mean of the normal distribution.
+        std: its standard deviation.
+        low: lower bound.
+        high: upper bound.
+        generator: where the numbers come from; None means the global one.
+
+    Returns:
+        `tensor`.
+    """
+    with unrecorded(), torch.no_grad(), _Answers() as answers:
+        trial = torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device
+        )
+        drawn_from = torch.Generator()
+        drawn_from.set_state((generator or torch.default_generator).get_state())
+        trunc_normal(trial, mean, std, low, high, generator=drawn_from)
+        del trial
+    with _Answers(answers.noted):
+        return trunc_normal(tensor, mean, std, low, high, generator=generator)

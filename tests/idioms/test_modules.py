@@ -109,7 +109,7 @@ def scripted_scale(weight: torch.Tensor, factor: float) -> torch.Tensor:
     return weight + 1
 
 
-@idiom(expect_lazy=None, reads="a scripted function may branch and fuse")
+@idiom
 def scripted_functions() -> list[torch.Tensor]:
     a = torch.randn(3, 4)
     return [a, scripted_scale(a, 0.5), scripted_scale(a[0], 2.0)]
@@ -158,34 +158,6 @@ def inference_mode_and_no_grad() -> list[torch.Tensor]:
         second = nn.Parameter(torch.rand(3))
         third = second * 2
     return [first, view, second, third]
-
-
-@idiom(expect_lazy=None, reads="mathematics on a parameter with grad mode on runs at once")
-def grad_mode_mathematics_on_parameters() -> dict[str, torch.Tensor]:
-    model = nn.Linear(4, 4)
-    scaled = model.weight * 2
-    summed = (model.weight @ model.weight.t()).sum()
-    kept = torch.zeros_like(model.weight)
-    stacked = torch.stack([model.bias, model.bias])
-    return {
-        "weight": model.weight,
-        "bias": model.bias,
-        "scaled": scaled,
-        "summed": summed,
-        "kept": kept,
-        "stacked": stacked,
-        "view": model.weight[1:],
-    }
-
-
-@idiom(expect_lazy=None, reads="backward computes")
-def a_gradient_taken_while_building() -> nn.Module:
-    model = nn.Linear(4, 3)
-    model(torch.randn(2, 4)).square().sum().backward()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter -= 0.1 * parameter.grad
-    return model
 
 
 class Marked(torch.Tensor):

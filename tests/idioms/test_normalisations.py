@@ -20,30 +20,27 @@ def old_weight_norm(module: nn.Module, *, dim: int | None = 0) -> nn.Module:
         return torch.nn.utils.weight_norm(module, dim=dim)
 
 
-NORM = "the norm of a parameter that requires grad is grad-mode mathematics, which reads it"
-
-
-@idiom(expect_lazy=None, reads=NORM, marks=(pytest.mark.core,))
+@idiom(marks=(pytest.mark.core,))
 def old_weight_norm_of_a_linear() -> nn.Module:
     return old_weight_norm(nn.Linear(20, 40))
 
 
-@idiom(expect_lazy=None, reads=NORM)
+@idiom
 def old_weight_norm_over_the_whole_weight() -> nn.Module:
     return old_weight_norm(nn.Conv1d(8, 16, 3), dim=None)
 
 
-@idiom(expect_lazy=None, reads=NORM)
+@idiom
 def old_weight_norm_of_the_last_dimension() -> nn.Module:
     return old_weight_norm(nn.Conv1d(16, 16, 128, padding=64, groups=4), dim=2)
 
 
-@idiom(expect_lazy=None, reads=NORM)
+@idiom
 def old_weight_norm_removed_again() -> nn.Module:
     return torch.nn.utils.remove_weight_norm(old_weight_norm(nn.Linear(20, 40)))
 
 
-@idiom(expect_lazy=None, reads=NORM)
+@idiom
 def old_weight_norm_initialised_after_it_was_applied() -> nn.Module:
     module = old_weight_norm(nn.Linear(20, 40))
     nn.init.normal_(module.weight_v, std=0.02)
@@ -51,40 +48,40 @@ def old_weight_norm_initialised_after_it_was_applied() -> nn.Module:
     return module
 
 
-@idiom(expect_lazy=None, reads=NORM, marks=(pytest.mark.core,))
+@idiom(marks=(pytest.mark.core,))
 def weight_norm_parametrization() -> nn.Module:
     return parametrizations.weight_norm(nn.Conv1d(8, 16, 3))
 
 
-@idiom(expect_lazy=None, reads=NORM)
+@idiom
 def weight_norm_parametrization_of_the_last_dimension() -> nn.Module:
     module = parametrizations.weight_norm(nn.Conv1d(16, 16, 16, groups=4), name="weight", dim=2)
     nn.init.constant_(module.parametrizations.weight.original0, 0.5)
     return module
 
 
-@idiom(expect_lazy=None, reads=NORM)
+@idiom
 def weight_norm_parametrization_removed_again() -> nn.Module:
     module = parametrizations.weight_norm(nn.Linear(8, 16))
     return parametrize.remove_parametrizations(module, "weight")
 
 
-@idiom(expect_lazy=None, reads="normalize of the power iteration's vectors")
+@idiom
 def old_spectral_norm_of_a_linear() -> nn.Module:
     return torch.nn.utils.spectral_norm(nn.Linear(20, 40))
 
 
-@idiom(expect_lazy=None, reads="normalize of the power iteration's vectors")
+@idiom
 def old_spectral_norm_of_a_transposed_convolution() -> nn.Module:
     return torch.nn.utils.spectral_norm(nn.ConvTranspose2d(4, 6, 3))
 
 
-@idiom(expect_lazy=None, reads="fifteen power iterations", marks=(pytest.mark.core,))
+@idiom(marks=(pytest.mark.core,))
 def spectral_norm_parametrization() -> nn.Module:
     return parametrizations.spectral_norm(nn.Linear(20, 40))
 
 
-@idiom(expect_lazy=None, reads="fifteen power iterations")
+@idiom
 def spectral_norm_parametrization_of_a_convolution() -> nn.Module:
     return parametrizations.spectral_norm(nn.Conv2d(3, 8, 3), n_power_iterations=3)
 
@@ -121,14 +118,14 @@ class Skew(nn.Module):
         return (x - x.mT) * self.scale
 
 
-@idiom(expect_lazy=None, reads="a parametrization runs its mathematics when registered")
+@idiom
 def a_custom_parametrization_with_a_right_inverse() -> nn.Module:
     module = nn.Linear(5, 5)
     parametrize.register_parametrization(module, "weight", Symmetric())
     return module
 
 
-@idiom(expect_lazy=None, reads="a parametrization runs its mathematics when registered")
+@idiom
 def parametrizations_in_a_chain_then_written_to() -> nn.Module:
     module = nn.Linear(5, 5)
     parametrize.register_parametrization(module, "weight", Symmetric())
@@ -145,7 +142,7 @@ def an_unsafe_parametrization_reads_nothing() -> nn.Module:
     return module
 
 
-@idiom(expect_lazy=None, reads="l1 pruning ranks the values")
+@idiom
 def pruning_masks_a_weight() -> nn.Module:
     module = prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5)
     return prune.random_unstructured(module, "bias", amount=3)

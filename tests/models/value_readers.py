@@ -30,12 +30,6 @@ def _reads(*operators: str, because: str) -> ValueReader:
 
 VALUE_READERS: dict[str, dict[str, ValueReader]] = {
     "transformers": {
-        "ModernBertForMaskedLM": _reads(
-            "where.self",
-            "_local_scalar_dense",
-            because="truncates its normal weights at three standard deviations: how many rounds "
-            "trunc_normal_ draws, and so the generator afterwards, depends on the values drawn",
-        ),
         "VideoMAEForPreTraining": _reads(
             because="computes its position tables with numpy and wraps them by torch.FloatTensor, "
             "which fills memory that it gets; at this size they are 7 % of the model",
@@ -59,11 +53,5 @@ VALUE_READERS: dict[str, dict[str, ValueReader]] = {
             because="runs the backbone on zeros to learn the channels of its feature maps",
         ),
     },
-    "diffusers": {
-        "AutoencoderOobleck": _reads(
-            "norm.ScalarOpt_dim",
-            because="torch.nn.utils.weight_norm takes the norm of each weight in grad mode and "
-            "keeps the product, with its graph, as the layer's weight",
-        ),
-    },
+    "diffusers": {},
 }
