@@ -1,6 +1,7 @@
 // The public C++ interface in terms of the core.
 #include <dormant/dormant.h>
 
+#include "engine_options.h"
 #include "record/fallback.h"
 #include "record/lazy_storage.h"
 #include "tile/engine.h"
@@ -16,7 +17,7 @@ bool is_lazy(const at::Tensor& tensor) noexcept {
 }
 
 Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOptions& options) {
-  tile::Options engine;
+  auto engine = engine_options(options);
   engine.only_owners = tile::only_owners(tensors);
   std::vector<c10::Storage> storages;
   for (const auto& tensor : tensors) {
@@ -27,8 +28,6 @@ Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOpti
   engine.values = options.values == Values::exact  ? record::Values::exact
                   : options.values == Values::fast ? record::Values::fast
                                                    : record::Values::empty;
-  engine.memory_budget = options.memory_budget;
-  engine.on_step = options.on_step;
   Report report;
   for (const auto& storage : tile::materialize(storages, engine)) {
     report.storages += 1;

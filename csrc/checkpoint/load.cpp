@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <set>
 #include <system_error>
 #include <tuple>
@@ -14,6 +15,7 @@
 
 #include "checkpoint/catalogue.h"
 #include "checkpoint/printable.h"
+#include "engine_options.h"
 #include "record/entry.h"
 #include "record/lazy_storage.h"
 #include "record/snapshot.h"
@@ -73,10 +75,15 @@ std::vector<Target> targets_of(const NamedTensors& tensors) {
 
 /// Names of the checkpoint by what the module calls them.
 std::map<std::string, std::string> renamed(
-    const Checkpoint& checkpoint, const std::function<std::string(const std::string&)>& rename) {
+    const Checkpoint& checkpoint,
+    const std::function<std::optional<std::string>(const std::string&)>& rename) {
   std::map<std::string, std::string> names;
   for (const auto& name : checkpoint.names()) {
-    const auto [found, added] = names.emplace(rename ? rename(name) : name, name);
+    const auto own = rename ? rename(name) : name;
+    if (!own) {
+      continue;
+    }
+    const auto [found, added] = names.emplace(*own, name);
     TORCH_CHECK_VALUE(added, "dormant: load: rename gives ", in_quotes(found->first),
                       " for two tensors of the checkpoint, ", in_quotes(found->second), " and ",
                       in_quotes(name), ", expected different names");
@@ -256,10 +263,8 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
         target.tensor.copy_(checkpoint[target.sources.front()]);
       }
     }
-    tile::Options engine;
-    engine.memory_budget = options.memory_budget;
-    engine.on_step = options.on_step;
-    for (const auto& storage : tile::materialize_over(snapshot, storages, engine, begun)) {
+    for (const auto& storage :
+         tile::materialize_over(snapshot, storages, engine_options(options), begun)) {
       report.bytes += storage.nbytes;
     }
   } catch (c10::Error& error) {

@@ -1,5 +1,7 @@
 #include "checkpoint/printable.h"
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 
 namespace dormant::checkpoint {
@@ -37,18 +39,54 @@ size_t character_size(std::string_view text) noexcept {
   return 0;
 }
 
+struct Characters {
+  uint32_t first;
+  uint32_t last;
+};
+
+// Controls, formats and separators of the Unicode standard (its categories Cc, Cf, Zl and Zp):
+// terminals obey some of them, and others turn or hide the text around them.
+constexpr std::array kUnprintable = {
+    Characters{0x00, 0x1f},     Characters{0x7f, 0x9f},       Characters{0xad, 0xad},
+    Characters{0x61c, 0x61c},   Characters{0x180e, 0x180e},   Characters{0x200b, 0x200f},
+    Characters{0x2028, 0x202e}, Characters{0x2060, 0x206f},   Characters{0xfeff, 0xfeff},
+    Characters{0xfff9, 0xfffb}, Characters{0xe0000, 0xe007f},
+};
+
+/// The number of a character that is valid UTF-8.
+uint32_t code_of(std::string_view character) noexcept {
+  const auto first = static_cast<uint8_t>(character.front());
+  if (character.size() == 1) {
+    return first;
+  }
+  uint32_t code = first & (0x7fU >> character.size());
+  for (const auto byte : character.substr(1)) {
+    code = code << 6 | (static_cast<uint8_t>(byte) & 0x3fU);
+  }
+  return code;
+}
+
+bool can_be_printed(std::string_view character) noexcept {
+  const auto code = code_of(character);
+  return std::none_of(kUnprintable.begin(), kUnprintable.end(), [&](const Characters& range) {
+    return code >= range.first && code <= range.last;
+  });
+}
+
 void append_printable(std::string_view text, std::string& result) {
   constexpr char kDigits[] = "0123456789abcdef";
   while (!text.empty()) {
     const auto size = character_size(text);
-    const auto byte = static_cast<uint8_t>(text.front());
-    if (size == 0 || byte < 0x20 || byte == 0x7f) {
-      result += {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
-      text.remove_prefix(1);
+    const auto character = text.substr(0, std::max<size_t>(size, 1));
+    if (size != 0 && can_be_printed(character)) {
+      result += character;
     } else {
-      result += text.substr(0, size);
-      text.remove_prefix(size);
+      for (const auto byte : character) {
+        const auto bits = static_cast<uint8_t>(byte);
+        result += {'\\', 'x', kDigits[bits >> 4], kDigits[bits & 15]};
+      }
     }
+    text.remove_prefix(character.size());
   }
 }
 

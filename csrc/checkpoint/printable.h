@@ -6,8 +6,9 @@
 
 namespace dormant::checkpoint {
 
-/// `text` with control characters and bytes that are no UTF-8 as \xNN, and its middle left out
-/// where it is long. Always valid UTF-8, on one line.
+/// `text` with its middle left out where it is long, and \xNN for bytes that are no UTF-8 and for
+/// those of characters that show nothing, or that change how a terminal shows what is around them.
+/// Always valid UTF-8, on one line.
 std::string printable(std::string_view text);
 
 /// The same between single quotes.

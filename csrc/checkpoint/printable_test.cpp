@@ -17,6 +17,15 @@ TEST(Printable, ShowsControlCharactersAndBytesThatAreNoText) {
   EXPECT_EQ(printable("\xed\xa0\x80"), "\\xed\\xa0\\x80");
 }
 
+TEST(Printable, ShowsCharactersThatTurnOrHideText) {
+  EXPECT_EQ(printable("\xc2\x9bm"), "\\xc2\\x9bm") << "a terminal's command";
+  EXPECT_EQ(printable("x\xe2\x80\xaey"), "x\\xe2\\x80\\xaey") << "from right to left from here";
+  EXPECT_EQ(printable("\xe2\x80\xa8"), "\\xe2\\x80\\xa8") << "a line separator";
+  EXPECT_EQ(printable("\xef\xbb\xbf"), "\\xef\\xbb\\xbf") << "a space without width";
+  EXPECT_EQ(printable("\xf3\xa0\x81\x81"), "\\xf3\\xa0\\x81\\x81") << "a tag, which is invisible";
+  EXPECT_EQ(printable("\xc2\xa0\xdf\xbf\xe2\x80\x90"), "\xc2\xa0\xdf\xbf\xe2\x80\x90");
+}
+
 TEST(Printable, LongTextIsCutToValidText) {
   std::string text;
   for (int i = 0; i < 1000; ++i) {

@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
   }
   dormant::LoadOptions options;
   options.rename = [](const std::string& name) { return "2" + name.substr(4); };  // head.weight
+  options.mmap = dormant::Mmap::never;  // the file may be overwritten while the model lives
   const auto report = dormant::load(model, path, options);
 
   const auto eager = build();

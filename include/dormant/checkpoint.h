@@ -88,10 +88,11 @@ struct LoadOptions {
   Missing missing = Missing::initialise;
   Unexpected unexpected = Unexpected::error;
   Mismatched mismatched = Mismatched::error;
-  /// The module's name of a tensor, from the checkpoint's.
-  std::function<std::string(const std::string&)> rename;
+  /// The module's name of a tensor, from the checkpoint's; std::nullopt leaves the tensor out.
+  std::function<std::optional<std::string>(const std::string&)> rename;
   /// As in MaterializeOptions.
   std::optional<size_t> memory_budget;
+  Mmap mmap = Mmap::automatic;
   std::function<void(size_t done, size_t total)> on_step;
 };
 
@@ -104,8 +105,9 @@ struct LoadReport {
 };
 
 /// Gives each of `tensors` the values of the checkpoint's tensor of its name, converted to its
-/// dtype, and brings all lazy ones to life. Tensors that share their storage and geometry are tied:
-/// one name in the checkpoint is enough, and the bytes under several must be equal.
+/// dtype, and brings all lazy ones to life. (module->to(dtype) before keeps a lazy module lazy.)
+/// Tensors that share their storage and geometry are tied: one name in the checkpoint is enough,
+/// and the bytes under several must be equal.
 ///
 /// All names, sizes and files are checked before anything changes. Whatever stops the work then
 /// leaves lazy tensors lazy as they were; real ones are written in place, and the error says which

@@ -42,11 +42,20 @@ enum class Values : uint8_t {
   empty,  ///< memory without values
 };
 
+/// Whether a tensor that is nothing but bytes of a file, in the file's dtype, may show them in
+/// place, privately, rather than copy them. Such a file must not change while the tensor lives.
+enum class Mmap : uint8_t {
+  automatic,  ///< where that is as safe as reading: not on a network filesystem
+  always,     ///< wherever the system can; bytes misaligned for their dtype are copied all the same
+  never,
+};
+
 struct MaterializeOptions {
   Values values = Values::exact;
   /// Most bytes that may be taken besides the final tensors. Where it is too small to work in,
   /// materialize throws c10::ValueError, which says the minimum.
   std::optional<size_t> memory_budget;
+  Mmap mmap = Mmap::automatic;
   /// Called with (done, total) bytes; an exception thrown here stops the work and comes out of
   /// materialize. What was not finished stays lazy.
   std::function<void(size_t done, size_t total)> on_step;
