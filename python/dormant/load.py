@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -17,19 +17,22 @@ from dormant.checkpoint import open_checkpoint
 from dormant.convert import as_dtype, convert
 from dormant.inventory import Inventory, element_bytes, is_wrapper, owns_storage, take_inventory
 from dormant.layerwise import pending_layers
-from dormant.materialize import bring_to_life, make_report, steps
+from dormant.materialize import bring_to_life, is_lazy, make_report, steps
 from dormant.memory import MemoryTrace, PeakMemory
 from dormant.module_state import HeldModule
-from dormant.names import NamesError, Rename, listed, renamed, renaming
+from dormant.names import NamesError, Rename, listed, renamed, renamed_prefix, renaming
 from dormant.options import check_choice, check_device, check_dtype, check_memory_budget
+from dormant.printable import printable
 from dormant.progress import Callback
 from dormant.quantized_layers import QuantizedWeight, forget_sources, quantized_weights
-from dormant.report import Report, with_memory_trace
+from dormant.report import Origin, Report, with_memory_trace
 from dormant.sharded_load import own_part
 from dormant.tensor_parallel import apply_diffs
 
 CheckpointLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
 Mmap = Literal["auto", "always", "never"]
+
+_EXTRA_STATE = "_extra_state"  # torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX
 
 # Tied names that are both in a checkpoint are compared in parts of this size.
 _COMPARED_BYTES = 16 << 20
@@ -184,19 +187,19 @@ def _load(
     started = time.perf_counter()
     peak = PeakMemory()
     state = _state(checkpoint, rename)
+    _check_values_can_be_held(model)
     inventory = take_inventory([("", model)])
     finished: dict[int, _C.MaterializedStorage] = {}
     held = HeldModule(model)
     try:
         names = _take(model, state, dtype, defer=materialize)
-        if names.mismatched and mismatched == "init":
-            # load_state_dict has taken the others, but reports an error for all.
+        if names.mismatched:
+            # load_state_dict has taken the others, but says of them only that there was an error.
             held.restore()
             held = HeldModule(model)
-            rest = {name: state[name] for name in state if name not in names.mismatched}
-            names = replace(
-                _take(model, rest, dtype, defer=materialize), mismatched=names.mismatched
-            )
+            rest = _take(model, state.without(names.mismatched), dtype, defer=materialize)
+            absent = [n for n in rest.missing if mismatched == "init" or n not in names.mismatched]
+            names = replace(rest, missing=tuple(absent), mismatched=names.mismatched)
         _check_names(names, missing, unexpected, mismatched)
         with steps("load", progress, peak) as on_step:
 
@@ -228,6 +231,7 @@ def _load(
             values="exact",
             seconds=time.perf_counter() - started,
             peak_memory=peak.result(),
+            origins=_read_at_once(model, names.read_at_once),
         ),
         missing=names.missing,
         unexpected=names.unexpected,
@@ -237,17 +241,21 @@ def _load(
 
 @dataclass(frozen=True)
 class _Names:
-    """What model and checkpoint do not share; mismatched ones with both shapes."""
+    """What model and checkpoint do not share; mismatched ones with both shapes.
+
+    `read_at_once` are those whose values had to be copied while the checkpoint was taken.
+    """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    read_at_once: tuple[str, ...] = ()
 
 
 def _state(
     checkpoint: CheckpointLike | Sequence[CheckpointLike],
     rename: Callable[[str], str | None],
-) -> dict[str, Any]:
+) -> _State:
     """All tensors, and other values, under the model's names."""
     state: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
@@ -262,7 +270,7 @@ def _state(
             )
         values = {name: item[name] for name in item}
         for name, value in getattr(item, "extra", {}).items():
-            if name.endswith("_extra_state"):
+            if name.endswith(_EXTRA_STATE):
                 values.setdefault(name, value)
         values = renamed(values, rename)
         if getattr(item, "are_differences", False):
@@ -274,33 +282,46 @@ def _state(
             values = apply_diffs({name: state[name] for name in values if name in state}, [values])
         state.update(values)
         metadata.update(getattr(item, "_metadata", None) or {})
-    result = _State(state)
-    if metadata:
-        result._metadata = metadata
-    return result
+    return _State(state, metadata)
 
 
 class _State(dict[str, Any]):
     """A state dict; `_metadata` is where `load_state_dict` looks for module versions."""
 
-    _metadata: dict[str, Any]
+    def __init__(self, values: Mapping[str, Any], metadata: dict[str, Any]) -> None:
+        super().__init__(values)
+        if metadata:  # load_state_dict asks whether there is any
+            self._metadata = metadata
+
+    def like_this(self, values: Mapping[str, Any]) -> _State:
+        """Other values of the same modules."""
+        return _State(values, getattr(self, "_metadata", {}))
+
+    def without(self, names: Collection[str]) -> _State:
+        return self.like_this({name: self[name] for name in self if name not in names})
 
 
 def _take(
-    model: torch.nn.Module, state: dict[str, Any], dtype: torch.dtype | None, *, defer: bool
+    model: torch.nn.Module, state: _State, dtype: torch.dtype | None, *, defer: bool
 ) -> _Names:
     """Runs the module's own `load_state_dict` on lazy tensors."""
     if dtype is not None:
         convert([("", model)], as_dtype(dtype))
-    given = _State({name: _lazily(value) if defer else value for name, value in state.items()})
-    if hasattr(state, "_metadata"):
-        given._metadata = state._metadata
+    given = state.like_this(
+        {name: _lazily(value) if defer else value for name, value in state.items()}
+    )
     with contextlib.ExitStack() as exposed:
         taken = _expose(quantized_weights(model), given, dtype, exposed)
         tensors = _tensors_of(model)
         for name in [name for name in given if isinstance(tensors.get(name), DTensor)]:
             given[name] = _shard(given[name], tensors[name])
         _check_ties(tensors, given)
+        at_once = tuple(
+            name
+            for name, tensor in tensors.items()
+            if isinstance(given.get(name), torch.Tensor)
+            and (_uninitialised(tensor) or not is_lazy(given[name]))
+        )
         try:
             result = model.load_state_dict(given, strict=False)
         except RuntimeError as error:
@@ -309,19 +330,35 @@ def _take(
                 for name, tensor in tensors.items()
                 if isinstance(given.get(name), torch.Tensor)
                 and not _uninitialised(tensor)
-                and given[name].shape != tensor.shape
+                and not _fits(given[name], tensor)
             }
             if not mismatched:
                 raise ValueError(f"load: the module refused the checkpoint: {error}") from error
             absent = tuple(name for name in tensors if name not in given)
             return _Names(absent, (), mismatched)
+    missing, unexpected = _names_of(result, tensors, given)
     loaded = {_identity(tensors[name]) for name in given if name in tensors}
     absent = tuple(
         name
-        for name in result.missing_keys
+        for name in missing
         if name not in taken and (name not in tensors or _identity(tensors[name]) not in loaded)
     )
-    return _Names(absent, tuple(result.unexpected_keys), {})
+    return _Names(absent, tuple(unexpected), {}, at_once)
+
+
+def _names_of(
+    result: object, tensors: Mapping[str, torch.Tensor], given: Mapping[str, Any]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """(missing, unexpected) as `load_state_dict` said; some classes have one that says nothing."""
+    missing = getattr(result, "missing_keys", None)
+    unexpected = getattr(result, "unexpected_keys", None)
+    if missing is None:
+        missing = [name for name in tensors if name not in given]
+    if unexpected is None:
+        unexpected = [
+            name for name in given if name not in tensors and not name.endswith(_EXTRA_STATE)
+        ]
+    return missing, unexpected
 
 
 def _expose(
@@ -394,6 +431,39 @@ def _identity(tensor: torch.Tensor) -> object:
     )
 
 
+def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:
+    # Module._load_from_state_dict takes a scalar from a vector of one, as PyTorch 0.3 saved them.
+    return value.shape == tensor.shape or (tensor.dim() == 0 and tuple(value.shape) == (1,))
+
+
+def _read_at_once(model: torch.nn.Module, names: Sequence[str]) -> dict[int, Origin]:
+    """What the report says of storages that got their values without the core's help."""
+    tensors = _tensors_of(model) if names else {}
+    return {
+        _C.storage_id(tensors[name]): "checkpoint"
+        for name in names
+        if name in tensors and owns_storage(tensors[name]) and not is_wrapper(tensors[name])
+    }
+
+
+def _check_values_can_be_held(model: torch.nn.Module) -> None:
+    """Raises ValueError where the model has tensors on the meta device."""
+    named = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    held = [name for name, tensor in named.items() if tensor.is_meta]
+    if held:
+        raise ValueError(
+            f"load: {len(held)} of {len(named)} tensors of the model are on the meta device, which "
+            f"holds no values: {', '.join(map(printable, held[:10]))}"
+            f"{', ...' if len(held) > 10 else ''}. Build the model in dormant.lazy_init() instead; "
+            "or, where the checkpoint has everything, let the model take its tensors: "
+            "model.load_state_dict(dormant.open_checkpoint(path), assign=True) and "
+            "dormant.materialize(model)."
+        )
+
+
 def _uninitialised(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
 
@@ -455,7 +525,8 @@ def _check_names(names: _Names, missing: str, unexpected: str, mismatched: str) 
     if refused:
         raise NamesError(
             f"load: the checkpoint does not fit the model; nothing was changed.{refused}\n"
-            "Rename with rename=, or accept it with missing='init', unexpected='ignore' or "
+            + (f"{hint} " if (hint := renamed_prefix(names.unexpected, names.missing)) else "")
+            + "Rename with rename=, or accept it with missing='init', unexpected='ignore' or "
             "mismatched='init'."
         )
 

@@ -20,6 +20,7 @@ class _Tensor:
     tensor: torch.Tensor
     alias: torch.Tensor
     version: int
+    kind: type[torch.Tensor]
 
 
 class HeldModule:
@@ -37,6 +38,8 @@ class HeldModule:
             (registry, dict(registry))
             for child in module.modules()
             for registry in (child._parameters, child._buffers)
+            # Those of a TorchScript module are views of it, in which nothing can be exchanged.
+            if isinstance(registry, dict)
         ]
         self._quantization = HeldQuantization(module)
         self._tensors: dict[int, _Tensor] = {}
@@ -44,7 +47,9 @@ class HeldModule:
             for _, tensor in reachable_tensors(module):
                 if id(tensor) not in self._tensors and _can_be_held(tensor):
                     alias = tensor.detach()
-                    self._tensors[id(tensor)] = _Tensor(tensor, alias, tensor._version)
+                    # Tensors of inference mode count no versions.
+                    version = 0 if tensor.is_inference() else tensor._version
+                    self._tensors[id(tensor)] = _Tensor(tensor, alias, version, type(tensor))
         self._names = {
             _C.storage_id(tensor): name
             for name, tensor in reachable_tensors(module)
@@ -73,7 +78,9 @@ class HeldModule:
             for held in self._tensors.values():
                 if not _same_geometry(held.tensor, held.alias):
                     held.tensor.data = held.alias
-                if held.tensor._version != held.version and not held.tensor.is_inference():
+                if type(held.tensor) is not held.kind:  # an UninitializedParameter has got a shape
+                    held.tensor.__class__ = held.kind
+                if not held.tensor.is_inference() and held.tensor._version != held.version:
                     torch._C._autograd._unsafe_set_version_counter((held.tensor,), (held.version,))
         self._settle()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+from dormant.printable import printable
 
 Rename = Mapping[str, str] | Callable[[str], str | None]
 
@@ -56,12 +59,17 @@ def renamed(state: Mapping[str, Any], rename: Callable[[str], str | None]) -> di
     """`state` under the names that `rename` gives.
 
     Raises:
-        TypeError: `rename` gave something else than a name or None.
+        TypeError: a name is no text; or `rename` gave something else than a name or None.
         ValueError: two tensors got one name.
     """
     result: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, value in state.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"load: the checkpoint has a {type(name).__name__}, {name!r}, among its names, "
+                "expected str."
+            )
         new = rename(name)
         if new is None:
             continue
@@ -81,5 +89,58 @@ def renamed(state: Mapping[str, Any], rename: Callable[[str], str | None]) -> di
 
 def listed(title: str, lines: Iterable[str]) -> str:
     """A title and a line for each of `lines`, or nothing where there are none."""
-    text = "".join(f"\n  {line}" for line in lines)
+    text = "".join(f"\n  {printable(line)}" for line in lines)
     return f"\n{title}:{text}" if text else ""
+
+
+def renamed_prefix(theirs: Sequence[str], ours: Collection[str]) -> str:
+    """The `rename` of one prefix by which most of a checkpoint's names become the model's.
+
+    Args:
+        theirs: names that the model lacks.
+        ours: names that the checkpoint lacks.
+
+    Returns:
+        A sentence that proposes it; "" where no prefix helps at least half of `theirs`.
+    """
+    wanted = set(ours)
+    candidates = Counter(
+        pair for name in theirs[:_LOOKED_AT] for pair in _prefixes_to_longest_ending(name, ours)
+    )
+    best = max(
+        candidates,
+        key=lambda pair: sum(_with_prefix(name, *pair) in wanted for name in theirs),
+        default=None,
+    )
+    if best is None:
+        return ""
+    fitting = sum(_with_prefix(name, *best) in wanted for name in theirs)
+    if 2 * fitting < len(theirs):
+        return ""
+    return f"{fitting} of {len(theirs)} fit with rename={{{best[0]!r}: {best[1]!r}}}."
+
+
+# Names of a checkpoint that are compared with all of the model's.
+_LOOKED_AT = 8
+
+
+def _with_prefix(name: str, old: str, new: str) -> str | None:
+    return new + name[len(old) :] if name.startswith(old) else None
+
+
+def _prefixes_to_longest_ending(name: str, ours: Iterable[str]) -> set[tuple[str, str]]:
+    """What comes before the longest ending that `name` shares with any of `ours`, in both."""
+    longest = 0
+    found: set[tuple[str, str]] = set()
+    parts = name.split(".")
+    for other in ours:
+        others = other.split(".")
+        shared = 0
+        while shared < min(len(parts), len(others)) and parts[-1 - shared] == others[-1 - shared]:
+            shared += 1
+        if shared and shared >= longest:
+            if shared > longest:
+                longest, found = shared, set()
+            heads = ("".join(f"{part}." for part in each[:-shared]) for each in (parts, others))
+            found.add((next(heads), next(heads)))
+    return found

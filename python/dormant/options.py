@@ -38,7 +38,13 @@ def check_device(device: torch.device | str | int | None, operation: str) -> tor
     """The device. ValueError where it cannot hold values here."""
     if device is None:
         return None
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{operation}: device {device!r} is none that PyTorch knows. Pass one like 'cpu' or "
+            "'cuda:0', or leave device out to stay on the CPU."
+        ) from error
     if place.type == "meta":
         raise ValueError(
             f"{operation}: device 'meta' holds no values, so nothing could be brought to life "
@@ -49,6 +55,14 @@ def check_device(device: torch.device | str | int | None, operation: str) -> tor
             f"{operation}: device {str(place)!r} was asked for, but torch {torch.__version__} sees "
             "no CUDA GPU. Leave device out to stay on the CPU."
         )
+    try:
+        torch.empty(0, device=place)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"{operation}: device {str(place)!r} was asked for, and torch {torch.__version__} "
+            f"cannot make tensors there ({str(error).splitlines()[0]}). Leave device out to stay "
+            "on the CPU."
+        ) from error
     return place
 
 

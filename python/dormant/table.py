@@ -7,6 +7,8 @@ import io
 import sys
 from collections.abc import Sequence
 
+from dormant.printable import printable
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _ROWS = 40
 _WIDTH = 160
@@ -49,13 +51,13 @@ def format_table(
     for position, title in enumerate(header):
         table.add_column(title, justify="right" if position else "left", overflow="fold")
     for row in _shortened(rows):
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     text = io.StringIO()
     console = Console(file=text, width=_WIDTH, color_system=None, markup=False, highlight=False)
     console.print(table)
     drawn = text.getvalue().replace("─", _rule())
     lines = [line.rstrip() for line in drawn.splitlines()]
-    return "\n".join([*(line for line in lines if line), *footer])
+    return "\n".join([*(line for line in lines if line), *map(printable, footer)])
 
 
 def format_html_table(
@@ -66,12 +68,12 @@ def format_html_table(
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = ("left", *("right",) * (len(cells) - 1))
         return "".join(
-            f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>'
+            f'<{tag} style="text-align: {side}">{html.escape(printable(cell))}</{tag}>'
             for side, cell in zip(sides, cells, strict=True)
         )
 
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in _shortened(rows))
-    below = "".join(f"<div>{html.escape(text)}</div>" for text in footer)
+    below = "".join(f"<div>{html.escape(printable(text))}</div>" for text in footer)
     return (
         f"<div><table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
         f"{below}</div>"

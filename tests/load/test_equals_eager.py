@@ -170,6 +170,59 @@ def test_metadata_of_a_state_decides_as_in_eager() -> None:
         dormant.load(lazy(Normalised), state, missing="error")
 
 
+def test_metadata_counts_where_shapes_are_ignored_too() -> None:
+    state = collections.OrderedDict(state_of(Normalised))
+    del state["norm.num_batches_tracked"]
+    state["convolution.bias"] = torch.ones(9)
+    state._metadata = {"": {"version": 1}, "norm": {"version": 2}}  # type: ignore[attr-defined]
+    report = dormant.load(lazy(Normalised), state, mismatched="init")
+    assert set(report.missing) == {"norm.num_batches_tracked", "convolution.bias"}
+
+
+def test_a_load_state_dict_of_the_models_own_may_return_nothing(saved: Saver) -> None:
+    class Silent(Plain):
+        def load_state_dict(self, state: Any, strict: bool = True) -> None:  # type: ignore[override]
+            super().load_state_dict(state, strict)
+
+    state = state_of(Plain)
+    del state["coarse"]
+    model = lazy(Silent)
+    with pytest.raises(KeyError, match="surplus"):
+        dormant.load(model, saved({**state, "surplus": torch.ones(1)}))
+    report = dormant.load(model, saved(state))
+    assert report.missing == ("coarse",)
+    assert_same_model(eager_loaded(Plain, state, strict=False), model)
+
+
+@pytest.mark.parametrize("start", [lazy, eager])
+def test_it_works_in_inference_mode(start: Callable[..., nn.Module], saved: Saver) -> None:
+    state = state_of(Plain)
+    path = saved(state)
+    with torch.inference_mode():
+        model = start(Plain)
+        dormant.load(model, path)
+        expected = eager_loaded(Plain, state)
+    for name, tensor in expected.state_dict().items():
+        assert_same_bits(tensor, model.state_dict()[name], name)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.script:DeprecationWarning")
+def test_a_traced_and_a_scripted_module_are_written_in_place(saved: Saver) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+
+    state = state_of(build)
+    traced = torch.fx.symbolic_trace(lazy(build))
+    scripted = torch.jit.script(eager(build))
+    expected = eager_loaded(build, state)
+    for model in (traced, scripted):
+        with pytest.raises(KeyError, match="surplus"):
+            dormant.load(model, {**state, "surplus": torch.ones(1)})
+        dormant.load(model, saved(state))
+        for name, tensor in expected.state_dict().items():
+            assert_same_bits(tensor, model.state_dict()[name], name)
+
+
 def test_uninitialized_parameters_take_their_shape_from_the_state(saved: Saver) -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.LazyLinear(6), nn.ReLU())

@@ -51,6 +51,46 @@ def assert_untouched(build: Callable[[], nn.Module], model: nn.Module, before: A
     assert_same_model(eager(build), model)
 
 
+def test_parameters_without_a_shape_have_none_again() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.LazyConv2d(8, 1), nn.LazyBatchNorm2d())
+
+    shaped = build()
+    shaped(torch.ones(2, 3, 4, 4))
+    state = shaped.state_dict()
+    model = lazy(build)
+    before = {name: (id(t), type(t)) for name, t in model.state_dict(keep_vars=True).items()}
+    with pytest.raises(KeyError, match="surplus"):
+        dormant.load(model, {**state, "surplus": torch.ones(1)})
+    after = {name: (id(t), type(t)) for name, t in model.state_dict(keep_vars=True).items()}
+    assert after == before
+    dormant.load(model, state, missing="error")
+    for name, tensor in state.items():
+        assert_same_bits(tensor, model.state_dict()[name], name)
+
+
+def test_a_model_on_the_meta_device_is_refused(saved: Saver) -> None:
+    """It has no values to begin with, and copies into it do nothing."""
+    with torch.device("meta"):
+        layer = nn.Linear(3, 2)
+    path = saved(state_of(lambda: nn.Linear(3, 2)))
+    with pytest.raises(ValueError, match=r"2 of 2 tensors .* meta device.*: weight, bias\. Build"):
+        dormant.load(layer, path)
+    # What the message proposes.
+    layer.load_state_dict(dormant.open_checkpoint(path), assign=True)
+    dormant.materialize(layer)
+    assert_same_bits(dormant.open_checkpoint(path)["bias"], layer.bias.detach())
+
+
+@pytest.mark.parametrize(("device", "message"), [("xpu", "cannot make"), ("moon", "none that")])
+def test_a_device_that_is_not_there(device: str, message: str, saved: Saver) -> None:
+    model = lazy(Plain)
+    before = fingerprint(model)
+    with pytest.raises(ValueError, match=f"load: device '{device}'.* {message}"):
+        dormant.load(model, saved(state_of(Plain)), device=device)
+    assert_untouched(Plain, model, before)
+
+
 class Stop(Exception):
     """Raised by progress callbacks."""
 

@@ -88,6 +88,61 @@ def test_mismatched_shapes_are_refused_all_of_them(saved: Saver) -> None:
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("start", [lazy, eager])
+def test_all_that_does_not_fit_is_listed_at_once(start: Start, saved: Saver) -> None:
+    state = {**without(state_of(Plain), "layers.0.bias"), "coarse": torch.ones(7, 4)}
+    path = saved({**state, "layers.0.bais": torch.ones(20)})
+    model = start(Plain)
+    before = fingerprint(model)
+    with pytest.raises(KeyError) as caught:
+        dormant.load(model, path, missing="error")
+    blocks = [block.split() for block in caught.value.args[0].split(":\n")]
+    assert blocks[1][0] == "layers.0.bias"
+    assert blocks[2][0] == "layers.0.bais"
+    assert blocks[3][0] == "coarse:"
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "rename"),
+    [
+        ("module.", "", {"module.": ""}),
+        ("module._orig_mod.", "", {"module._orig_mod.": ""}),
+        ("", "inner.", {"": "inner."}),
+        ("model.", "inner.", {"model.": "inner."}),
+    ],
+)
+def test_a_prefix_that_would_help_is_proposed(
+    theirs: str, ours: str, rename: dict[str, str], saved: Saver
+) -> None:
+    def build() -> nn.Module:
+        return nn.ModuleDict({"inner": Plain()}) if ours else Plain()
+
+    state = state_of(Plain)
+    path = saved({theirs + name: tensor for name, tensor in state.items()})
+    model = lazy(build)
+    with pytest.raises(KeyError) as caught:
+        dormant.load(model, path)
+    count = len(state)
+    assert f"{count} of {count} fit with rename={rename!r}." in caught.value.args[0]
+    dormant.load(model, path, rename=rename, missing="error")
+    expected = {ours + name: tensor for name, tensor in state.items()}
+    assert_same_model(eager_loaded(build, expected), model)
+
+
+def test_no_prefix_is_proposed_where_none_would_help(saved: Saver) -> None:
+    path = saved({"a.weight": torch.ones(1), "b.running_mean": torch.ones(1), "c": torch.ones(1)})
+    with pytest.raises(KeyError) as caught:
+        dormant.load(lazy(Plain), path)
+    assert "fit with" not in caught.value.args[0]
+
+
+def test_names_are_printed_so_that_a_terminal_does_not_obey_them(saved: Saver) -> None:
+    with pytest.raises(KeyError) as caught:
+        dormant.load(lazy(Plain), saved({"a\x1b[2J\u202e\nb": torch.ones(1)}))
+    assert "\n  a\\x1b[2J\\u202e\\nb\n" in caught.value.args[0]
+
+
 def test_mismatched_tensors_can_be_initialised(saved: Saver) -> None:
     state = {**state_of(Plain), "embedding.weight": torch.ones(51, 12)}
     model = lazy(Plain)

@@ -52,6 +52,20 @@ def test_a_real_tensor_that_is_written_comes_from_the_checkpoint(saved: Saver) -
     }
 
 
+def test_values_that_cannot_be_read_lazily_come_from_the_checkpoint_too() -> None:
+    class Marked(torch.Tensor):
+        pass
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 3), nn.LazyLinear(3))
+
+    state = state_of(lambda: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)))
+    state["0.weight"] = state["0.weight"].as_subclass(Marked)
+    state["0.bias"] = torch.ones(1).expand(3)
+    report = dormant.load(lazy(build), state)
+    assert origins(report) == dict.fromkeys(state, "checkpoint")
+
+
 def test_it_lists_what_model_and_checkpoint_do_not_share(saved: Saver) -> None:
     state = state_of(Layers)
     del state["head.weight"]
