@@ -32,11 +32,21 @@ namespace {
 
 using record::Geometry;
 
-// A tile stays in a core's cache, and is large enough that the system call costs little beside it.
-constexpr int64_t kTileBytes = 128 * 1024;
-// A rectangle's rows are written one by one: the longer they are, the fewer system calls.
-constexpr int64_t kRectangleBytes = 8 * 1024 * 1024;
 constexpr int64_t kSmallestTileBytes = 4 * 1024;
+
+/// Bytes of a tile: how many are best, and below how many fewer threads are better than smaller
+/// tiles.
+struct TileSize {
+  int64_t largest;
+  int64_t comfortable;
+};
+// Stays in a core's cache, and is large enough that the system call costs little beside it.
+constexpr TileSize kTile{128 * 1024, kSmallestTileBytes};
+// A rectangle's rows are written one by one: the longer they are, the fewer system calls.
+constexpr TileSize kRectangle{8 * 1024 * 1024, 1024 * 1024};
+// Where nobody asks for a bound, tiles of many threads are smaller than best, too.
+constexpr size_t kUnaskedBytes = 128 * 1024 * 1024;
+
 // Between two writes from memory an interrupt is looked for.
 constexpr int64_t kBlockBytes = 4 * 1024 * 1024;
 // Tiles begin where vectors and blocks of normal_ do.
@@ -182,18 +192,20 @@ size_t thread_bytes(const std::vector<Source>& sources, int64_t tile_bytes) {
   return most;
 }
 
-Plan plan_for(const std::vector<Source>& sources, int64_t tile_bytes,
+Plan plan_for(const std::vector<Source>& sources, const TileSize& size,
               const std::optional<size_t>& budget) {
-  Plan plan{at::get_num_threads(), tile_bytes};
-  const auto too_much = [&] {
-    return budget &&
-           thread_bytes(sources, plan.tile_bytes) * static_cast<size_t>(plan.threads) > *budget;
+  Plan plan{at::get_num_threads(), size.largest};
+  const auto more_than = [&](size_t most) {
+    return thread_bytes(sources, plan.tile_bytes) * static_cast<size_t>(plan.threads) > most;
   };
-  while (plan.tile_bytes > kSmallestTileBytes && too_much()) {
+  while (plan.tile_bytes > size.comfortable && more_than(budget.value_or(kUnaskedBytes))) {
     plan.tile_bytes /= 2;
   }
-  while (plan.threads > 1 && too_much()) {
+  while (budget && plan.threads > 1 && more_than(*budget)) {
     --plan.threads;
+  }
+  while (budget && plan.tile_bytes > kSmallestTileBytes && more_than(*budget)) {
+    plan.tile_bytes /= 2;
   }
   return plan;
 }
@@ -281,8 +293,8 @@ class Writer {
       : sink_(sink), options_(options), total_(total) {}
 
   /// Writes what can be made in any order on all threads.
-  void run(const std::vector<Source>& sources, int64_t tile_bytes) {
-    const auto plan = plan_for(sources, tile_bytes, options_.memory_budget);
+  void run(const std::vector<Source>& sources, const TileSize& size) {
+    const auto plan = plan_for(sources, size, options_.memory_budget);
     const auto pieces = cut(sources, plan);
     Workers workers(plan.threads, [this](size_t done) { tell(written_ + done); });
     workers.run(pieces.size(), [&](size_t i) {
@@ -421,8 +433,8 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
   }
   Writer writer(sink, options, contents.nbytes);
   writer.tell();
-  writer.run(contents.in_order, kTileBytes);
-  writer.run(contents.turned, kRectangleBytes);
+  writer.run(contents.in_order, kTile);
+  writer.run(contents.turned, kRectangle);
   for (const auto* output : contents.real) {
     writer.gather(output->tensor, output->offset);
   }
