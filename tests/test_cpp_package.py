@@ -1,13 +1,15 @@
-"""The C++ side of an installed dormant: its CMake package, its headers, the example program."""
+"""The C++ side of an installed dormant: its CMake package, headers, examples and documentation."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import dormant
 
@@ -58,6 +60,93 @@ def test_loaded_checkpoint_equals_eager_construction_and_copy(
     assert ran.returncode == 0, ran.stdout + ran.stderr
     # torch::tensor, which makes num_batches_tracked, is real at once, as it is in Python.
     assert "loaded 2, initialised 6, kept 1: equal to eager construction and copy_" in ran.stdout
+
+
+PAGES = {
+    "readme": ROOT / "README.md",
+    "installation": ROOT / "docs" / "installation.md",
+    "reference": ROOT / "docs" / "reference" / "cpp.md",
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def program_of_the_pages() -> str:
+    """The code of each page in a function of its name, which the first argument calls."""
+    includes, functions = ["#include <iostream>"], []
+    for name, page in PAGES.items():
+        lines = "".join(blocks(page, "cpp")).splitlines()
+        includes += [line for line in lines if line.startswith("#include")]
+        body = [line for line in lines if not line.startswith("#include")]
+        functions.append("\n".join([f"void {name}() {{", *body, "}"]))
+    calls = [f'  if (std::string(argv[1]) == "{name}") {name}();' for name in PAGES]
+    return "\n".join(
+        [
+            *includes,
+            "#include <torch/torch.h>",
+            "torch::nn::Linear MyModel() { return torch::nn::Linear(256, 64); }",
+            *functions,
+            "int main(int, char** argv) {",
+            *calls,
+            '  std::cout << "ran\\n";',
+            "}",
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, prefixes: str) -> Path:
+    """A program of the C++ code in the documentation, built as that says."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "program.cpp").write_text(program_of_the_pages())
+    (linking,) = blocks(PAGES["installation"], "cmake")
+    (folder / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.26)\nproject(pages LANGUAGES CXX)\n"
+        # Compiling is what takes time here.
+        "set(CMAKE_CXX_FLAGS -O0)\n"
+        f"add_executable(program program.cpp)\n{linking}"
+    )
+    configured = configure(folder, folder / "build", prefixes)
+    assert configured.returncode == 0, configured.stdout + configured.stderr
+    built = run(CMAKE, "--build", "build", cwd=folder)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder / "build" / "program"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_the_documentation_compiles_and_runs(
+    pages: Path, page: str, tmp_path: Path
+) -> None:
+    # What the page of the reference loads is a part of what it built; the others load all of it.
+    names = ("2.weight", "2.bias") if page == "reference" else ("weight", "bias")
+    sizes = ((8, 64), (8,)) if page == "reference" else ((64, 256), (64,))
+    tensors = {name: torch.ones(size) for name, size in zip(names, sizes, strict=True)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    ran = run(pages, page, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "ran\n", "")
+
+
+def test_reference_names_everything_public() -> None:
+    page = PAGES["reference"].read_text()
+    headers = sorted((ROOT / "include" / "dormant").glob("*.h"))
+    declared = {
+        name
+        for header in headers
+        for name in re.findall(
+            # Functions that are exported, types, and the members of options and reports.
+            r"^(?:DORMANT_API [\w:]+ (\w+)\(|(?:struct|enum class|class DORMANT_API) (\w+)\b[^;]*\{"
+            r"|  std::\S+(?:<.*>)? (\w+[^\W_])(?: = .*)?;)",
+            header.read_text(),
+            re.MULTILINE,
+        )
+        for name in name
+        if name
+    }
+    assert {"materialize", "load", "LoadOptions", "rename", "Missing", "ignored"} <= declared
+    assert [name for name in sorted(declared) if f"{name}" not in page] == []
 
 
 def test_library_hides_what_is_not_marked_for_export() -> None:
