@@ -8,8 +8,11 @@
 
 #include <algorithm>
 #include <string>
+#include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
+#include "record/call_key.h"
 #include "record/lazy_storage.h"
 
 namespace dormant::record {
@@ -109,9 +112,8 @@ bool is_index_type(const at::Tensor& tensor) {
   return c10::isIntegralType(tensor.scalar_type(), /*includeBool=*/false);
 }
 
-}  // namespace
-
-std::optional<std::vector<Geometry>> infer_results(const Call& call) {
+/// What the Meta kernel says of what the call returns.
+std::optional<std::vector<Geometry>> ask_for_results(const Call& call) {
   torch::jit::Stack stack;
   if (!run_on_meta(call, stack)) {
     return std::nullopt;
@@ -125,7 +127,8 @@ std::optional<std::vector<Geometry>> infer_results(const Call& call) {
   return results;
 }
 
-std::optional<std::vector<Geometry>> infer_written(const Call& call) {
+/// What the Meta kernel says of what the call writes.
+std::optional<std::vector<Geometry>> ask_for_written(const Call& call) {
   // The meta tensors that stand for the written arguments must be looked at after the call, which
   // takes them off the stack: in-place and out= operators return them, in the order of their
   // returns.
@@ -146,6 +149,40 @@ std::optional<std::vector<Geometry>> infer_written(const Call& call) {
     }
   }
   return written;
+}
+
+/// ask(call), or what it said of the same call before: many Meta kernels are written in Python and
+/// take 50 to 1000 microseconds, and the layers of a model make the same calls over and over.
+template <typename Ask>
+std::optional<std::vector<Geometry>> remembered(const Call& call, const Ask& ask) {
+  // A model makes a few hundred different calls at most.
+  constexpr size_t kMostKept = 1024;
+  thread_local std::unordered_map<CallKey, std::vector<Geometry>, CallKeyHash> answers;
+  auto key = key_of(call);
+  if (!key) {
+    return ask(call);
+  }
+  if (const auto known = answers.find(*key); known != answers.end()) {
+    return known->second;
+  }
+  auto answer = ask(call);
+  if (answer) {
+    if (answers.size() >= kMostKept) {
+      answers.clear();
+    }
+    answers.emplace(std::move(*key), *answer);
+  }
+  return answer;
+}
+
+}  // namespace
+
+std::optional<std::vector<Geometry>> infer_results(const Call& call) {
+  return remembered(call, ask_for_results);
+}
+
+std::optional<std::vector<Geometry>> infer_written(const Call& call) {
+  return remembered(call, ask_for_written);
 }
 
 bool is_checked_parameter(const Call& call, size_t argument) {
@@ -195,8 +232,11 @@ bool indices_in_bounds(const Call& call) {
       if (!indices[i] || !indices[i]->defined()) {
         continue;
       }
-      // A mask spans several dimensions and selects as many elements as its values say.
-      if (!is_index_type(*indices[i]) || static_cast<int64_t>(i) >= self.dim()) {
+      // A mask, which uint8 is too, spans several dimensions and selects as many elements as its
+      // values say. Other integers are refused.
+      const auto dtype = indices[i]->scalar_type();
+      if ((dtype != c10::ScalarType::Long && dtype != c10::ScalarType::Int) ||
+          static_cast<int64_t>(i) >= self.dim()) {
         return false;
       }
       const auto size = self.size(static_cast<int64_t>(i));

@@ -144,7 +144,7 @@ const NameSet kAlwaysReal = {
     "convolution", "mkldnn_convolution", "kaiser_window", "lstsq", "geqrf", "_linalg_solve_ex",
     "linalg_lu_solve",
     // results that alias an input depending on values or geometry
-    "_coalesced", "coalesce", "_conj_physical", "resolve_conj", "resolve_neg", "slice_inverse",
+    "_coalesced", "coalesce", "_conj_physical", "slice_inverse",
     // quantised tensors are real at once
     "quantize_per_tensor", "quantize_per_tensor_dynamic", "quantize_per_channel",
     "_empty_affine_quantized", "_empty_per_channel_affine_quantized",
@@ -295,7 +295,10 @@ Route route_of(const c10::OperatorHandle& op, std::string_view name, OperatorTra
   if (!writes && aliases) {
     return Route::view;
   }
-  if (op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape)) {
+  // An index of numbers tells the shape, a mask doesn't: values_in_range refuses those.
+  const bool by_mask_only = traits.index_rule == IndexRule::per_element;
+  if (op.hasTag(at::Tag::data_dependent_output) ||
+      (op.hasTag(at::Tag::dynamic_output_shape) && !by_mask_only)) {
     return Route::real;
   }
   if (writes) {

@@ -13,6 +13,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "record/fork.h"
 #include "record/freed_memory.h"
 
 namespace dormant::record {
@@ -30,7 +31,7 @@ class Ambient {
       c10::set_default_dtype(recorded);
       dtype_changed_ = true;
     }
-    if (node.threads != threads_ && !node.position) {
+    if (node.threads != threads_ && !node.position && !forked()) {
       at::set_num_threads(node.threads);
       threads_changed_ = true;
     }

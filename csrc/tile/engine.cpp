@@ -13,6 +13,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "record/caller_state.h"
+#include "record/fork.h"
 #include "tile/job.h"
 #include "tile/pages.h"
 #include "tile/program.h"
@@ -433,9 +435,11 @@ class Work {
 
 }  // namespace
 
-std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
-                                      const Options& options) {
+std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, const Options& wanted) {
   const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
+  auto options = wanted;
+  options.on_step = record::in_this_state(wanted.on_step);
+  const record::OneThreadIfForked threads;
   // Lowering runs operators too.
   const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;

@@ -1,0 +1,43 @@
+#include "record/fork.h"
+
+#include <ATen/Parallel.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+
+#include "record/lazy_storage.h"
+
+namespace dormant::record {
+namespace {
+
+std::atomic<bool> is_child{false};
+
+/// Storages change in the last moments of work only, so what a thread that is gone was about to do
+/// is undone by never being done: the lock it held can be made anew.
+void in_child() {
+  is_child = true;
+  std::construct_at(&graph_mutex());
+}
+
+[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, in_child);
+
+}  // namespace
+
+bool forked() noexcept { return is_child; }
+
+OneThreadIfForked::OneThreadIfForked() {
+  if (forked() && at::get_num_threads() > 1) {
+    before_ = at::get_num_threads();
+    at::set_num_threads(1);
+  }
+}
+
+OneThreadIfForked::~OneThreadIfForked() {
+  if (before_ != 0) {
+    at::set_num_threads(before_);
+  }
+}
+
+}  // namespace dormant::record

@@ -1,0 +1,26 @@
+// Processes made by fork.
+//
+// Only the thread that forks lives on in the child. The threads of OpenMP do not, and the runtime
+// of GCC waits for them forever; a lock that another thread held stays locked.
+#pragma once
+
+#include <dormant/export.h>
+
+namespace dormant::record {
+
+/// Whether this process was made by fork after this library was loaded.
+DORMANT_API bool forked() noexcept;
+
+/// In such a process: PyTorch uses one thread while this lives.
+class DORMANT_API OneThreadIfForked {
+ public:
+  OneThreadIfForked();
+  ~OneThreadIfForked();
+  OneThreadIfForked(const OneThreadIfForked&) = delete;
+  OneThreadIfForked& operator=(const OneThreadIfForked&) = delete;
+
+ private:
+  int before_ = 0;  ///< threads to go back to; 0 where nothing was changed
+};
+
+}  // namespace dormant::record
