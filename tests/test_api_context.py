@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -195,3 +197,101 @@ def test_value_reads_start_anew_with_each_outermost_context() -> None:
         second = _C.value_reads()
     assert first
     assert second == {}
+
+
+def test_contexts_that_end_out_of_order_end_all_the_same() -> None:
+    first = dormant.lazy_init(dtype=torch.bfloat16)
+    second = dormant.lazy_init(dtype=torch.float64)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _C.recording()
+    assert torch.get_default_dtype() is torch.float64
+    second.__exit__(None, None, None)
+    assert not _C.recording()
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_tasks_that_take_turns_leave_no_trace() -> None:
+    async def build(width: int) -> nn.Linear:
+        generator = torch.Generator().manual_seed(width)
+        with dormant.lazy_init(dtype=torch.float64):
+            layer = nn.Linear(width, width)
+            await asyncio.sleep(0.001 * (8 - width))
+            nn.init.normal_(layer.weight, generator=generator)
+            await asyncio.sleep(0)
+            nn.init.zeros_(layer.bias)
+        return layer
+
+    async def together() -> list[nn.Linear]:
+        return await asyncio.gather(*(build(width) for width in range(1, 8)))
+
+    layers = asyncio.run(together())
+    assert not _C.recording()
+    assert torch.get_default_dtype() is torch.float32
+    for width, layer in enumerate(layers, 1):
+        assert dormant.is_lazy(layer.weight)
+        dormant.materialize(layer)
+        expected = torch.empty(width, width, dtype=torch.float64)
+        expected.normal_(generator=torch.Generator().manual_seed(width))
+        assert_same_bits(expected, layer.weight)
+
+
+@pytest.mark.parametrize("end", ["exhausted", "closed", "thrown into", "forgotten"])
+def test_a_generator_suspended_inside_the_context(end: str) -> None:
+    def layers() -> Iterator[nn.Linear]:
+        with dormant.lazy_init(dtype=torch.float64):
+            for width in (1, 2):
+                yield nn.Linear(width, width)
+
+    suspended = layers()
+    assert dormant.is_lazy(next(suspended).weight)
+    if end == "exhausted":
+        assert len(list(suspended)) == 1
+    elif end == "closed":
+        suspended.close()
+    elif end == "thrown into":
+        with pytest.raises(KeyError):
+            suspended.throw(KeyError)
+    del suspended
+    assert not _C.recording()
+    assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.threads
+def test_threads_with_contexts_of_other_dtypes_restore_the_dtype() -> None:
+    inside, leave = threading.Barrier(2), threading.Event()
+
+    def hold() -> None:
+        with dormant.lazy_init(dtype=torch.float64):
+            inside.wait(30)
+            leave.wait(30)
+
+    thread = threading.Thread(target=hold)
+    with dormant.lazy_init(dtype=torch.bfloat16):
+        thread.start()
+        inside.wait(30)
+    assert torch.get_default_dtype() is torch.float64
+    leave.set()
+    thread.join()
+    assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.threads
+def test_a_context_left_by_another_thread_is_an_error_that_says_so() -> None:
+    context = dormant.lazy_init()
+    caught: list[BaseException] = []
+
+    def leave() -> None:
+        try:
+            context.__exit__(None, None, None)
+        except RuntimeError as error:
+            caught.append(error)
+
+    with context:
+        thread = threading.Thread(target=leave)
+        thread.start()
+        thread.join()
+        assert _C.recording()
+    assert "thread that did not enter it" in str(caught[0])
+    assert not _C.recording()

@@ -6,6 +6,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/strides.h>
 #include <torch/library.h>
 
@@ -402,12 +403,45 @@ void with_lazy_arguments(const Call& call) {
   run_real(call);
 }
 
+/// Whether somebody watches what runs: TorchScript's tracer, or a mode with __torch_dispatch__,
+/// which calls operators with our key off. They are to see what eager calls, with values. Fake
+/// tensors need none.
+bool is_watched(c10::DispatchKeySet keys) {
+  using Modes = c10::impl::TorchDispatchModeTLS;
+  return keys.has(c10::DispatchKey::Tracer) ||
+         (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Python) &&
+          !Modes::get_mode(c10::impl::TorchDispatchModeKey::FAKE));
+}
+
+void show_values(const Call& call) {
+  if (call.traits.route == Route::metadata || call.traits.route == Route::view) {
+    return;
+  }
+  bool has_lazy = false;
+  {
+    const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
+    for_each_tensor(call,
+                    [&](const at::Tensor& tensor) { has_lazy = has_lazy || is_lazy(tensor); });
+  }
+  if (has_lazy) {
+    bring_to_life(call, /*keep_values=*/true);
+  }
+}
+
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const bool watched = is_watched(keys);
+  if (watched) {
+    show_values(Call(op, keys, stack));
+  }
   if (keys.has_any(kWrappers)) {
     op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kKey), stack);
     return;
   }
   const Call call(op, keys, stack);
+  if (watched) {
+    run_below(call);
+    return;
+  }
   bool has_tensors = false;
   bool has_lazy = false;
   {

@@ -6,9 +6,9 @@ import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import ClassVar, ParamSpec, TypeVar
 
 import torch
 
@@ -18,23 +18,54 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(previous)
+class _DefaultDtype:
+    """The process's default dtype while open.
+
+    Contexts of several threads, or of tasks that take turns, may end in any order: the last one
+    restores what was there before the first.
+    """
+
+    _lock = threading.Lock()
+    _open: ClassVar[list[_DefaultDtype]] = []
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._previous = torch.get_default_dtype()
+            torch.set_default_dtype(self._dtype)
+            self._open.append(self)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            place = next(i for i, opened in enumerate(self._open) if opened is self)
+            if place == len(self._open) - 1:
+                torch.set_default_dtype(self._previous)
+            else:
+                self._open[place + 1]._previous = self._previous
+            del self._open[place]
 
 
-@contextlib.contextmanager
-def _recording() -> Iterator[None]:
-    previous = _C.set_recording(True)
-    try:
-        yield
-    finally:
-        _C.set_recording(previous)
+class _Recording(threading.local):
+    """Recording in this thread, on until the last of its contexts has ended, in whatever order."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._before = False
+
+    def __enter__(self) -> None:
+        before = _C.set_recording(True)
+        if not self._open:
+            self._before = before
+        self._open += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._open -= 1
+        _C.set_recording(self._before or self._open > 0)
+
+
+_recording = _Recording()
 
 
 def _recordable_device(device: torch.device | str | int) -> torch.device:
@@ -55,7 +86,9 @@ class lazy_init:
     Inside, everything that creates or initialises tensors returns at once and takes no memory; the
     random generators advance as in eager construction. It nests, applies to the calling thread
     only, and leaves no trace after an exception. What was built lazily stays so after the context
-    ends, until `dormant.materialize` or the first computation that reads its values.
+    ends, until `dormant.materialize` or the first computation that reads its values. Code that
+    takes turns in one thread (generators, tasks of asyncio) is recorded while any of its contexts
+    is open.
 
     Args:
         device: the device that factories use when none is given, as in `with torch.device(device)`.
@@ -65,7 +98,8 @@ class lazy_init:
 
     Raises:
         NotImplementedError: `device` is a GPU and this machine has none.
-        RuntimeError: `device` is not a device PyTorch knows.
+        RuntimeError: `device` is not a device PyTorch knows; or the context is left in another
+            thread than it was entered.
         TypeError: `dtype` is not a floating point `torch.dtype`; or, as a decorator, what is
             decorated is a class, a generator or a coroutine function.
 
@@ -101,10 +135,10 @@ class lazy_init:
         with contextlib.ExitStack() as stack:
             stack.enter_context(patches.active())
             if self._dtype is not None:
-                stack.enter_context(_default_dtype(self._dtype))
+                stack.enter_context(_DefaultDtype(self._dtype))
             if self._device is not None:
                 stack.enter_context(self._device)
-            stack.enter_context(_recording())
+            stack.enter_context(_recording)
             self._stacks().append(stack.pop_all())
 
     def __exit__(
@@ -113,7 +147,14 @@ class lazy_init:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._stacks().pop().__exit__(kind, error, traceback)
+        stacks = self._stacks()
+        if not stacks:
+            raise RuntimeError(
+                "lazy_init: left in a thread that did not enter it: recording belongs to the "
+                "thread of `with`. A generator that is suspended inside the context has to be "
+                "resumed or closed by the thread that started it."
+            )
+        stacks.pop().__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Decorates `function`: each call runs inside a context of its own."""

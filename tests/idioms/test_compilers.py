@@ -1,0 +1,227 @@
+"""Tracers, compilers and functional transforms that are handed a lazy model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import dormant
+from compare import assert_same_bits, compare
+
+
+class Net(nn.Module):
+    """Two layers, a tie, and a table that is used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.second = nn.Linear(8, 6)
+        self.third = nn.Linear(6, 8)
+        self.third.weight = self.first.weight
+        self.register_buffer("table", torch.arange(6).float().cos(), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.third(self.second(self.first(x).relu()) + self.table)
+
+
+def both(build: Callable[[], Any] = Net) -> tuple[Any, Any]:
+    """The same construction eagerly and lazily, under one seed."""
+    torch.manual_seed(0)
+    eager = build()
+    torch.manual_seed(0)
+    with dormant.lazy_init():
+        lazy = build()
+    return eager, lazy
+
+
+def batch() -> torch.Tensor:
+    return torch.linspace(-1, 1, 18).view(3, 6)
+
+
+def script(model: nn.Module) -> Any:
+    return torch.jit.script(model)
+
+
+def trace(model: nn.Module) -> Any:
+    return torch.jit.trace(model, batch())
+
+
+def functional(model: nn.Module) -> Any:
+    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    return lambda x: torch.func.functional_call(model, (parameters, buffers), (x,))
+
+
+COMPILERS: dict[str, Callable[[nn.Module], Any]] = {
+    "fx": fx.symbolic_trace,
+    "make_fx": lambda m: make_fx(functional(m))(batch()),
+    "export": lambda m: torch.export.export(m, (batch(),)).module(),
+    "export_strict": lambda m: torch.export.export(m, (batch(),), strict=True).module(),
+    "compile": lambda m: torch.compile(m, backend="eager"),
+    "compile_aot": lambda m: torch.compile(m, backend="aot_eager"),
+    "script": script,
+    "trace": trace,
+    "functional_call": functional,
+}
+
+
+@pytest.mark.parametrize("when", ["used while lazy", "materialised before", "materialised after"])
+@pytest.mark.parametrize("name", COMPILERS)
+def test_a_compiled_lazy_model_computes_what_eager_does(name: str, when: str) -> None:
+    torch.compiler.reset()
+    eager, lazy = both()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if when == "materialised before":
+            dormant.materialize(lazy)
+        expected, got = COMPILERS[name](eager), COMPILERS[name](lazy)
+        if when == "materialised after":
+            dormant.materialize(lazy)
+        assert_same_bits(expected(batch()), got(batch()))
+    dormant.materialize(lazy)
+    for key, parameter in eager.named_parameters():
+        assert_same_bits(parameter, lazy.get_parameter(key), key)
+
+
+def test_symbolic_tracing_reads_nothing() -> None:
+    _, lazy = both()
+    traced = fx.symbolic_trace(lazy)
+    assert dormant.is_lazy(lazy.first.weight)
+    assert traced.first.weight is lazy.first.weight
+    assert len(list(traced.graph.nodes)) > 4
+
+
+def test_a_graph_module_is_built_and_changed_inside_the_context() -> None:
+    def build() -> nn.Module:
+        model = Net()
+        traced = fx.symbolic_trace(model)
+        for node in traced.graph.nodes:
+            if node.target is torch.relu or node.target == "relu":
+                node.target = "sigmoid"
+        traced.recompile()
+        return traced
+
+    eager, lazy = both(build)
+    assert dormant.is_lazy(lazy.first.weight)
+    dormant.materialize(lazy)
+    assert_same_bits(eager(batch()), lazy(batch()))
+
+
+@pytest.mark.parametrize("name", ["script", "trace"])
+def test_a_model_scripted_inside_the_context(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        eager, lazy = both(lambda: COMPILERS[name](Net()))
+        dormant.materialize(lazy)
+        assert_same_bits(eager(batch()), lazy(batch()))
+
+
+def test_an_ensemble_of_lazy_models_under_vmap() -> None:
+    def build() -> list[nn.Module]:
+        return [nn.Linear(6, 2) for _ in range(3)]
+
+    results = []
+    for models in both(build):
+        parameters, buffers = torch.func.stack_module_state(models)
+        base = models[0]
+
+        def call(p: Any, b: Any, x: torch.Tensor, base: nn.Module = base) -> torch.Tensor:
+            return torch.func.functional_call(base, (p, b), (x,))
+
+        results.append(torch.vmap(call, in_dims=(0, 0, None))(parameters, buffers, batch()))
+    assert_same_bits(*results)
+
+
+def test_functional_gradients_and_their_mapping_over_samples() -> None:
+    results = []
+    for model in both():
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+        def loss(p: Any, x: torch.Tensor, model: nn.Module = model) -> torch.Tensor:
+            return torch.func.functional_call(model, p, (x,)).square().sum()
+
+        per_sample = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, batch())
+        jacobian = torch.func.jacrev(loss)(parameters, batch())
+        results.append([*per_sample.values(), *jacobian.values()])
+    for expected, got in zip(*results, strict=True):
+        assert_same_bits(expected, got)
+
+
+def test_a_model_compiled_inside_the_context_runs_after_it() -> None:
+    torch.compiler.reset()
+    eager, lazy = both(lambda: torch.compile(Net(), backend="eager"))
+    assert dormant.is_lazy(lazy.first.weight)
+    dormant.materialize(lazy)
+    assert_same_bits(eager(batch()), lazy(batch()))
+
+
+def test_exporting_reads_nothing() -> None:
+    _, lazy = both()
+    exported = torch.export.export(lazy, (batch(),))
+    assert dormant.is_lazy(lazy.first.weight)
+    assert dormant.is_lazy(exported.state_dict["first.weight"])
+
+
+def test_a_pass_with_fake_tensors_reads_nothing() -> None:
+    _, lazy = both()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        result = lazy(torch.ones(3, 6))
+    assert isinstance(result, FakeTensor)
+    assert result.shape == (3, 8)
+    assert dormant.is_lazy(lazy.first.weight)
+
+
+class Listing(TorchDispatchMode):
+    """Notes what runs, and looks at what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, float]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        given = [t for t in args if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        result = function(*args, **(kwargs or {}))
+        self.seen.append((str(function), sum(t.double().sum().item() for t in given)))
+        return result
+
+
+@pytest.mark.core
+def test_a_dispatch_mode_sees_the_operators_and_values_of_eager() -> None:
+    listings = []
+    for model in both():
+        with Listing() as listing:
+            model(batch()).sum().backward()
+        listings.append(listing.seen)
+    assert len(listings[0]) > 5
+    assert [name for name, _ in listings[0]] == [name for name, _ in listings[1]]
+    assert [value for _, value in listings[0]] == [value for _, value in listings[1]]
+
+
+def test_the_operations_of_a_lazy_model_are_counted() -> None:
+    counts = []
+    for model in both():
+        with FlopCounterMode(display=False) as counter:
+            model(batch())
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_dispatch_mode_inside_the_context_over_lazy_tensors() -> None:
+    def build() -> list[torch.Tensor]:
+        before = torch.randn(5)
+        with Listing() as listing:
+            before.mul_(2)
+            made = before + 1
+        assert len(listing.seen) == 2
+        return [before, made, torch.randn(3)]
+
+    compare(build, expect_lazy=None)  # what a mode watches runs
