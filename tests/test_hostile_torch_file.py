@@ -494,7 +494,7 @@ def test_the_oldest_layout_names_what_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "begins with b''"),
+        (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (pickle.dumps({"a": 1}), "expected a safetensors file or one of torch.save"),
         (b"\x93NUMPY\x01\x00", "expected a safetensors file"),

@@ -29,6 +29,18 @@ from dormant.table import format_bytes, format_html_table
 from dormant.torch_file import is_torch_file, read_torch_file
 from dormant.verification import Verification, verify
 
+# What is often taken for a checkpoint, by its first bytes.
+_OTHER_FILES = {
+    b"version https://git-lfs": "It is a pointer of Git LFS: run 'git lfs pull' to get the file.",
+    b"<": "It looks like a web page: the download asked for a login, or the wrong address.",
+    b"GGUF": "It is a GGUF file: read it with gguf or transformers, and save its tensors.",
+    b"\x89HDF": "It is an HDF5 file: read it with h5py, and save its tensors.",
+    b"\x80": "It is a pickle, but not of torch.save: load it with the program that wrote it.",
+}
+
+# Contradictions that a message spells out: a hostile index has any number.
+_NAMED = 20
+
 PathLike = str | os.PathLike[str]
 
 
@@ -237,8 +249,9 @@ def open_checkpoint(
         The checkpoint.
 
     Raises:
-        ValueError: a file is damaged, contradicts itself or the index, or asks for anything but
-            tensors; a folder has nothing to open or several choices; a name is in two files.
+        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or asks for
+            anything but tensors; a folder has nothing to open or several choices; a name is in two
+            files.
         KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
         NotImplementedError: TorchScript, torch's tar layout, tensors that are not strided.
         OSError: the system cannot read a file; with its errno.
@@ -289,18 +302,19 @@ def _open(group: Group, key: str | None, rules: Rules | None) -> _Opened:
 def _read(path: Path, key: str | None) -> Contents:
     file = _C.File(path)
     first = file.read(0, min(file.size, 512))
+    hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
     if path.suffix == ".safetensors":
-        return _read_safetensors(file)
-    if is_torch_file(first):
+        # No header of safetensors is so long that these bytes of its length are used.
+        if hint is None or first[4:8] == bytes(4):
+            return _read_safetensors(file)
+    elif is_torch_file(first):
         return read_torch_file(file, key=key)
-    if first[8:9] == b"{":
+    elif first[8:9] == b"{":
         return _read_safetensors(file)
-    hint = "Pass the path of a checkpoint file."
-    if first.startswith(b"version https://git-lfs"):
-        hint = "It is a pointer of Git LFS: run 'git lfs pull' to get the file."
+    got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
     raise ValueError(
-        f"open_checkpoint: {file.path} begins with {first[:16]!r} at byte 0, expected a "
-        f"safetensors file or one of torch.save. {hint}"
+        f"open_checkpoint: {file.path} {got}, expected a safetensors file or one of torch.save. "
+        f"{hint or 'Pass the path of a checkpoint file.'}"
     )
 
 
@@ -343,9 +357,10 @@ def _open_index(path: Path, key: str | None) -> _Opened:
         if owners.get(name) != shard
     ] + [f"{name!r} of {owners[name]} is not in the index" for name in owners if name not in shards]
     if wrong:
+        named = "; ".join(wrong[:_NAMED]) + ("; ..." if len(wrong) > _NAMED else "")
         raise ValueError(
-            f"open_checkpoint: {path} does not fit its files in {len(wrong)} tensors: "
-            f"{'; '.join(wrong)}. Are they of one checkpoint? Get them again."
+            f"open_checkpoint: {path} does not fit its files in {len(wrong)} tensors: {named}. Are "
+            "they of one checkpoint? Get them again."
         )
     items: dict[str, Item] = {name: contents[shard].tensors[name] for name, shard in shards.items()}
     metadata: dict[str, Any] = dict(about)

@@ -32,6 +32,8 @@ _FIRST = (
 # Then the only file with such an ending, an index before the shards that it names.
 _ONLY = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pth", "*.pt")
 
+_SHOWN = 200  # characters of a path that is too long
+
 
 @dataclass(frozen=True)
 class Group:
@@ -54,23 +56,18 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
     them stands.
 
     Raises:
-        FileNotFoundError: nothing lies at a path.
-        ValueError: a folder has nothing to open or more than one choice, or parts are missing.
+        OSError: nothing lies at a path, or the system does not let it be looked at.
+        ValueError: a path is empty; a folder has nothing to open or more than one choice, or parts
+            are missing.
     """
     groups: list[Group] = []
-    listed = [Path(path) for path in paths]
+    listed = [_existing(path) for path in paths]
     sets: dict[tuple[Path, str], list[Path]] = {}
     if len(listed) > 1:
         for path in listed:
             if (found := _PART.fullmatch(path.name)) and not path.is_dir():
                 sets.setdefault((path.parent, _set_name(found)), []).append(path)
     for path in listed:
-        if not path.exists():
-            raise FileNotFoundError(
-                errno.ENOENT,
-                f"dormant: open_checkpoint: nothing lies at {str(path)!r}. Expected a "
-                "checkpoint file, an index or a folder",
-            )
         if path.is_dir():
             groups.append(_find_in(path))
             continue
@@ -85,6 +82,31 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
         else:
             groups.append(Group("index" if path.name.endswith(_INDEX) else "file", (path,)))
     return groups
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
+    """The path, at which something lies."""
+    text = os.fspath(path)
+    if not text:  # which would stand for the current folder
+        raise ValueError(
+            "open_checkpoint: got an empty path. Expected that of a checkpoint file, an index or a "
+            "folder; '.' is the current one."
+        )
+    try:
+        found = Path(path)
+        found.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"dormant: open_checkpoint: nothing lies at {text!r}. Expected a checkpoint file, an "
+            "index or a folder",
+        ) from None
+    except OSError as error:
+        what = f"dormant: open_checkpoint: cannot look at {text[:_SHOWN]!r}: {error.strerror}"
+        raise OSError(error.errno, what) from error
+    except ValueError as error:
+        raise ValueError(f"open_checkpoint: {text!r} is no path: {error}.") from error
+    return found
 
 
 def _find_in(folder: Path) -> Group:
@@ -106,10 +128,16 @@ def _find_in(folder: Path) -> Group:
             return _single(choices[0])
         if choices:
             raise _ambiguous(folder, [path.name for path in choices])
+    hint = "Pass the path of a file."
+    if any(name.endswith(".distcp") for name in names):
+        hint = (
+            "It is one of torch.distributed.checkpoint: make a file of it with "
+            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`."
+        )
     raise ValueError(
         f"open_checkpoint: the folder {str(folder)!r} holds no checkpoint; files: "
         f"{names[:20]}. Expected one of {', '.join(_FIRST)}, consolidated.00.pth and its like, or "
-        f"a single file {' or '.join(_ONLY)}. Pass the path of a file."
+        f"a single file {' or '.join(_ONLY)}. {hint}"
     )
 
 

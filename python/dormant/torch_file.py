@@ -311,7 +311,11 @@ def _state_dict(
             raise ValueError(
                 f"open_checkpoint: {path} holds {list(value)[:20]!r:.300}, expected tensors by "
                 f"name, or one mapping of them; got {len(wrapped)}: {wrapped}. "
-                + ("Choose one with key=..." if wrapped else "Load it with torch.load.")
+                + (
+                    f"Choose one: dormant.open_checkpoint(path, key={wrapped[0]!r})."
+                    if wrapped
+                    else "Load it with torch.load."
+                )
             )
         (key,) = wrapped
         inner = value[key]

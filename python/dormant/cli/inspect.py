@@ -14,10 +14,11 @@ import torch
 from dormant.checkpoint import Checkpoint, open_checkpoint
 from dormant.checkpoint_entry import Entry
 from dormant.cli.arguments import positive
-from dormant.cli.outcome import Outcome, printable
+from dormant.cli.outcome import Outcome
 from dormant.cli.screen import format_columns
 from dormant.cli.tree import Row, dtype_name, tree_rows
 from dormant.materialize import materialize
+from dormant.printable import printable
 from dormant.progress import Callback, ProgressBar, wants_bar
 from dormant.table import format_bytes
 

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from dormant.printable import printable
+
 _PREFIX = re.compile(r"(\[Errno \d+\] )?(dormant: )?")
 
 OK = 0
@@ -69,10 +71,3 @@ def message_of(error: BaseException) -> str:
     # OSError puts "[Errno 2]" before our text; `describe` has the number.
     text = _PREFIX.sub("", text, count=1)
     return "\n".join(printable(line) for line in (text or type(error).__name__).splitlines())
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters as escapes: names in files must not drive a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

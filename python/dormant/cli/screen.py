@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Collection, Sequence
 
-from dormant.cli.outcome import printable
+from dormant.printable import printable
 
 _WIDTH_OF_A_PIPE = 160
 

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from dormant.checkpoint import open_checkpoint
-from dormant.cli.outcome import OK, Outcome, code_of, describe, printable
+from dormant.cli.outcome import OK, Outcome, code_of, describe
+from dormant.printable import printable
 
 NAME = "verify"
 SUMMARY = "read every byte, and compare it with the checksums that the files have"

@@ -1,0 +1,50 @@
+"""The code of docs/checkpoints.md runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from written import PARTS, write, write_set
+
+import dormant
+from compare import assert_same_bits
+
+
+def test_the_code_of_the_document_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
+    blocks = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+    assert len(blocks) == 6
+    norm = {"norm.weight": torch.randn(8), "norm.bias": torch.randn(8)}
+    state = {**norm, "mlp.weight": torch.randn(6, 8)}
+    write(state, tmp_path / "llama" / "model.safetensors")
+    write_set(tmp_path / "base", "consolidated.{:02}.pth")
+    write_set(tmp_path / "finetuned", "consolidated.{:02}-of-03.model-diff.pth")
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    training: dict[str, Any] = {"model": module.state_dict(), "ema": module.state_dict()}
+    training |= {"step": 12, "optimizer": optimizer.state_dict()}
+    torch.save(training, tmp_path / "training.pt")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert_same_bits(state["norm.weight"], names["weight"])
+    converted = safetensors.torch.load_file(tmp_path / "converted" / "model.safetensors")
+    swapped = torch.cat([state["mlp.weight"][3:], state["mlp.weight"][:3]]).half()
+    assert_same_bits(swapped, converted["model.mlp.weight"])
+    assert not dormant.is_lazy(names["model"])
+    assert_same_bits(norm["norm.bias"], names["model"].bias.detach())
+    summed = names["base_and_differences"]["norm.weight"]
+    assert_same_bits(PARTS[0]["norm.weight"] * 2, summed)
+    assert names["step"] == 12
+    assert_same_bits(training["optimizer"]["state"][0]["exp_avg"], names["moments"])
+    assert "3 tensors in 1 files" in capsys.readouterr().out
