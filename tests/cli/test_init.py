@@ -33,6 +33,7 @@ def number():
 def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a module `random_model`."""
     (tmp_path / "random_model.py").write_text(CODE)
+    (tmp_path / "list.json").write_text("[]")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -114,6 +115,9 @@ def test_weights_of_a_function_are_those_of_calling_it(cli: Cli, code: Path) -> 
         ("random_model:number", 1, "returned int, expected a torch.nn.Module"),
         ("nothing", 2, "nothing lies at 'nothing'"),
         (".", 1, "no config.json"),
+        ("random_model.py", 1, "is no JSON"),
+        ("list.json", 1, "holds a list"),
+        ("", 2, "nothing lies at ''"),
     ],
 )
 def test_what_is_no_model_is_said_to_be_none(
@@ -172,5 +176,8 @@ def test_a_signal_to_end_leaves_nothing(
     assert exit_code == 128 + number
     assert json.loads(captured.out)["error"] == {"type": kind, "message": message}
     assert message in captured.err
-    assert {path.name for path in code.iterdir()} - {"__pycache__"} == {"random_model.py"}
+    assert {path.name for path in code.iterdir()} - {"__pycache__"} == {
+        "random_model.py",
+        "list.json",
+    }
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)] == handlers

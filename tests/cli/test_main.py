@@ -72,6 +72,8 @@ def test_wrong_arguments_are_exit_code_2(cli: Cli, arguments: list[str]) -> None
         ["convert", "{in}", "out", "--quantize", "nf4", "--config", ".", "--parts", "2"],
         ["convert", "{in}", "out.pt", "--quantize", "nf4", "--config", "."],
         ["convert", "{in}", "out", "--config", "."],
+        ["convert", "{in}", ""],
+        ["convert", "{in}", "{in}/below/out.pt"],
         ["bench", "absent"],
     ],
 )

@@ -29,6 +29,7 @@ from dormant.cli.measurements import (
 )
 from dormant.cli.outcome import NOT_OK, OK, Outcome, UsageError
 from dormant.cli.screen import format_columns
+from dormant.progress import wants_bar
 from dormant.table import format_bytes
 
 NAME = "bench"
@@ -154,13 +155,13 @@ def _in_new_process(function: Callable[[_T], _R], argument: _T) -> _R:
 
 
 def _tell(what: str) -> None:
-    if sys.stderr.isatty():
+    if wants_bar(None):
         print(f"\r\033[K{what} ...", end="\r", file=sys.stderr, flush=True)
 
 
 def _text(data: dict[str, Any]) -> str:
     machine = data["machine"]
-    if sys.stderr.isatty():
+    if wants_bar(None):
         print("\r\033[K", end="", file=sys.stderr, flush=True)
     rows = [
         (

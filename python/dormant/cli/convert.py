@@ -26,7 +26,14 @@ from dormant.cli.companions import (
     find_companions,
     folders_of,
 )
-from dormant.cli.destination import check_apart, files_below, is_folder, new_file, new_folder
+from dormant.cli.destination import (
+    check_apart,
+    files_below,
+    is_folder,
+    new_file,
+    new_folder,
+    output,
+)
 from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import (
     quantised_model,
@@ -127,7 +134,7 @@ def run(options: argparse.Namespace) -> Outcome:
     """What was written."""
     started = time.perf_counter()
     peak = PeakMemory()
-    out = Path(options.out)
+    out = output(options.out)
     to_folder = is_folder(out, (_SAFETENSORS, *_TORCH))
     _check_usage(options, to_folder)
     check_apart(out, map(Path, options.paths))

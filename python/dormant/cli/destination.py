@@ -11,6 +11,17 @@ from pathlib import Path
 from dormant.cli.outcome import UsageError
 
 
+def output(name: str) -> Path:
+    """The path of an output.
+
+    Raises:
+        UsageError: the name is empty, which would stand for the current folder.
+    """
+    if not name:
+        raise UsageError("OUT is empty; '.' is the current folder.")
+    return Path(name)
+
+
 def is_folder(path: Path, file_endings: Iterable[str]) -> bool:
     """Whether an output of this name is a folder: it is one, or has no ending of a file."""
     return path.is_dir() or path.suffix not in file_endings
@@ -62,6 +73,9 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
 def _parents(path: Path) -> Iterator[None]:
     """Makes the folders above `path`; those that are new go again with what ends it early."""
     absent = [folder for folder in path.parents if not folder.exists()]
+    above = next((folder for folder in path.parents if folder.exists()), path.parent)
+    if not above.is_dir():
+        raise UsageError(f"{above} is a file, so nothing can be written to {path}.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dormant.cli.arguments import add_output_options, default_dtype, seed
-from dormant.cli.destination import files_below, is_folder, new_file, new_folder
+from dormant.cli.destination import files_below, is_folder, new_file, new_folder, output
 from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import (
     model_class,
@@ -64,10 +64,10 @@ def run(options: argparse.Namespace) -> Outcome:
     """What was written."""
     started = time.perf_counter()
     peak = PeakMemory()
-    out = Path(options.out)
+    out = output(options.out)
     to_folder = is_folder(out, (_SAFETENSORS,))
     config = None
-    if Path(options.model).exists():
+    if options.model and Path(options.model).exists():
         config = read_config(options.model)
     elif ":" not in options.model:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,9 +47,17 @@ def read_config(path: str | os.PathLike[str]) -> Any:
     # Its bar counts tensors that become lazy; ours counts bytes.
     imported("transformers.utils.logging").disable_progress_bar()
     place = Path(path)
-    if place.is_dir() and not (place / "config.json").is_file():
-        raise ValueError(f"the folder {path} has no config.json.")
-    return library.AutoConfig.from_pretrained(os.fspath(place), local_files_only=True)
+    if place.is_dir():
+        place /= "config.json"
+        if not place.is_file():
+            raise ValueError(f"the folder {path} has no config.json.")
+    try:
+        read = json.loads(place.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is no JSON, expected a config.json: {error}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{place} holds a {type(read).__name__}, expected a JSON object.")
+    return library.AutoConfig.from_pretrained(os.fspath(path), local_files_only=True)
 
 
 def quantised_model(
