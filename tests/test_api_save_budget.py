@@ -13,6 +13,7 @@ import torch
 import dormant
 from child import in_child
 from compare import assert_same_bits
+from dormant.quantizers.nested_offsets import compute_offsets
 
 MIB = 1 << 20
 # What a process takes besides: threads that start, code that runs for the first time, and what the
@@ -155,3 +156,42 @@ def test_what_is_no_budget_is_an_error(
     with pytest.raises(error, match="save: memory_budget"):
         dormant.save({}, tmp_path, memory_budget=budget)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def nested() -> torch.nn.Module:
+    """A lazy model with nf4 weights, whose offsets a state dict has as text."""
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    with dormant.lazy_init():
+        model = torch.nn.Sequential(torch.nn.Linear(512, 640), torch.nn.Linear(640, 256))
+    dormant.quantize(model, "nf4", skip=())
+    return model
+
+
+def test_offsets_of_nested_statistics_are_computed_with_progress(nested: torch.nn.Module) -> None:
+    steps: list[tuple[int, int]] = []
+    compute_offsets(nested, progress=lambda *step: steps.append(step))
+    elements = 512 * 640 + 640 * 256
+    assert steps == sorted(steps)
+    assert steps[-1] == (elements, elements)
+    offsets = [layer.weight.quant_state.offset for layer in nested]  # type: ignore[union-attr]
+    assert not any(map(dormant.is_lazy, offsets))
+    assert all(dormant.is_lazy(layer.weight) for layer in nested)  # type: ignore[arg-type]
+    steps.clear()
+    compute_offsets(nested, progress=lambda *step: steps.append(step))
+    assert steps == []
+
+
+def test_a_quantised_model_is_saved_under_a_budget_above_its_largest_weight(
+    nested: torch.nn.Module, tmp_path: Path
+) -> None:
+    packed = 512 * 640 // 2
+    with pytest.raises(ValueError, match=r"memory_budget=\d+ bytes is too small"):
+        dormant.save(nested, tmp_path / "model.safetensors", memory_budget=packed)
+    assert not list(tmp_path.iterdir())
+    dormant.save(nested, tmp_path / "bounded.safetensors", memory_budget=2 * packed)
+    dormant.save(nested, tmp_path / "unbounded.safetensors")
+    bounded, unbounded = sorted(tmp_path.iterdir())
+    assert bounded.read_bytes() == unbounded.read_bytes()
+    assert dormant.is_lazy(nested)

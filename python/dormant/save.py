@@ -20,6 +20,7 @@ from dormant.memory import PeakMemory
 from dormant.options import check_memory_budget
 from dormant.progress import Callback, ProgressBar, wants_bar
 from dormant.publication import Publication, write_bytes
+from dormant.quantizers.nested_offsets import compute_offsets
 from dormant.report import Report, TensorReport
 from dormant.safetensors_header import METADATA_KEY, Layout, dtype_name, lay_out_file
 
@@ -66,7 +67,8 @@ def save(
         max_shard_size: most bytes of tensors in a file of a folder, a number or text like "5GB" or
             "500MiB"; a larger tensor gets a file of its own. A single file takes everything.
         memory_budget: bytes that saving may take besides tensors that are real; None sets no
-            bound. Tensors get smaller tiles, and fewer threads, to fit.
+            bound. Tensors get smaller tiles, and fewer threads, to fit. The process takes some MiB
+            more, for threads and what the C library keeps of freed memory.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
 
@@ -98,6 +100,10 @@ def save(
     started = time.perf_counter()
     limit = _bytes_of(max_shard_size)
     check_memory_budget(memory_budget, "save")
+    if isinstance(model_or_state, torch.nn.Module):
+        # A function was promised the bytes of the files only.
+        shown = False if callable(progress) else progress
+        compute_offsets(model_or_state, memory_budget=memory_budget, progress=shown)
     # Subclasses may refuse even to tell their size.
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         entries = _entries(_state_of(model_or_state), _tied_patterns(model_or_state))

@@ -49,6 +49,7 @@ from dormant.names import renaming as as_function
 from dormant.parallel_rules import LLAMA, LLAMA3
 from dormant.progress import ProgressBar, wants_bar
 from dormant.publication import Publication
+from dormant.quantizers.nested_offsets import compute_offsets
 from dormant.save import save
 from dormant.table import format_bytes
 from dormant.tensor_parallel import split
@@ -287,6 +288,7 @@ def _quantise(options: argparse.Namespace, target: Path) -> dict[str, Any]:
         raise ValueError(f"{place} is already quantised, according to its config.json.")
     state = _open(options)
     model, left_out = quantised_model(config, state, options.dtype, options.quantize)
+    compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     saved = saved_state(model)
     _save(saved, target, options)
     folders = folders_of(options.paths)
