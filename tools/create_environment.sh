@@ -9,6 +9,8 @@
 set -euo pipefail
 
 python=${PYTHON:-python3}
+# pip ends an interrupt with an ordinary error, after which another index would be tried.
+trap 'exit 130' INT
 
 fail() {
   printf 'dormant: %s\n' "$@" >&2
