@@ -186,8 +186,10 @@ void decompose(const Call& call) {
   if (call.traits.movement) {
     record_inside.emplace(kKey);
   }
+  // Eager comes to such a kernel through autograd's, if autograd's keys are there at all: factories
+  // that C++ calls have none, and count their writes.
   std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
-  if (call.traits.below_autograd) {
+  if (call.traits.below_autograd && call.keys.has_any(c10::autograd_dispatch_keyset)) {
     below_autograd.emplace();
   }
   std::vector<at::Tensor> written;

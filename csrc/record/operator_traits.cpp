@@ -149,9 +149,10 @@ const NameSet kAlwaysReal = {
     "quantize_per_tensor", "quantize_per_tensor_dynamic", "quantize_per_channel",
     "_empty_affine_quantized", "_empty_per_channel_affine_quantized",
     "_make_per_tensor_quantized_tensor", "_make_per_channel_quantized_tensor",
-    // dtypes of the CPU kernel's statistics, or strides of its result, differ from the Meta
-    // kernel's
-    "_fused_rms_norm", "nonzero_static", "ctc_loss", "_ctc_loss", "_use_cudnn_ctc_loss",
+    // dtypes of the CPU kernel's statistics, or strides of its result, or the size of the workspace
+    // that it returns, differ from the Meta kernel's
+    "mkldnn_rnn_layer", "_fused_rms_norm", "nonzero_static", "ctc_loss", "_ctc_loss",
+    "_use_cudnn_ctc_loss",
     // composite kernels that look at data pointers
     "max_pool1d", "fbgemm_linear_quantize_weight", "fbgemm_pack_gemm_matrix_fp16",
     // effects outside the tensor

@@ -244,6 +244,41 @@ def modules_on_the_meta_device_are_left_alone() -> nn.Module:
     return nn.ModuleList([nn.Linear(4, 4, device="meta"), nn.Linear(4, 4)])
 
 
+@idiom(expect_lazy=None, reads="recurrent kernels and attention have results that only they know")
+def forward_passes_of_larger_layers() -> dict[str, object]:
+    x = torch.randn(3, 2, 8)
+    lstm, gru = nn.LSTM(8, 8, 2, bidirectional=True), nn.GRU(8, 4)
+    attention, encoder = nn.MultiheadAttention(8, 2), nn.TransformerEncoderLayer(8, 2, 16)
+    return {
+        "modules": nn.ModuleList([lstm, gru, attention, encoder]),
+        "lstm": lstm(x)[0],
+        "gru": gru(x)[0],
+        "attention": attention(x, x, x)[0],
+        "encoder": encoder(x),
+        "scaled": nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True),
+    }
+
+
+@idiom(expect_lazy=None, reads="packing reads the lengths")
+def sequences_padded_and_packed() -> list[torch.Tensor]:
+    sequences = [torch.randn(3, 2), torch.randn(1, 2)]
+    padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-1.0)
+    packed = nn.utils.rnn.pack_sequence(sequences)
+    return [padded, packed.data, packed.batch_sizes]
+
+
+@idiom
+def a_module_wrapped_for_several_devices() -> nn.Module:
+    return nn.DataParallel(nn.Linear(3, 3))
+
+
+@idiom(expect_lazy=0.8, reads="torch.tensor holds the counters of observers")
+def a_module_prepared_for_training_with_quantisation() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    return torch.ao.quantization.prepare_qat(model)
+
+
 @idiom.parametrize()
 def test_equals_eager(case: Idiom) -> None:
     with warnings.catch_warnings():

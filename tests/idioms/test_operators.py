@@ -42,12 +42,19 @@ def named(operators: list[Any], *dtypes: torch.dtype) -> list[Any]:
     return cases
 
 
-def compare_with_eager(operator: Any, function: Any, dtype: torch.dtype, position: int) -> None:
+def compare_with_eager(
+    operator: Any,
+    function: Any,
+    dtype: torch.dtype,
+    position: int,
+    *,
+    requires_grad: bool = False,
+) -> None:
     """Compares a call on the sample at `position` of the catalogue, or the last one before it."""
 
     def build() -> list[Any]:
         # sample_inputs() itself walks the stack of callers each time, which takes far longer
-        samples = operator.sample_inputs_func(operator, "cpu", dtype, False)
+        samples = operator.sample_inputs_func(operator, "cpu", dtype, requires_grad)
         sample = list(itertools.islice(samples, position + 1))[-1]
         result = function(sample.input, *sample.args, **sample.kwargs)
         return [sample.input, sample.args, sample.kwargs, result]
@@ -83,3 +90,11 @@ IN_PLACE = [op for op in ON_CPU if op.inplace_variant and op.name != "float_powe
 @pytest.mark.parametrize(("operator", "dtype"), named(IN_PLACE, *COMMON))
 def test_operator_in_place(operator: Any, dtype: torch.dtype) -> None:
     compare_with_eager(operator, operator.inplace_variant, dtype, 0)
+
+
+DIFFERENTIABLE = [op for op in ON_CPU if op.supports_autograd]
+
+
+@pytest.mark.parametrize(("operator", "dtype"), named(DIFFERENTIABLE, torch.float32))
+def test_operator_with_its_graph(operator: Any, dtype: torch.dtype) -> None:
+    compare_with_eager(operator, operator, dtype, 0, requires_grad=True)

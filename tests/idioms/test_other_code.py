@@ -13,6 +13,7 @@ import numpy
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask
 
 from idiom import Idiom, Idioms
 
@@ -216,6 +217,15 @@ def block_sparse_attention_layouts() -> Tensors:
     rows = torch.arange(8).unsqueeze(1).expand(8, 8)
     window = (rows - rows.t()).abs() <= 1
     return [layout, window, window | layout[0].bool()]
+
+
+@idiom
+def block_masks_of_flex_attention() -> Tensors:
+    def causal(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return query >= key
+
+    mask = create_block_mask(causal, 1, 1, 256, 256, device="cpu")
+    return [mask.kv_num_blocks, mask.kv_indices, mask.full_kv_num_blocks, mask.q_indices]
 
 
 # --- vision -------------------------------------------------------------------------------------
@@ -585,6 +595,14 @@ def orthogonal_layers_with_gains() -> nn.Module:
     model = nn.Sequential(layer(nn.Linear(6, 16), math.sqrt(2)), layer(nn.Linear(16, 4), gain))
     model.log_std = nn.Parameter(torch.zeros(1, 4))
     return model
+
+
+@idiom(expect_lazy=None, reads="distributions check their parameters")
+def policies_that_hold_distributions() -> dict[str, Any]:
+    mean, deviation = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4))
+    normal = torch.distributions.Normal(mean, deviation)
+    choice = torch.distributions.Categorical(logits=torch.zeros(3))
+    return {"normal": normal, "drawn": normal.rsample(), "actions": choice.sample((5,))}
 
 
 @idiom
