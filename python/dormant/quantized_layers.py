@@ -42,6 +42,9 @@ class PackedFormat(Protocol):
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantises `weight` anew into the parameter object that `install` made."""
 
+    def finish(self, module: torch.nn.Module) -> None:
+        """Called when the weight is real: `module` is the library's layer and nothing else."""
+
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:
@@ -304,6 +307,7 @@ def forget_sources(roots: Iterable[object]) -> None:
             source = _sources.get(module)
             packed = _packed(module)
             if source is not None and (packed is None or not _C.is_lazy(packed)):
+                source.format.finish(module)
                 _sources[module] = _placeholder(source)
 
 

@@ -132,14 +132,18 @@ class FourBit:
             bnb_quantized=True,
         )
         layer.quant_state = state
-        if self.nested:
-            module.register_state_dict_pre_hook(_offset_first)  # type: ignore[no-untyped-call]
+        _watch_offset(module)
         if not in_place:
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantises `weight` anew into the Params4bit of `module`."""
         self._put(module, *self._quantize(weight))
+        _watch_offset(module)
+
+    def finish(self, module: torch.nn.Module) -> None:
+        """Leaves nothing of ours in `module`: its weight is real."""
+        _forget_offset(module)
 
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
@@ -295,6 +299,9 @@ class Int8:
         """Quantises `weight` anew into the Int8Params of `module`."""
         self._put(module, *_run(weight, _C.Int8Rows()))
 
+    def finish(self, module: torch.nn.Module) -> None:
+        """Nothing: there is nothing of ours in `module`."""
+
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:
@@ -360,15 +367,33 @@ def from_configuration(config: Any) -> FourBit | Int8:
     )
 
 
+def _watch_offset(module: torch.nn.Module) -> None:
+    """Has `_offset_first` called by the layer while there is an offset that is lazy."""
+    hooks = module._state_dict_pre_hooks
+    if _lazy_offset(module) is not None and _offset_first not in hooks.values():
+        module.register_state_dict_pre_hook(_offset_first)  # type: ignore[no-untyped-call]
+
+
+def _forget_offset(module: torch.nn.Module) -> None:
+    hooks = module._state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is _offset_first]:
+        del hooks[key]
+
+
+def _lazy_offset(module: torch.nn.Module) -> torch.Tensor | None:
+    state = getattr(module._parameters.get("weight"), "quant_state", None)
+    offset: torch.Tensor | None = getattr(state, "offset", None)
+    return offset if offset is not None and _C.is_lazy(offset) else None
+
+
 def _offset_first(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
     """Makes the offset of the scales real, which a state dict has as text.
 
     In tiles, like all of `materialize`: read by itself, as `item` does, it would have the whole
     weight replayed, and the source would keep that.
     """
-    state = getattr(module._parameters["weight"], "quant_state", None)
-    offset = getattr(state, "offset", None)
-    if offset is not None and _C.is_lazy(offset):
+    offset = _lazy_offset(module)
+    if offset is not None:
         realize(offset)
 
 
