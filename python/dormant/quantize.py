@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy as is_uninitialized
 
 from dormant import _C, layerwise
@@ -213,6 +214,7 @@ def _choose(
     model: torch.nn.Module, patterns: dict[str, str]
 ) -> tuple[dict[str, LinearLayer], dict[str, str]]:
     already = {id(weight.module) for weight in quantized_weights(model)}
+    already |= {id(layer) for _, layer in layerwise.pending_layers(model)}
     layers: dict[str, LinearLayer] = {}
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -222,8 +224,14 @@ def _choose(
         pattern = is_skipped(name, patterns) if name else None
         if pattern is not None:
             skipped[name] = patterns[pattern]
-        elif module._parameters.get("weight") is None:
+            continue
+        weight = module._parameters.get("weight")
+        if weight is None and hasattr(module, "_is_fsdp_managed_module"):
+            skipped[name] = "FSDP has taken its weight; quantise first and shard then"
+        elif weight is None:
             skipped[name] = "its weight is computed: a parametrization or weight norm"
+        elif is_wrapper(weight) and not isinstance(weight, DTensor):
+            skipped[name] = f"its weight is a {type(weight).__name__} already"
         else:
             layers[name] = LinearLayer(module, kind)
     return layers, skipped
@@ -246,11 +254,12 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
     tied = tied_names(model)
     for name, layer in layers.items():
         weight, full_name = layer.weight, _weight_name(name)
-        if is_wrapper(weight):
+        if isinstance(weight, DTensor) or weight.dim() != 2:
             raise NotImplementedError(
-                f"quantize: {full_name} is a {type(weight).__name__}, a shard of a weight whose "
-                "statistics need the whole. Quantise first and shard then: call dormant.quantize "
-                "before fully_shard or parallelize_module."
+                f"quantize: {full_name} is a {type(weight).__name__} of shape "
+                f"{list(weight.shape)}, a shard of a weight whose statistics need the whole. "
+                "Quantise first and shard then: call dormant.quantize before fully_shard, FSDP or "
+                "parallelize_module."
             )
         if weight.is_meta or is_uninitialized(weight):
             raise ValueError(

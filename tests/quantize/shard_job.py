@@ -115,6 +115,12 @@ def case_fsdp1(rank: int) -> None:
         inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
         assert_same_bits(sharded(inputs), eager(inputs), "forward")
 
+    kept = FullyShardedDataParallel(lazy(), device_id=torch.device("cpu"), use_orig_params=True)
+    refused("before fully_shard, FSDP", lambda: dormant.quantize(kept, scheme, skip=()))
+    taken = FullyShardedDataParallel(lazy(), device_id=torch.device("cpu"))
+    with pytest.raises(ValueError, match="FSDP has taken its weight; quantise first"):
+        dormant.quantize(taken, scheme, skip=())
+
 
 def case_int8_left_out(rank: int) -> None:
     """What the refusal of int8 advises."""

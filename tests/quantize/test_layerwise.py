@@ -33,6 +33,7 @@ CONFIGURATIONS = [
     ao.Int8DynamicActivationInt8WeightConfig(),
     ao.Float8WeightOnlyConfig(),
     ao.IntxWeightOnlyConfig(weight_dtype=torch.int4),
+    ao.Int8DynamicActivationIntxWeightConfig(),
 ]
 
 
@@ -76,6 +77,32 @@ def test_torchao_through_transformers_configuration() -> None:
     theirs = build()
     ao.quantize_(theirs[2:], ao.Int8WeightOnlyConfig())
     assert_same_parts(mine, theirs)
+
+
+def test_configurations_by_name_are_one_call_each() -> None:
+    by_name = ao.FqnToConfig({"0": ao.Int8WeightOnlyConfig(), "2": ao.Float8WeightOnlyConfig()})
+    mine = lazy()
+    for configuration in (by_name, TorchAoConfig(by_name)):
+        with pytest.raises(NotImplementedError, match="for each configuration in it"):
+            dormant.quantize(mine, configuration)
+    dormant.quantize(mine, ao.Int8WeightOnlyConfig(), skip=["2", "4"])
+    report = dormant.quantize(mine, ao.Float8WeightOnlyConfig(), skip=["4"])
+    assert [layer.name for layer in report.layers] == ["2"]
+    dormant.materialize(mine)
+    theirs = build()
+    ao.quantize_(theirs, by_name, filter_fn=None)
+    assert_same_parts(mine, theirs)
+
+
+def test_what_is_quantised_or_will_be_is_left_alone() -> None:
+    mine = lazy()
+    dormant.quantize(mine, ao.Int8WeightOnlyConfig(), skip=["2", "4"])
+    dormant.quantize(mine, "nf4", skip=["4"])
+    dormant.materialize(mine)
+    assert [type(layer).__name__ for layer in mine][:3] == ["Linear", "GELU", "Linear4bit"]
+    report = dormant.quantize(mine, "int8", skip=())
+    assert [layer.name for layer in report.layers] == ["4"]
+    assert report.skipped == {"0": "its weight is a Int8Tensor already"}
 
 
 def test_reports_count_the_layers_as_lazy_before() -> None:

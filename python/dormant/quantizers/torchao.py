@@ -20,7 +20,15 @@ def layer_quantiser(configuration: Any) -> Quantiser:
 
     Raises:
         ImportError: torchao is not installed; the message says what to do.
+        NotImplementedError: it has a configuration for each of several names, which a layer by
+            itself does not know.
     """
+    if any("fqn_to_config" in name for name in vars(configuration)):
+        raise NotImplementedError(
+            f"quantize: {type(configuration).__name__} chooses layers by their names, which is not "
+            "supported. Call dormant.quantize for each configuration in it, with skip for the "
+            "layers that are not meant."
+        )
     try:
         quantize_ = importlib.import_module("torchao.quantization").quantize_
     except ImportError as error:
