@@ -232,3 +232,74 @@ def test_adapters_that_are_there_before_keep_their_precision(tmp_path: Path) -> 
     with torch.no_grad():
         output = model(torch.arange(12).view(2, 6))[0]
     assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_adapters_trained_saved_and_merged_as_on_the_librarys_own_model(
+    scheme: str, tmp_path: Path
+) -> None:
+    """QLoRA as people do it, with gradient checkpointing; the base stays lazy until prepared."""
+    kind, _ = saved("llama", tmp_path / "float")
+
+    def scheme_of() -> BitsAndBytesConfig:
+        return BitsAndBytesConfig(**CONFIGURATIONS[scheme])
+
+    theirs: Any = kind.from_pretrained(
+        tmp_path / "float", quantization_config=scheme_of(), dtype=torch.bfloat16
+    )
+    theirs = peft.prepare_model_for_kbit_training(theirs)
+    with dormant.lazy_init(dtype=torch.bfloat16):
+        mine: Any = kind(transformers.AutoConfig.from_pretrained(tmp_path / "float"))
+    dormant.quantize(mine, scheme_of())
+    dormant.load(mine, tmp_path / "float", missing="error", materialize=False)
+    mine = peft.prepare_model_for_kbit_training(mine)
+    assert all(dormant.is_lazy(parameter) for parameter in mine.parameters())
+    dormant.materialize(mine)
+    assert_same_state(mine, theirs)
+
+    adapters = peft.LoraConfig(target_modules="all-linear", r=4, task_type="CAUSAL_LM")
+    tokens = torch.arange(12).view(2, 6)
+    losses = []
+    for name, model in (("mine", mine), ("theirs", theirs)):
+        torch.manual_seed(7)
+        adapted = peft.get_peft_model(model, adapters).train()
+        trained = [each for each in adapted.parameters() if each.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-2)
+        for _ in range(2):
+            loss = adapted(input_ids=tokens, labels=tokens).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        adapted.save_pretrained(tmp_path / name)
+    assert losses[:2] == losses[2:]
+    assert losses[1] < losses[0]
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "mine" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+
+    fresh = ours(kind, tmp_path / "float", scheme_of(), torch.bfloat16)
+    merged = peft.PeftModel.from_pretrained(fresh, tmp_path / "mine").merge_and_unload()
+    other = kind.from_pretrained(
+        tmp_path / "float", quantization_config=scheme_of(), dtype=torch.bfloat16
+    )
+    expected = peft.PeftModel.from_pretrained(other, tmp_path / "theirs").merge_and_unload()
+    assert_same_state(merged, expected)
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_files_in_several_shards_go_both_ways(scheme: str, tmp_path: Path) -> None:
+    kind, _ = saved("llama", tmp_path / "float")
+    theirs = kind.from_pretrained(
+        tmp_path / "float",
+        quantization_config=BitsAndBytesConfig(**CONFIGURATIONS[scheme]),
+        dtype=torch.bfloat16,
+    )
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
+    configuration = BitsAndBytesConfig(**CONFIGURATIONS[scheme])
+    mine = ours(kind, tmp_path / "theirs", configuration, torch.bfloat16)
+    assert_same_state(mine, theirs)
+    mine.save_pretrained(tmp_path / "mine", max_shard_size="40KB")
+    assert len(list((tmp_path / "mine").glob("*.safetensors"))) > 1
+    again = kind.from_pretrained(tmp_path / "mine", dtype=torch.bfloat16)
+    assert_same_state(again, theirs)
