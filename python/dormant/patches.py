@@ -22,6 +22,7 @@ from torch.overrides import has_torch_function_unary
 from torch.utils._device import _device_constructors
 
 from dormant import _C
+from dormant.dtensor_operators import PartsFirst
 from dormant.duplicate import deepcopy_tensor
 from dormant.lazy_reading import in_this_thread, load_lazily, open_lazily
 from dormant.recipe import reduce_tensor
@@ -299,6 +300,18 @@ PATCHES: tuple[Patch, ...] = (
         "works on the parts with our key off (pythonFallback, aten/src/ATen/core/"
         "PythonFallbackKernel.cpp)",
         copy_parts,
+    ),
+    Patch(
+        DTensor,
+        "__torch_function__",
+        "every other operator works on the parts with our key off, too",
+        PartsFirst,
+    ),
+    Patch(
+        "torch.distributed.checkpoint.filesystem",
+        "_write_item",
+        "pickles each tensor: others could not read a recipe",
+        _realize_tensor_first,
     ),
     Patch(
         "torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam",
