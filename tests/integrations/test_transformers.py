@@ -10,6 +10,7 @@ import bitsandbytes
 import pytest
 import safetensors.torch
 import torch
+import torchao.quantization
 import transformers
 from libraries import models
 from same_model import assert_same, assert_same_output, both, drop_keys
@@ -51,6 +52,24 @@ ARCHITECTURES: dict[str, dict[str, torch.Tensor] | None] = {
     "Wav2Vec2ForCTC": SOUND,
     "WhisperModel": None,
     "DetrForObjectDetection": None,
+    "DeepseekV3ForCausalLM": WORDS,
+    "GptOssForCausalLM": WORDS,
+    "JambaForCausalLM": WORDS,
+    "RwkvForCausalLM": WORDS,
+    "XLNetLMHeadModel": WORDS,
+    "SwitchTransformersForConditionalGeneration": {
+        **WORDS,
+        "decoder_input_ids": WORDS["input_ids"],
+    },
+    "MarianMTModel": None,
+    "Swinv2ForImageClassification": None,
+    "RTDetrForObjectDetection": None,
+    "SamModel": None,
+    "EncodecModel": None,
+    "VitsModel": None,
+    "PatchTSTForPretraining": None,
+    "Qwen2VLForConditionalGeneration": None,
+    "MllamaForConditionalGeneration": None,
 }
 # What is dropped has to be initialised, by each library's own rules.
 MISSING = {
@@ -95,6 +114,31 @@ def test_missing_keys_are_initialised_as_by_the_library(name: str, tmp_path: Pat
         lambda: kind.from_pretrained(tmp_path), lambda: from_pretrained(kind, tmp_path)
     )
     assert_same(expected, got, memory=False)
+
+
+# A checkpoint of one class, read by another: what is lacking, left over, or below another name.
+OTHER_CLASSES = [
+    ("BertModel", "BertForSequenceClassification"),
+    ("BertForSequenceClassification", "BertModel"),
+    ("LlamaForCausalLM", "LlamaModel"),
+    ("LlamaModel", "LlamaForCausalLM"),
+    ("GPT2LMHeadModel", "GPT2ForTokenClassification"),
+    ("T5ForConditionalGeneration", "T5EncoderModel"),
+    ("ViTForImageClassification", "ViTModel"),
+    ("LlavaForConditionalGeneration", "LlavaModel"),
+]
+
+
+@pytest.mark.parametrize(("saver", "reader"), OTHER_CLASSES)
+def test_a_checkpoint_of_another_class(saver: str, reader: str, tmp_path: Path) -> None:
+    saved(saver, tmp_path)
+    kind: Any = getattr(transformers, reader)
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path, output_loading_info=True),
+        lambda: from_pretrained(kind, tmp_path, output_loading_info=True),
+    )
+    assert_same(expected[0], got[0], memory=False)
+    assert got[1] == expected[1]
 
 
 @pytest.mark.parametrize("dtype", [None, "auto", "bfloat16", torch.float16, torch.float32], ids=str)
@@ -208,7 +252,7 @@ BITS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    itertools.product(["LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"], BITS),
+    list(itertools.product(["LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"], BITS)),
 )
 def test_quantised_models_and_their_checkpoints(name: str, bits: str, tmp_path: Path) -> None:
     kind = saved(name, tmp_path / "float")
@@ -228,6 +272,42 @@ def test_quantised_models_and_their_checkpoints(name: str, bits: str, tmp_path: 
     assert_same_output(expected, again, WORDS)
     with pytest.raises(ValueError, match="already quantised"):
         from_pretrained(kind, tmp_path / "packed", quantization="nf4")
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "T5ForConditionalGeneration"])
+def test_quantisers_that_are_not_ours_are_the_librarys(name: str, tmp_path: Path) -> None:
+    kind = saved(name, tmp_path)
+
+    def config() -> transformers.TorchAoConfig:
+        return transformers.TorchAoConfig(torchao.quantization.Int8WeightOnlyConfig())
+
+    expected = kind.from_pretrained(tmp_path, quantization_config=config())
+    got = from_pretrained(kind, tmp_path, quantization=config())
+    assert_same(expected, got, memory=False)
+    assert_same_output(expected, got, {**WORDS, **(ARCHITECTURES[name] or {})})
+
+
+def test_what_the_library_takes_is_taken_by_its_names(tmp_path: Path) -> None:
+    kind = saved("LlamaForCausalLM", tmp_path)
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "ignore_mismatched_sizes": True,
+        "device_map": "cpu",
+        "attn_implementation": "eager",
+    }
+    expected = kind.from_pretrained(tmp_path, torch_dtype=torch.float16, **options)
+    got = from_pretrained(kind, tmp_path, torch_dtype=torch.float16, **options)
+    assert got.dtype is torch.float16
+    assert_same(expected, got, memory=False)
+
+    def int8() -> transformers.BitsAndBytesConfig:
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+
+    lazy = from_pretrained(kind, tmp_path, quantization_config=int8(), materialize=False)
+    assert dormant.materialize(lazy).value_reads == {}  # quantised while reading
+    assert_same(kind.from_pretrained(tmp_path, quantization_config=int8()), lazy, memory=False)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        from_pretrained(kind, tmp_path, quantization="nf4", quantization_config=int8())
 
 
 def test_missing_weights_are_initialised_and_quantised(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import safetensors.torch
 import timm
@@ -23,7 +24,18 @@ PICTURE = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["UNet2DConditionModel", "AutoencoderKL", "DiTTransformer2DModel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "UNet2DConditionModel",
+        "AutoencoderKL",
+        "DiTTransformer2DModel",
+        "FluxTransformer2DModel",
+        "SD3Transformer2DModel",
+        "WanTransformer3DModel",  # keeps some modules in float32
+        "ControlNetModel",
+    ],
+)
 def test_models_of_diffusers(name: str, dtype: torch.dtype | None, tmp_path: Path) -> None:
     torch.manual_seed(1234)
     model: Any = DIFFUSERS[name].build()
@@ -46,6 +58,53 @@ def test_a_folder_inside_a_pipeline(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "vae")
     got = ours_diffusers.from_pretrained(type(model), tmp_path, subfolder="vae")
     assert_same(type(model).from_pretrained(tmp_path, subfolder="vae"), got, memory=False)
+
+
+# How save_pretrained and from_pretrained of diffusers are called.
+KINDS_OF_FOLDERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "variant": ({"variant": "fp16"}, {"variant": "fp16", "torch_dtype": torch.float16}),
+    "shards": ({"max_shard_size": "500KB"}, {"torch_dtype": torch.bfloat16}),
+    "torch.save": ({"safe_serialization": False}, {"torch_dtype": torch.bfloat16}),
+    "initialised first": ({}, {"low_cpu_mem_usage": False}),
+    "device map": ({}, {"device_map": {"": "cpu"}}),
+    "without mapping": ({}, {"disable_mmap": True}),
+}
+
+
+@pytest.mark.parametrize("case", KINDS_OF_FOLDERS)
+def test_kinds_of_folders_of_diffusers(case: str, tmp_path: Path) -> None:
+    saving, options = KINDS_OF_FOLDERS[case]
+    torch.manual_seed(1234)
+    model: Any = DIFFUSERS["UNet2DConditionModel"].build()
+    model.save_pretrained(tmp_path, **saving)
+    kind = type(model)
+    ours = {**options, "dtype": options.get("torch_dtype")}
+    ours.pop("torch_dtype", None)
+    expected, got = both(
+        lambda: kind.from_pretrained(tmp_path, **options),
+        lambda: ours_diffusers.from_pretrained(kind, tmp_path, **ours),
+    )
+    assert_same(expected, got, memory=False)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_a_whole_pipeline(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    pipeline = diffusers.LDMPipeline(
+        vqvae=DIFFUSERS["VQModel"].build(),
+        unet=DIFFUSERS["UNet2DModel"].build(),
+        scheduler=diffusers.DDIMScheduler(),
+    )
+    pipeline.save_pretrained(tmp_path)
+    expected = diffusers.DiffusionPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+    got = ours_diffusers.from_pretrained(diffusers.DiffusionPipeline, tmp_path, dtype=dtype)
+    assert type(got) is type(expected)
+    for name in ("vqvae", "unet"):
+        assert_same(getattr(expected, name), getattr(got, name), memory=False)
+    lazy = ours_diffusers.from_pretrained(diffusers.DiffusionPipeline, tmp_path, materialize=False)
+    report = dormant.materialize(lazy.unet)
+    assert report.lazy_rate > 0.99
+    assert report.initialised_bytes == 0
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model.pth", "ema.pth"])
@@ -73,6 +132,21 @@ def test_models_of_timm(name: str, file: str, tmp_path: Path) -> None:
     report = dormant.materialize(lazy)
     assert report.read_bytes > 0.99 * report.nbytes
     assert report.initialised_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_classes": 7}, {"in_chans": 1}, {"features_only": True}], ids=str
+)
+def test_a_file_instead_of_the_download_of_timm(options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), path)
+    options = {**options, "pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
+    expected, got = both(
+        lambda: timm.create_model("test_resnet", **options),
+        lambda: ours_timm.create_model("test_resnet", **options),
+    )
+    assert_same(expected, got, memory=False)
 
 
 def test_timm_without_a_checkpoint() -> None:

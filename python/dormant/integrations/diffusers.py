@@ -1,4 +1,4 @@
-"""Models of diffusers (UNet, VAE, transformer) from local folders, read and cast once."""
+"""Models and pipelines of diffusers from local folders, read and cast once."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ def from_pretrained(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
-    """The model that `model_class.from_pretrained(folder)` gives, bit for bit.
+    """The model or pipeline that `model_class.from_pretrained(folder)` gives, bit for bit.
 
     Args:
-        model_class: a model class of diffusers, such as `diffusers.UNet2DConditionModel`.
+        model_class: a model class of diffusers, such as `diffusers.UNet2DConditionModel`, or a
+            pipeline class, such as `diffusers.DiffusionPipeline`.
         folder: a folder with config.json and weights, as `save_pretrained` writes; one of a
             pipeline takes `subfolder="unet"`, too.
         dtype: of the parameters, as `torch_dtype` of the library; None means float32.
-        materialize: False leaves the model lazy.
+        materialize: False leaves it lazy.
         memory_budget: bytes that this may take besides the final tensors; None sets no bound.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
         **options: what the library's `from_pretrained` takes besides.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode; or the pipeline, whose models are.
 
     Raises:
         ImportError: diffusers is not installed.

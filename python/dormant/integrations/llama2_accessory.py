@@ -94,7 +94,7 @@ class default_tensor_type:
 
 def load_tensor_parallel_model_list(
     model: torch.nn.Module,
-    path_list: Sequence[str | os.PathLike[str]],
+    path_list: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     verbose: bool = False,
     *,
     rank: int | None = None,
@@ -113,7 +113,7 @@ def load_tensor_parallel_model_list(
     Args:
         model: the model, lazy or real. Its layers of fairscale (ColumnParallelLinear,
             RowParallelLinear, ParallelEmbedding) tell which tensors are divided.
-        path_list: the folders, in the order of loading.
+        path_list: the folders, in the order of loading; or a single one.
         verbose: print the report.
         rank: this rank of model parallelism; None asks fairscale, or is 0 where it is not in use.
         world_size: how many there are; None asks fairscale, or is 1.
@@ -147,7 +147,8 @@ def load_tensor_parallel_model_list(
     own = dict(model.state_dict())
     divided = _rules(model) if rules is None else rules
     state: dict[str, torch.Tensor] = {}
-    for number, path in enumerate(path_list):
+    paths = [path_list] if isinstance(path_list, (str, os.PathLike)) else path_list
+    for number, path in enumerate(paths):
         parts, differences = _open(path)
         if differences and number == 0:
             raise ValueError(

@@ -19,8 +19,8 @@ from dormant.options import check_choice
 from dormant.progress import Callback
 from dormant.quantize import Scheme, quantize
 
-# Configurations of other quantisers go to the library itself.
-_OURS = ("BitsAndBytesConfig", "TorchAoConfig")
+# Which of the library's configurations are quantised while reading; it does the others itself.
+_OURS = "BitsAndBytesConfig"
 
 
 def from_pretrained(
@@ -52,7 +52,7 @@ def from_pretrained(
             as in the library.
         quantization: what `dormant.quantize` takes ("nf4", "int8", a BitsAndBytesConfig, ...), or
             a configuration of another quantiser of transformers. A folder that is already
-            quantised needs none.
+            quantised needs none. The library's name `quantization_config` does as well.
         missing: keys that the checkpoint lacks: "init" initialises them, "error" refuses.
         unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
         mismatched: other shapes than the model's: "error" refuses, "init" initialises them.
@@ -95,6 +95,7 @@ def from_pretrained(
     check_options(operation, memory_budget=memory_budget, mmap=mmap)
     check_folder(folder, operation)
     imported("transformers.modeling_utils")  # before the context, which patches what is imported
+    quantization = _only_one(quantization, options.pop("quantization_config", None))
     fused = quantization is not None and _is_ours(quantization)
     if quantization is not None and (not fused or _is_quantised(config, folder)):
         if isinstance(quantization, str) or not hasattr(quantization, "quant_method"):
@@ -105,15 +106,10 @@ def from_pretrained(
         fused = False
         options["quantization_config"] = quantization
     wants_info = options.pop("output_loading_info", False)
+    options = {"ignore_mismatched_sizes": mismatched == "init", "local_files_only": True, **options}
     with lazy_init():
         model, info = model_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            ignore_mismatched_sizes=mismatched == "init",
-            output_loading_info=True,
-            local_files_only=True,
-            **options,
+            folder, config=config, dtype=dtype, output_loading_info=True, **options
         )
     _check_names(os.fspath(folder), info, missing, unexpected)
     if fused:
@@ -182,8 +178,17 @@ def from_config(
     return model
 
 
+def _only_one(quantization: Any, quantization_config: Any) -> Any:
+    if quantization is not None and quantization_config is not None:
+        raise ValueError(
+            f"from_pretrained: got quantization={quantization!r} and a quantization_config; leave "
+            "one of them out."
+        )
+    return quantization_config if quantization is None else quantization
+
+
 def _is_ours(quantization: Any) -> bool:
-    return not hasattr(quantization, "quant_method") or type(quantization).__name__ in _OURS
+    return not hasattr(quantization, "quant_method") or type(quantization).__name__ == _OURS
 
 
 def _is_quantised(config: Any, folder: str | os.PathLike[str]) -> bool:
