@@ -14,9 +14,9 @@ std::atomic<int64_t> live_count{0};
 
 constexpr const char* kRawAccess =
     "dormant: raw access to the memory of a lazy tensor, which has none yet. Cause: code below the "
-    "operator level "
-    "asked for its data pointer. Next: call dormant.materialize(tensor) (or materialize the module "
-    "that owns it) first.";
+    "operator level, or a tensor subclass inside its __torch_dispatch__, asked for its data "
+    "pointer. Next: call dormant.materialize(tensor) (or materialize the module that owns it) "
+    "first.";
 
 // The deleter is also what identifies a lazy storage: no other DataPtr has it.
 void delete_history(void* context) {

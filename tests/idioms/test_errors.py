@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import dormant
 from compare import assert_same_bits
@@ -147,3 +148,27 @@ def test_an_exception_out_of_the_context_leaves_no_trace() -> None:
     assert not dormant.is_lazy(torch.ones(2))
     dormant.materialize(kept[0])
     assert kept[0].dtype is torch.float64
+
+
+def test_a_subclass_that_computes_with_lazy_parts_is_told_to_materialise_them() -> None:
+    with dormant.lazy_init():
+        pair = TwoTensor(torch.randn(3), torch.randn(3))
+    with pytest.raises(RuntimeError, match=r"__torch_dispatch__.*Next: call dormant.materialize"):
+        pair * 2
+    assert dormant.is_lazy(pair.a)
+    dormant.materialize(pair)
+    assert torch.equal((pair * 2).a, pair.a * 2)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_operator_of_another_library_gets_real_tensors(inside: bool) -> None:
+    with torch.library._scoped_library("dormant_test", "FRAGMENT") as library:
+        library.define("pointer_is_set(Tensor x) -> bool")
+        library.impl("pointer_is_set", lambda x: x.untyped_storage().data_ptr() != 0, "CPU")
+        with dormant.lazy_init():
+            lazy = torch.randn(4)
+            if inside:
+                assert torch.ops.dormant_test.pointer_is_set(lazy)
+                assert dormant._C.value_reads() == {"dormant_test::pointer_is_set": 16}
+        assert torch.ops.dormant_test.pointer_is_set(lazy)
+        assert not dormant.is_lazy(lazy)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import dormant
 from compare import assert_same_bits, compare
@@ -301,3 +304,40 @@ def test_a_lazy_tensor_materialised_within_a_gc_callback() -> None:
     assert len(seen) == 1
     assert seen[0] == kept.sum().item()
     assert dormant.is_lazy(after)
+
+
+def resident_bytes() -> int:
+    """What this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_two_hundred_models_built_and_dropped_leave_nothing() -> None:
+    def build(i: int) -> None:
+        with dormant.lazy_init():
+            model = nn.ModuleList(
+                [
+                    nn.utils.parametrizations.weight_norm(nn.Linear(64, 64)),
+                    nn.TransformerEncoderLayer(64, 2, 64),
+                    nn.BatchNorm1d(64),
+                ]
+            )
+            nn.init.trunc_normal_(model[1].linear1.weight)
+            (model[1].linear1.weight @ model[1].linear2.weight).sum()
+            model.itself = [model]
+        model.half()
+        if i % 3 == 0:
+            dormant.materialize(model)
+        elif i % 3 == 1:
+            model[1].linear1.weight.sum().item()
+
+    def build_many() -> tuple[int, int, int]:
+        for i in range(70):
+            build(i)
+        gc.collect()
+        return dormant._C.live_storages(), len(gc.get_objects()), resident_bytes()
+
+    first, second, third = (build_many() for _ in range(3))
+    assert second[0] == third[0] == first[0]
+    assert third[1] - second[1] < 100
+    # Seventy of these models have 7 MiB of weights.
+    assert third[2] - second[2] < 2 << 20
