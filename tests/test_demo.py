@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import pty
@@ -18,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "examples" / "demo"
@@ -162,7 +164,20 @@ def test_one_difference_is_named(
     result = demo["results"].Result("case", measured(demo), measured(demo, **changes))
     (line,) = result.differences()
     assert re.search(said, line)
-    assert "no: 1 differ" in result.verdict()
+    assert "different: 1" in result.verdict()
+
+
+def test_the_table_fits_a_terminal_of_80_columns(demo: dict[str, ModuleType]) -> None:
+    slow = measured(demo, seconds=999.5, used=999.5, processor=999.5, peak=999 << 20, nbytes=7)
+    result = demo["results"].Result("Llama, as stored (bfloat16)", slow, slow)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(demo["results"].table({"llama": result}))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    row = ["999.50", "s"] * 3 + ["999.0", "MiB", "7", "B"]
+    assert ["Llama,", "as", "stored", "(bfloat16)"] in lines
+    assert ["ordinary", *row] in lines
+    assert ["dormant", *row] in lines
+    assert ["equal:", "2", "tensors,", "outputs"] in lines
 
 
 def test_nothing_compared_is_no_success(demo: dict[str, ModuleType]) -> None:

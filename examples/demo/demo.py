@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from dormant.table import format_bytes
 
-_WIDTH = 140  # columns, where no terminal has its own
+_WIDTH = 110  # columns, where no terminal has its own
 CASES = {**minilm.CASES, **llama.CASES}
 
 
@@ -149,7 +149,7 @@ def _line(result: Result) -> str:
     ordinary, ours = result.ordinary, result.dormant
     return (
         f"{result.title}: {ordinary.used:.2f} s the ordinary way, {ours.used:.2f} s with Dormant; "
-        f"equal? {result.verdict()}"
+        f"{result.verdict()}"
     )
 
 
@@ -161,7 +161,9 @@ def _present(results: dict[str, Result], out: Path, console: Console) -> int:
             target.print(table(results))
             sentences = {name: r for name, r in results.items() if name.startswith("minilm")}
             if sentences:
+                target.print()
                 target.print(similarity_table(minilm.SENTENCES, sentences))
+            target.print()
             target.print(described, highlight=False)
     draw(results, described, out / "picture.png")
     numbers = {"machine": described, "results": plain(results)}

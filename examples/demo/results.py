@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from measurement import Measurement
+from rich import box
 from rich.table import Table
 
 from dormant.table import format_bytes
@@ -43,51 +44,55 @@ class Result:
         """Equal or not, in a few words."""
         differences = len(self.differences())
         if differences:
-            return f"[bold red]no: {differences} differ[/]"
+            return f"[bold red]different: {differences}[/]"
         outputs = ", outputs" if self.dormant.outputs else ""
-        return f"[green]yes: {len(self.dormant.digests)} tensors{outputs}[/]"
+        return f"[green]equal: {len(self.dormant.digests)} tensors{outputs}[/]"
 
 
 def table(results: Mapping[str, Result]) -> Table:
-    """Two rows for each case."""
-    made = Table(caption=_CAPTION, caption_justify="left")
+    """For each case its title, a row for each way, and whether they are equal; 80 columns wide."""
+    made = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption=_CAPTION, caption_justify="left"
+    )
     made.add_column("")
-    made.add_column("way")
-    for title in ("time", "read once", "processor", "peak over start", "final weights"):
-        made.add_column(title, justify="right")
-    made.add_column("equal, bit for bit")
+    for title in ("time", "read once", "processor", "peak", "weights"):
+        made.add_column(title, justify="right", min_width=9, no_wrap=True)
     for result in results.values():
+        made.add_row(result.title)
         for name, measured in (("ordinary", result.ordinary), ("dormant", result.dormant)):
-            ours = name == "dormant"
-            style = "[bold]" if ours else ""
+            style = "[bold]" if name == "dormant" else ""
             made.add_row(
-                "" if ours else result.title,
-                f"{style}{name}",
+                f"  {style}{name}",
                 f"{style}{measured.seconds:.2f} s",
                 f"{style}{measured.used:.2f} s",
                 f"{style}{measured.processor:.2f} s",
                 style + ("-" if measured.peak is None else format_bytes(measured.peak)),
                 f"{style}{format_bytes(measured.nbytes)}",
-                result.verdict() if ours else "",
-                end_section=ours,
             )
+        made.add_row(f"  {result.verdict()}", end_section=True)
     return made
 
 
 _CAPTION = (
-    "One run of each, each in a process of its own, files in the page cache. ordinary: "
+    "One run of each, each in a process of its own, files in the page cache. equal: bit for bit. "
+    "ordinary: "
     "from_pretrained of transformers, with bitsandbytes for nf4 and int8; for files, construction "
     "and save_pretrained, beside the command dormant init; without the pooler, construction and "
     "load_state_dict. time: until the model is returned. read once: until every page of its "
     "weights has been read, as weights that are shown in place from the file take no time before. "
-    "processor: time of all threads until then. peak over start: highest resident memory until "
-    "then, pages of files included, above that before."
+    "processor: time of all threads until then. peak: highest resident memory until then, pages of "
+    "files included, above that at the start. weights: bytes of the tensors at the end."
 )
 
 
 def similarity_table(sentences: tuple[str, ...], results: Mapping[str, Result]) -> Table:
     """How near the sentences are to the first one, by the embeddings that Dormant's models made."""
-    made = Table(title=f'How near to "{sentences[0]}"?', title_justify="left")
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        title=f'How near to "{sentences[0]}"?',
+        title_justify="left",
+    )
     made.add_column("sentence")
     for result in results.values():
         made.add_column(result.title, justify="right")
