@@ -58,6 +58,11 @@ def test_the_saved_checkpoint_is_the_eager_model(folder: Path, names: dict[str, 
         assert_same_bits(parameter.detach(), loaded.get_parameter(name).detach(), name)
 
 
+def test_reports_are_drawn(folder: Path, names: dict[str, Any]) -> None:
+    assert (folder / "report.svg").read_text().startswith("<?xml")
+    assert (folder / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_classifier_has_the_checkpoint_and_its_own_head(names: dict[str, Any]) -> None:
     body = eager(names, 0).to(torch.bfloat16).state_dict()
     head = eager(names, 1, "LlamaForSequenceClassification").score.weight
