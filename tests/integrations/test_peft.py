@@ -164,6 +164,30 @@ def test_an_adapter_is_merged_before_anything_is_read(adapter: str, tmp_path: Pa
     assert_same(expected, got, memory=False)
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+def test_from_pretrained_of_transformers_takes_the_folder_of_an_adapter(
+    quantised: bool, tmp_path: Path
+) -> None:
+    kind = transformers.LlamaForCausalLM
+    torch.manual_seed(99)
+    peft.get_peft_model(
+        kind.from_pretrained(base(tmp_path / "base")), ADAPTERS["lora"]()
+    ).save_pretrained(tmp_path / "adapter")
+    auto = transformers.AutoModelForCausalLM
+
+    def config() -> Any:
+        return transformers.BitsAndBytesConfig(load_in_4bit=True) if quantised else None
+
+    expected, got = both(
+        lambda: auto.from_pretrained(tmp_path / "adapter", quantization_config=config()),
+        lambda: from_pretrained(auto, tmp_path / "adapter", quantization=config()),
+    )
+    assert_same(expected, got, memory=False)
+    assert_same_output(expected, got, WORDS)
+    with pytest.raises(ValueError, match=r"holds an adapter of peft.*load_adapter"):
+        from_pretrained(auto, tmp_path / "adapter", quantization="nf4")
+
+
 def test_a_folder_that_is_not_there() -> None:
     with pytest.raises(FileNotFoundError, match="load_adapter"):
         load_adapter(torch.nn.Linear(2, 2), "nowhere at all")

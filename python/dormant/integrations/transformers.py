@@ -7,6 +7,7 @@ missing keys, ties, dtypes and generation settings are those of the installed ve
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -73,7 +74,7 @@ def from_pretrained(
         ImportError: transformers, or what the quantiser needs, is not installed.
         TypeError: an argument is of a type that cannot be used.
         ValueError: an option is not one of those possible; a file is damaged; or the folder is
-            already quantised by another scheme.
+            already quantised by another scheme, or holds an adapter that is to be quantised.
         KeyError: keys that are refused, all of them listed.
         RuntimeError: tensors have other shapes than the model's; from the library.
         OSError: there is no such folder, or the system could not read a file.
@@ -97,11 +98,11 @@ def from_pretrained(
     imported("transformers.modeling_utils")  # before the context, which patches what is imported
     quantization = _only_one(quantization, options.pop("quantization_config", None))
     fused = quantization is not None and _is_ours(quantization)
-    if quantization is not None and (not fused or _is_quantised(config, folder)):
+    refusal = _why_not_fused(config, folder) if fused else ""
+    if quantization is not None and (not fused or refusal):
         if isinstance(quantization, str) or not hasattr(quantization, "quant_method"):
             raise ValueError(
-                f"{operation}: {os.fspath(folder)} is already quantised; got "
-                f"quantization={quantization!r}. Leave it out."
+                f"{operation}: {os.fspath(folder)} {refusal} Got quantization={quantization!r}."
             )
         fused = False
         options["quantization_config"] = quantization
@@ -189,6 +190,16 @@ def _only_one(quantization: Any, quantization_config: Any) -> Any:
 
 def _is_ours(quantization: Any) -> bool:
     return not hasattr(quantization, "quant_method") or type(quantization).__name__ == _OURS
+
+
+def _why_not_fused(config: Any, folder: str | os.PathLike[str]) -> str:
+    """What of a folder has to be quantised by the library itself; empty where nothing has."""
+    if Path(folder, "adapter_config.json").is_file():
+        return (  # peft has other layers for a base that is already quantised
+            "holds an adapter of peft. Load its base with quantization= and materialize=False, "
+            "then the adapter with dormant.integrations.peft.load_adapter."
+        )
+    return "is already quantised: leave quantization out." if _is_quantised(config, folder) else ""
 
 
 def _is_quantised(config: Any, folder: str | os.PathLike[str]) -> bool:
