@@ -27,6 +27,7 @@ from picture import draw
 from results import Result, machine, plain, similarity_table, table
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from dormant.table import format_bytes
 
@@ -87,7 +88,7 @@ def _run(options: argparse.Namespace, scratch: Path, console: Console) -> dict[s
         SpinnerColumn("line" if console.options.ascii_only else "dots"),
         TextColumn("{task.description}"),
         BarColumn(),
-        TimeElapsedColumn(),
+        TimeElapsedColumn(table_column=Column(min_width=len("0:00:00"))),
         TextColumn("{task.fields[memory]}"),
         console=console,
         transient=True,
@@ -135,7 +136,7 @@ def _measured(
             description=f"{title}: {step}",
             completed=completed,
             total=total,
-            memory="" if above is None else f"{format_bytes(max(0, above))} above the start",
+            memory="" if above is None else f"memory +{format_bytes(max(0, above))}",
         )
 
     log = options.out / "libraries.log"
