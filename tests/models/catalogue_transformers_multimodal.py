@@ -360,6 +360,21 @@ VISION_LANGUAGE = [
         },
     ),
     transformers_model(
+        "UdopForConditionalGeneration",
+        "UdopConfig",
+        {
+            "vocab_size": 512,
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 128,
+            "num_layers": 2,
+            "num_heads": 4,
+            "max_2d_position_embeddings": 64,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+    ),
+    transformers_model(
         "Kosmos2ForConditionalGeneration",
         "Kosmos2Config",
         {

@@ -128,6 +128,11 @@ ENCODERS = [
         },
     ),
     transformers_model("ModernBertForMaskedLM", "ModernBertConfig", ENCODER),
+    transformers_model(
+        "ModernBertDecoderForCausalLM",
+        "ModernBertDecoderConfig",
+        {**ENCODER, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+    ),
     transformers_model("EsmForMaskedLM", "EsmConfig", {**ENCODER, "mask_token_id": 1}),
     transformers_model(
         "XLMWithLMHeadModel",
