@@ -108,6 +108,15 @@ def test_a_report_prints_as_a_short_table(model: Tied) -> None:
     assert len(text.splitlines()) < 8
 
 
+def test_one_of_a_thing_is_no_plural() -> None:
+    with dormant.lazy_init():
+        model = nn.LayerNorm(4, bias=False)
+    assert "1 tensor, 1 lazy" in str(dormant.summary(model))
+    assert "1 tensor in 1 storage, 16 B, 100.0% of it lazy before; 1 operator, " in str(
+        dormant.materialize(model)
+    )
+
+
 def test_an_empty_model_has_a_report() -> None:
     report = dormant.materialize(nn.Identity())
     assert (report.tensors, report.nbytes, report.lazy_rate) == ([], 0, 1.0)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from dormant.memory import MemorySample
-from dormant.table import format_bytes, format_html_table, format_table
+from dormant.table import format_bytes, format_count, format_html_table, format_table
 
 Origin = Literal["checkpoint", "initialised", "empty", "already real"]
 Way = Literal["tiles", "mapped", "replay"]
@@ -163,9 +163,10 @@ class Report:
             for (origin, dtype), group in groups.items()
         ]
         footer = [
-            f"{len(self.tensors)} tensors in {self.storages} storages, "
+            f"{format_count(len(self.tensors), 'tensor')} in "
+            f"{format_count(self.storages, 'storage')}, "
             f"{format_bytes(self.nbytes)}, {self.lazy_rate:.1%} of it lazy before; "
-            f"{self.operators} operators, "
+            f"{format_count(self.operators, 'operator')}, "
             f"{self.seconds:.3f} s"
             + (
                 ""

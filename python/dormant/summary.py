@@ -11,7 +11,7 @@ import torch
 
 from dormant import _C
 from dormant.inventory import take_inventory
-from dormant.table import format_bytes, format_html_table, format_names, format_table
+from dormant.table import format_bytes, format_count, format_html_table, format_names, format_table
 
 _HEADER = ("tensor", "shape", "dtype", "bytes", "state")
 
@@ -94,13 +94,14 @@ class Summary:
                 "x".join(map(str, tensor.shape)) or "scalar",
                 tensor.dtype,
                 format_bytes(tensor.nbytes),
-                f"{tensor.operators} operators" if tensor.lazy else "real",
+                format_count(tensor.operators, "operator") if tensor.lazy else "real",
             )
             for tensor in self.tensors
         ]
         lazy = sum(tensor.lazy for tensor in self.tensors)
         footer = [
-            f"{len(self.tensors)} tensors, {lazy} lazy ({self.lazy_rate:.1%} of the bytes); "
+            f"{format_count(len(self.tensors), 'tensor')}, "
+            f"{lazy} lazy ({self.lazy_rate:.1%} of the bytes); "
             f"{format_bytes(self.bytes_now)} now, "
             f"{format_bytes(self.bytes_after)} once materialised"
         ]

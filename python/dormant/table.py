@@ -23,6 +23,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
 
 
+def format_count(count: int, noun: str) -> str:
+    """'1 tensor', '2 tensors'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_names(names: Sequence[str]) -> str:
     """The first name, and the others behind it as its aliases."""
     first, *aliases = names
