@@ -103,6 +103,12 @@ def test_a_record_under_two_names_of_one_archive(tmp_path: Path) -> None:
     refused(tmp_path, zip_bytes(twice), "two records 'archive/data/0'", "at bytes")
 
 
+@pytest.mark.parametrize("before", [b"PK\x03\x04" + bytes(60), zip_bytes(records())])
+def test_an_archive_behind_something_else(tmp_path: Path, before: bytes) -> None:
+    """Of two archives torch.load would take the first, zipfile the second."""
+    refused(tmp_path, before + zip_bytes(records()), f"{len(before)} bytes before the archive")
+
+
 def test_records_that_overlap(tmp_path: Path) -> None:
     # The second storage's header and bytes lie inside the first one's bytes.
     inner = Record("archive/data/1", BYTES)
@@ -196,6 +202,11 @@ def test_a_compressed_archive(tmp_path: Path) -> None:
 def test_numbers_of_the_other_byte_order(tmp_path: Path) -> None:
     file = zip_bytes(archive(STATE, {"0": BYTES}, byteorder=b"big"))
     refused(tmp_path, file, "'archive/byteorder'", "b'big'", "expected b'little'")
+
+
+def test_a_byte_order_that_takes_long_to_read(tmp_path: Path) -> None:
+    file = zip_bytes(archive(STATE, {"0": BYTES}, byteorder=b"little" * 100))
+    refused(tmp_path, file, "'archive/byteorder'", "600 bytes, expected at most 64")
 
 
 def test_a_torchscript_program(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,8 @@ _INDEX = ".index.json"
 # LLaMA: consolidated.00.pth; LLaMA2-Accessory: consolidated.00-of-02.model.pth, and .model-diff.pth
 # for differences to a base.
 _PART = re.compile(
-    r"consolidated\.(?P<rank>\d+)(-of-(?P<of>\d+)\.(?P<what>model|model-diff))?\.pth"
+    r"consolidated\.(?P<rank>\d{1,9})(-of-(?P<of>\d{1,9})\.(?P<what>model|model-diff))?\.pth",
+    re.ASCII,
 )
 
 # What transformers takes from a folder, in its order (transformers/modeling_utils.py).
@@ -32,6 +34,7 @@ _FIRST = (
 # Then the only file with such an ending, an index before the shards that it names.
 _ONLY = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pth", "*.pt")
 
+_NAMED = 20  # parts that a message lists
 _SHOWN = 200  # characters of a path that is too long
 
 
@@ -172,14 +175,15 @@ def _parts(files: Sequence[Path], folder: Path) -> Group:
             )
         ranks[rank] = path
         count = int(found["of"] or 0)
+    # A range, since a name may claim any number of parts.
     expected = range(count or max(ranks) + 1)
-    if sorted(ranks) != list(expected):
-        missing = sorted(set(expected) - set(ranks))
-        extra = sorted(set(ranks) - set(expected))
+    extra = sorted(rank for rank in ranks if rank not in expected)
+    if extra or len(ranks) != len(expected):
+        missing = [*islice((rank for rank in expected if rank not in ranks), _NAMED)]
         raise ValueError(
             f"open_checkpoint: the tensor-parallel set of {len(ranks)} parts in {str(folder)!r} "
-            f"lacks parts {missing[:20]}"
-            + (f" and has parts {extra[:20]} beside its {count}" if extra else "")
+            f"lacks parts {missing}"
+            + (f" and has parts {extra[:_NAMED]} beside its {count}" if extra else "")
             + ". Get them all."
         )
     differences = next(iter(ranks.values())).name.endswith("model-diff.pth")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+
+from dormant.table import format_bytes
 
 
 def write_bytes(descriptor: int, data: bytes, offset: int, path: Path) -> None:
@@ -58,6 +61,25 @@ class Publication:
         for path in (*self._waiting, *self._incomplete):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def check_room(self, nbytes: int) -> None:
+        """Checks that the device has room for so many bytes, before hours go into writing them.
+
+        Raises:
+            OSError: it has less (ENOSPC).
+        """
+        try:
+            status = os.statvfs(self.folder)
+        except OSError:
+            return  # what creates the files says what is wrong
+        free = status.f_bavail * status.f_frsize
+        # Some filesystems count no blocks.
+        if status.f_blocks and nbytes > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"dormant: save: {format_bytes(nbytes)} do not fit into {self.folder}, whose "
+                f"device has {format_bytes(free)} free",
+            )
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[int]:

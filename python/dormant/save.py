@@ -277,6 +277,7 @@ def _write(
         for file, shard in shards.items()
     }
     total = sum(entry.nbytes for shard in shards.values() for entry in shard)
+    publication.check_room(sum(layout.nbytes for layout in layouts.values()))
     before = 0
     folder = publication.folder
     with ProgressBar("save") as bar:

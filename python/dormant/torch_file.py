@@ -31,6 +31,7 @@ _DEEPEST_EXTRA = 200
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.Size)
 
 _TORCHSCRIPT = "constants.pkl"
+_LONGEST_BYTE_ORDER = 64
 
 
 def is_torch_file(first_bytes: bytes) -> bool:
@@ -125,7 +126,7 @@ def _read_zip(stream: BinaryIO, file: _C.File) -> tuple[Unpickled, dict[str, _Ru
         )
     order = records.get("byteorder")
     if order is not None:
-        text = torch_zip.read_record(stream, order, path)
+        text = torch_zip.read_record(stream, order, path, most=_LONGEST_BYTE_ORDER)
         if text != b"little":
             raise ValueError(
                 f"open_checkpoint: {path}: record {order.name!r} at byte {order.offset} says "

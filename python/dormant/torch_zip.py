@@ -64,8 +64,8 @@ def read_directory(stream: BinaryIO, size: int, path: str) -> dict[str, Record]:
 
     Raises:
         ValueError: the directory is missing or contradicts the records, records overlap or are
-            compressed or encrypted, a name is given twice or leads out of the archive, or it is no
-            archive of torch.save.
+            compressed or encrypted, a name is given twice or leads out of the archive, something
+            lies before the archive, or it is no archive of torch.save.
     """
     try:
         archive = zipfile.ZipFile(_Bounded(stream, size))
@@ -81,6 +81,12 @@ def read_directory(stream: BinaryIO, size: int, path: str) -> dict[str, Record]:
         if not info.filename.endswith("/"):
             found.append((info.header_offset, _read_record(stream, info, end, path)))
     found.sort(key=lambda pair: (pair[0], pair[1].offset))
+    if found and found[0][0] != 0:
+        raise ValueError(
+            f"open_checkpoint: {path} has {found[0][0]} bytes before the archive whose directory "
+            "is at its end, expected none. Programs differ in which archive they take; do not use "
+            "it."
+        )
     for (_, before), (begin, record) in itertools.pairwise(found):
         if begin < before.offset + before.nbytes:
             raise ValueError(
@@ -183,16 +189,18 @@ def _without_prefix(records: list[Record], path: str) -> dict[str, Record]:
     return named
 
 
-def read_record(stream: BinaryIO, record: Record, path: str) -> bytes:
+def read_record(
+    stream: BinaryIO, record: Record, path: str, *, most: int = _LONGEST_PICKLE
+) -> bytes:
     """The bytes of a small record.
 
     Raises:
-        ValueError: it is too large to be one, or the file ends first.
+        ValueError: it has more than `most` bytes, or the file ends first.
     """
-    if record.nbytes > _LONGEST_PICKLE:
+    if record.nbytes > most:
         raise ValueError(
             f"open_checkpoint: {path}: record {record.name!r} at byte {record.offset} has "
-            f"{record.nbytes} bytes, expected at most {_LONGEST_PICKLE}. It is no checkpoint."
+            f"{record.nbytes} bytes, expected at most {most}. It is no checkpoint."
         )
     stream.seek(record.offset)
     data = stream.read(record.nbytes)

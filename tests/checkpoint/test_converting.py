@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,16 @@ def test_a_merged_and_cast_set_is_saved(tmp_path: Path) -> None:
     written = safetensors.torch.load_file(tmp_path / "o.safetensors")
     for name, expected in WHOLE.items():
         assert_same_bits(expected.bfloat16(), written[name], name)
+
+
+def test_what_the_device_has_no_room_for_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    # A file of a kilobyte: one element, repeated by a stride of 0.
+    torch.save({"a": torch.ones(1).as_strided((1 << 50,), (0,))}, tmp_path / "model.pt")
+    checkpoint = dormant.open_checkpoint(tmp_path / "model.pt")
+    with pytest.raises(OSError, match=r"4\.0 PiB do not fit into .* free") as caught:
+        dormant.save(checkpoint, tmp_path / "out.safetensors")
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
 CONVERT = """

@@ -54,6 +54,12 @@ def test_a_set_without_all_parts(tmp_path: Path) -> None:
         dormant.open_checkpoint(tmp_path)
 
 
+def test_a_name_that_claims_a_billion_parts(tmp_path: Path) -> None:
+    write_set(tmp_path, "consolidated.99999999{}.pth", PARTS[:1])
+    with pytest.raises(ValueError, match=r"set of 1 parts .* lacks parts \[0, 1, .* 19\]"):
+        dormant.open_checkpoint(tmp_path)
+
+
 def test_two_sets_in_one_folder(tmp_path: Path) -> None:
     write_set(tmp_path, "consolidated.{:02}.pth")
     write_set(tmp_path, "consolidated.{:02}-of-03.model.pth")
