@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from email.parser import Parser
@@ -94,6 +95,25 @@ def test_wheel_names_its_extras_and_the_command(wheel: Path) -> None:
     assert {"transformers>=5", "bitsandbytes>=0.50", "matplotlib>=3.9"} <= required
     scripts = archive.read(about.replace("METADATA", "entry_points.txt")).decode()
     assert "dormant = dormant.cli.main:main" in scripts
+
+
+def test_source_distribution_has_all_sources_and_nothing_built(tmp_path: Path) -> None:
+    listed = run("git", "ls-files", cwd=ROOT)
+    if listed.returncode != 0:
+        pytest.skip("not a checkout")
+    program = (
+        "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    )
+    built = run(sys.executable, "-c", program, tmp_path, cwd=ROOT)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (archive,) = tmp_path.glob("dormant-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    sources = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    wanted = {name for name in sources if not name.startswith((".ci/", ".github/"))}
+    assert wanted - packed == set()
+    built_names = (".so", ".o", ".pyc", "_build_info.py", "CMakeCache.txt")
+    assert [name for name in packed if name.endswith(built_names)] == []
 
 
 def test_installed_package_works_and_imports_no_optional_library(python: Path) -> None:
