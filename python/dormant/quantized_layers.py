@@ -12,7 +12,7 @@ import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -41,6 +41,11 @@ class PackedFormat(Protocol):
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantises `weight` anew into the parameter object that `install` made."""
+
+    def follow(
+        self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
+    ) -> None:
+        """Called while `module` is deep-copied to `duplicate`, its parameters already in `memo`."""
 
     def finish(self, module: torch.nn.Module) -> None:
         """Called when the weight is real: `module` is the library's layer and nothing else."""
@@ -135,7 +140,7 @@ class QuantizedWeight:
             replaced = replace(source, tensor=tensor if dtype is None else tensor.to(dtype))
             source.format.check(replaced.tensor, self.name)
             source.format.refresh(self.module, replaced.weight())
-        self._source = _sources[self.module] = _to_keep(replaced)
+        self._source = _remember(self.module, _to_keep(replaced))
 
     def accept_prequantized(self, entries: Mapping[str, torch.Tensor]) -> None:
         """Takes a weight that a checkpoint has in quantised form, lazily where it is lazy.
@@ -155,7 +160,7 @@ class QuantizedWeight:
         with torch.no_grad():
             self._source.format.accept(self.module, entries, torch.Size(sizes))
         # What was to be quantised is not the source of these bytes.
-        self._source = _sources[self.module] = _placeholder(self._source)
+        self._source = _remember(self.module, _placeholder(self._source))
 
     def prequantized_names(self) -> tuple[str, ...]:
         """Every name under which a checkpoint of quantised weights may keep parts of this one."""
@@ -195,7 +200,7 @@ def register(
     packed_format: PackedFormat,
 ) -> None:
     """Remembers `weight`, as the layer kept it, as the source of what `module` holds now."""
-    _sources[module] = _to_keep(_Source(weight, transposed, requires_grad, packed_format))
+    _remember(module, _to_keep(_Source(weight, transposed, requires_grad, packed_format)))
 
 
 def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
@@ -224,6 +229,9 @@ class HeldQuantization:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._sources = [(module, _sources[module]) for module in _registered(model)]
+        self._without_copier = [
+            module for module, _ in self._sources if _Copier.ATTRIBUTE not in vars(module)
+        ]
         self._attributes = [
             attributes
             for module, source in self._sources
@@ -234,6 +242,8 @@ class HeldQuantization:
     def restore(self) -> None:
         """Everything is as it was when this was made."""
         _sources.update(self._sources)
+        for module in self._without_copier:
+            vars(module).pop(_Copier.ATTRIBUTE, None)
         for attributes, before in self._attributes:
             attributes.clear()
             attributes.update(before)
@@ -308,7 +318,39 @@ def forget_sources(roots: Iterable[object]) -> None:
             packed = _packed(module)
             if source is not None and (packed is None or not _C.is_lazy(packed)):
                 source.format.finish(module)
+                vars(module).pop(_Copier.ATTRIBUTE, None)
                 _sources[module] = _placeholder(source)
+
+
+class _Copier:
+    """An attribute of a lazy quantised layer, by which a deep copy gets a source of its own."""
+
+    ATTRIBUTE: ClassVar[str] = "_dormant_copier"
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = weakref.ref(module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Copier | None:
+        module = self._module()
+        source = _sources.get(module) if module is not None else None
+        duplicate = memo.get(id(module))
+        if module is None or source is None or duplicate is None:
+            return None
+        source.format.follow(module, duplicate, memo)
+        _sources[duplicate] = _to_keep(source)
+        return _Copier(duplicate)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is pickled is the library's layer alone.
+        return type(None), ()
+
+
+def _remember(module: torch.nn.Module, source: _Source) -> _Source:
+    _sources[module] = source
+    packed = _packed(module)
+    if packed is not None and _C.is_lazy(packed):
+        vars(module)[_Copier.ATTRIBUTE] = _Copier(module)
+    return source
 
 
 def _to_keep(source: _Source) -> _Source:

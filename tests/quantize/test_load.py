@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 import torchao.quantization as ao
 import transformers
-from peers import assert_same_state, four_bit, int8
+from peers import assert_same_quantised, assert_same_state, four_bit, int8
 from torch import nn
 from transformers import BitsAndBytesConfig
 
@@ -145,7 +146,7 @@ def test_an_interrupt_changes_nothing_and_a_second_call_works(
         dormant.load(model, checkpoint, progress=interrupt)
     assert dormant.is_lazy(model) is not real
     if real:
-        assert_same_bits(model[0].weight, expected[0].weight, "weight")
+        assert_same_quantised(model[0], expected[0])
     dormant.load(model, checkpoint)
     assert_same_state(model, peer(build(2), scheme))
 
@@ -163,6 +164,26 @@ def test_after_an_interrupt_the_initialisation_is_still_there(
         dormant.load(model, checkpoint, progress=interrupt)
     dormant.materialize(model)
     assert_same_state(model, peer(build(1), scheme))
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_a_deep_copy_and_its_original_load_each_for_themselves(
+    scheme: str, checkpoint: Path
+) -> None:
+    model = quantised(1, SCHEMES[scheme])
+    duplicate = copy.deepcopy(model)
+    third = copy.deepcopy(duplicate)
+    dormant.load(duplicate, checkpoint, missing="error", materialize=False)
+    dormant.load(duplicate, checkpoint, missing="error")
+    assert dormant.is_lazy(model)
+    dormant.load(third, checkpoint, rename=_without_last)
+    dormant.materialize(model)
+    expected = peer(build(2), scheme), peer(build(1), scheme)
+    for mine, theirs in ((duplicate, expected[0]), (model, expected[1])):
+        assert_same_state(mine, theirs)
+        for layer in (0, 2):
+            assert_same_quantised(mine[layer], theirs[layer])
+    assert_same_state(third, nn.Sequential(*expected[0][:2], expected[1][2]))
 
 
 # --- packed checkpoints

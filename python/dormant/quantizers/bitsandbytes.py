@@ -141,6 +141,16 @@ class FourBit:
         self._put(module, *self._quantize(weight))
         _watch_offset(module)
 
+    def follow(
+        self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
+    ) -> None:
+        """Gives the copied weight the copied layer and state: bitsandbytes leaves the old layer."""
+        weight: Any = module._parameters["weight"]
+        copied: Any = memo.get(id(weight))
+        if copied is not None and not is_foreign(weight):
+            copied.module = duplicate
+            copied.quant_state = memo.get(id(weight.quant_state), copied.quant_state)
+
     def finish(self, module: torch.nn.Module) -> None:
         """Leaves nothing of ours in `module`: its weight is real."""
         _forget_offset(module)
@@ -298,6 +308,11 @@ class Int8:
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantises `weight` anew into the Int8Params of `module`."""
         self._put(module, *_run(weight, _C.Int8Rows()))
+
+    def follow(
+        self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
+    ) -> None:
+        """Nothing: a copied weight knows no layer."""
 
     def finish(self, module: torch.nn.Module) -> None:
         """Nothing: there is nothing of ours in `module`."""
