@@ -266,6 +266,15 @@ def test_a_full_device_leaves_nothing(cli: Cli, tmp_path: Path, out: str) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
 
 
+@pytest.mark.parametrize("out", ["out.pt", "out.safetensors"])
+def test_what_the_device_has_no_room_for_is_not_begun(cli: Cli, tmp_path: Path, out: str) -> None:
+    # A file of a kilobyte: one element, repeated by a stride of 0.
+    torch.save({"a": torch.ones(1).as_strided((1 << 50,), (0,))}, tmp_path / "in.pt")
+    run = cli("convert", tmp_path / "in.pt", tmp_path / out, "--json")
+    assert (run.code, run.json["error"]["errno"]) == (3, errno.ENOSPC)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pt"]
+
+
 def test_nothing_is_overwritten_unless_forced(cli: Cli, tmp_path: Path, llama: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

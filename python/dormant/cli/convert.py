@@ -255,12 +255,18 @@ def _save_torch(
     files: Mapping[str, Mapping[str, torch.Tensor]], folder: Path, options: argparse.Namespace
 ) -> None:
     progress = options.progress
-    all_bytes = sum(_nbytes(state.values()) for state in files.values())
+    # Names of one tensor share its bytes.
+    distinct = {
+        name: {identity(tensor): tensor for tensor in state.values()}
+        for name, state in files.items()
+    }
+    all_bytes = sum(_nbytes(tensors.values()) for tensors in distinct.values())
     before = 0
     with Publication(folder) as publication, ProgressBar("convert") as bar:
         tell = progress if callable(progress) else bar if wants_bar(progress) else None
+        publication.check_room(all_bytes)
         for name, state in files.items():
-            nbytes = _nbytes(state.values())
+            nbytes = _nbytes(distinct[name].values())
 
             def on_step(done: int, total: int, before: int = before, nbytes: int = nbytes) -> None:
                 if tell is not None:
