@@ -36,6 +36,7 @@ def main() -> int:
     )
     parser.add_argument("--repeat", type=int, default=3, help="samples of each figure (default 3)")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it all run?")
+    parser.add_argument("--large", action="store_true", help="load: 4 GB too, and every dtype")
     parser.add_argument("--fork", action="store_true", help="start processes sooner (as --quick)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for NAME.json")
     arguments = parser.parse_args()
@@ -44,6 +45,7 @@ def main() -> int:
     options = Options(
         repeat=arguments.repeat,
         quick=arguments.quick,
+        large=arguments.large,
         fork=arguments.fork or arguments.quick,
     )
     console = Console(width=max(Console().width, 120))

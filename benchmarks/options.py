@@ -15,12 +15,14 @@ class Options:
     Attributes:
         repeat: samples of each measurement; tables show their median.
         quick: small sizes, for checking that everything runs; the times mean little.
+        large: also what takes long: larger sizes, and all pairings of forms and dtypes.
         fork: processes start as forks of one that has imported the libraries: sooner, and memory
             counts a little otherwise.
     """
 
     repeat: int = 3
     quick: bool = False
+    large: bool = False
     fork: bool = False
 
     def call(self, function: str, **arguments: Any) -> Any:

@@ -45,6 +45,11 @@ class Case:
 
 _DTYPES = ("bfloat16", "float32", "float16")
 FULL = (
+    *(Case("1.1B", "safetensors", dtype, "warm") for dtype in _DTYPES),
+    *(Case("1.1B", form, "float32", "warm") for form in FORMS if form != "safetensors"),
+    Case("1.1B", "safetensors", "float32", "cold"),
+)
+LARGE = (
     *(Case("1.1B", form, dtype, "warm") for form in FORMS for dtype in _DTYPES),
     *(Case("1.1B", "safetensors", dtype, "cold") for dtype in _DTYPES[:2]),
     *(Case("2.1B", "safetensors", dtype, "warm") for dtype in _DTYPES),
@@ -60,7 +65,7 @@ def run(options: Options) -> Outcome:
     outcome = Outcome(NAME)
     everyone = find("benchmarks.load")
     _SCRATCH.mkdir(parents=True, exist_ok=True)
-    cases = QUICK if options.quick else FULL
+    cases = QUICK if options.quick else LARGE if options.large else FULL
     with tempfile.TemporaryDirectory(prefix="load-", dir=_SCRATCH) as scratch:
         small = {form: _write(scratch, form, "tiny", options) for form in FORMS}
         for size, of_size in _grouped(cases, "size"):
