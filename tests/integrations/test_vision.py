@@ -176,6 +176,33 @@ def test_models_of_torchvision(name: str, wrapped: bool, tmp_path: Path) -> None
     assert_same_output(expected.eval(), got.eval(), {"x": PICTURE})
 
 
+def test_files_of_the_training_scripts_of_torchvision(tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    model = torchvision.models.squeezenet1_1(num_classes=5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    model(PICTURE).sum().backward()
+    optimizer.step()
+    path = tmp_path / "model_1.pth"
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}
+    torch.save({**saved, "model_ema": averaged.state_dict()}, path)
+    expected = {"model": model, "model_ema": averaged.module}
+    assert not torch.equal(*(net.classifier[1].weight for net in expected.values()))
+    for key, net in expected.items():
+        got = ours_torchvision.get_model(
+            "squeezenet1_1",
+            checkpoint=dormant.open_checkpoint(path, key=key),
+            unexpected="ignore" if key == "model_ema" else "error",  # how often it was averaged
+            rename={"module.": ""} if key == "model_ema" else None,
+            num_classes=5,
+        )
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(got.state_dict()[name], tensor), name
+    torch.save(saved, path)
+    got = ours_torchvision.get_model("squeezenet1_1", checkpoint=path, num_classes=5)
+    assert torch.equal(got.classifier[1].weight, model.classifier[1].weight)
+
+
 def test_names_of_old_densenet_files(tmp_path: Path) -> None:
     state = torchvision.models.densenet121().state_dict()
     old = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any, Literal
 
@@ -10,7 +9,8 @@ import torch
 
 from dormant.context import lazy_init
 from dormant.integrations.library import check_options, finish, imported
-from dormant.load import Mmap, load
+from dormant.load import CheckpointLike, Mmap, load
+from dormant.names import Rename
 from dormant.options import check_choice, check_dtype
 from dormant.progress import Callback
 
@@ -23,9 +23,10 @@ _OLD_DENSENET = re.compile(
 def get_model(
     name: str,
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: CheckpointLike | None = None,
     missing: Literal["init", "error"] = "error",
     unexpected: Literal["error", "ignore"] = "error",
+    rename: Rename | None = None,
     dtype: torch.dtype | None = None,
     materialize: bool = True,
     memory_budget: int | None = None,
@@ -38,10 +39,14 @@ def get_model(
     Args:
         name: of the architecture, as "resnet50".
         checkpoint: a file of the state dict, such as those that torchvision publishes, or of a
-            mapping with it in it, as its training scripts write; None loads none: the model is
+            mapping with it in it, as its training scripts write; or what `dormant.load` takes
+            besides: of a file with averaged weights, too, those are
+            `dormant.open_checkpoint(path, key="model_ema")`. None loads none: the model is
             initialised.
         missing: names that the checkpoint lacks: "error" refuses, "init" initialises them.
         unexpected: names that the model lacks: "error" refuses, "ignore" leaves them out.
+        rename: as for `dormant.load`; {"module.": ""} for averaged weights. None means the model's
+            own names, and for DenseNet those of old files, too.
         dtype: floating point tensors get this dtype; None keeps float32.
         materialize: False leaves the model lazy.
         memory_budget: bytes that this may take besides the final tensors; None sets no bound.
@@ -88,7 +93,7 @@ def get_model(
         checkpoint,
         missing=missing,
         unexpected=unexpected,
-        rename=_densenet_name if name.startswith("densenet") else None,
+        rename=_densenet_name if rename is None and name.startswith("densenet") else rename,
         dtype=dtype,
         materialize=materialize,
         memory_budget=memory_budget,
