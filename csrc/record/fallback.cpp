@@ -14,6 +14,8 @@
 #include <limits>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "record/call.h"
@@ -35,10 +37,10 @@ namespace {
 
 constexpr auto kKey = c10::DispatchKey::DeferredInit;
 
-/// A key below autograd that no tensor and no thread carries: a call is sent there by hand, through
-/// autograd's kernel, so that it is recorded and noted in the graph. PyTorch keeps it for a mode in
-/// C++ that it does not have yet.
-constexpr auto kBelowAutograd = c10::DispatchKey::Fake;
+/// A key below autograd that no tensor and no thread carries, of a device that PyTorch has no
+/// operators for: a call is sent there by hand, through autograd's kernel, so that it is recorded
+/// and noted in the graph.
+constexpr auto kBelowAutograd = c10::DispatchKey::FPGA;
 
 /// Layers between us and the kernels that unwrap tensors and call operators anew: modes and
 /// subclasses with
@@ -51,8 +53,8 @@ const c10::DispatchKeySet kWrappers(
 
 thread_local std::unordered_map<std::string, uint64_t> reads_of_this_thread;
 
-/// Whether `kBelowAutograd` is ours; takes it the first time.
-bool claimed_key_below_autograd();
+/// Whether `op` comes back to us below autograd; sees to it the first time.
+bool returns_below_autograd(const c10::OperatorHandle& op);
 
 bool autograd_would_track(const Call& call) {
   if (!at::GradMode::is_enabled() ||
@@ -67,12 +69,15 @@ bool autograd_would_track(const Call& call) {
 
 /// Whether autograd's kernel may be asked to note a call that is not run, but recorded.
 bool can_note(const Call& call) {
-  static const c10::DispatchKeySet resolving(
-      {c10::DispatchKey::Conjugate, c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor});
+  // What comes between autograd and us: bits that are resolved first, and other layouts.
+  static const c10::DispatchKeySet between(
+      {c10::DispatchKey::Conjugate, c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor,
+       c10::DispatchKey::NestedTensor, c10::DispatchKey::SparseCsr, c10::DispatchKey::Sparse,
+       c10::DispatchKey::MkldnnCPU, c10::DispatchKey::Quantized});
   const auto route = call.traits.route;
-  return recording() && claimed_key_below_autograd() &&
+  return recording() &&
          (route == Route::in_place || route == Route::functional || route == Route::decompose) &&
-         !call.keys.has_any(resolving) && !call.op.hasKernelForDispatchKey(kBelowAutograd);
+         !call.keys.has_any(between) && returns_below_autograd(call.op);
 }
 
 /// Eager refuses these before it touches any data.
@@ -327,16 +332,23 @@ void below_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
   }
 }
 
-bool claimed_key_below_autograd() {
-  static const bool claimed = [] {
-    if (c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(kBelowAutograd)) {
-      return false;  // a PyTorch that has its mode: what autograd must note runs at once
-    }
-    static torch::Library library(torch::Library::IMPL, "_", kBelowAutograd, __FILE__, __LINE__);
-    library.fallback(torch::CppFunction::makeFromBoxedFunction<&below_autograd>());
-    return true;
-  }();
-  return claimed;
+bool returns_below_autograd(const c10::OperatorHandle& op) {
+  static std::mutex mutex;
+  static std::unordered_map<const c10::FunctionSchema*, bool> known;
+  static torch::Library library(torch::Library::IMPL, "aten", kBelowAutograd, __FILE__, __LINE__);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [entry, is_new] = known.emplace(&op.schema(), false);
+  // An extension for that device comes first; and the kernel would make it ambiguous what autograd
+  // takes for a composite operator.
+  if (is_new && !op.hasKernelForDispatchKey(kBelowAutograd) &&
+      !op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) {
+    const auto& name = op.operator_name();
+    const auto overload = name.overload_name.empty() ? "" : "." + name.overload_name;
+    library.impl((name.name + overload).c_str(),
+                 torch::CppFunction::makeFromBoxedFunction<&below_autograd>());
+    entry->second = true;
+  }
+  return entry->second;
 }
 
 void without_lazy_arguments(const Call& call, bool has_tensors) {
