@@ -117,8 +117,22 @@ def test_layers_without_bias(scheme: str) -> None:
         lambda w: w[2, 5].fill_(float("nan")),
         lambda w: w.uniform_(-1e-42, 1e-42),
         lambda w: w.mul_(1e30),
+        lambda w: w.fill_(-0.0),
+        lambda w: w.copy_(torch.randint(-8, 9, w.shape) / 8),
+        lambda w: w.view(-1)[-1000:].mul_(1e-42),
     ],
-    ids=["zero", "zero row", "constant", "inf", "nan", "denormal", "large"],
+    ids=[
+        "zero",
+        "zero row",
+        "constant",
+        "inf",
+        "nan",
+        "denormal",
+        "large",
+        "minus zero",
+        "ties",
+        "denormal blocks",
+    ],
 )
 @pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8"])
 def test_special_values(scheme: str, fill: Any) -> None:
