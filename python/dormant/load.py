@@ -99,9 +99,11 @@ def load(
 
     Raises:
         TypeError: an argument is of a type that cannot be used.
-        ValueError: an option is not one of those possible; a file is damaged or was changed since
-            it was opened; tied names have different values; two tensors get one name.
-        KeyError: names that are missing, unexpected or of another shape, all of them listed.
+        ValueError: an option is not one of those possible; the model has tensors on the meta
+            device; a file is damaged or was changed since it was opened; tied names have different
+            values; two tensors get one name.
+        KeyError: names that are missing, unexpected or of another shape, all of them listed, with
+            the prefix to rename where one would help.
         NotImplementedError: a format or an operator that is not supported; the message names it.
         OSError: the system could not read a file; with its errno.
         KeyboardInterrupt: the user interrupted it.
