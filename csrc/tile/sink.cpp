@@ -426,7 +426,7 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
   const record::OneThreadIfForked threads;
   const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Contents contents(outputs);
+  Contents contents(outputs);
   contents.check_files();
   if (options.memory_budget) {
     contents.check_budget(*options.memory_budget);
@@ -438,8 +438,9 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
   for (const auto* output : contents.real) {
     writer.gather(output->tensor, output->offset);
   }
-  for (const auto& [number, group] : contents.whole) {
+  for (auto& [number, group] : contents.whole) {
     writer.run(group);
+    group.twins.clear();  // before the next one's tensors exist
   }
   writer.tell();
 }

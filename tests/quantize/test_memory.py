@@ -137,8 +137,8 @@ def test_saved_without_ever_being_in_memory(scheme: str, tmp_path: Path) -> None
     )
     nbytes = (tmp_path / "model.safetensors").stat().st_size
     assert nbytes > LAYERS * FLOAT_LAYER / 8
-    # Buffers of the writer, whatever the size of the model.
-    assert found["peak"] <= 3 * BUDGET
+    # A quantised layer, the place of another, and buffers, whatever the size of the model.
+    assert found["peak"] <= 2 * FLOAT_LAYER // 4 + BUDGET
 
 
 def test_layer_by_layer_from_recipes() -> None:
