@@ -131,14 +131,15 @@ def test_saved_without_ever_being_in_memory(scheme: str, tmp_path: Path) -> None
             return highest_resident_bytes() - before
 
         save(64, 2)
-        peak = save({SIZE}, {LAYERS})
+        peak = save({SIZE}, {2 * LAYERS})
         print(json.dumps({{"peak": peak}}))
     """,
     )
     nbytes = (tmp_path / "model.safetensors").stat().st_size
-    assert nbytes > LAYERS * FLOAT_LAYER / 8
-    # A quantised layer, the place of another, and buffers, whatever the size of the model.
-    assert found["peak"] <= 2 * FLOAT_LAYER // 4 + BUDGET
+    assert nbytes > 2 * LAYERS * FLOAT_LAYER / 8
+    # Some layers' places and buffers of the writer, whatever the size of the model.
+    assert found["peak"] <= nbytes - LAYERS * FLOAT_LAYER / 16
+    assert found["peak"] <= 3 * BUDGET
 
 
 def test_layer_by_layer_from_recipes() -> None:
