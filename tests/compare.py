@@ -370,6 +370,22 @@ def _materialize(built: _Built, order: Order, shuffle: int, fail: _Failure) -> l
     return names
 
 
+def build_both(build: Build) -> tuple[Any, Any]:
+    """Builds eagerly and lazily under one seed, for tests that go on to use both.
+
+    Returns:
+      The eager object and the lazy one; the generator was left in the same state.
+    """
+    torch.manual_seed(0)
+    eager = build()
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    with dormant.lazy_init():
+        lazy = build()
+    assert torch.equal(state, torch.get_rng_state())
+    return eager, lazy
+
+
 def compare(
     build: Build,
     *,

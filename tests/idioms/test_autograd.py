@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,21 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import dormant
-from compare import assert_same_bits
+from compare import assert_same_bits, build_both
 from idiom import Idiom, Idioms
 
 idiom = Idioms()
 Tensors = list[torch.Tensor]
-
-
-def both(build: Callable[[], Any]) -> tuple[Any, Any]:
-    """The same construction eagerly and lazily, under one seed."""
-    torch.manual_seed(0)
-    eager = build()
-    torch.manual_seed(0)
-    with dormant.lazy_init():
-        lazy = build()
-    return eager, lazy
 
 
 @idiom(marks=(pytest.mark.core,))
@@ -170,7 +159,7 @@ def test_backward_through_a_recorded_graph_gives_the_gradients_of_eager(when: st
         product = (model.weight @ model.weight.t()).softmax(-1)
         return model, F.layer_norm(product * model.bias, (5,)).pow(3)
 
-    eager, lazy = both(build)
+    eager, lazy = build_both(build)
     assert dormant.is_lazy(lazy[1])
     if when == "afterwards":
         dormant.materialize([lazy[0], lazy[1]])
@@ -191,7 +180,7 @@ def test_a_hook_inside_the_context_sees_the_gradient() -> None:
         hidden.square().sum().backward()
         return weight, seen
 
-    eager, lazy = both(build)
+    eager, lazy = build_both(build)
     assert len(lazy[1]) == 2
     for expected, got in zip((*eager[1], eager[0].grad), (*lazy[1], lazy[0].grad), strict=True):
         dormant.materialize(got)
@@ -223,7 +212,7 @@ def test_normalised_weights_train_as_in_eager() -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
 
-    eager, lazy = both(build)
+    eager, lazy = build_both(build)
     assert not dormant._C.value_reads()
     dormant.materialize(lazy)
     for model in (eager, lazy):

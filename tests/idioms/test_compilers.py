@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import dormant
-from compare import assert_same_bits, compare
+from compare import assert_same_bits, build_both, compare
 
 
 class Net(nn.Module):
@@ -31,16 +31,6 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.third(self.second(self.first(x).relu()) + self.table)
-
-
-def both(build: Callable[[], Any] = Net) -> tuple[Any, Any]:
-    """The same construction eagerly and lazily, under one seed."""
-    torch.manual_seed(0)
-    eager = build()
-    torch.manual_seed(0)
-    with dormant.lazy_init():
-        lazy = build()
-    return eager, lazy
 
 
 def batch() -> torch.Tensor:
@@ -78,7 +68,7 @@ COMPILERS: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize("name", COMPILERS)
 def test_a_compiled_lazy_model_computes_what_eager_does(name: str, when: str) -> None:
     torch.compiler.reset()
-    eager, lazy = both()
+    eager, lazy = build_both(Net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if when == "materialised before":
@@ -93,7 +83,7 @@ def test_a_compiled_lazy_model_computes_what_eager_does(name: str, when: str) ->
 
 
 def test_symbolic_tracing_reads_nothing() -> None:
-    _, lazy = both()
+    _, lazy = build_both(Net)
     traced = fx.symbolic_trace(lazy)
     assert dormant.is_lazy(lazy.first.weight)
     assert traced.first.weight is lazy.first.weight
@@ -110,7 +100,7 @@ def test_a_graph_module_is_built_and_changed_inside_the_context() -> None:
         traced.recompile()
         return traced
 
-    eager, lazy = both(build)
+    eager, lazy = build_both(build)
     assert dormant.is_lazy(lazy.first.weight)
     dormant.materialize(lazy)
     assert_same_bits(eager(batch()), lazy(batch()))
@@ -120,7 +110,7 @@ def test_a_graph_module_is_built_and_changed_inside_the_context() -> None:
 def test_a_model_scripted_inside_the_context(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        eager, lazy = both(lambda: COMPILERS[name](Net()))
+        eager, lazy = build_both(lambda: COMPILERS[name](Net()))
         dormant.materialize(lazy)
         assert_same_bits(eager(batch()), lazy(batch()))
 
@@ -130,7 +120,7 @@ def test_an_ensemble_of_lazy_models_under_vmap() -> None:
         return [nn.Linear(6, 2) for _ in range(3)]
 
     results = []
-    for models in both(build):
+    for models in build_both(build):
         parameters, buffers = torch.func.stack_module_state(models)
         base = models[0]
 
@@ -143,7 +133,7 @@ def test_an_ensemble_of_lazy_models_under_vmap() -> None:
 
 def test_functional_gradients_and_their_mapping_over_samples() -> None:
     results = []
-    for model in both():
+    for model in build_both(Net):
         parameters = {name: p.detach() for name, p in model.named_parameters()}
 
         def loss(p: Any, x: torch.Tensor, model: nn.Module = model) -> torch.Tensor:
@@ -158,21 +148,21 @@ def test_functional_gradients_and_their_mapping_over_samples() -> None:
 
 def test_a_model_compiled_inside_the_context_runs_after_it() -> None:
     torch.compiler.reset()
-    eager, lazy = both(lambda: torch.compile(Net(), backend="eager"))
+    eager, lazy = build_both(lambda: torch.compile(Net(), backend="eager"))
     assert dormant.is_lazy(lazy.first.weight)
     dormant.materialize(lazy)
     assert_same_bits(eager(batch()), lazy(batch()))
 
 
 def test_exporting_reads_nothing() -> None:
-    _, lazy = both()
+    _, lazy = build_both(Net)
     exported = torch.export.export(lazy, (batch(),))
     assert dormant.is_lazy(lazy.first.weight)
     assert dormant.is_lazy(exported.state_dict["first.weight"])
 
 
 def test_a_pass_with_fake_tensors_reads_nothing() -> None:
-    _, lazy = both()
+    _, lazy = build_both(Net)
     with FakeTensorMode(allow_non_fake_inputs=True):
         result = lazy(torch.ones(3, 6))
     assert isinstance(result, FakeTensor)
@@ -197,7 +187,7 @@ class Listing(TorchDispatchMode):
 @pytest.mark.core
 def test_a_dispatch_mode_sees_the_operators_and_values_of_eager() -> None:
     listings = []
-    for model in both():
+    for model in build_both(Net):
         with Listing() as listing:
             model(batch()).sum().backward()
         listings.append(listing.seen)
@@ -208,7 +198,7 @@ def test_a_dispatch_mode_sees_the_operators_and_values_of_eager() -> None:
 
 def test_the_operations_of_a_lazy_model_are_counted() -> None:
     counts = []
-    for model in both():
+    for model in build_both(Net):
         with FlopCounterMode(display=False) as counter:
             model(batch())
         counts.append(counter.get_total_flops())

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 import dormant
-from compare import assert_same_bits, compare, storage_key
+from compare import assert_same_bits, build_both, compare, storage_key
 from reachable import holdings
 
 
 class Net(nn.Module):
-    """A tie, a buffer that is not saved, integers, and a view as a plain attribute."""
+    """A tie, a buffer that is not saved, integers, four dimensions, and a view as an attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,23 +27,14 @@ class Net(nn.Module):
         self.norm = nn.LayerNorm(6)
         self.head = nn.Linear(6, 12, bias=False)
         self.head.weight = self.embed.weight
+        self.convolution = nn.Conv2d(2, 3, 3)
         self.register_buffer("table", torch.arange(6).float().cos(), persistent=False)
         self.register_buffer("order", torch.arange(6))
         self.rows = self.embed.weight.detach()[2:4]
 
 
-def both(build: Callable[[], Any]) -> tuple[Any, Any]:
-    """The same construction eagerly and lazily, under one seed."""
-    torch.manual_seed(0)
-    eager = build()
-    torch.manual_seed(0)
-    with dormant.lazy_init():
-        lazy = build()
-    return eager, lazy
-
-
 def assert_same(eager: Any, lazy: Any) -> None:
-    """Materialises `lazy` and compares names, ties and bits."""
+    """Materialises `lazy` and compares names, ties, strides and bits."""
     left, right = holdings(eager).tensors, holdings(lazy).tensors
     dormant.materialize(list(right.values()))
     assert list(left) == list(right)
@@ -52,6 +43,7 @@ def assert_same(eager: Any, lazy: Any) -> None:
     for name, tensor in left.items():
         assert_same_bits(tensor, right[name], name)
         assert tensor.requires_grad == right[name].requires_grad, name
+        assert tensor.stride() == right[name].stride(), name
         assert first.setdefault(storage_key(tensor), name) == other.setdefault(
             storage_key(right[name]), name
         )
@@ -63,7 +55,7 @@ CONVERSIONS: dict[str, Callable[[nn.Module], Any]] = {
     "type_by_class": lambda m: m.type(torch.HalfTensor),
     "to_of_a_tensor": lambda m: m.to(torch.zeros(1, dtype=torch.float64)),
     "complex": lambda m: m.to(torch.complex64),
-    "channels_last": lambda m: m.to(memory_format=torch.preserve_format),
+    "channels_last": lambda m: m.to(memory_format=torch.channels_last),
     "cpu": lambda m: m.cpu(),
     "meta_and_back": lambda m: (
         m.to("meta")
@@ -120,7 +112,7 @@ SWITCHES = [None, "overwrite_module_params_on_conversion", "swap_module_params_o
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("name", CONVERSIONS)
 def test_conversion_of_a_lazy_module(name: str, switch: str | None) -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     outcomes = []
     with future(switch), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -147,7 +139,7 @@ def test_conversion_inside_the_context(switch: str | None) -> None:
 
 
 def test_memory_that_is_shared_among_processes_has_the_values_of_eager() -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     eager.share_memory()
     lazy.share_memory()
     assert lazy.embed.weight.is_shared()
@@ -158,7 +150,7 @@ def test_memory_that_is_shared_among_processes_has_the_values_of_eager() -> None
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
 @pytest.mark.parametrize("move", ["cuda", "to", "tensor"])
 def test_a_gpu_that_is_not_there_is_the_error_of_eager_and_changes_nothing(move: str) -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     errors = []
     for model in (eager, lazy):
         with pytest.raises((RuntimeError, AssertionError)) as caught:
@@ -230,7 +222,7 @@ def test_meta_parameters_replaced_one_by_one_inside_the_context() -> None:
 
 
 def test_a_module_pickled_twice_is_two_modules() -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     data = pickle.dumps(lazy)
     first, second = pickle.loads(data), pickle.loads(data)
     assert storage_key(first.embed.weight) != storage_key(second.embed.weight)
@@ -244,7 +236,7 @@ def test_fused_convolution_and_norm_of_a_lazy_model() -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
 
-    eager, lazy = both(build)
+    eager, lazy = build_both(build)
     fuse = nn.utils.fusion.fuse_conv_bn_eval
     fused = [fuse(model[0], model[1]) for model in (eager, lazy)]
     assert_same(*fused)

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import gc
-import os
 import weakref
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import dormant
-from compare import assert_same_bits, compare
+from compare import assert_same_bits, build_both, compare
+from dormant.memory import resident_bytes
 from idiom import Idiom, Idioms
 
 idiom = Idioms()
 Tensors = list[torch.Tensor]
-
-
-def both(build: Callable[[], Any]) -> tuple[Any, Any]:
-    torch.manual_seed(0)
-    eager = build()
-    torch.manual_seed(0)
-    with dormant.lazy_init():
-        lazy = build()
-    return eager, lazy
 
 
 @idiom(marks=(pytest.mark.core,))
@@ -151,7 +139,7 @@ def test_materialising_a_reader_first_leaves_the_rest_right(first: int) -> None:
         a.mul_(b)
         return [a, b, c]
 
-    eager, lazy = both(build)
+    eager, lazy = build_both(build)
     for i in (first, *range(3)):
         dormant.materialize(lazy[i])
         assert_same_bits(eager[i], lazy[i], f"tensor {i}")
@@ -222,7 +210,7 @@ def test_a_long_chain_of_functional_results_is_replayed_and_released() -> None:
             a = a.clone() if i % 1000 else a + 1
         return a
 
-    eager, lazy = both(lambda: [build(), build()])
+    eager, lazy = build_both(lambda: [build(), build()])
     dropped, kept = lazy
     del dropped, lazy
     gc.collect(1)
@@ -240,7 +228,7 @@ def test_a_long_chain_of_views_and_copies_between_two_storages() -> None:
             a[1:].copy_(b[:2])
         return [a, b]
 
-    eager, lazy = both(build)
+    eager, lazy = build_both(build)
     dormant.materialize(lazy[1])
     for left, right in zip(eager, lazy, strict=True):
         dormant.materialize(right)
@@ -306,11 +294,6 @@ def test_a_lazy_tensor_materialised_within_a_gc_callback() -> None:
     assert dormant.is_lazy(after)
 
 
-def resident_bytes() -> int:
-    """What this process has in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def test_two_hundred_models_built_and_dropped_leave_nothing() -> None:
     def build(i: int) -> None:
         with dormant.lazy_init():
@@ -334,7 +317,7 @@ def test_two_hundred_models_built_and_dropped_leave_nothing() -> None:
         for i in range(70):
             build(i)
         gc.collect()
-        return dormant._C.live_storages(), len(gc.get_objects()), resident_bytes()
+        return dormant._C.live_storages(), len(gc.get_objects()), resident_bytes() or 0
 
     first, second, third = (build_many() for _ in range(3))
     assert second[0] == third[0] == first[0]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import dormant
-from compare import assert_same_bits, storage_key
+from compare import assert_same_bits, build_both, storage_key
 from reachable import holdings
 
 
@@ -32,18 +32,6 @@ class Net(nn.Module):
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:
         return self.head(self.norm(self.embed(index)) + self.table)
-
-
-def both(build: Callable[[], Any]) -> tuple[Any, Any]:
-    """The same construction eagerly and lazily, under one seed."""
-    torch.manual_seed(0)
-    eager = build()
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    with dormant.lazy_init():
-        lazy = build()
-    assert torch.equal(state, torch.get_rng_state())
-    return eager, lazy
 
 
 def assert_same(eager: Any, lazy: Any) -> None:
@@ -87,7 +75,7 @@ MOVEMENTS: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.core
 @pytest.mark.parametrize("name", MOVEMENTS)
 def test_moving_a_model_keeps_it_lazy(name: str) -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     eager, lazy = MOVEMENTS[name](eager), MOVEMENTS[name](lazy)
     assert all_lazy(lazy)
     assert_same(eager, lazy)
@@ -133,7 +121,7 @@ TENSOR_MOVEMENTS: dict[str, Callable[[torch.Tensor], Any]] = {
 @pytest.mark.core
 @pytest.mark.parametrize("name", TENSOR_MOVEMENTS)
 def test_moving_a_tensor_keeps_it_lazy(name: str) -> None:
-    eager, lazy = both(lambda: torch.randn(9, 8))
+    eager, lazy = build_both(lambda: torch.randn(9, 8))
     torch.manual_seed(1)
     eager = [eager, TENSOR_MOVEMENTS[name](eager)]
     torch.manual_seed(1)
@@ -208,7 +196,7 @@ MATHEMATICS: dict[str, Callable[[torch.Tensor], Any]] = {
 @pytest.mark.parametrize("name", MATHEMATICS)
 @pytest.mark.filterwarnings("ignore")
 def test_a_read_gives_the_eager_values(name: str) -> None:
-    eager, lazy = both(lambda: torch.randn(9, 8))
+    eager, lazy = build_both(lambda: torch.randn(9, 8))
     expected, got = MATHEMATICS[name](eager), MATHEMATICS[name](lazy)
     if isinstance(expected, numpy.ndarray):
         expected, got = torch.from_numpy(expected), torch.from_numpy(got)
@@ -226,14 +214,14 @@ def test_a_read_gives_the_eager_values(name: str) -> None:
 
 @pytest.mark.core
 def test_a_forward_pass_of_a_lazy_model() -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     index = torch.arange(12)
     assert_same_bits(eager(index), lazy(index))
     assert_same(eager, lazy)
 
 
 def test_a_training_step_of_a_lazy_model() -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     for model in (eager, lazy):
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         for _ in range(2):
@@ -247,7 +235,7 @@ def test_a_training_step_of_a_lazy_model() -> None:
 def test_a_state_dict_loaded_into_a_lazy_model_initialises_nothing() -> None:
     torch.manual_seed(1)
     source = Net().state_dict()
-    _, lazy = both(Net)
+    _, lazy = build_both(Net)
     operators = dormant._C.operators(lazy.embed.weight)
     assert any("normal_" in name for name in operators)
     lazy.load_state_dict(source)
@@ -258,7 +246,7 @@ def test_a_state_dict_loaded_into_a_lazy_model_initialises_nothing() -> None:
 
 
 def test_a_state_dict_of_a_lazy_model_loaded_into_a_real_one() -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     torch.manual_seed(5)
     target = Net()
     target.load_state_dict(lazy.state_dict())
@@ -267,7 +255,7 @@ def test_a_state_dict_of_a_lazy_model_loaded_into_a_real_one() -> None:
 
 
 def test_a_state_dict_assigned_keeps_its_tensors_lazy() -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     with torch.device("meta"):
         target = Net()
     target.load_state_dict(lazy.state_dict(), assign=True)
@@ -277,7 +265,7 @@ def test_a_state_dict_assigned_keeps_its_tensors_lazy() -> None:
 
 
 def test_torch_save_of_a_clone_that_was_materialised() -> None:
-    eager, lazy = both(Net)
+    eager, lazy = build_both(Net)
     stream = io.BytesIO()
     dormant.materialize(lazy)
     torch.save(lazy.state_dict(), stream)
@@ -287,7 +275,7 @@ def test_torch_save_of_a_clone_that_was_materialised() -> None:
 
 
 def test_a_shard_cut_outside_is_lazy_and_right_after_its_source_died() -> None:
-    eager, lazy = both(lambda: torch.randn(64, 32))
+    eager, lazy = build_both(lambda: torch.randn(64, 32))
     rows, columns = lazy.chunk(4)[1].clone(), lazy[:, 8:16].contiguous()
     del lazy
     assert all_lazy([rows, columns])
@@ -299,7 +287,7 @@ def test_writes_outside_reach_a_view_taken_inside() -> None:
         base = torch.zeros(10)
         return [base, base[2:6]]
 
-    eager, lazy = both(build)
+    eager, lazy = build_both(build)
     for base, view in (eager, lazy):
         torch.manual_seed(3)
         view.normal_()
@@ -309,7 +297,7 @@ def test_writes_outside_reach_a_view_taken_inside() -> None:
 
 
 def test_a_real_tensor_written_from_a_lazy_one() -> None:
-    eager, lazy = both(lambda: torch.randn(10))
+    eager, lazy = build_both(lambda: torch.randn(10))
     target = torch.zeros(10)
     target.copy_(lazy)
     assert_same_bits(eager, target)
@@ -318,7 +306,7 @@ def test_a_real_tensor_written_from_a_lazy_one() -> None:
 
 
 def test_no_key_is_left_after_a_forward_pass_and_materialise() -> None:
-    _, lazy = both(Net)
+    _, lazy = build_both(Net)
     lazy(torch.arange(4))
     dormant.materialize(lazy)
     for name, tensor in holdings(lazy).tensors.items():
@@ -327,7 +315,7 @@ def test_no_key_is_left_after_a_forward_pass_and_materialise() -> None:
 
 
 def test_storages_shared_by_a_moved_model_stay_shared() -> None:
-    _, lazy = both(Net)
+    _, lazy = build_both(Net)
     lazy.half()
     assert lazy.head.weight is lazy.embed.weight
     copied = copy.deepcopy(lazy)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import swa_utils
 
 import dormant
-from compare import assert_same_bits
+from compare import assert_same_bits, build_both
 
 
 class Net(nn.Module):
@@ -26,16 +26,6 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.second(self.norm(self.first(x)).relu())
-
-
-def both() -> tuple[Net, Net]:
-    """The same model eagerly and lazily."""
-    torch.manual_seed(0)
-    eager = Net()
-    torch.manual_seed(0)
-    with dormant.lazy_init():
-        lazy = Net()
-    return eager, lazy
 
 
 def batch() -> torch.Tensor:
@@ -90,7 +80,7 @@ OPTIMIZERS: dict[str, Make] = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_of_lazy_parameters_steps_as_in_eager(name: str) -> None:
-    eager, lazy = both()
+    eager, lazy = build_both(Net)
     reference = OPTIMIZERS[name](eager.parameters())
     optimizer = OPTIMIZERS[name](lazy.parameters())
     assert dormant.is_lazy(lazy.first.weight)
@@ -109,7 +99,7 @@ def test_an_optimizer_of_lazy_parameters_steps_as_in_eager(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["SGD_foreach", "AdamW_fused", "Adagrad", "LBFGS"])
 def test_training_brings_a_lazy_model_to_life_by_itself(name: str) -> None:
-    eager, lazy = both()
+    eager, lazy = build_both(Net)
     train(eager, OPTIMIZERS[name](eager.parameters()))
     train(lazy, OPTIMIZERS[name](lazy.parameters()))
     assert not dormant.is_lazy(lazy.first.weight)
@@ -136,7 +126,7 @@ def test_an_optimizer_and_its_state_made_inside_the_context() -> None:
 
 
 def test_gradients_assigned_while_lazy_are_stepped_with() -> None:
-    eager, lazy = both()
+    eager, lazy = build_both(Net)
     for model in (eager, lazy):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         for parameter in model.parameters():
@@ -147,7 +137,7 @@ def test_gradients_assigned_while_lazy_are_stepped_with() -> None:
 
 @pytest.mark.parametrize("foreach", [True, False])
 def test_gradients_of_a_lazy_model_are_clipped(foreach: bool) -> None:
-    eager, lazy = both()
+    eager, lazy = build_both(Net)
     norms = []
     for model in (eager, lazy):
         model(batch()).square().sum().backward()
@@ -175,7 +165,7 @@ AVERAGES: dict[str, Callable[[nn.Module], swa_utils.AveragedModel]] = {
 @pytest.mark.parametrize("name", AVERAGES)
 def test_an_average_of_weights_that_starts_lazy(name: str, inside: bool) -> None:
     averages = []
-    eager, lazy = both()
+    eager, lazy = build_both(Net)
     for model in (eager, lazy):
         if inside and model is lazy:
             with dormant.lazy_init():
@@ -205,7 +195,7 @@ def test_hooks_on_lazy_parameters_run_in_the_order_of_eager() -> None:
         model(batch()).square().sum().backward()
         return seen
 
-    eager, lazy = both()
+    eager, lazy = build_both(Net)
     expected, got = watch(eager), watch(lazy)
     assert len(expected) == len(got) == 4
     for left, right in zip(expected, got, strict=True):
@@ -213,7 +203,7 @@ def test_hooks_on_lazy_parameters_run_in_the_order_of_eager() -> None:
 
 
 def test_an_optimizer_that_steps_in_backward() -> None:
-    eager, lazy = both()
+    eager, lazy = build_both(Net)
     for model in (eager, lazy):
         optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
 
