@@ -32,9 +32,9 @@ def test_a_lazy_model_given_to_a_spawned_process_is_shared_with_it() -> None:
     results = context.SimpleQueue()
     process = context.Process(target=add_one, args=(model, results))
     process.start()
-    tied, values = results.get()
-    process.join(60)
+    process.join(100)
     assert process.exitcode == 0
+    tied, values = results.get()
     expected = build()[0].weight.detach()
     assert tied
     assert values == expected.numpy().tobytes()
