@@ -101,27 +101,30 @@ def renamed_prefix(theirs: Sequence[str], ours: Collection[str]) -> str:
         ours: names that the checkpoint lacks.
 
     Returns:
-        A sentence that proposes it; "" where no prefix helps at least half of `theirs`.
+        A sentence that proposes it; "" where no prefix helps at least half of `theirs`, or several
+        do equally.
     """
     wanted = set(ours)
-    candidates = Counter(
+    votes = Counter(
         pair for name in theirs[:_LOOKED_AT] for pair in _prefixes_to_longest_ending(name, ours)
     )
-    best = max(
-        candidates,
-        key=lambda pair: sum(_with_prefix(name, *pair) in wanted for name in theirs),
-        default=None,
-    )
-    if best is None:
+    # Names with nothing but "weight" in common vote for as many pairs as the model has layers.
+    fitting = {
+        pair: sum(_with_prefix(name, *pair) in wanted for name in theirs)
+        for pair, _ in votes.most_common(_TRIED)
+    }
+    most = max(fitting.values(), default=0)
+    best = [pair for pair, count in fitting.items() if count == most]
+    if len(best) != 1 or 2 * most < len(theirs):
         return ""
-    fitting = sum(_with_prefix(name, *best) in wanted for name in theirs)
-    if 2 * fitting < len(theirs):
-        return ""
-    return f"{fitting} of {len(theirs)} fit with rename={{{best[0]!r}: {best[1]!r}}}."
+    old, new = best[0]
+    return f"{most} of {len(theirs)} fit with rename={{{old!r}: {new!r}}}."
 
 
 # Names of a checkpoint that are compared with all of the model's.
 _LOOKED_AT = 8
+# Pairs of prefixes that are tried on all names.
+_TRIED = 8
 
 
 def _with_prefix(name: str, old: str, new: str) -> str | None:
