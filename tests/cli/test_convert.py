@@ -288,6 +288,28 @@ def test_nothing_is_overwritten_unless_forced(cli: Cli, tmp_path: Path, llama: P
     assert_same_state(safetensors.torch.load_file(out / "model.safetensors"), whole(llama))
 
 
+@pytest.mark.parametrize("out", [".", "link"])
+def test_an_empty_folder_that_nothing_can_replace_gets_the_files(
+    cli: Cli, tmp_path: Path, llama: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder if out == "." else tmp_path)
+    assert cli("convert", llama / "model.safetensors", out).code == 0
+    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+    assert_same_state(safetensors.torch.load_file(folder / "model.safetensors"), whole(llama))
+
+
+def test_an_empty_folder_is_empty_after_an_error(cli: Cli, tmp_path: Path, llama: Path) -> None:
+    data = (llama / "model.safetensors").read_bytes()
+    (tmp_path / "in.safetensors").write_bytes(data[:-1])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert cli("convert", tmp_path / "in.safetensors", folder).code == 1
+    assert not any(folder.iterdir())
+
+
 @pytest.mark.parametrize("inside", ["", "model.safetensors"])
 def test_what_is_read_is_never_written(cli: Cli, tmp_path: Path, llama: Path, inside: str) -> None:
     copy = tmp_path / "copy"

@@ -44,7 +44,8 @@ def new_file(path: Path, *, force: bool) -> Iterator[Path]:
 def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """A folder that gets the name `path` when all is done; what ends it early removes it.
 
-    With `force` and a folder that has files it is that folder, whose files are replaced one by one.
+    An empty folder that is there gets the files then. With `force` and a folder that has files it
+    is that folder, whose files are replaced one by one.
 
     Raises:
         UsageError: it is a file, or it has files and `force` is false.
@@ -59,12 +60,19 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
             )
         yield path
         return
-    staging = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    # The current folder, a mounted one or a link cannot be replaced, and a mounted one is on a
+    # device of its own.
+    exists = path.is_dir()
+    staging = (path if exists else path.parent) / f".{path.name}.{secrets.token_hex(4)}.tmp"
     with _parents(path):
         try:
             staging.mkdir()
             yield staging
-            staging.replace(path)
+            if exists:
+                for made in sorted(staging.iterdir()):
+                    made.replace(path / made.name)
+            else:
+                staging.replace(path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
