@@ -175,7 +175,8 @@ def _record_the_rounds(original: Function) -> Function:
             and draws_plain_normals(original)
         ):
             return fill_in_one_round(tensor, mean, std, generator)
-        if _C.is_lazy(tensor) and _C.recording():
+        # A generator of another device cannot be tried out: its position is not known.
+        if _C.is_lazy(tensor) and _C.recording() and tensor.device.type == "cpu":
             return fill_in_tried_rounds(original, tensor, mean, std, a, b, generator)
         filled: torch.Tensor = original(tensor, mean, std, a, b, generator=generator)
         return filled
