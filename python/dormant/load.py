@@ -199,7 +199,12 @@ def _load(
             # load_state_dict has taken the others, but says of them only that there was an error.
             held.restore()
             held = HeldModule(model)
-            rest = _take(model, state.without(names.mismatched), dtype, defer=materialize)
+            try:
+                rest = _take(model, state.without(names.mismatched), dtype, defer=materialize)
+            except Exception:  # a hook may want what was left out, and that is refused anyway
+                if mismatched == "init":
+                    raise
+                rest = names
             absent = [n for n in rest.missing if mismatched == "init" or n not in names.mismatched]
             names = replace(rest, missing=tuple(absent), mismatched=names.mismatched)
         _check_names(names, missing, unexpected, mismatched)
@@ -224,6 +229,7 @@ def _load(
     held.keep()
     if materialize:
         forget_sources([model])
+    read_at_once = _read_at_once(model, names.read_at_once)  # storages that `place` exchanges
     if place is not None and materialize:
         convert([("", model)], lambda tensor: tensor.to(place))
     return replace(
@@ -233,7 +239,7 @@ def _load(
             values="exact",
             seconds=time.perf_counter() - started,
             peak_memory=peak.result(),
-            origins=_read_at_once(model, names.read_at_once),
+            origins=read_at_once,
         ),
         missing=names.missing,
         unexpected=names.unexpected,

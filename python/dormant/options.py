@@ -57,11 +57,11 @@ def check_device(device: torch.device | str | int | None, operation: str) -> tor
         )
     try:
         torch.empty(0, device=place)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
+    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        reason, _, _ = str(error).partition("\n")
         raise ValueError(
             f"{operation}: device {str(place)!r} was asked for, and torch {torch.__version__} "
-            f"cannot make tensors there ({str(error).splitlines()[0]}). Leave device out to stay "
-            "on the CPU."
+            f"cannot make tensors there ({reason}). Leave device out to stay on the CPU."
         ) from error
     return place
 

@@ -82,7 +82,10 @@ def test_a_model_on_the_meta_device_is_refused(saved: Saver) -> None:
     assert_same_bits(dormant.open_checkpoint(path)["bias"], layer.bias.detach())
 
 
-@pytest.mark.parametrize(("device", "message"), [("xpu", "cannot make"), ("moon", "none that")])
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("xpu", "cannot make"), ("hpu", "cannot make"), ("moon", "none that")],
+)
 def test_a_device_that_is_not_there(device: str, message: str, saved: Saver) -> None:
     model = lazy(Plain)
     before = fingerprint(model)

@@ -90,6 +90,20 @@ def test_mismatched_shapes_are_refused_all_of_them(saved: Saver) -> None:
     assert fingerprint(model) == before
 
 
+def test_a_mismatched_tensor_is_named_where_a_hook_wants_it(saved: Saver) -> None:
+    def read_first(
+        module: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: object
+    ) -> None:
+        state[prefix + "weight"] = state[prefix + "weight"].clone()
+
+    model = lazy(lambda: nn.Linear(3, 2))
+    model.register_load_state_dict_pre_hook(read_first)
+    path = saved({"weight": torch.ones(5), "bias": torch.ones(2)})
+    with pytest.raises(KeyError, match=r"weight: \(5,\) in the checkpoint, \(2, 3\) in the model"):
+        dormant.load(model, path)
+    assert dormant.is_lazy(model.bias)
+
+
 @pytest.mark.parametrize("start", [lazy, eager])
 def test_all_that_does_not_fit_is_listed_at_once(start: Start, saved: Saver) -> None:
     state = {**without(state_of(Plain), "layers.0.bias"), "coarse": torch.ones(7, 4)}
