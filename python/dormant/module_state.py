@@ -43,18 +43,17 @@ class HeldModule:
         ]
         self._quantization = HeldQuantization(module)
         self._tensors: dict[int, _Tensor] = {}
+        self._names: dict[int, str] = {}
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            for _, tensor in reachable_tensors(module):
-                if id(tensor) not in self._tensors and _can_be_held(tensor):
+            for name, tensor in reachable_tensors(module):
+                if not _can_be_held(tensor):
+                    continue
+                self._names[_C.storage_id(tensor)] = name
+                if id(tensor) not in self._tensors:
                     alias = tensor.detach()
                     # Tensors of inference mode count no versions.
                     version = 0 if tensor.is_inference() else tensor._version
                     self._tensors[id(tensor)] = _Tensor(tensor, alias, version, type(tensor))
-        self._names = {
-            _C.storage_id(tensor): name
-            for name, tensor in reachable_tensors(module)
-            if id(tensor) in self._tensors
-        }
         everything = [each for held in self._tensors.values() for each in (held.tensor, held.alias)]
         self.tensors = _C.HeldTensors(everything)
 

@@ -6,7 +6,7 @@ import functools
 import logging
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 
 import torch
@@ -35,6 +35,8 @@ _LEAVES = frozenset(
         weakref.ref,
     }
 )
+# Most containers of a module, those of its hooks among them, are empty.
+_CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset})
 # Process-wide objects: following them would leave the model.
 _OUTSIDE = (type, types.ModuleType, logging.Logger)
 
@@ -68,7 +70,9 @@ def reachable_tensors(root: object, name: str = "") -> Iterator[tuple[str, torch
         below = [
             (_join(path, key), value)
             for key, value in _children(item)
-            if type(value) not in _LEAVES and not isinstance(value, _OUTSIDE)
+            if type(value) not in _LEAVES
+            and (type(value) not in _CONTAINERS or value)
+            and not isinstance(value, _OUTSIDE)
         ]
         pending.extend(reversed(below))
 
@@ -141,12 +145,26 @@ def _attributes(item: object) -> Iterator[tuple[str, object]]:
         attributes = None
     if isinstance(attributes, dict):
         yield from list(attributes.items())
-    for kind in type(item).__mro__:
-        if "__slots__" not in vars(kind):
+    for name, slot in _slots(type(item)):
+        try:
+            yield name, slot.__get__(item)
+        except AttributeError:  # a slot that was never assigned
             continue
-        for name, slot in list(vars(kind).items()):
-            if isinstance(slot, types.MemberDescriptorType):
-                try:
-                    yield name, slot.__get__(item)
-                except AttributeError:  # a slot that was never assigned
-                    continue
+
+
+_Slots = tuple[tuple[str, types.MemberDescriptorType], ...]
+_slots_of: weakref.WeakKeyDictionary[type, _Slots] = weakref.WeakKeyDictionary()
+
+
+def _slots(kind: type) -> _Slots:
+    slots = _slots_of.get(kind)
+    if slots is None:
+        slots = tuple(
+            (name, slot)
+            for base in kind.__mro__
+            if "__slots__" in vars(base)
+            for name, slot in list(vars(base).items())
+            if isinstance(slot, types.MemberDescriptorType)
+        )
+        _slots_of[kind] = slots
+    return slots
