@@ -30,7 +30,6 @@ _LOOKING = frozenset(
         # Of these only the shape and dtype count.
         *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
         *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
-        "copy_",  # has a replacement of its own
     )
 )
 

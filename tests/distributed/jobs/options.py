@@ -159,6 +159,9 @@ OPERATIONS: dict[str, Callable[[DTensor], Any]] = {
     "sum": lambda x: x.sum().full_tensor(),
     "mul_": lambda x: x.detach().mul_(2),
     "zero_ and add_": lambda x: x.detach().zero_().add_(1),
+    "copy_ by its other names": lambda x: torch.ops.aten.copy_(
+        torch.Tensor.copy_(x.detach(), x.detach() + 1), x.detach() * 2
+    ),
     "a list": lambda x: torch._foreach_mul([x.detach(), x.detach()], 2.0)[1],
     "of torch.nn.functional": functional.relu,
     "deepcopy": lambda x: copy.deepcopy(x.detach()),
