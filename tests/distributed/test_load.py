@@ -54,32 +54,16 @@ def test_the_parts_together_are_the_eager_model(
         assert_same_tensors(expected, result["gathered"], where)
 
 
+@pytest.mark.parametrize("job", ["deferred", "plain"], ids=["load", "load_state_dict of PyTorch"])
 @pytest.mark.parametrize(("kind", "way"), WAYS)
 def test_parts_stay_lazy_until_they_are_materialised(
-    run_ranks: RunRanks, kind: str, way: str, tmp_path: Path
+    run_ranks: RunRanks, kind: str, way: str, job: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
     saved_state(kind, path)
     expected = eager_loaded(kind, path)
     for rank, result in enumerate(
-        run_ranks(2, "loading:deferred", kind=kind, way=way, path=str(path))
-    ):
-        where = f"rank {rank}"
-        assert result["lazy"], where
-        assert result["still lazy"] == result["lazy"], where
-        assert_came_to_life(result, where)
-        assert_same_tensors(expected, result["gathered"], where)
-
-
-@pytest.mark.parametrize(("kind", "way"), WAYS)
-def test_pytorchs_own_load_state_dict_keeps_the_parts_lazy(
-    run_ranks: RunRanks, kind: str, way: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "model.safetensors"
-    saved_state(kind, path)
-    expected = eager_loaded(kind, path)
-    for rank, result in enumerate(
-        run_ranks(2, "loading:plain", kind=kind, way=way, path=str(path))
+        run_ranks(2, f"loading:{job}", kind=kind, way=way, path=str(path))
     ):
         where = f"rank {rank}"
         assert result["lazy"], where

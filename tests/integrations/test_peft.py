@@ -45,6 +45,13 @@ def base(folder: Path) -> Path:
     return folder
 
 
+def save_adapter(adapter: str, model: Path, folder: Path, seed: int = 99) -> None:
+    """Writes a new adapter of the model in the other folder."""
+    whole = transformers.LlamaForCausalLM.from_pretrained(model)
+    torch.manual_seed(seed)
+    peft.get_peft_model(whole, ADAPTERS[adapter]()).save_pretrained(folder)
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_a_new_adapter_on_a_lazy_base(adapter: str, tmp_path: Path) -> None:
     kind = transformers.LlamaForCausalLM
@@ -63,10 +70,7 @@ def test_a_new_adapter_on_a_lazy_base(adapter: str, tmp_path: Path) -> None:
 def test_a_saved_adapter_on_a_lazy_base(adapter: str, tmp_path: Path) -> None:
     kind = transformers.LlamaForCausalLM
     base(tmp_path / "base")
-    torch.manual_seed(99)
-    peft.get_peft_model(
-        kind.from_pretrained(tmp_path / "base"), ADAPTERS[adapter]()
-    ).save_pretrained(tmp_path / "adapter")
+    save_adapter(adapter, tmp_path / "base", tmp_path / "adapter")
     expected, got = both(
         lambda: peft.PeftModel.from_pretrained(
             kind.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
@@ -83,10 +87,7 @@ def test_a_second_adapter_of_the_same_model(tmp_path: Path) -> None:
     kind = transformers.LlamaForCausalLM
     base(tmp_path / "base")
     for number in (1, 2):
-        torch.manual_seed(number)
-        peft.get_peft_model(
-            kind.from_pretrained(tmp_path / "base"), ADAPTERS["lora"]()
-        ).save_pretrained(tmp_path / f"adapter{number}")
+        save_adapter("lora", tmp_path / "base", tmp_path / f"adapter{number}", seed=number)
 
     def theirs() -> Any:
         model = kind.from_pretrained(tmp_path / "base")
@@ -143,16 +144,15 @@ def test_initialising_an_adapter_brings_nothing_to_life(adapter: str) -> None:
 def test_an_adapter_is_merged_before_anything_is_read(adapter: str, tmp_path: Path) -> None:
     kind = transformers.LlamaForCausalLM
     base(tmp_path / "base")
-    torch.manual_seed(99)
-    peft.get_peft_model(
-        kind.from_pretrained(tmp_path / "base"), ADAPTERS[adapter]()
-    ).save_pretrained(tmp_path / "adapter")
+    save_adapter(adapter, tmp_path / "base", tmp_path / "adapter")
 
     def ours() -> Any:
         model = from_pretrained(kind, tmp_path / "base", materialize=False)
         with dormant.lazy_init():
             merged = load_adapter(model, tmp_path / "adapter", materialize=False).merge_and_unload()
-        dormant.materialize(merged)
+        report = dormant.materialize(merged)
+        assert report.lazy_rate > 0.99
+        assert report.value_reads == {}
         return merged
 
     expected, got = both(
@@ -168,11 +168,7 @@ def test_an_adapter_is_merged_before_anything_is_read(adapter: str, tmp_path: Pa
 def test_from_pretrained_of_transformers_takes_the_folder_of_an_adapter(
     quantised: bool, tmp_path: Path
 ) -> None:
-    kind = transformers.LlamaForCausalLM
-    torch.manual_seed(99)
-    peft.get_peft_model(
-        kind.from_pretrained(base(tmp_path / "base")), ADAPTERS["lora"]()
-    ).save_pretrained(tmp_path / "adapter")
+    save_adapter("lora", base(tmp_path / "base"), tmp_path / "adapter")
     auto = transformers.AutoModelForCausalLM
 
     def config() -> Any:
