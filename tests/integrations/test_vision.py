@@ -78,11 +78,9 @@ def test_kinds_of_folders_of_diffusers(case: str, tmp_path: Path) -> None:
     model: Any = DIFFUSERS["UNet2DConditionModel"].build()
     model.save_pretrained(tmp_path, **saving)
     kind = type(model)
-    ours = {**options, "dtype": options.get("torch_dtype")}
-    ours.pop("torch_dtype", None)
     expected, got = both(
         lambda: kind.from_pretrained(tmp_path, **options),
-        lambda: ours_diffusers.from_pretrained(kind, tmp_path, **ours),
+        lambda: ours_diffusers.from_pretrained(kind, tmp_path, **options),
     )
     assert_same(expected, got, memory=False)
 
