@@ -75,13 +75,13 @@ def table(results: Mapping[str, Result]) -> Table:
 
 _CAPTION = (
     "One run of each, each in a process of its own, files in the page cache. equal: bit for bit. "
-    "ordinary: "
-    "from_pretrained of transformers, with bitsandbytes for nf4 and int8; for files, construction "
-    "and save_pretrained, beside the command dormant init; without the pooler, construction and "
-    "load_state_dict. time: until the model is returned. read once: until every page of its "
-    "weights has been read, as weights that are shown in place from the file take no time before. "
-    "processor: time of all threads until then. peak: highest resident memory until then, pages of "
-    "files included, above that at the start. weights: bytes of the tensors at the end."
+    "ordinary: from_pretrained of transformers, with bitsandbytes for nf4 and int8; for files, "
+    "construction and save_pretrained, beside the command dormant init; without the pooler, "
+    "construction and load_state_dict. time: until the model is returned. read once: until every "
+    "page of its weights has been read, as weights that are shown in place from the file take no "
+    "time before. processor: time of all threads until then. peak: highest resident memory until "
+    "then, pages of files included, above that at the start. weights: bytes of the tensors at the "
+    "end."
 )
 
 

@@ -143,7 +143,7 @@ def test_truncated_normal_of_other_layouts(layout: str) -> None:
         init.trunc_normal_(base, std=1.0)
         return [base, tensor, torch.rand(3)]
 
-    compare(build, expect_lazy=None)  # std=1 with bounds -2, 2 has to look
+    compare(build)
 
 
 @pytest.fixture(scope="module")
