@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -117,7 +118,7 @@ def test_python_m_is_the_command_and_a_closed_pipe_is_no_error(tmp_path: Path) -
     # More than a pipe holds, to a reader that takes one line.
     state = {f"layer{i}.weight": torch.zeros(i + 1) for i in range(3000)}
     torch.save(state, tmp_path / "m.pt")
-    command = f"{sys.executable} -m dormant inspect m.pt | head -n 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{shlex.quote(sys.executable)} -m dormant inspect m.pt | head -n 1; echo ${{PIPESTATUS[0]}}"
     ran = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -129,7 +130,7 @@ def test_python_m_is_the_command_and_a_closed_pipe_is_no_error(tmp_path: Path) -
 @pytest.mark.parametrize(("where", "expected"), [("> /dev/full", 3), (">&- 2>&-", 0)])
 def test_a_result_that_cannot_be_printed(tmp_path: Path, where: str, expected: int) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "m.pt")
-    command = f"{sys.executable} -m dormant convert m.pt out.pt --force {where}"
+    command = f"{shlex.quote(sys.executable)} -m dormant convert m.pt out.pt --force {where}"
     ran = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
     )
