@@ -17,6 +17,8 @@ from dormant.cli.main import main
 
 COMMANDS = ("inspect", "verify", "convert", "init", "bench")
 
+PYTHON = shlex.quote(sys.executable)
+
 
 def test_help_names_every_command_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -118,7 +120,7 @@ def test_python_m_is_the_command_and_a_closed_pipe_is_no_error(tmp_path: Path) -
     # More than a pipe holds, to a reader that takes one line.
     state = {f"layer{i}.weight": torch.zeros(i + 1) for i in range(3000)}
     torch.save(state, tmp_path / "m.pt")
-    command = f"{shlex.quote(sys.executable)} -m dormant inspect m.pt | head -n 1; echo ${{PIPESTATUS[0]}}"
+    command = f"{PYTHON} -m dormant inspect m.pt | head -n 1; echo ${{PIPESTATUS[0]}}"
     ran = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
     )
@@ -130,7 +132,7 @@ def test_python_m_is_the_command_and_a_closed_pipe_is_no_error(tmp_path: Path) -
 @pytest.mark.parametrize(("where", "expected"), [("> /dev/full", 3), (">&- 2>&-", 0)])
 def test_a_result_that_cannot_be_printed(tmp_path: Path, where: str, expected: int) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "m.pt")
-    command = f"{shlex.quote(sys.executable)} -m dormant convert m.pt out.pt --force {where}"
+    command = f"{PYTHON} -m dormant convert m.pt out.pt --force {where}"
     ran = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
     )
