@@ -70,9 +70,9 @@ create_venv() {
     "$python" -m virtualenv --quiet "$dir"
   else
     bootstrap=$(mktemp -d)
+    trap "rm -rf '$bootstrap'" EXIT
     "$python" -m pip install --target "$bootstrap" virtualenv
     PYTHONPATH=$bootstrap "$python" -m virtualenv --quiet "$dir"
-    rm -rf "$bootstrap"
   fi
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dormant.storage import unrecorded
+
 
 def check_memory_budget(memory_budget: int | None, operation: str) -> None:
     """Raises TypeError or ValueError unless it is a positive number of bytes or None."""
@@ -56,7 +58,8 @@ def check_device(device: torch.device | str | int | None, operation: str) -> tor
             "no CUDA GPU. Leave device out to stay on the CPU."
         )
     try:
-        torch.empty(0, device=place)
+        with unrecorded():
+            torch.empty(0, device=place)
     except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
         reason, _, _ = str(error).partition("\n")
         raise ValueError(

@@ -328,7 +328,7 @@ PATCHES: tuple[Patch, ...] = (
 _lock = threading.RLock()
 _open_contexts = 0
 _installed: list[tuple[Patch, Function, Function | None]] = []
-_modules_seen = 0
+_waiting: list[Patch] = []  # for what is not imported yet, or not in this release
 
 
 @contextlib.contextmanager
@@ -351,20 +351,18 @@ def install() -> None:
 
     Whoever makes a lazy tensor outside a context, such as a checkpoint's, calls it first.
     """
-    global _modules_seen
     with _lock:
-        if _installed and len(sys.modules) == _modules_seen:
-            return
-        _modules_seen = len(sys.modules)
-        # `torch.device` as a context keeps a list of the functions that make tensors from its first
-        # use on (torch/utils/_device.py): it must be of the originals.
-        _device_constructors()
-        done = {id(patch) for patch, _, _ in _installed}
-        for patch in PATCHES:
+        if not _installed:
+            # `torch.device` as a context keeps a list of the functions that make tensors from its
+            # first use on (torch/utils/_device.py): it must be of the originals.
+            _device_constructors()
+            _waiting[:] = PATCHES
+        for patch in list(_waiting):
             owner = _owner(patch)
             original = getattr(owner, patch.name, None)
-            if original is None or id(patch) in done:  # not in this release, or not imported
+            if original is None:
                 continue
+            _waiting.remove(patch)
             replacement = patch.wrap(original)
             own = vars(owner).get(patch.name)
             setattr(owner, patch.name, replacement)
