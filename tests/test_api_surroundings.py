@@ -228,6 +228,24 @@ def test_a_forked_process_materialises_and_saves(tmp_path: Path) -> None:
     assert found == {"status": 0, "lazy": True}
 
 
+def test_a_forked_process_reads_values() -> None:
+    """Operators bring to life what they read: on one thread there, as well."""
+    found = in_child(
+        FORKING,
+        """
+        with dormant.lazy_init():
+            large = torch.zeros(1000, 1000).mul_(2).add_(1)
+
+        def work():
+            before = torch.get_num_threads()
+            return large[0, 0].item() == 1 and torch.get_num_threads() == before
+
+        print(json.dumps({"status": in_fork(work), "lazy": dormant.is_lazy(large)}))
+        """,
+    )
+    assert found == {"status": 0, "lazy": True}
+
+
 def test_a_process_forked_while_another_thread_works_is_not_locked_out() -> None:
     found = in_child(
         FORKING,

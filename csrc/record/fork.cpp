@@ -15,7 +15,8 @@ namespace {
 std::atomic<bool> is_child{false};
 
 /// Storages change in the last moments of work only, so what a thread that is gone was about to do
-/// is undone by never being done: the lock it held can be made anew.
+/// is undone by never being done: the lock it held can be made anew. The other locks, of tables
+/// and of files, are held for moments, as those of the C library are.
 void in_child() {
   is_child = true;
   std::construct_at(&graph_mutex());

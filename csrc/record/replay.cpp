@@ -300,6 +300,9 @@ at::Tensor run_functional(const Node& node, const std::vector<at::Tensor>& tenso
 std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                       const ReplayOptions& options) {
   auto targets = lazy_targets(storages);
+  if (targets.empty()) {
+    return {};
+  }
   std::vector<Node*> nodes;
   if (options.values != Values::empty) {
     nodes = closure(tails_of(targets));
@@ -318,6 +321,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
     done[i] = {targets[i].storage.unsafeGetStorageImpl(), targets[i].buffer->nbytes, 0, 0.0};
   }
 
+  const OneThreadIfForked threads;
   const c10::impl::ExcludeDispatchKeyGuard plain(foreign_modes());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   FreedMemory freed;
