@@ -5,6 +5,8 @@
 
 #include <bit>
 
+#include "record/lazy_storage.h"
+
 namespace dormant::record {
 namespace {
 
@@ -96,11 +98,10 @@ class Builder {
         tensor.is_neg() || tensor._is_zerotensor()) {
       return false;
     }
-    const auto dtype = static_cast<int64_t>(tensor.scalar_type());
     if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
-      return add_number(tensor);
+      return !is_lazy(tensor) && add_number(tensor);
     }
-    begin(Kind::tensor, dtype);
+    begin(Kind::tensor, static_cast<int64_t>(tensor.scalar_type()));
     key_.push_back(static_cast<int64_t>(tensor.device().type()));
     key_.push_back(tensor.dim());
     key_.insert(key_.end(), tensor.sizes().begin(), tensor.sizes().end());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <c10/util/hash.h>
+#include <dormant/export.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -27,6 +28,6 @@ struct CallKeyHash {
 };
 
 /// The key of a call; empty where an argument is of a kind that cannot be compared.
-std::optional<CallKey> key_of(const Call& call);
+DORMANT_API std::optional<CallKey> key_of(const Call& call);
 
 }  // namespace dormant::record

@@ -4,6 +4,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/aminmax.h>
+#include <ATen/ops/index_meta_dispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -45,6 +46,15 @@ bool keeps_reduced_statistics(const Call& call) {
          c10::isReducedFloatingType(call.arguments()[0].toTensor().scalar_type());
 }
 
+/// Indexing. The Meta kernel that PyTorch registers from Python (torch/_meta_registrations.py,
+/// meta_index_Tensor) gives other strides than the CPU kernel where an index is transposed; the one
+/// in C++, which it hides, shares its iterator with the CPU kernel.
+bool is_index(const Call& call) {
+  const auto& name = call.op.operator_name();
+  return name.overload_name == "Tensor" &&
+         (name.name == "aten::index" || name.name == "aten::_unsafe_index");
+}
+
 /// Runs the call on meta tensors. False if the kernel is missing or refuses the arguments.
 bool run_on_meta(const Call& call, torch::jit::Stack& stack) {
   bool representable = !mixes_dtypes(call) && !keeps_reduced_statistics(call);
@@ -70,7 +80,12 @@ bool run_on_meta(const Call& call, torch::jit::Stack& stack) {
   const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   try {
-    call.op.callBoxed(stack);
+    if (is_index(call)) {
+      auto result = at::meta::index(stack[0].toTensor(), stack[1].toOptionalTensorList());
+      stack.assign(1, c10::IValue(std::move(result)));
+    } else {
+      call.op.callBoxed(stack);
+    }
   } catch (const std::exception&) {
     // Whatever is wrong, the real operator says it better.
     return false;
@@ -153,8 +168,9 @@ std::optional<std::vector<Geometry>> ask_for_written(const Call& call) {
 
 /// ask(call), or what it said of the same call before: many Meta kernels are written in Python and
 /// take 50 to 1000 microseconds, and the layers of a model make the same calls over and over.
-template <typename Ask>
-std::optional<std::vector<Geometry>> remembered(const Call& call, const Ask& ask) {
+/// Each question has a table of its own.
+template <std::optional<std::vector<Geometry>> (*ask)(const Call&)>
+std::optional<std::vector<Geometry>> remembered(const Call& call) {
   // A model makes a few hundred different calls at most.
   constexpr size_t kMostKept = 1024;
   thread_local std::unordered_map<CallKey, std::vector<Geometry>, CallKeyHash> answers;
@@ -178,11 +194,11 @@ std::optional<std::vector<Geometry>> remembered(const Call& call, const Ask& ask
 }  // namespace
 
 std::optional<std::vector<Geometry>> infer_results(const Call& call) {
-  return remembered(call, ask_for_results);
+  return remembered<ask_for_results>(call);
 }
 
 std::optional<std::vector<Geometry>> infer_written(const Call& call) {
-  return remembered(call, ask_for_written);
+  return remembered<ask_for_written>(call);
 }
 
 bool is_checked_parameter(const Call& call, size_t argument) {

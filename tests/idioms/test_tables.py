@@ -209,6 +209,18 @@ def products_and_reductions() -> Tensors:
 
 
 @idiom(expect_lazy=0.4, reads="indices are checked against bounds at once, as in eager")
+def tables_and_indices_that_are_transposed() -> Tensors:
+    table, index = torch.randn(4, 5, 1), torch.tensor([[0, 1], [2, 3], [1, 0]])
+    return [
+        table[index.t()],
+        table.transpose(0, 1)[index.t()],
+        table[:, index.t()],
+        table[index.t(), index.t().contiguous()],
+        table.permute(2, 0, 1)[index[:1, :1] * 0],
+    ]
+
+
+@idiom(expect_lazy=0.4, reads="indices are checked against bounds at once, as in eager")
 def indices_and_masks() -> Tensors:
     a = torch.randn(6, 5)
     index = torch.tensor([0, 2, 5])
