@@ -191,16 +191,17 @@ void decompose(const Call& call) {
   if (call.traits.movement) {
     record_inside.emplace(kKey);
   }
-  // Eager comes to such a kernel through autograd's, if autograd's keys are there at all: factories
-  // that C++ calls have none, and count their writes.
-  std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
-  if (call.traits.below_autograd && call.keys.has_any(c10::autograd_dispatch_keyset)) {
-    below_autograd.emplace();
-  }
   std::vector<at::Tensor> written;
   for (const auto argument : call.traits.written) {
     for_each_tensor(call.arguments()[argument],
                     [&](const at::Tensor& tensor) { written.push_back(tensor); });
+  }
+  // Eager comes to such a kernel through autograd's, if autograd's keys are there at all: factories
+  // that C++ calls have none, and count their writes. Those to arguments are counted here, once.
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
+  if (call.traits.below_autograd &&
+      (!written.empty() || call.keys.has_any(c10::autograd_dispatch_keyset))) {
+    below_autograd.emplace();
   }
   call.op.callBoxedForDispatchKey(call.traits.composite_key, *call.stack);
   below_autograd.reset();

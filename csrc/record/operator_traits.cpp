@@ -216,18 +216,26 @@ bool is_tensor_list(const c10::Argument& argument) {
   return argument.type()->isSubtypeOf(*c10::ListType::ofTensors());
 }
 
+/// Indices of the arguments that are written, tensors and lists of them.
+std::vector<size_t> written_arguments(const c10::FunctionSchema& schema) {
+  std::vector<size_t> written;
+  for (size_t i = 0; i < schema.arguments().size(); ++i) {
+    const auto* alias = schema.arguments()[i].alias_info();
+    if (alias != nullptr && alias->isWrite()) {
+      written.push_back(i);
+    }
+  }
+  return written;
+}
+
 /// Fills the tables of an operator that writes arguments. False if one of them can't be described.
 bool describe_writes(const c10::FunctionSchema& schema, OperatorTraits& traits) {
   const auto& arguments = schema.arguments();
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const auto* alias = arguments[i].alias_info();
-    if (alias == nullptr || !alias->isWrite()) {
-      continue;
-    }
+  traits.written = written_arguments(schema);
+  for (const auto i : traits.written) {
     if (!is_tensor(arguments[i])) {
       return false;
     }
-    traits.written.push_back(i);
   }
   for (const auto& result : schema.returns()) {
     const auto* alias = result.alias_info();
@@ -275,12 +283,7 @@ Route route_of(const c10::OperatorHandle& op, std::string_view name, OperatorTra
       if (has_kernel(key)) {
         traits.composite_key = key;
         traits.below_autograd = true;
-        for (size_t i = 0; i < schema.arguments().size(); ++i) {
-          const auto* alias = schema.arguments()[i].alias_info();
-          if (alias != nullptr && alias->isWrite()) {
-            traits.written.push_back(i);
-          }
-        }
+        traits.written = written_arguments(schema);
         return Route::decompose;
       }
     }

@@ -52,7 +52,7 @@ struct OperatorTraits {
   /// Autocast may change what it computes.
   bool autocast = false;
   IndexRule index_rule = IndexRule::none;
-  std::vector<size_t> written;       ///< indices of the written tensor arguments
+  std::vector<size_t> written;       ///< indices of the written arguments; lists where decomposed
   std::vector<size_t> return_alias;  ///< in_place: return i is argument return_alias[i]
 };
 

@@ -73,6 +73,15 @@ def lists_of_parameters_at_once() -> dict[str, Any]:
 
 
 @idiom
+def writes_to_lists_inside_the_graph() -> Tensors:
+    parameters = [nn.Parameter(torch.randn(n)) for n in (3, 5)]
+    hidden = [parameter.clone() for parameter in parameters]
+    torch._foreach_mul_(hidden, 2.0)
+    torch._foreach_add_(hidden, parameters)
+    return [*parameters, *hidden]
+
+
+@idiom
 def random_layers_inside_the_graph() -> Tensors:
     weight = nn.Parameter(torch.randn(20, 10))
     dropped = F.dropout(weight, 0.3)
