@@ -44,8 +44,8 @@ struct Characters {
   uint32_t last;
 };
 
-// Controls, formats and separators of the Unicode standard (its categories Cc, Cf, Zl and Zp):
-// terminals obey some of them, and others turn or hide the text around them.
+// Controls, and of the Unicode standard's formats and separators (its categories Cf, Zl and Zp)
+// those that terminals obey, or that turn or hide the text around them.
 constexpr std::array kUnprintable = {
     Characters{0x00, 0x1f},     Characters{0x7f, 0x9f},       Characters{0xad, 0xad},
     Characters{0x61c, 0x61c},   Characters{0x180e, 0x180e},   Characters{0x200b, 0x200f},

@@ -36,27 +36,30 @@ constexpr int kMaxSources = 64;
 constexpr int64_t kMaxTable = 4096;
 
 /// Elementwise operators whose value at an element is the same wherever a tile starts (tests
-/// compare each). Not here: maximum and minimum, whose NaN has other bits in vectors than in the
-/// elements left over, and what is computed by a mathematical library.
-const std::unordered_set<std::string_view> kInPlace = {
-    "aten::fill_",        "aten::zero_",        "aten::mul_",        "aten::add_",
-    "aten::sub_",         "aten::div_",         "aten::clamp_",      "aten::clamp_min_",
-    "aten::clamp_max_",   "aten::erfinv_",      "aten::neg_",        "aten::sqrt_",
-    "aten::abs_",         "aten::floor_",       "aten::ceil_",       "aten::round_",
-    "aten::trunc_",       "aten::sign_",        "aten::reciprocal_", "aten::masked_fill_",
-    "aten::logical_not_", "aten::logical_and_", "aten::logical_or_", "aten::logical_xor_",
-    "aten::bitwise_not_", "aten::bitwise_and_", "aten::bitwise_or_", "aten::bitwise_xor_",
-    "aten::relu_"};
+/// compare each), which also exist in place. Not here: maximum and minimum, whose NaN has other
+/// bits in vectors than in the elements left over, and what is computed by a mathematical library.
 const std::unordered_set<std::string_view> kCompute = {
-    "aten::mul",         "aten::add",         "aten::sub",         "aten::rsub",
-    "aten::div",         "aten::clamp",       "aten::clamp_min",   "aten::clamp_max",
-    "aten::neg",         "aten::sqrt",        "aten::abs",         "aten::floor",
-    "aten::ceil",        "aten::round",       "aten::trunc",       "aten::sign",
-    "aten::reciprocal",  "aten::where",       "aten::masked_fill", "aten::relu",
-    "aten::logical_not", "aten::logical_and", "aten::logical_or",  "aten::logical_xor",
-    "aten::bitwise_not", "aten::bitwise_and", "aten::bitwise_or",  "aten::bitwise_xor",
-    "aten::eq",          "aten::ne",          "aten::lt",          "aten::le",
-    "aten::gt",          "aten::ge"};
+    "aten::mul",         "aten::add",         "aten::sub",         "aten::div",
+    "aten::clamp",       "aten::clamp_min",   "aten::clamp_max",   "aten::neg",
+    "aten::sqrt",        "aten::abs",         "aten::floor",       "aten::ceil",
+    "aten::round",       "aten::trunc",       "aten::sign",        "aten::reciprocal",
+    "aten::masked_fill", "aten::relu",        "aten::logical_not", "aten::logical_and",
+    "aten::logical_or",  "aten::logical_xor", "aten::bitwise_not", "aten::bitwise_and",
+    "aten::bitwise_or",  "aten::bitwise_xor"};
+const std::unordered_set<std::string_view> kOnlyFunctional = {
+    "aten::rsub", "aten::where", "aten::eq", "aten::ne",
+    "aten::lt",   "aten::le",    "aten::gt", "aten::ge"};
+const std::unordered_set<std::string_view> kOnlyInPlace = {"aten::fill_", "aten::zero_",
+                                                           "aten::erfinv_"};
+
+bool computes_anywhere(std::string_view name) {
+  return kCompute.count(name) != 0 || kOnlyFunctional.count(name) != 0;
+}
+
+bool computes_anywhere_in_place(std::string_view name) {
+  return kOnlyInPlace.count(name) != 0 ||
+         (name.back() == '_' && kCompute.count(name.substr(0, name.size() - 1)) != 0);
+}
 
 /// Whether `node` is a sum with a factor. ATen's add rounds alpha * other + self once in vectors
 /// and twice in the elements left over (aten/src/ATen/native/cpu/BinaryOpsKernel.cpp), so the bits
@@ -219,10 +222,11 @@ class Lowering {
         return add_padded(program, std::move(step), written, depth);
       }
       step.kind = StepKind::compute;
-      return kCompute.count(name) != 0 && add_operator(program, std::move(step), written, depth);
+      return computes_anywhere(name) && add_operator(program, std::move(step), written, depth);
     }
     step.kind = StepKind::in_place;
-    return kInPlace.count(name) != 0 && add_operator(program, std::move(step), written, depth);
+    return computes_anywhere_in_place(name) &&
+           add_operator(program, std::move(step), written, depth);
   }
 
   /// Whether a tile, which has one dimension, and this thread's default dtype lead to the dtype

@@ -42,9 +42,7 @@ struct TileSize {
 };
 // Stays in a core's cache, and is large enough that the system call costs little beside it.
 constexpr TileSize kTile{128 * 1024, kSmallestTileBytes};
-// A rectangle's rows are written one by one: the longer they are, the fewer system calls.
-constexpr TileSize kRectangle{8 * 1024 * 1024, 1024 * 1024};
-// Where nobody asks for a bound, tiles of many threads are smaller than best, too.
+// Where nobody asks for a bound, many threads work with smaller tiles than best, or fewer do.
 constexpr size_t kUnaskedBytes = 128 * 1024 * 1024;
 
 // Between two writes from memory an interrupt is looked for.
@@ -192,16 +190,30 @@ size_t thread_bytes(const std::vector<Source>& sources, int64_t tile_bytes) {
   return most;
 }
 
+/// Rectangles have all rows of their matrix, and each row is a write of its own: the longer they
+/// are, the fewer system calls.
+TileSize rectangle_size(const std::vector<Source>& sources) {
+  constexpr int64_t kRowBytes = 512;
+  constexpr int64_t kMiB = 1024 * 1024;
+  int64_t rows = 1;
+  for (const auto& source : sources) {
+    rows = std::max(rows, source.turn->rows);
+  }
+  const auto comfortable = std::clamp(rows, kMiB / kRowBytes, 64 * kMiB / kRowBytes) * kRowBytes;
+  return {std::max(comfortable, 8 * kMiB), comfortable};
+}
+
 Plan plan_for(const std::vector<Source>& sources, const TileSize& size,
               const std::optional<size_t>& budget) {
   Plan plan{at::get_num_threads(), size.largest};
   const auto more_than = [&](size_t most) {
     return thread_bytes(sources, plan.tile_bytes) * static_cast<size_t>(plan.threads) > most;
   };
-  while (plan.tile_bytes > size.comfortable && more_than(budget.value_or(kUnaskedBytes))) {
-    plan.tile_bytes /= 2;
+  const auto most = budget.value_or(kUnaskedBytes);
+  while (plan.tile_bytes > size.comfortable && more_than(most)) {
+    plan.tile_bytes = std::max(plan.tile_bytes / 2, size.comfortable);
   }
-  while (budget && plan.threads > 1 && more_than(*budget)) {
+  while (plan.threads > 1 && more_than(most)) {
     --plan.threads;
   }
   while (budget && plan.tile_bytes > kSmallestTileBytes && more_than(*budget)) {
@@ -299,7 +311,11 @@ class Writer {
     Workers workers(plan.threads, [this](size_t done) { tell(written_ + done); });
     workers.run(pieces.size(), [&](size_t i) {
       const auto& piece = pieces[i];
-      piece.source->turn ? run_turned(piece, plan, workers) : run(piece, plan, workers);
+      if (piece.source->turn) {
+        run_turned(piece, plan, workers);
+      } else {
+        run(piece, plan, workers);
+      }
     });
     for (const auto& source : sources) {
       written_ += static_cast<size_t>(source.numel * source.itemsize);
@@ -382,9 +398,15 @@ class Writer {
       std::fill(rectangle.begin(), rectangle.end(), std::byte{0});
       reader.read(runs, rectangle.data());
       const auto* data = rectangle.data();
-      for (const auto& row : runs) {
-        const auto size = static_cast<size_t>(row.count * source.itemsize);
-        write_at(sink_, data, size, source.offset + row.begin * source.itemsize);
+      for (size_t i = 0; i < runs.size();) {
+        const auto begin = runs[i].begin;
+        auto end = begin;
+        // Rows of all columns follow each other in the file, too.
+        for (; i < runs.size() && runs[i].begin == end; ++i) {
+          end += runs[i].count;
+        }
+        const auto size = static_cast<size_t>((end - begin) * source.itemsize);
+        write_at(sink_, data, size, source.offset + begin * source.itemsize);
         data += size;
       }
       if (!workers.advance(static_cast<size_t>(data - rectangle.data()))) {
@@ -434,7 +456,7 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
   Writer writer(sink, options, contents.nbytes);
   writer.tell();
   writer.run(contents.in_order, kTile);
-  writer.run(contents.turned, kRectangle);
+  writer.run(contents.turned, rectangle_size(contents.turned));
   for (const auto* output : contents.real) {
     writer.gather(output->tensor, output->offset);
   }
