@@ -29,3 +29,12 @@ def in_child(prelude: str, code: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def sees_the_memory(found: dict[str, Any]) -> bool:
+    """Whether resident memory has grown by what is there at the end, as a peak must not miss it.
+
+    Only roughly: a system that is short of memory takes pages of files away meanwhile.
+    """
+    grown, final = found["grown"], found["final"]
+    return bool(grown >= final * 3 // 4)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import dormant
-from child import in_child
+from child import in_child, sees_the_memory
 from compare import assert_same_bits
 
 pytestmark = pytest.mark.core
@@ -121,7 +121,7 @@ def test_the_peak_of_a_model_in_bfloat16_is_its_own_size_and_little_more() -> No
         }))
     """)
     assert found["final"] >= 256 * MIB
-    assert found["grown"] >= found["final"] - MIB  # the figures see the memory
+    assert sees_the_memory(found)
     assert found["peak"] <= found["final"] + 48 * MIB
 
 
@@ -210,7 +210,8 @@ def test_what_a_replay_needed_besides_its_tensors_goes_back_to_the_system() -> N
         }))
     """)
     assert found["replayed"] == 160
-    assert found["final"] - MIB <= found["grown"] <= found["final"] + 16 * MIB
+    assert sees_the_memory(found)
+    assert found["grown"] <= found["final"] + 16 * MIB
 
 
 def test_an_interrupt_leaves_tensors_lazy_and_they_can_be_materialised_again() -> None:

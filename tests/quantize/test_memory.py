@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from child import in_child
+from child import in_child, sees_the_memory
 
 MIB = 1 << 20
 LAYERS, SIZE = 6, 4096
@@ -57,7 +57,7 @@ def measured(scheme: str, path: Path | None = None) -> dict[str, int]:
         print(json.dumps(figures))
     """.replace("build_real(64)", "{f'{i}.weight': torch.randn(64, 64) for i in range(2)}"),
     )
-    assert found["grown"] >= found["final"] - MIB  # the figures see the memory
+    assert sees_the_memory(found)
     return found
 
 
@@ -113,7 +113,7 @@ def test_scratch_leaves_no_holes_between_the_tensors_that_stay(
     """,
     )
     scales = 4 * 12288 * 12288 // 64  # in float32, until they are quantised, too
-    assert found["grown"] >= found["final"] - MIB
+    assert sees_the_memory(found)
     assert found["grown"] <= found["final"] + scales // 4
 
 
