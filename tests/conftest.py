@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+
+# A shell that runs in the background, or nohup, has its children ignore these; tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # `from compare import compare` works from every folder below, whatever the import mode.
 sys.path.insert(0, str(Path(__file__).parent))

@@ -105,6 +105,15 @@ def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
     return inventory
 
 
+def own_parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter | None:
+    """The parameter that `module` itself has registered; None where it has none of that name.
+
+    None also of TorchScript modules, whose parameters live in C++.
+    """
+    registry = module._parameters
+    return registry.get(name) if isinstance(registry, dict) else None
+
+
 def owns_storage(tensor: torch.Tensor) -> bool:
     """Whether `tensor` is elements of a storage of its own; sparse and nested tensors are not."""
     return bool(torch._C._has_storage(tensor)) and not tensor.is_nested

@@ -315,8 +315,10 @@ def forget_sources(roots: Iterable[object]) -> None:
     for root in roots:
         for module in root.modules() if isinstance(root, torch.nn.Module) else ():
             source = _sources.get(module)
+            if source is None:
+                continue
             packed = _packed(module)
-            if source is not None and (packed is None or not _C.is_lazy(packed)):
+            if packed is None or not _C.is_lazy(packed):
                 source.format.finish(module)
                 vars(module).pop(_Copier.ATTRIBUTE, None)
                 _sources[module] = _placeholder(source)

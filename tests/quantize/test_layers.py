@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes
@@ -353,6 +354,24 @@ def test_computed_weights_are_left_alone() -> None:
     report = dormant.quantize(model, "nf4", skip=())
     assert [layer.name for layer in report.layers] == ["3"]
     assert "weight norm" in report.skipped["2"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripted_layers_are_left_alone(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(5)
+        scripted = torch.jit.script(nn.Linear(64, 64))
+        return nn.Sequential(scripted, nn.Linear(64, 64))
+
+    with dormant.lazy_init():
+        model: Any = build()
+    report = dormant.quantize(model, "nf4", skip=())
+    assert [layer.name for layer in report.layers] == ["1"]
+    dormant.save(model, tmp_path)
+    dormant.materialize(model)
+    eager: Any = build()
+    assert_same_bits(eager[0].weight, model[0].weight)
+    assert_same_quantised(four_bit(eager[1], quant_type="nf4"), model[1])
 
 
 def test_gpt2_keeps_what_transformers_keeps() -> None:

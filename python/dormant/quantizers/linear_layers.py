@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from dormant.inventory import own_parameter
+
 Kind = Literal["linear", "conv1d", "column parallel", "row parallel"]
 
 
@@ -52,7 +54,7 @@ def linear_kind(module: torch.nn.Module) -> Kind | None:
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")
     if pytorch_utils is not None and isinstance(module, pytorch_utils.Conv1D):
         return "conv1d"
-    weight = module._parameters.get("weight")
+    weight = own_parameter(module, "weight")
     if weight is None or weight.dim() != 2:
         return None
     attributes = vars(module)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dormant import _C
+from dormant.inventory import own_parameter
 from dormant.progress import Callback, ProgressBar, wants_bar
 
 
@@ -26,7 +27,7 @@ def compute_offsets(
         KeyboardInterrupt: the user interrupted it.
     """
     states = [
-        getattr(module._parameters.get("weight"), "quant_state", None) for module in model.modules()
+        getattr(own_parameter(module, "weight"), "quant_state", None) for module in model.modules()
     ]
     offsets: list[tuple[torch.Tensor, int]] = []
     for state in states:
