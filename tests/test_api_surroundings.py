@@ -228,6 +228,35 @@ def test_a_forked_process_materialises_and_saves(tmp_path: Path) -> None:
     assert found == {"status": 0, "lazy": True}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_forked_process_works_on_threads_of_its_own() -> None:
+    """As many as PyTorch would use, each making its part of the values."""
+    found = in_child(
+        FORKING,
+        """
+        def threads_of(count):
+            seen = set()
+            with dormant.lazy_init():
+                torch.manual_seed(0)
+                large = torch.randn(1 << 27)
+            torch.set_num_threads(count)
+            dormant.materialize(
+                large, progress=lambda done, of: seen.add(len(os.listdir("/proc/self/task")))
+            )
+            torch.set_num_threads(1)
+            torch.manual_seed(0)
+            assert torch.equal(large, torch.randn(1 << 27))
+            return max(seen)
+
+        def work():
+            return threads_of(3) == threads_of(1) + 2
+
+        print(json.dumps({"status": in_fork(work)}))
+        """,
+    )
+    assert found == {"status": 0}
+
+
 def test_a_forked_process_reads_values() -> None:
     """Operators bring to life what they read: on one thread there, as well."""
     found = in_child(

@@ -13,6 +13,7 @@ namespace dormant::record {
 namespace {
 
 std::atomic<bool> is_child{false};
+thread_local int own_threads = 0;  // while a guard is open: how many it found
 
 /// Storages change in the last moments of work only, so what a thread that is gone was about to do
 /// is undone by never being done: the lock it held can be made anew. The other locks, of tables
@@ -30,15 +31,20 @@ bool forked() noexcept { return is_child; }
 
 OneThreadIfForked::OneThreadIfForked() {
   if (forked() && at::get_num_threads() > 1) {
-    before_ = at::get_num_threads();
+    before_ = own_threads = at::get_num_threads();
     at::set_num_threads(1);
   }
 }
 
 OneThreadIfForked::~OneThreadIfForked() {
   if (before_ != 0) {
+    own_threads = 0;
     at::set_num_threads(before_);
   }
+}
+
+int OneThreadIfForked::own_thread_count() {
+  return own_threads != 0 ? own_threads : at::get_num_threads();
 }
 
 }  // namespace dormant::record

@@ -11,13 +11,17 @@ namespace dormant::record {
 /// Whether this process was made by fork after this library was loaded.
 DORMANT_API bool forked() noexcept;
 
-/// In such a process: PyTorch uses one thread while this lives.
+/// In such a process: PyTorch uses one thread while this lives. Threads of our own have no pool of
+/// OpenMP's to wait for.
 class DORMANT_API OneThreadIfForked {
  public:
   OneThreadIfForked();
   ~OneThreadIfForked();
   OneThreadIfForked(const OneThreadIfForked&) = delete;
   OneThreadIfForked& operator=(const OneThreadIfForked&) = delete;
+
+  /// How many threads of our own may work: PyTorch's number, which an open guard hides.
+  static int own_thread_count();
 
  private:
   int before_ = 0;  ///< threads to go back to; 0 where nothing was changed

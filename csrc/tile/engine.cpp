@@ -1,6 +1,5 @@
 #include "tile/engine.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -79,7 +78,7 @@ size_t bytes_needed(const Jobs& jobs, const Plan& plan) {
 }
 
 Plan plan(const Jobs& jobs, const Options& options) {
-  Plan plan{at::get_num_threads(), kTileBytes};
+  Plan plan{record::OneThreadIfForked::own_thread_count(), kTileBytes};
   if (!options.memory_budget) {
     return plan;
   }

@@ -1,6 +1,5 @@
 #include "tile/sink.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <unistd.h>
@@ -205,7 +204,7 @@ TileSize rectangle_size(const std::vector<Source>& sources) {
 
 Plan plan_for(const std::vector<Source>& sources, const TileSize& size,
               const std::optional<size_t>& budget) {
-  Plan plan{at::get_num_threads(), size.largest};
+  Plan plan{record::OneThreadIfForked::own_thread_count(), size.largest};
   const auto more_than = [&](size_t most) {
     return thread_bytes(sources, plan.tile_bytes) * static_cast<size_t>(plan.threads) > most;
   };

@@ -4,6 +4,11 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
+#include <system_error>
+#include <vector>
+
+#include "record/fork.h"
 #include "record/replay.h"
 
 namespace dormant::tile {
@@ -15,13 +20,34 @@ constexpr auto kInterval = std::chrono::milliseconds(50);
 
 void Workers::run(size_t count, const std::function<void(size_t)>& work) {
   next_ = 0;
-  at::parallel_for(0, threads_, 1, [&](int64_t begin, int64_t end) {
-    for (auto worker = begin; worker < end; ++worker) {
-      run_here(count, work);
-    }
-  });
+  if (record::forked()) {
+    run_in_new_threads(count, work);
+  } else {
+    at::parallel_for(0, threads_, 1, [&](int64_t begin, int64_t end) {
+      for (auto worker = begin; worker < end; ++worker) {
+        run_here(count, work);
+      }
+    });
+  }
   if (error_) {
     std::rethrow_exception(error_);
+  }
+}
+
+void Workers::run_in_new_threads(size_t count, const std::function<void(size_t)>& work) {
+  const auto wanted = std::min(static_cast<size_t>(threads_), count);
+  std::vector<std::thread> threads;
+  threads.reserve(wanted);
+  try {
+    while (threads.size() + 1 < wanted) {
+      threads.emplace_back([&] { run_here(count, work); });
+    }
+  } catch (const std::system_error&) {
+    // The system gives no more: those that there are do the work.
+  }
+  run_here(count, work);
+  for (auto& thread : threads) {
+    thread.join();
   }
 }
 

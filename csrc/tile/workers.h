@@ -32,6 +32,8 @@ class Workers {
   void tell();
 
  private:
+  /// For a process made by fork, whose OpenMP threads are gone.
+  void run_in_new_threads(size_t count, const std::function<void(size_t)>& work);
   void run_here(size_t count, const std::function<void(size_t)>& work) noexcept;
 
   using Clock = std::chrono::steady_clock;
