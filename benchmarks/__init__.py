@@ -4,3 +4,17 @@ A task is a module or folder with `NAME`, `TITLE` and `run(options)`. Where ther
 a file in the folder `contestants` of its task. What contestants give is compared before any of them
 is timed.
 """
+
+TASKS = (
+    "construct",
+    "operators",
+    "tiny_models",
+    "initialise",
+    "shard",
+    "jump",
+    "load",
+    "quantize_kernels",
+    "quantize_load",
+)
+ON_REQUEST = ("quantize_large",)  # takes long, and much memory and disk
+EVERY = (*TASKS, *ON_REQUEST)

@@ -10,22 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import EVERY, TASKS
 from benchmarks.machine import headline
 from benchmarks.options import Options
 
-TASKS = (
-    "construct",
-    "operators",
-    "tiny_models",
-    "initialise",
-    "shard",
-    "jump",
-    "load",
-    "quantize_kernels",
-    "quantize_load",
-)
-ON_REQUEST = ("quantize_large",)  # takes long, and much memory and disk
-EVERY = (*TASKS, *ON_REQUEST)
 OUT = Path(__file__).parent / "out"
 
 

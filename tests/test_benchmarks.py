@@ -49,7 +49,7 @@ def test_benchmark_runs_and_its_outputs_are_equal(name: str, tmp_path: Path) -> 
 
 
 def test_no_task_is_left_out() -> None:
-    from benchmarks.__main__ import EVERY
+    from benchmarks import EVERY
 
     assert set(EVERY) == set(TASKS)
 

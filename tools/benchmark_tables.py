@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks import EVERY
+
 PAGE = "benchmarks.md"
 PLACE = "<!-- the tables of benchmarks/out -->"
-# As `python -m benchmarks` runs them; a task that is not listed comes last.
-ORDER = (
-    "construct",
-    "operators",
-    "tiny_models",
-    "initialise",
-    "shard",
-    "jump",
-    "load",
-    "quantize_kernels",
-    "quantize_load",
-    "quantize_large",
-)
 _ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]#|"} | {"<": "&lt;", ">": "&gt;"})
 _NONE = (
     "There are no figures here: this site was built where `make bench` has not run. Run it, then "
@@ -57,7 +48,7 @@ def render(folder: Path) -> str:
     outcomes = [_read(path) for path in sorted(folder.glob("*.json"))]
     if not outcomes:
         return _NONE
-    known = {name: place for place, name in enumerate(ORDER)}
+    known = {name: place for place, name in enumerate(EVERY)}
     outcomes.sort(key=lambda outcome: known.get(outcome["task"], len(known)))
     return "\n\n".join(_section(outcome) for outcome in outcomes)
 
