@@ -3,8 +3,8 @@
 # Included by the whole build and by fuzz/CMakeLists.txt, which builds nothing else.
 cmake_path(SET _root NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/..")
 option(DORMANT_LIBFUZZER "Link the fuzz targets with libFuzzer (needs clang)" OFF)
-set(_parsers safetensors index json_reader printable file)
-list(TRANSFORM _parsers PREPEND "${_root}/csrc/checkpoint/")
+set(_parsers checkpoint/safetensors checkpoint/index checkpoint/file text/json_reader text/printable)
+list(TRANSFORM _parsers PREPEND "${_root}/csrc/")
 list(TRANSFORM _parsers APPEND ".cpp")
 file(GLOB _targets CONFIGURE_DEPENDS "${_root}/fuzz/*.cpp")
 list(FILTER _targets EXCLUDE REGEX "/mutation_driver\\.cpp$")

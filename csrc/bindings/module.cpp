@@ -15,7 +15,6 @@
 
 #include "bindings/parts.h"
 #include "random/exact_path.h"
-#include "record/entry.h"
 #include "record/fallback.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
@@ -23,6 +22,7 @@
 #include "record/recorder.h"
 #include "record/replay.h"
 #include "record/snapshot.h"
+#include "record/source_node.h"
 #include "tile/engine.h"
 #include "tile/rewrite.h"
 #include "tile/sink.h"

@@ -10,8 +10,8 @@
 #include <utility>
 
 #include "checkpoint/index.h"
-#include "checkpoint/printable.h"
 #include "checkpoint/safetensors.h"
+#include "text/printable.h"
 
 namespace dormant::checkpoint {
 namespace {
@@ -43,13 +43,14 @@ std::string find_in(const std::string& folder) {
     }
     std::string list;
     for (const auto& path : found) {
-      list += (list.empty() ? "" : ", ") + in_quotes(fs::path(path).filename().string());
+      list += (list.empty() ? "" : ", ") + text::in_quotes(fs::path(path).filename().string());
     }
-    TORCH_CHECK_VALUE(found.empty(), "dormant: open_checkpoint: the folder ", printable(folder),
-                      " holds ", found.size(), " checkpoints: ", printable(list),
+    TORCH_CHECK_VALUE(found.empty(), "dormant: open_checkpoint: the folder ",
+                      text::printable(folder), " holds ", found.size(),
+                      " checkpoints: ", text::printable(list),
                       ", expected one. Next: pass the path of one of them.");
   }
-  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", printable(folder),
+  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", text::printable(folder),
                     " holds no checkpoint, expected model.safetensors, "
                     "model.safetensors.index.json, or one file *.safetensors.index.json or "
                     "*.safetensors. Next: pass the path of a file.");
@@ -77,7 +78,7 @@ void add(Catalogue& catalogue, const std::shared_ptr<const File>& file, Safetens
     auto name = entry.name;
     const auto [found, added] =
         catalogue.tensors.try_emplace(std::move(name), CatalogueEntry{std::move(entry), file});
-    TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", in_quotes(found->first),
+    TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", text::in_quotes(found->first),
                       " is in two files, ", found->second.file->name(), " and ", file->name(),
                       ", expected one. Cause: they are of different checkpoints. Next: download or "
                       "save it again.");
@@ -102,14 +103,16 @@ Catalogue open_index(const std::string& path) {
     const auto found = catalogue.tensors.find(tensor);
     const bool exists = found != catalogue.tensors.end();
     TORCH_CHECK_VALUE(exists && found->second.file->path() == files.at(shard)->path(),
-                      "dormant: open_checkpoint: ", printable(path), ": tensor ", in_quotes(tensor),
-                      " is in ", exists ? found->second.file->name() : "no file", ", expected in ",
-                      printable(shard), ". ", kCause);
+                      "dormant: open_checkpoint: ", text::printable(path), ": tensor ",
+                      text::in_quotes(tensor), " is in ",
+                      exists ? found->second.file->name() : "no file", ", expected in ",
+                      text::printable(shard), ". ", kCause);
   }
   for (const auto& [tensor, found] : catalogue.tensors) {
-    TORCH_CHECK_VALUE(index.files.contains(tensor), "dormant: open_checkpoint: ", printable(path),
-                      ": tensor ", in_quotes(tensor), " of ", found.file->name(),
-                      " is not in the index. ", kCause);
+    TORCH_CHECK_VALUE(index.files.contains(tensor),
+                      "dormant: open_checkpoint: ", text::printable(path), ": tensor ",
+                      text::in_quotes(tensor), " of ", found.file->name(), " is not in the index. ",
+                      kCause);
   }
   return catalogue;
 }

@@ -19,7 +19,7 @@
 #include <system_error>
 #include <utility>
 
-#include "checkpoint/printable.h"
+#include "text/printable.h"
 
 namespace dormant::checkpoint {
 namespace {
@@ -80,7 +80,7 @@ std::shared_ptr<const File> File::open(const std::string& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
   if (descriptor < 0) {
     throw std::system_error(errno, std::generic_category(),
-                            "dormant: open_checkpoint: opening " + printable(path));
+                            "dormant: open_checkpoint: opening " + text::printable(path));
   }
   // From here on the object closes the descriptor.
   const std::shared_ptr<File> file(new File(absolute(path), descriptor));
@@ -96,7 +96,7 @@ std::shared_ptr<const File> File::open(const std::string& path) {
 }
 
 File::File(std::string path, int descriptor)
-    : path_(std::move(path)), name_(printable(path_)), descriptor_(descriptor) {}
+    : path_(std::move(path)), name_(text::printable(path_)), descriptor_(descriptor) {}
 
 File::~File() { ::close(descriptor_); }
 

@@ -4,9 +4,9 @@
 
 #include <utility>
 
-#include "record/entry.h"
 #include "record/geometry.h"
 #include "record/lazy_storage.h"
+#include "record/source_node.h"
 
 namespace dormant::checkpoint {
 

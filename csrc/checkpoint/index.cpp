@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "checkpoint/file.h"
-#include "checkpoint/json_reader.h"
-#include "checkpoint/printable.h"
+#include "text/json_reader.h"
+#include "text/printable.h"
 
 namespace dormant::checkpoint {
 namespace {
@@ -55,7 +55,7 @@ const char* obstacle(std::string_view path) {
   }
 }
 
-class IndexReader final : public JsonHandler {
+class IndexReader final : public text::JsonHandler {
  public:
   explicit IndexReader(const std::string& file) : file_(file) {}
 
@@ -96,8 +96,9 @@ class IndexReader final : public JsonHandler {
     }
     const auto* cause = obstacle(value);
     TORCH_CHECK_VALUE(cause == nullptr, "dormant: open_checkpoint: ", file_, ": tensor ",
-                      in_quotes(tensor_), " is in ", in_quotes(value), " before byte ", position(),
-                      ": ", cause, ", expected the name of a file beside the index. ", kDamaged);
+                      text::in_quotes(tensor_), " is in ", text::in_quotes(value), " before byte ",
+                      position(), ": ", cause, ", expected the name of a file beside the index. ",
+                      kDamaged);
     index_.files.emplace(std::move(tensor_), std::move(value));
   }
 
@@ -116,15 +117,15 @@ class IndexReader final : public JsonHandler {
 
   void refuse_in_weight_map(const std::string& got) const {
     TORCH_CHECK_VALUE(!in_weight_map(), "dormant: open_checkpoint: ", file_, ": tensor ",
-                      in_quotes(tensor_), " has ", got, " before byte ", position(),
+                      text::in_quotes(tensor_), " has ", got, " before byte ", position(),
                       ", expected the name of its file. ", kDamaged);
   }
 
   /// The two fields that mean something are objects.
   void refuse(const std::string& got) const {
     TORCH_CHECK_VALUE(depth_ != 1 || (field_ != kWeightMap && field_ != kMetadata),
-                      "dormant: open_checkpoint: ", file_, ": ", in_quotes(field_), " is ", got,
-                      " before byte ", position(), ", expected an object. ", kDamaged);
+                      "dormant: open_checkpoint: ", file_, ": ", text::in_quotes(field_), " is ",
+                      got, " before byte ", position(), ", expected an object. ", kDamaged);
   }
 
   void scalar(const std::string& got) const {
@@ -153,7 +154,7 @@ std::string metadata_of(std::string_view document) {
 
 Index parse_index(std::string_view document, const std::string& file) {
   IndexReader reader(file);
-  read_json_object({document, file, "the index", 0}, kDeepest, reader);
+  text::read_json_object({document, file, "the index", 0}, kDeepest, reader);
   auto index = reader.finish();
   index.metadata = metadata_of(document);
   return index;
@@ -192,13 +193,13 @@ Index read_index(const std::string& path) {
       list += "...";
       break;
     }
-    list += in_quotes(shard);
+    list += text::in_quotes(shard);
     ++named;
   }
   TORCH_CHECK_VALUE(absent.empty(), "dormant: open_checkpoint: ", file->name(), ": ", absent.size(),
                     " of ", found.size() + absent.size(), " files are absent: ", list,
                     ". Cause: the download or the copy is incomplete. Next: fetch them into ",
-                    printable(folder.string()), ".");
+                    text::printable(folder.string()), ".");
   return index;
 }
 

@@ -11,8 +11,8 @@
 #include <utility>
 
 #include "checkpoint/file.h"
-#include "checkpoint/json_reader.h"
-#include "checkpoint/printable.h"
+#include "text/json_reader.h"
+#include "text/printable.h"
 
 namespace dormant::checkpoint {
 namespace {
@@ -65,7 +65,7 @@ std::optional<int64_t> product(int64_t a, int64_t b) {
   return result;
 }
 
-class HeaderReader final : public JsonHandler {
+class HeaderReader final : public text::JsonHandler {
  public:
   HeaderReader(const std::string& file, uint64_t header_size, uint64_t file_size)
       : file_(file), data_begin_(kLengthBytes + header_size), data_size_(file_size - data_begin_) {}
@@ -127,8 +127,8 @@ class HeaderReader final : public JsonHandler {
                  : field_ == "shape"        ? State::shape
                  : field_ == "data_offsets" ? State::offsets
                                             : State::unknown;
-        TORCH_CHECK_VALUE(state_ != State::unknown, tensor(), ": unknown field ", in_quotes(field_),
-                          " before byte ", position(),
+        TORCH_CHECK_VALUE(state_ != State::unknown, tensor(), ": unknown field ",
+                          text::in_quotes(field_), " before byte ", position(),
                           ", expected 'dtype', 'shape' and 'data_offsets'. Cause: the file is "
                           "damaged, or of a newer format.");
     }
@@ -141,7 +141,7 @@ class HeaderReader final : public JsonHandler {
       dtype_ = dtype_named(value);
       state_ = State::fields;
     } else {
-      unexpected("the string " + in_quotes(value));
+      unexpected("the string " + text::in_quotes(value));
     }
   }
 
@@ -178,7 +178,8 @@ class HeaderReader final : public JsonHandler {
     const Entry* before = nullptr;
     for (const auto& entry : entries) {
       name_ = entry.name;
-      const auto previous = before == nullptr ? "the header" : "tensor " + in_quotes(before->name);
+      const auto previous =
+          before == nullptr ? "the header" : "tensor " + text::in_quotes(before->name);
       TORCH_CHECK_VALUE(entry.offset >= end, tensor(), ": its bytes start at ", entry.offset,
                         ", expected ", end, ", where ", previous, " ends: they overlap. ",
                         kDamaged);
@@ -212,7 +213,7 @@ class HeaderReader final : public JsonHandler {
   bool is_metadata() const { return name_ == kMetadata; }
 
   std::string tensor() const {
-    return "dormant: open_checkpoint: " + file_ + ": tensor " + in_quotes(name_);
+    return "dormant: open_checkpoint: " + file_ + ": tensor " + text::in_quotes(name_);
   }
 
   [[noreturn]] void unexpected(const std::string& got) const {
@@ -222,11 +223,11 @@ class HeaderReader final : public JsonHandler {
                           ", expected an object. ", kDamaged);
       case State::metadata:
         TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", file_, ": ", kMetadata, ": ",
-                          in_quotes(field_), " is ", got, " before byte ", position(),
+                          text::in_quotes(field_), " is ", got, " before byte ", position(),
                           ", expected a string. ", kDamaged);
       default:
-        TORCH_CHECK_VALUE(false, tensor(), ": ", in_quotes(field_), " has ", got, " before byte ",
-                          position(), ", expected ",
+        TORCH_CHECK_VALUE(false, tensor(), ": ", text::in_quotes(field_), " has ", got,
+                          " before byte ", position(), ", expected ",
                           state_ == State::dtype ? "a string"
                           : in_array_            ? "an integer from 0 on"
                                                  : "an array",
@@ -245,8 +246,8 @@ class HeaderReader final : public JsonHandler {
     for (const auto& dtype : kDtypes) {
       known += (known.empty() ? "" : ", ") + std::string(dtype.name);
     }
-    TORCH_CHECK_VALUE(false, tensor(), ": dtype ", in_quotes(name), " before byte ", position(),
-                      ", expected one of ", known, ". Cause: ",
+    TORCH_CHECK_VALUE(false, tensor(), ": dtype ", text::in_quotes(name), " before byte ",
+                      position(), ", expected one of ", known, ". Cause: ",
                       packed ? "its elements share bytes, which dormant does not read. Next: "
                                "unpack it with the library that wrote it."
                              : "the file is damaged, or of a newer format.");
@@ -324,7 +325,7 @@ Safetensors parse_safetensors_header(std::string_view header, uint64_t file_size
                     "dormant: open_checkpoint: ", file, ": a header of ", header.size(),
                     " bytes in a file of ", file_size, " bytes. ", kDamaged);
   HeaderReader reader(file, header.size(), file_size);
-  read_json_object({header, file, "the header", kLengthBytes}, kDeepest, reader);
+  text::read_json_object({header, file, "the header", kLengthBytes}, kDeepest, reader);
   return reader.finish();
 }
 

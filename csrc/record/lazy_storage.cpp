@@ -3,8 +3,10 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/TensorImpl.h>
+#include <pthread.h>
 
 #include <atomic>
+#include <memory>
 #include <utility>
 
 namespace dormant::record {
@@ -163,6 +165,16 @@ std::recursive_mutex& graph_mutex() {
   static std::recursive_mutex mutex;
   return mutex;
 }
+
+namespace {
+
+/// Storages change in the last moments of work only, so what a thread that is gone was about to do
+/// is undone by never being done: the lock it held can be made anew.
+void in_child() { std::construct_at(&graph_mutex()); }
+
+[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, in_child);
+
+}  // namespace
 
 int64_t live_storages() noexcept { return live_count.load(std::memory_order_relaxed); }
 

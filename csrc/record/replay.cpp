@@ -1,11 +1,9 @@
 #include "record/replay.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/copy.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/DefaultDtype.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,8 +11,9 @@
 #include <unordered_set>
 #include <utility>
 
-#include "record/fork.h"
-#include "record/freed_memory.h"
+#include "system/dispatch_state.h"
+#include "system/fork.h"
+#include "system/freed_memory.h"
 
 namespace dormant::record {
 namespace {
@@ -31,7 +30,7 @@ class Ambient {
       c10::set_default_dtype(recorded);
       dtype_changed_ = true;
     }
-    if (node.threads != threads_ && !node.position && !forked()) {
+    if (node.threads != threads_ && !node.position && !system::forked()) {
       at::set_num_threads(node.threads);
       threads_changed_ = true;
     }
@@ -242,14 +241,6 @@ std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
 
 }  // namespace
 
-c10::DispatchKeySet foreign_modes() {
-  return c10::DispatchKeySet({c10::DispatchKey::DeferredInit, c10::DispatchKey::Python,
-                              c10::DispatchKey::PythonTLSSnapshot, c10::DispatchKey::PreDispatch,
-                              c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
-                              c10::DispatchKey::FuncTorchDynamicLayerBackMode}) |
-         c10::autocast_dispatch_keyset;
-}
-
 size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages, const ReplayOptions& options) {
   if (options.values == Values::empty) {
     return 0;
@@ -321,10 +312,9 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
     done[i] = {targets[i].storage.unsafeGetStorageImpl(), targets[i].buffer->nbytes, 0, 0.0};
   }
 
-  const OneThreadIfForked threads;
-  const c10::impl::ExcludeDispatchKeyGuard plain(foreign_modes());
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  FreedMemory freed;
+  const system::OneThreadIfForked threads;
+  const system::PlainDispatch plain;
+  system::FreedMemory freed;
   Memory memory;
   const auto finish = [&](size_t target) {
     commit(targets[target].storage.unsafeGetStorageImpl(), memory.take(*targets[target].buffer));

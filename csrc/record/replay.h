@@ -50,11 +50,6 @@ DORMANT_API std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> st
 DORMANT_API size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages,
                                  const ReplayOptions& options);
 
-/// Dispatch keys of the caller's modes (recording, autocast, __torch_dispatch__, functorch), none
-/// of which may change what a recorded operator computes: exclude them around run_in_place and
-/// run_functional.
-DORMANT_API c10::DispatchKeySet foreign_modes();
-
 /// Runs one in-place node on `tensor` in place of the operand it writes; its other operands must be
 /// captured ones. `generator`, where given, is used in place of a new one at the node's position.
 /// Modes and recording must be off.

@@ -6,7 +6,7 @@
 #include <unordered_set>
 #include <utility>
 
-#include "record/entry.h"
+#include "record/source_node.h"
 
 namespace dormant::record {
 namespace {

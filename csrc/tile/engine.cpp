@@ -1,8 +1,5 @@
 #include "tile/engine.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-
 #include <algorithm>
 #include <chrono>
 #include <map>
@@ -12,12 +9,12 @@
 #include <unordered_set>
 #include <utility>
 
-#include "record/caller_state.h"
-#include "record/fork.h"
+#include "system/dispatch_state.h"
+#include "system/fork.h"
+#include "system/pages.h"
+#include "system/workers.h"
 #include "tile/job.h"
-#include "tile/pages.h"
 #include "tile/program.h"
-#include "tile/workers.h"
 
 namespace dormant::tile {
 namespace {
@@ -78,7 +75,7 @@ size_t bytes_needed(const Jobs& jobs, const Plan& plan) {
 }
 
 Plan plan(const Jobs& jobs, const Options& options) {
-  Plan plan{record::OneThreadIfForked::own_thread_count(), kTileBytes};
+  Plan plan{system::OneThreadIfForked::own_thread_count(), kTileBytes};
   if (!options.memory_budget) {
     return plan;
   }
@@ -136,8 +133,8 @@ class Pass {
 
   const std::vector<Piece> pieces_;
   const Plan plan_;
-  Pages pages_;
-  Workers workers_;
+  system::Pages pages_;
+  system::Workers workers_;
 };
 
 /// Jobs that read files come in the order of the files' bytes.
@@ -437,11 +434,10 @@ class Work {
 std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, const Options& wanted) {
   const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
   auto options = wanted;
-  options.on_step = record::in_this_state(wanted.on_step);
-  const record::OneThreadIfForked threads;
+  options.on_step = system::in_this_state(wanted.on_step);
+  const system::OneThreadIfForked threads;
   // Lowering runs operators too.
-  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const system::PlainDispatch plain;
   Work work(options);
   for (const auto& storage : storages) {
     work.add(storage);
@@ -451,8 +447,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, cons
 
 size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options) {
   const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
-  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const system::PlainDispatch plain;
   Work work(options);
   for (const auto& storage : storages) {
     work.add(storage);

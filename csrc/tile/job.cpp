@@ -47,7 +47,7 @@ class StorageJob final : public Job {
     }
   }
 
-  bool run(int64_t begin, int64_t end, int64_t tile, Pages& pages,
+  bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& pages,
            const std::function<bool(size_t)>& after_tile) override {
     auto* memory = targets.front().data() + elements_.begin * itemsize();
     if (targets.front().destination == nullptr) {
@@ -125,7 +125,7 @@ class QuantizeJob final : public Job {
     }
   }
 
-  bool run(int64_t begin, int64_t end, int64_t tile, Pages& pages,
+  bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& pages,
            const std::function<bool(size_t)>& after_tile) override {
     static_cast<void>(pages);
     Reader reader(*source_, fast_seed);

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "record/lazy_storage.h"
+#include "system/pages.h"
 #include "tile/mapping.h"
-#include "tile/pages.h"
 #include "tile/program.h"
 #include "tile/turn.h"
 
@@ -56,7 +56,7 @@ class Job {
   virtual void allocate() = 0;
   /// Makes elements [begin, end), a tile of `tile` at a time; `after_tile(bytes)` says whether to
   /// go on. False if it did not.
-  virtual bool run(int64_t begin, int64_t end, int64_t tile, Pages& pages,
+  virtual bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& pages,
                    const std::function<bool(size_t)>& after_tile) = 0;
   /// Called once, after the last piece.
   virtual void finish() = 0;

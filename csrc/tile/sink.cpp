@@ -1,7 +1,5 @@
 #include "tile/sink.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,15 +14,15 @@
 #include <utility>
 #include <vector>
 
-#include "record/caller_state.h"
-#include "record/fork.h"
 #include "record/lazy_storage.h"
 #include "record/replay.h"
+#include "system/dispatch_state.h"
+#include "system/fork.h"
+#include "system/workers.h"
 #include "tile/engine.h"
 #include "tile/program.h"
 #include "tile/reader.h"
 #include "tile/turn.h"
-#include "tile/workers.h"
 
 namespace dormant::tile {
 namespace {
@@ -204,7 +202,7 @@ TileSize rectangle_size(const std::vector<Source>& sources) {
 
 Plan plan_for(const std::vector<Source>& sources, const TileSize& size,
               const std::optional<size_t>& budget) {
-  Plan plan{record::OneThreadIfForked::own_thread_count(), size.largest};
+  Plan plan{system::OneThreadIfForked::own_thread_count(), size.largest};
   const auto more_than = [&](size_t most) {
     return thread_bytes(sources, plan.tile_bytes) * static_cast<size_t>(plan.threads) > most;
   };
@@ -307,7 +305,7 @@ class Writer {
   void run(const std::vector<Source>& sources, const TileSize& size) {
     const auto plan = plan_for(sources, size, options_.memory_budget);
     const auto pieces = cut(sources, plan);
-    Workers workers(plan.threads, [this](size_t done) { tell(written_ + done); });
+    system::Workers workers(plan.threads, [this](size_t done) { tell(written_ + done); });
     workers.run(pieces.size(), [&](size_t i) {
       const auto& piece = pieces[i];
       if (piece.source->turn) {
@@ -359,7 +357,7 @@ class Writer {
                   : kBlockBytes;
   }
 
-  void run(const Piece& piece, const Plan& plan, Workers& workers) const {
+  void run(const Piece& piece, const Plan& plan, system::Workers& workers) const {
     const auto& source = *piece.source;
     const auto tile = source.tile(plan.tile_bytes);
     std::optional<Reader> reader;
@@ -385,7 +383,7 @@ class Writer {
     }
   }
 
-  void run_turned(const Piece& piece, const Plan& plan, Workers& workers) const {
+  void run_turned(const Piece& piece, const Plan& plan, system::Workers& workers) const {
     const auto& source = *piece.source;
     const auto widest = std::min(source.tile(plan.tile_bytes), piece.end - piece.begin);
     Reader reader(*source.program);
@@ -443,10 +441,9 @@ class Writer {
 
 void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& wanted) {
   auto options = wanted;
-  options.on_bytes = record::in_this_state(wanted.on_bytes);
-  const record::OneThreadIfForked threads;
-  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  options.on_bytes = system::in_this_state(wanted.on_bytes);
+  const system::OneThreadIfForked threads;
+  const system::PlainDispatch plain;
   Contents contents(outputs);
   contents.check_files();
   if (options.memory_budget) {
@@ -467,8 +464,7 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
 }
 
 void check_write_budget(c10::ArrayRef<Output> outputs, size_t memory_budget) {
-  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const system::PlainDispatch plain;
   Contents(outputs).check_budget(memory_budget);
 }
 

@@ -35,7 +35,7 @@ class TurnedJob final : public Job {
 
   void allocate() override { allocate_target(targets.front()); }
 
-  bool run(int64_t begin, int64_t end, int64_t tile, Pages& /*pages*/,
+  bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& /*pages*/,
            const std::function<bool(size_t)>& after_tile) override {
     Reader reader(*program_, fast_seed);
     const auto widest = width(tile);

@@ -10,7 +10,7 @@
 #include <cstddef>
 #include <mutex>
 
-namespace dormant::tile {
+namespace dormant::system {
 
 class Pages {
  public:
@@ -26,4 +26,4 @@ class Pages {
   size_t pause_ = 0;             ///< calls without huge pages after the last dear one
 };
 
-}  // namespace dormant::tile
+}  // namespace dormant::system

@@ -1,4 +1,4 @@
-#include "record/freed_memory.h"
+#include "system/freed_memory.h"
 
 #include <cstdlib>
 
@@ -6,7 +6,7 @@
 #include <malloc.h>
 #endif
 
-namespace dormant::record {
+namespace dormant::system {
 namespace {
 
 // Pages that are given back have to be cleared when they are used again: only where they are many
@@ -36,4 +36,4 @@ void FreedMemory::add(size_t nbytes) {
   }
 }
 
-}  // namespace dormant::record
+}  // namespace dormant::system

@@ -1,4 +1,4 @@
-#include "record/entry.h"
+#include "record/source_node.h"
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>

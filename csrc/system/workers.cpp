@@ -1,17 +1,15 @@
-#include "tile/workers.h"
+#include "system/workers.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <system_error>
 #include <vector>
 
-#include "record/fork.h"
-#include "record/replay.h"
+#include "system/dispatch_state.h"
+#include "system/fork.h"
 
-namespace dormant::tile {
+namespace dormant::system {
 namespace {
 
 constexpr auto kInterval = std::chrono::milliseconds(50);
@@ -20,7 +18,7 @@ constexpr auto kInterval = std::chrono::milliseconds(50);
 
 void Workers::run(size_t count, const std::function<void(size_t)>& work) {
   next_ = 0;
-  if (record::forked()) {
+  if (forked()) {
     run_in_new_threads(count, work);
   } else {
     at::parallel_for(0, threads_, 1, [&](int64_t begin, int64_t end) {
@@ -53,8 +51,7 @@ void Workers::run_in_new_threads(size_t count, const std::function<void(size_t)>
 
 void Workers::run_here(size_t count, const std::function<void(size_t)>& work) noexcept {
   // Modes and recording belong to the calling thread; the others have their own.
-  const c10::impl::ExcludeDispatchKeyGuard plain(record::foreign_modes());
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const PlainDispatch plain;
   try {
     for (size_t i = next_++; i < count && !stopped_; i = next_++) {
       work(i);
@@ -83,4 +80,4 @@ void Workers::tell() {
   }
 }
 
-}  // namespace dormant::tile
+}  // namespace dormant::system

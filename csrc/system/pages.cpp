@@ -1,4 +1,4 @@
-#include "tile/pages.h"
+#include "system/pages.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -8,7 +8,7 @@
 #include <ctime>
 #endif
 
-namespace dormant::tile {
+namespace dormant::system {
 
 #ifdef __linux__
 namespace {
@@ -79,4 +79,4 @@ void Pages::prepare(std::byte* memory, size_t nbytes) {
 void Pages::prepare(std::byte* /*memory*/, size_t /*nbytes*/) {}
 #endif
 
-}  // namespace dormant::tile
+}  // namespace dormant::system

@@ -6,7 +6,7 @@
 
 #include <dormant/export.h>
 
-namespace dormant::record {
+namespace dormant::system {
 
 /// Whether this process was made by fork after this library was loaded.
 DORMANT_API bool forked() noexcept;
@@ -27,4 +27,4 @@ class DORMANT_API OneThreadIfForked {
   int before_ = 0;  ///< threads to go back to; 0 where nothing was changed
 };
 
-}  // namespace dormant::record
+}  // namespace dormant::system

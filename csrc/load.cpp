@@ -14,18 +14,18 @@
 #include <utility>
 
 #include "checkpoint/catalogue.h"
-#include "checkpoint/printable.h"
 #include "engine_options.h"
-#include "record/entry.h"
 #include "record/lazy_storage.h"
 #include "record/snapshot.h"
+#include "record/source_node.h"
+#include "text/printable.h"
 #include "tile/rewrite.h"
 
 namespace dormant {
 namespace {
 
 using checkpoint::CatalogueEntry;
-using checkpoint::in_quotes;
+using text::in_quotes;
 
 const CatalogueEntry& find(const checkpoint::Catalogue& catalogue, const std::string& name) {
   const auto found = catalogue.tensors.find(name);
@@ -141,7 +141,7 @@ Plan plan(const NamedTensors& tensors, const Checkpoint& checkpoint, const LoadO
         target.sources.push_back(source);
       } else {
         mismatched.push_back(c10::str(in_quotes(name), " has sizes ", at::IntArrayRef(entry.sizes),
-                                      " in ", checkpoint::printable(entry.file), " at byte ",
+                                      " in ", text::printable(entry.file), " at byte ",
                                       entry.offset, ", expected ", target.tensor.sizes()));
       }
     }

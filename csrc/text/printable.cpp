@@ -1,10 +1,10 @@
-#include "checkpoint/printable.h"
+#include "text/printable.h"
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 
-namespace dormant::checkpoint {
+namespace dormant::text {
 namespace {
 
 // Longer than any path or name of a tensor that a person would read.
@@ -122,4 +122,4 @@ size_t first_not_utf8(std::string_view text) noexcept {
   return std::string_view::npos;
 }
 
-}  // namespace dormant::checkpoint
+}  // namespace dormant::text

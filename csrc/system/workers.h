@@ -10,7 +10,7 @@
 #include <thread>
 #include <utility>
 
-namespace dormant::tile {
+namespace dormant::system {
 
 /// Belongs to the thread that makes it, the calling thread.
 class Workers {
@@ -49,4 +49,4 @@ class Workers {
   std::exception_ptr error_;
 };
 
-}  // namespace dormant::tile
+}  // namespace dormant::system

@@ -1,8 +1,8 @@
-#include "checkpoint/printable.h"
+#include "text/printable.h"
 
 #include <gtest/gtest.h>
 
-namespace dormant::checkpoint {
+namespace dormant::text {
 namespace {
 
 TEST(Printable, LeavesTextAlone) {
@@ -46,4 +46,4 @@ TEST(Printable, FindsTheFirstByteThatIsNoUtf8) {
 }
 
 }  // namespace
-}  // namespace dormant::checkpoint
+}  // namespace dormant::text

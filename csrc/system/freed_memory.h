@@ -7,7 +7,7 @@
 
 #include <cstddef>
 
-namespace dormant::record {
+namespace dormant::system {
 
 /// Counts what a replay frees, and gives it back to the system now and then, and at the end.
 class FreedMemory {
@@ -23,4 +23,4 @@ class FreedMemory {
   size_t nbytes_ = 0;
 };
 
-}  // namespace dormant::record
+}  // namespace dormant::system

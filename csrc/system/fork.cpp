@@ -1,27 +1,17 @@
-#include "record/fork.h"
+#include "system/fork.h"
 
 #include <ATen/Parallel.h>
 #include <pthread.h>
 
 #include <atomic>
-#include <memory>
-#include <mutex>
 
-#include "record/lazy_storage.h"
-
-namespace dormant::record {
+namespace dormant::system {
 namespace {
 
 std::atomic<bool> is_child{false};
 thread_local int own_threads = 0;  // while a guard is open: how many it found
 
-/// Storages change in the last moments of work only, so what a thread that is gone was about to do
-/// is undone by never being done: the lock it held can be made anew. The other locks, of tables
-/// and of files, are held for moments, as those of the C library are.
-void in_child() {
-  is_child = true;
-  std::construct_at(&graph_mutex());
-}
+void in_child() { is_child = true; }
 
 [[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, in_child);
 
@@ -47,4 +37,4 @@ int OneThreadIfForked::own_thread_count() {
   return own_threads != 0 ? own_threads : at::get_num_threads();
 }
 
-}  // namespace dormant::record
+}  // namespace dormant::system

@@ -1,4 +1,4 @@
-#include "checkpoint/json_reader.h"
+#include "text/json_reader.h"
 
 #include <c10/util/Exception.h>
 
@@ -7,9 +7,9 @@
 #include <unordered_set>
 #include <vector>
 
-#include "checkpoint/printable.h"
+#include "text/printable.h"
 
-namespace dormant::checkpoint {
+namespace dormant::text {
 namespace {
 
 using nlohmann::json;
@@ -178,4 +178,4 @@ void read_json_object(const JsonText& document, size_t deepest, JsonHandler& han
   JsonEvents(document, deepest, handler).read();
 }
 
-}  // namespace dormant::checkpoint
+}  // namespace dormant::text

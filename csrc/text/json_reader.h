@@ -7,7 +7,7 @@
 #include <string>
 #include <string_view>
 
-namespace dormant::checkpoint {
+namespace dormant::text {
 
 /// What a document is about, for messages: "dormant: open_checkpoint: PATH: WHAT ...".
 struct JsonText {
@@ -50,4 +50,4 @@ class JsonHandler {
 /// deeper than `deepest`, or names a key twice; and whatever the handler throws.
 void read_json_object(const JsonText& document, size_t deepest, JsonHandler& handler);
 
-}  // namespace dormant::checkpoint
+}  // namespace dormant::text

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-namespace dormant::checkpoint {
+namespace dormant::text {
 
 /// `text` with its middle left out where it is long, and \xNN for bytes that are no UTF-8 and for
 /// those of characters that show nothing, or that change how a terminal shows what is around them.
@@ -18,4 +18,4 @@ std::string in_quotes(std::string_view text);
 /// none.
 size_t first_not_utf8(std::string_view text) noexcept;
 
-}  // namespace dormant::checkpoint
+}  // namespace dormant::text
