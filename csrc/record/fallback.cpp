@@ -19,10 +19,10 @@
 #include <vector>
 
 #include "record/call.h"
-#include "record/infer.h"
 #include "record/lazy_storage.h"
 #include "record/recorder.h"
 #include "record/replay.h"
+#include "record/validity.h"
 
 namespace dormant::record {
 
@@ -244,35 +244,6 @@ void set_storage(const Call& call) {
   }
   run_below(call);
   sync_key(self);
-}
-
-/// Values that eager checks at once must be known now, not when the history is replayed: indices
-/// always, the tensor parameters of distributions where they are small.
-bool values_in_range(const Call& call) {
-  const bool index = call.traits.index_rule != IndexRule::none;
-  if (!index && !call.traits.random) {
-    return true;
-  }
-  std::vector<c10::Storage> storages;
-  const auto arguments = call.arguments();
-  const auto for_each_checked = [&](const auto& f) {
-    for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
-      const auto& written = call.traits.written;
-      if (std::find(written.begin(), written.end(), i) == written.end() &&
-          (index || is_checked_parameter(call, i))) {
-        for_each_tensor(arguments[i], f);
-      }
-    }
-  };
-  for_each_checked([&](const at::Tensor& tensor) {
-    if (is_lazy(tensor) && (index ? !c10::isFloatingType(tensor.scalar_type())
-                                  : tensor.storage().nbytes() <= kCaptureLimit)) {
-      storages.push_back(tensor.storage());
-    }
-  });
-  materialize(storages, {});
-  for_each_checked([](const at::Tensor& tensor) { sync_key(tensor); });
-  return index ? indices_in_bounds(call) : parameters_in_range(call);
 }
 
 /// True if the call became part of histories, or created an empty one.

@@ -1,0 +1,25 @@
+// Whether eager would accept a call at once: what it refuses must not become part of a history,
+// where it would fail in every materialization.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "record/call.h"
+#include "record/geometry.h"
+
+namespace dormant::record {
+
+/// Whether eager would refuse the write because an input shares part of its memory.
+bool operands_overlap(const Call& call, const at::Tensor& written);
+
+/// Whether eager accepts a call that writes lazy tensors; false where only running it can tell.
+/// `changed`, unless empty, is the geometry that it leaves its written arguments with.
+bool valid_write(const Call& call, std::vector<Geometry>& changed);
+
+/// Whether the values that eager checks at once are as it wants them: indices always, the tensor
+/// parameters of distributions where they are small. Materializes them.
+bool values_in_range(const Call& call);
+
+}  // namespace dormant::record
