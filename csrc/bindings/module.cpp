@@ -46,7 +46,7 @@ at::Tensor flat(const c10::Storage& storage) {
 
 std::vector<std::string> operators(const at::Tensor& tensor) {
   std::vector<std::string> names;
-  if (const auto* history = history_of(tensor); history != nullptr && history->tail) {
+  if (const auto history = history_of(tensor); history && history->tail) {
     for (const auto* node : closure({history->tail.get()})) {
       names.push_back(full_name(node->op));
     }
@@ -57,7 +57,7 @@ std::vector<std::string> operators(const at::Tensor& tensor) {
 /// Names of the files, and of other memory, that a lazy tensor's elements are made of.
 std::set<std::string> sources(const at::Tensor& tensor) {
   std::set<std::string> names;
-  if (const auto* history = history_of(tensor); history != nullptr && history->tail) {
+  if (const auto history = history_of(tensor); history && history->tail) {
     for (const auto* node : closure({history->tail.get()})) {
       if (node->source) {
         names.insert(node->source->name());

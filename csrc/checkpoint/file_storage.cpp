@@ -26,17 +26,17 @@ FileStorage::FileStorage(std::shared_ptr<const record::Source> source, c10::Scal
 at::Tensor FileStorage::tensor() {
   const auto count = static_cast<int64_t>(nbytes_ / c10::elementSize(dtype_));
   const auto all = record::Geometry::contiguous({count}, dtype_);
-  const std::lock_guard<std::recursive_mutex> graph(record::graph_mutex());
   const std::lock_guard<std::mutex> lock(mutex_);
   if (const auto latest = latest_.lock()) {
-    const auto* history = record::history_of(latest.get());
-    if (history != nullptr && history->tail == read_) {
+    if (const auto history = record::history_of(latest.get()); history && history->tail == read_) {
       return record::make_tensor(c10::Storage(latest), all);
     }
   }
-  const auto storage = record::make_read_storage(source_, offset_, nbytes_, dtype_);
+  const auto history =
+      record::read_history(source_, offset_, record::make_buffer(nbytes_, nullptr), dtype_);
+  const auto storage = record::make_first_storage(history);
   latest_ = storage.getWeakStorageImpl();
-  read_ = record::history_of(storage.unsafeGetStorageImpl())->tail;
+  read_ = history.tail;
   return record::make_tensor(storage, all);
 }
 

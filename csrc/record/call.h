@@ -2,6 +2,7 @@
 // arguments on the stack.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
@@ -24,6 +25,8 @@ struct Call {
   const c10::DispatchKeySet keys;
   torch::jit::Stack* const stack;
   const OperatorTraits& traits;
+  /// How many threads PyTorch uses: reductions split their sums by it.
+  int32_t threads = at::get_num_threads();
 };
 
 /// Calls f(tensor) for every defined tensor in `value`, however nested.

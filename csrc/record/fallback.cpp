@@ -6,6 +6,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DispatchKeySet.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/strides.h>
 #include <torch/library.h>
@@ -22,7 +23,7 @@
 #include "record/lazy_storage.h"
 #include "record/recorder.h"
 #include "record/replay.h"
-#include "record/validity.h"
+#include "system/dispatch_state.h"
 
 namespace dormant::record {
 
@@ -95,17 +96,18 @@ bool autocast_active(const Call& call) {
   return call.traits.autocast && call.keys.has(c10::DispatchKey::AutocastCPU);
 }
 
-/// A copy_ that replaces all of a lazy storage by real values: nothing needs to be initialised
-/// first.
+/// A copy_ that replaces all of a lazy storage by plain real values and that nobody has to note:
+/// nothing needs to be initialized first.
 bool replaces_all(const Call& call) {
-  if (call.op.operator_name().name != "aten::copy_") {
+  if (call.op.operator_name().name != "aten::copy_" || autograd_would_track(call)) {
     return false;
   }
   const auto& self = call.arguments()[0].toTensor();
   const auto& source = call.arguments()[1].toTensor();
-  const auto* history = history_of(self);
-  return history != nullptr && !is_lazy(source) && source.sizes() == self.sizes() &&
-         source.device().type() != c10::DeviceType::Meta &&
+  const auto history = history_of(self);
+  return history && !is_lazy(source) && source.sizes() == self.sizes() && source.is_cpu() &&
+         source.layout() == c10::kStrided && !source.is_quantized() && !source._is_zerotensor() &&
+         (!self.is_inference() || c10::InferenceMode::is_enabled()) &&
          Geometry::of(self).covers(history->buffer->nbytes);
 }
 
@@ -123,21 +125,18 @@ bool moves_to_meta(const Call& call) {
   return device.isDevice() && device.toDevice().is_meta();
 }
 
-void bring_to_life(const Call& call, bool keep_values) {
-  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
+void materialize_arguments(const Call& call) {
   std::vector<c10::Storage> storages;
-  const auto add = [&](const at::Tensor& tensor) {
+  for_each_tensor(call, [&](const at::Tensor& tensor) {
     if (is_lazy(tensor)) {
       storages.push_back(tensor.storage());
     }
-  };
-  for_each_tensor(call, add);
+  });
   if (!storages.empty()) {
     ReplayOptions options;
-    options.values = keep_values ? Values::exact : Values::empty;
     options.keep_intermediates = true;
     const auto done = materialize(storages, options);
-    if (recording() && keep_values) {
+    if (recording()) {
       uint64_t bytes = 0;
       for (const auto& storage : done) {
         bytes += storage.nbytes;
@@ -146,13 +145,6 @@ void bring_to_life(const Call& call, bool keep_values) {
     }
   }
   for_each_tensor(call, [](const at::Tensor& tensor) { sync_key(tensor); });
-}
-
-void bring_to_life(c10::ArrayRef<c10::Storage> storages) {
-  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
-  ReplayOptions options;
-  options.keep_intermediates = true;
-  materialize(storages, options);
 }
 
 /// set_(source, offset, sizes, strides); without strides it is contiguous.
@@ -181,8 +173,35 @@ Geometry flat_geometry(const at::Tensor& self, const c10::Storage& source) {
   return geometry;
 }
 
+/// copy_ into memory of its own, which the storage gets when the copy is complete. False where
+/// another thread has changed the storage meanwhile.
+bool replace(const Call& call) {
+  const auto arguments = call.arguments();
+  const auto& self = arguments[0].toTensor();
+  const auto history = history_of(self);
+  if (!history) {
+    return false;
+  }
+  const auto memory = allocate(history->buffer->nbytes);
+  {
+    const system::PlainDispatch plain;
+    Geometry::of(self).over(memory).copy_(arguments[1].toTensor());
+  }
+  auto& copied = memory.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks();
+  if (!commit(self.storage().unsafeGetStorageImpl(), *history, std::move(copied))) {
+    return false;
+  }
+  sync_key(self);
+  bump_version(self);
+  torch::jit::drop(*call.stack, arguments.size() - 1);
+  return true;
+}
+
 void run_real(const Call& call) {
-  bring_to_life(call, /*keep_values=*/!replaces_all(call));
+  if (replaces_all(call) && replace(call)) {
+    return;
+  }
+  materialize_arguments(call);
   run_below(call);
 }
 
@@ -224,7 +243,7 @@ void set_storage(const Call& call) {
     source = arguments[1].toTensor().storage();
     wanted = Geometry::of(arguments[1].toTensor());
   }
-  if (source && history_of(source.unsafeGetStorageImpl()) != nullptr) {
+  if (source && is_lazy(source.unsafeGetStorageImpl())) {
     wanted = arguments.size() == 5 ? explicit_geometry(call)
              : wanted              ? wanted
                                    : flat_geometry(self, source);
@@ -237,32 +256,21 @@ void set_storage(const Call& call) {
       torch::jit::drop(*call.stack, arguments.size() - 1);
       return;
     }
-    bring_to_life({source});
+    ReplayOptions options;
+    options.keep_intermediates = true;
+    materialize({source}, options);
   }
+  const auto before = self.storage();
   if (is_lazy(self)) {
     self.unsafeGetTensorImpl()->set_storage_keep_dtype(allocate(0));
   }
-  run_below(call);
-  sync_key(self);
-}
-
-/// True if the call became part of histories, or created an empty one.
-bool record(const Call& call) {
-  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
-  // What recording itself calls (copies of captured tensors, checks of arguments) is not recorded.
-  const c10::impl::ExcludeDispatchKeyGuard no_recording(kKey);
-  switch (call.traits.route) {
-    case Route::make_empty:
-      return record_empty(call);
-    case Route::in_place:
-      return values_in_range(call) && record_in_place(call);
-    case Route::functional:
-      return values_in_range(call) && record_functional(call);
-    case Route::resize:
-      return record_resize(call);
-    default:
-      return false;
+  try {
+    run_below(call);
+  } catch (...) {
+    self.unsafeGetTensorImpl()->set_storage_keep_dtype(before);
+    throw;
   }
+  sync_key(self);
 }
 
 /// torch.use_deterministic_algorithms fills what nobody initialised
@@ -297,7 +305,7 @@ void below_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
   if (call.traits.route == Route::decompose) {
     decompose(call);
   } else if (!record(call)) {
-    bring_to_life(call, /*keep_values=*/true);
+    materialize_arguments(call);
     const c10::impl::ExcludeDispatchKeyGuard no_recording(kKey);
     op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kBelowAutograd),
                        stack);
@@ -404,13 +412,9 @@ void show_values(const Call& call) {
     return;
   }
   bool has_lazy = false;
-  {
-    const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
-    for_each_tensor(call,
-                    [&](const at::Tensor& tensor) { has_lazy = has_lazy || is_lazy(tensor); });
-  }
+  for_each_tensor(call, [&](const at::Tensor& tensor) { has_lazy = has_lazy || is_lazy(tensor); });
   if (has_lazy) {
-    bring_to_life(call, /*keep_values=*/true);
+    materialize_arguments(call);
   }
 }
 
@@ -430,18 +434,14 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
   }
   bool has_tensors = false;
   bool has_lazy = false;
-  {
-    // Another thread may be giving a storage its memory right now.
-    const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
-    for_each_tensor(call, [&](const at::Tensor& tensor) {
-      has_tensors = true;
-      if (is_lazy(tensor)) {
-        has_lazy = true;
-      } else if (carries_key(tensor)) {
-        sync_key(tensor);  // its storage came to life through another tensor
-      }
-    });
-  }
+  for_each_tensor(call, [&](const at::Tensor& tensor) {
+    has_tensors = true;
+    if (is_lazy(tensor)) {
+      has_lazy = true;
+    } else if (carries_key(tensor)) {
+      sync_key(tensor);  // its storage got memory through another tensor
+    }
+  });
   if (call.traits.route == Route::set_storage && has_tensors) {
     set_storage(call);
   } else if (has_lazy) {

@@ -3,14 +3,31 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/TensorImpl.h>
+#include <c10/core/impl/COW.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
+#include <new>
+#include <string>
 #include <utility>
+
+#include "system/mutex.h"
 
 namespace dormant::record {
 namespace {
+
+/// Guards what every History of a storage says, and the storages' change between lazy and real.
+system::Mutex& mutex() {
+  static system::Mutex mutex;
+  return mutex;
+}
+
+/// What a thread that is gone held this for was a few instructions: the lock can be made anew.
+void in_child() { std::construct_at(&mutex()); }
+
+[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, in_child);
 
 std::atomic<int64_t> live_count{0};
 
@@ -26,27 +43,8 @@ void delete_history(void* context) {
   live_count.fetch_sub(1, std::memory_order_relaxed);
 }
 
-c10::DataPtr null_data_ptr(BufferPtr buffer) {
-  auto* history = new History{std::move(buffer), nullptr};  // NOLINT: owned by the DataPtr below
-  live_count.fetch_add(1, std::memory_order_relaxed);
-  return {nullptr, history, &delete_history, c10::Device(c10::DeviceType::CPU)};
-}
-
-/// PyTorch calls it when somebody asks for a mutable pointer to a storage that nothing was written
-/// to.
-void give_memory(c10::StorageImpl* storage) {
-  storage->set_data_ptr_noswap(c10::GetCPUAllocator()->allocate(storage->nbytes()));
-}
-
-// TensorImpl keeps its key set protected and offers no way to remove DeferredInit; a pointer to the
-// member, formed in a derived class, is the sanctioned way to reach it.
-struct KeySetAccess : c10::TensorImpl {
-  static c10::DispatchKeySet& of(c10::TensorImpl& impl) { return impl.*(&KeySetAccess::key_set_); }
-};
-
-}  // namespace
-
-History* history_of(const c10::StorageImpl* storage) noexcept {
+/// The history in the storage itself; null where it has memory.
+History* find_history(const c10::StorageImpl* storage) noexcept DORMANT_REQUIRES(mutex()) {
   if (storage == nullptr) {
     return nullptr;
   }
@@ -56,21 +54,102 @@ History* history_of(const c10::StorageImpl* storage) noexcept {
                                                    : nullptr;
 }
 
-History* history_of(const at::Tensor& tensor) noexcept {
+const c10::StorageImpl* storage_of(const at::Tensor& tensor) noexcept {
   const auto* impl = tensor.unsafeGetTensorImpl();
-  if (!tensor.defined() || !impl->has_storage()) {
-    return nullptr;
+  return tensor.defined() && impl->has_storage() ? impl->unsafe_storage().unsafeGetStorageImpl()
+                                                 : nullptr;
+}
+
+/// PyTorch calls it when somebody asks for a mutable pointer to a storage that nothing was written
+/// to.
+void give_memory(c10::StorageImpl* storage) {
+  auto memory = c10::GetCPUAllocator()->allocate(storage->nbytes());
+  const system::MutexLock lock(mutex());
+  if (find_history(storage) != nullptr) {
+    std::swap(storage->_mutable_data_ptr_no_checks(), memory);
   }
-  return history_of(impl->unsafe_storage().unsafeGetStorageImpl());
+}
+
+/// How a storage answers who asks for its pointer: with memory of its own where nothing was
+/// written to it, else with an error.
+void guard_pointer(c10::StorageImpl* storage, const History& history) noexcept
+    DORMANT_REQUIRES(mutex()) {
+  storage->clear_materializer();
+  if (!history.tail) {
+    storage->clear_data_ptr_access_error_msg_();
+    storage->set_materializer(&give_memory);
+    return;
+  }
+  try {
+    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kRawAccess);
+  } catch (const std::bad_alloc&) {
+    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(std::nullopt);
+  }
+}
+
+void unguard_pointer(c10::StorageImpl* storage) noexcept DORMANT_REQUIRES(mutex()) {
+  storage->clear_materializer();
+  storage->clear_data_ptr_access_error_msg_();
+}
+
+// TensorImpl keeps its key set protected and offers no way to remove DeferredInit; a pointer to the
+// member, formed in a derived class, is the sanctioned way to reach it. Threads that share a tensor
+// may meet here, so it is read and written in one piece.
+struct KeySet : c10::TensorImpl {
+  static c10::DispatchKeySet load(c10::TensorImpl& impl) noexcept {
+    c10::DispatchKeySet keys;
+    __atomic_load(&(impl.*(&KeySet::key_set_)), &keys, __ATOMIC_RELAXED);
+    return keys;
+  }
+  static void store(c10::TensorImpl& impl, c10::DispatchKeySet keys) noexcept {
+    __atomic_store(&(impl.*(&KeySet::key_set_)), &keys, __ATOMIC_RELAXED);
+  }
+};
+
+}  // namespace
+
+std::optional<History> history_of(const c10::StorageImpl* storage) {
+  const system::MutexLock lock(mutex());
+  const auto* history = find_history(storage);
+  return history == nullptr ? std::nullopt : std::make_optional(*history);
+}
+
+std::optional<History> history_of(const at::Tensor& tensor) {
+  return history_of(storage_of(tensor));
+}
+
+bool is_lazy(const c10::StorageImpl* storage) noexcept {
+  const system::MutexLock lock(mutex());
+  return find_history(storage) != nullptr;
+}
+
+bool is_lazy(const at::Tensor& tensor) noexcept { return is_lazy(storage_of(tensor)); }
+
+BufferPtr make_buffer(size_t nbytes, c10::StorageImpl* storage) {
+  auto buffer = c10::make_intrusive<Buffer>(nbytes);
+  if (storage != nullptr) {
+    buffer->owner = c10::weak_intrusive_ptr<c10::StorageImpl>(
+        c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage));
+  }
+  return buffer;
 }
 
 c10::Storage make_lazy_storage(size_t nbytes) {
+  return make_first_storage({make_buffer(nbytes, nullptr), nullptr});
+}
+
+c10::Storage make_first_storage(const History& history) {
+  auto storage = make_twin_storage(history);
+  history.buffer->owner = storage.getWeakStorageImpl();  // before anybody else can see it
+  return storage;
+}
+
+c10::Storage make_twin_storage(const History& history) {
   auto storage = c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), static_cast<int64_t>(nbytes),
-      null_data_ptr(c10::make_intrusive<Buffer>(nbytes)), c10::GetCPUAllocator(),
-      /*resizable=*/true);
-  storage->set_materializer(&give_memory);
-  history_of(storage.get())->buffer->owner = c10::weak_intrusive_ptr<c10::StorageImpl>(storage);
+      c10::StorageImpl::use_byte_size_t(), static_cast<int64_t>(history.buffer->nbytes),
+      lazy_data_ptr(history), c10::GetCPUAllocator(), /*resizable=*/true);
+  const system::MutexLock lock(mutex());
+  guard_pointer(storage.get(), history);
   return c10::Storage(std::move(storage));
 }
 
@@ -88,49 +167,71 @@ at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides, c10:
   return make_tensor(make_lazy_storage(geometry.nbytes_needed()), geometry);
 }
 
-void restart(c10::StorageImpl* storage, size_t nbytes) {
-  auto* history = history_of(storage);
-  TORCH_INTERNAL_ASSERT(history != nullptr);
-  auto owner = history->buffer->owner;
-  history->buffer = c10::make_intrusive<Buffer>(nbytes);
-  history->buffer->owner = std::move(owner);
-  history->tail.reset();
+bool exchange(c10::ArrayRef<Exchange> exchanges) {
+  // What the storages had is released when the lock is: that may run destructors of any kind.
+  c10::SmallVector<History, 2> released;
+  released.reserve(exchanges.size());
+  const system::MutexLock lock(mutex());
+  for (const auto& each : exchanges) {
+    const auto* history = find_history(each.storage);
+    if (history == nullptr || *history != each.before) {
+      return false;
+    }
+  }
+  for (const auto& each : exchanges) {
+    auto& history = *find_history(each.storage);
+    released.push_back(std::exchange(history, each.after));
+    if (each.before.buffer != each.after.buffer) {
+      each.storage->set_nbytes(each.after.buffer->nbytes);
+    }
+    if ((each.before.tail == nullptr) != (each.after.tail == nullptr)) {
+      guard_pointer(each.storage, each.after);
+    }
+  }
+  return true;
+}
+
+bool commit(c10::StorageImpl* storage, const History& before, c10::DataPtr memory,
+            std::optional<size_t> nbytes) {
+  // Leaves the lock with what the storage had.
+  c10::DataPtr released = std::move(memory);
+  const system::MutexLock lock(mutex());
+  const auto* history = find_history(storage);
+  if (history == nullptr || *history != before) {
+    return false;
+  }
+  std::swap(storage->_mutable_data_ptr_no_checks(), released);
+  unguard_pointer(storage);
+  if (nbytes) {
+    storage->set_nbytes(*nbytes);
+  }
+  return true;
+}
+
+c10::DataPtr lazy_data_ptr(const History& history) {
+  auto context = std::make_unique<History>(history);
+  live_count.fetch_add(1, std::memory_order_relaxed);
+  return {nullptr, context.release(), &delete_history, c10::Device(c10::DeviceType::CPU)};
+}
+
+c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t nbytes,
+                         bool& copies_on_write) noexcept {
+  c10::DataPtr released = std::move(memory);
+  const system::MutexLock lock(mutex());
+  const bool was = storage->has_materializer() &&
+                   c10::impl::cow::is_cow_data_ptr(storage->_mutable_data_ptr_no_checks());
+  std::swap(storage->_mutable_data_ptr_no_checks(), released);
   storage->set_nbytes(nbytes);
-  storage->clear_data_ptr_access_error_msg_();
-  storage->clear_materializer();
-  storage->set_materializer(&give_memory);
-}
-
-void append(c10::StorageImpl* storage, NodePtr node) {
-  auto* history = history_of(storage);
-  TORCH_INTERNAL_ASSERT(history != nullptr);
-  if (!history->tail) {
-    storage->clear_materializer();
-    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kRawAccess);
-  }
-  history->tail = std::move(node);
-}
-
-void commit(c10::StorageImpl* storage, c10::DataPtr memory) {
-  storage->clear_materializer();
-  storage->set_data_ptr_noswap(std::move(memory));
-  storage->clear_data_ptr_access_error_msg_();
-}
-
-c10::DataPtr suspend(c10::StorageImpl* storage, History history) {
-  storage->clear_materializer();
-  storage->clear_data_ptr_access_error_msg_();
-  const bool written = history.tail != nullptr;
-  auto lazy = null_data_ptr(history.buffer);
-  storage->set_nbytes(history.buffer->nbytes);
-  auto memory = storage->set_data_ptr(std::move(lazy));
-  *history_of(storage) = std::move(history);
-  if (written) {
-    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kRawAccess);
+  if (const auto* history = find_history(storage)) {
+    guard_pointer(storage, *history);
   } else {
-    storage->set_materializer(&give_memory);
+    unguard_pointer(storage);
+    if (copies_on_write) {
+      storage->set_materializer(&c10::impl::cow::materialize_cow);
+    }
   }
-  return memory;
+  copies_on_write = was;
+  return released;
 }
 
 c10::Storage allocate(size_t nbytes) {
@@ -144,9 +245,12 @@ void sync_key(const at::Tensor& tensor) {
     return;
   }
   auto& impl = *tensor.unsafeGetTensorImpl();
-  auto& keys = KeySetAccess::of(impl);
-  keys = is_lazy(tensor) ? keys.add(c10::DispatchKey::DeferredInit)
-                         : keys.remove(c10::DispatchKey::DeferredInit);
+  const auto keys = KeySet::load(impl);
+  const auto wanted = is_lazy(tensor) ? keys.add(c10::DispatchKey::DeferredInit)
+                                      : keys.remove(c10::DispatchKey::DeferredInit);
+  if (!(keys == wanted)) {
+    KeySet::store(impl, wanted);
+  }
 }
 
 void settle(const at::Tensor& tensor) {
@@ -158,23 +262,8 @@ void settle(const at::Tensor& tensor) {
 
 bool carries_key(const at::Tensor& tensor) noexcept {
   return tensor.defined() &&
-         tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::DeferredInit);
+         KeySet::load(*tensor.unsafeGetTensorImpl()).has(c10::DispatchKey::DeferredInit);
 }
-
-std::recursive_mutex& graph_mutex() {
-  static std::recursive_mutex mutex;
-  return mutex;
-}
-
-namespace {
-
-/// Storages change in the last moments of work only, so what a thread that is gone was about to do
-/// is undone by never being done: the lock it held can be made anew.
-void in_child() { std::construct_at(&graph_mutex()); }
-
-[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, in_child);
-
-}  // namespace
 
 int64_t live_storages() noexcept { return live_count.load(std::memory_order_relaxed); }
 

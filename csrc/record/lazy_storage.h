@@ -5,6 +5,12 @@
 // geometry. Raw access to such a storage raises an error that says what to do; as long as nothing
 // was written to it, asking the storage for a mutable pointer gives it memory instead. Giving it
 // memory (`commit`) makes every one of those tensors valid at once.
+//
+// Threads: any thread may call anything here, with or without Python's lock. One mutex, private to
+// lazy_storage.cpp, is held for the few instructions that read or exchange a history, never while
+// an operator, a callback, a destructor of somebody else's or Python runs. So histories are read as
+// counted values (nodes are immutable), worked on without any lock, and put back by `exchange` and
+// `commit`, which change nothing where another thread was faster.
 #pragma once
 
 #include <dormant/export.h>
@@ -12,7 +18,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
 
-#include <mutex>
+#include <optional>
 
 #include "record/node.h"
 
@@ -22,17 +28,26 @@ namespace dormant::record {
 struct History {
   BufferPtr buffer;
   NodePtr tail;  ///< the last write; null when nothing was written
+
+  bool operator==(const History& other) const = default;
 };
 
-/// The history of a lazy storage, or null where the storage has memory. The pointer lives as long
-/// as the storage is lazy.
-DORMANT_API History* history_of(const c10::StorageImpl* storage) noexcept;
-DORMANT_API History* history_of(const at::Tensor& tensor) noexcept;
+/// The history of a lazy storage as it is now; empty where the storage has memory.
+DORMANT_API std::optional<History> history_of(const c10::StorageImpl* storage);
+DORMANT_API std::optional<History> history_of(const at::Tensor& tensor);
 
-inline bool is_lazy(const at::Tensor& tensor) noexcept { return history_of(tensor) != nullptr; }
+DORMANT_API bool is_lazy(const c10::StorageImpl* storage) noexcept;
+DORMANT_API bool is_lazy(const at::Tensor& tensor) noexcept;
 
 /// A new lazy storage of `nbytes` without history.
 DORMANT_API c10::Storage make_lazy_storage(size_t nbytes);
+
+/// A new lazy storage with a history whose buffer was made for it, and has no owner yet.
+DORMANT_API c10::Storage make_first_storage(const History& history);
+
+/// A new lazy storage with a history that another one has or had: made separately, it gets the same
+/// bytes.
+DORMANT_API c10::Storage make_twin_storage(const History& history);
 
 /// A new tensor over `storage` (its own key set carries DeferredInit when the storage is lazy).
 DORMANT_API at::Tensor make_tensor(c10::Storage storage, const Geometry& geometry);
@@ -41,20 +56,34 @@ DORMANT_API at::Tensor make_tensor(c10::Storage storage, const Geometry& geometr
 DORMANT_API at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides,
                                         c10::ScalarType dtype);
 
-/// Records `node` as the last write to a lazy storage.
-DORMANT_API void append(c10::StorageImpl* storage, NodePtr node);
+/// A buffer for another history of a lazy storage: `storage` may be null.
+DORMANT_API BufferPtr make_buffer(size_t nbytes, c10::StorageImpl* storage);
 
-/// Replaces the buffer of a lazy storage by a new one of `nbytes` without history (it grows, or is
-/// written anew).
-DORMANT_API void restart(c10::StorageImpl* storage, size_t nbytes);
+/// What one storage is to have in place of what it had.
+struct Exchange {
+  c10::StorageImpl* storage;
+  History before;
+  History after;
+};
+
+/// Gives each storage, which is the size of its new buffer from then on, its new history. False,
+/// and nothing is changed, where one of them no longer has the history that it had before.
+DORMANT_API bool exchange(c10::ArrayRef<Exchange> exchanges);
 
 /// Gives a lazy storage its memory; the history is released. `memory` must hold at least the
-/// storage's bytes.
-DORMANT_API void commit(c10::StorageImpl* storage, c10::DataPtr memory);
+/// storage's bytes, or `nbytes`, which then is its size. False, and nothing is changed, where its
+/// history is no longer `before`.
+DORMANT_API bool commit(c10::StorageImpl* storage, const History& before, c10::DataPtr memory,
+                        std::optional<size_t> nbytes = {});
 
-/// Takes the memory of a storage, if it has any, and makes it lazy with `history`. Tensors over it
-/// need sync_key.
-DORMANT_API c10::DataPtr suspend(c10::StorageImpl* storage, History history);
+/// A DataPtr that makes a storage lazy, for `swap_memory`.
+DORMANT_API c10::DataPtr lazy_data_ptr(const History& history);
+
+/// Gives a storage other memory, or other laziness, of `nbytes`, whatever it has; returns what it
+/// had. Tensors over it need sync_key. `copies_on_write` says of each whether it is to be, or was,
+/// memory that PyTorch copies when it is first written to.
+DORMANT_API c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t nbytes,
+                                     bool& copies_on_write) noexcept;
 
 /// Memory for `nbytes` from the CPU allocator.
 DORMANT_API c10::Storage allocate(size_t nbytes);
@@ -68,11 +97,6 @@ DORMANT_API void settle(const at::Tensor& tensor);
 
 /// Whether the tensor's own key set has DeferredInit.
 DORMANT_API bool carries_key(const at::Tensor& tensor) noexcept;
-
-/// Held while histories are extended or replayed and while storages get their memory, so that
-/// threads may share lazy tensors. Never held while an operator runs for real. Take it without
-/// Python's global lock, which replay may need.
-DORMANT_API std::recursive_mutex& graph_mutex();
 
 /// Number of lazy storages alive in this process.
 DORMANT_API int64_t live_storages() noexcept;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <unordered_set>
+#include <utility>
 
 namespace dormant::record {
 namespace {
@@ -10,31 +11,40 @@ namespace {
 std::atomic<uint64_t> sequence_counter{0};
 
 // Releasing a node may release the node before it, and so on down a chain of any length: the
-// recursion that intrusive pointers would do overflows the stack. Nodes that die are put on this
-// list instead, and whoever started it empties it. Per thread, so no lock is needed.
-thread_local std::vector<NodePtr>* pending_release = nullptr;
+// recursion that intrusive pointers would do overflows the stack. Nodes of which this thread was
+// the last owner are linked into this list instead, and the outermost destructor empties it. It
+// allocates nothing: histories are also released where memory is exhausted.
+struct DyingNodes {
+  Node* first = nullptr;
+  bool emptied = false;  ///< whether some destructor on this thread's stack empties it
+};
+thread_local DyingNodes dying;
 
 }  // namespace
 
+void Node::release(NodePtr node) noexcept {
+  // Two owners that let go at once may both see the other: then the last of them destroys the node,
+  // and its destructor is nested in this one.
+  if (node && node.use_count() == 1) {
+    node->next_dying_ = std::exchange(dying.first, node.get());
+    static_cast<void>(node.release());
+  }
+}
+
 Node::~Node() {
-  std::vector<NodePtr> dying;
-  const bool outermost = pending_release == nullptr;
-  if (outermost) {
-    pending_release = &dying;
-  }
   for (auto& operand : operands) {
-    if (operand.before) {
-      pending_release->push_back(std::move(operand.before));
-    }
+    release(std::move(operand.before));
   }
-  if (outermost) {
-    while (!dying.empty()) {
-      NodePtr next = std::move(dying.back());
-      dying.pop_back();
-      next.reset();  // its destructor, if this was the last owner, adds to `dying`
-    }
-    pending_release = nullptr;
+  if (dying.emptied) {
+    return;
   }
+  dying.emptied = true;
+  while (dying.first != nullptr) {
+    auto next = NodePtr::reclaim(dying.first);
+    dying.first = next->next_dying_;
+    next.reset();  // its destructor adds to the list
+  }
+  dying.emptied = false;
 }
 
 uint64_t next_sequence() { return sequence_counter.fetch_add(1, std::memory_order_relaxed) + 1; }

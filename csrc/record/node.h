@@ -94,6 +94,12 @@ struct DORMANT_API Node : c10::intrusive_ptr_target {
   // What replay needs of the ambient state.
   c10::ScalarType default_dtype = c10::ScalarType::Float;
   int32_t threads = 1;  ///< reductions split their sums by it
+
+ private:
+  /// Gives up a reference; a node that nobody else refers to waits for the outermost destructor.
+  static void release(NodePtr node) noexcept;
+
+  Node* next_dying_ = nullptr;
 };
 
 /// Whether the node gives elements their first values: a fill, or random numbers.

@@ -203,14 +203,7 @@ class Reader {
       node(encoded);
     }
     const auto target = index(document.at("target"), buffers_.size(), "storage");
-    auto storage = make_lazy_storage(buffers_[target]->nbytes);
-    auto* history = history_of(storage.unsafeGetStorageImpl());
-    buffers_[target]->owner = history->buffer->owner;
-    history->buffer = buffers_[target];
-    if (tails_[target]) {
-      append(storage.unsafeGetStorageImpl(), tails_[target]);
-    }
-    return storage;
+    return make_first_storage({buffers_[target], tails_[target]});
   }
 
  private:
@@ -373,8 +366,8 @@ class Reader {
 }  // namespace
 
 Recipe dump_recipe(const c10::Storage& storage) {
-  const auto* history = history_of(storage.unsafeGetStorageImpl());
-  TORCH_CHECK_VALUE(history != nullptr, "dormant: recipe of a storage that already has memory");
+  const auto history = history_of(storage.unsafeGetStorageImpl());
+  TORCH_CHECK_VALUE(history, "dormant: recipe of a storage that already has memory");
   return Writer().write(*history);
 }
 

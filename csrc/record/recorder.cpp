@@ -11,7 +11,9 @@
 #include <c10/core/MemoryFormat.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <cstring>
 #include <mutex>
+#include <optional>
 
 #include "random/draws.h"
 #include "record/elementwise.h"
@@ -22,19 +24,34 @@
 namespace dormant::record {
 namespace {
 
+/// A lazy tensor that a call writes: what it is to be afterwards, and what its storage holds before
+/// the write.
+struct Written {
+  at::Tensor tensor;
+  Geometry geometry;
+  History before;   ///< what the storage has now
+  History current;  ///< what the node writes over: of a storage that grows, a larger one
+
+  c10::StorageImpl* storage() const { return tensor.storage().unsafeGetStorageImpl(); }
+};
+using WrittenTensors = c10::SmallVector<Written, 2>;
+
 /// Adds the arguments and operands of a call to its node. False if a tensor can be neither lazy nor
 /// captured.
 class NodeBuilder {
  public:
-  explicit NodeBuilder(Node& node) : node_(node) {}
+  NodeBuilder(Node& node, const WrittenTensors& written) : node_(node), written_(written) {}
 
   bool add(const Call& call) {
     const auto arguments = call.arguments();
     node_.arguments.reserve(arguments.size());
     const auto& written = call.traits.written;
     for (size_t i = 0; i < arguments.size(); ++i) {
-      const bool is_written = std::find(written.begin(), written.end(), i) != written.end();
-      if (!add(arguments[i], is_written, call.traits.write_only)) {
+      const auto found = std::find(written.begin(), written.end(), i);
+      if (found != written.end()) {
+        node_.arguments.emplace_back(TensorSlot{add_written(
+            written_[static_cast<size_t>(found - written.begin())], call.traits.write_only)});
+      } else if (!add(arguments[i])) {
         return false;
       }
     }
@@ -42,9 +59,9 @@ class NodeBuilder {
   }
 
  private:
-  bool add(const c10::IValue& value, bool written, bool write_only) {
+  bool add(const c10::IValue& value) {
     if (value.isTensor() && value.toTensor().defined()) {
-      const auto operand = add(value.toTensor(), written, write_only);
+      const auto operand = add(value.toTensor());
       node_.arguments.emplace_back(TensorSlot{operand});
       return operand >= 0;
     }
@@ -52,7 +69,7 @@ class NodeBuilder {
       TensorListSlot list{{}, value.isOptionalTensorList()};
       for (const auto& element : value.toListRef()) {
         const bool present = element.isTensor() && element.toTensor().defined();
-        list.operands.push_back(present ? add(element.toTensor(), false, false) : -1);
+        list.operands.push_back(present ? add(element.toTensor()) : -1);
         if (present && list.operands.back() < 0) {
           return false;
         }
@@ -69,19 +86,33 @@ class NodeBuilder {
     return true;
   }
 
-  /// The index of the new operand, or -1.
-  int32_t add(const at::Tensor& tensor, bool written, bool write_only) {
-    Operand operand;
-    if (const auto* history = history_of(tensor)) {
-      operand.geometry = Geometry::of(tensor);
-      operand.buffer = history->buffer;
-      operand.written = written;
-      if (!(written && write_only && operand.geometry.covers(history->buffer->nbytes))) {
-        operand.before = history->tail;
+  int32_t add_written(const Written& written, bool write_only) {
+    const auto& [buffer, tail] = written.current;
+    const bool forgets = write_only && written.geometry.covers(buffer->nbytes);
+    node_.operands.push_back({written.geometry, buffer, forgets ? nullptr : tail, {}, true});
+    return static_cast<int32_t>(node_.operands.size() - 1);
+  }
+
+  /// What a lazy tensor's storage holds: of one that the call also writes, what it is written over.
+  std::optional<History> history(const at::Tensor& tensor) const {
+    for (const auto& written : written_) {
+      if (tensor.has_storage() && tensor.storage().unsafeGetStorageImpl() == written.storage()) {
+        return written.current;
       }
+    }
+    return history_of(tensor);
+  }
+
+  /// The index of the new operand, or -1.
+  int32_t add(const at::Tensor& tensor) {
+    Operand operand;
+    if (auto lazy = history(tensor)) {
+      operand.geometry = Geometry::of(tensor);
+      operand.buffer = std::move(lazy->buffer);
+      operand.before = std::move(lazy->tail);
     } else {
-      if (written || tensor.layout() != c10::kStrided || !tensor.is_cpu() ||
-          tensor.is_quantized() || tensor._is_zerotensor() ||
+      if (tensor.layout() != c10::kStrided || !tensor.is_cpu() || tensor.is_quantized() ||
+          tensor._is_zerotensor() ||
           static_cast<size_t>(tensor.numel()) * tensor.element_size() > kCaptureLimit) {
         return -1;
       }
@@ -95,51 +126,86 @@ class NodeBuilder {
   }
 
   Node& node_;
+  const WrittenTensors& written_;
 };
 
-NodePtr new_node(const Call& call, NodeKind kind) {
+NodePtr new_node(const Call& call, NodeKind kind, const WrittenTensors& written = {}) {
   auto node = c10::make_intrusive<Node>(call.op);
   node->kind = kind;
   node->default_dtype = c10::get_default_dtype_as_scalartype();
-  node->threads = at::get_num_threads();
-  return NodeBuilder(*node).add(call) ? node : NodePtr();
+  node->threads = call.threads;
+  return NodeBuilder(*node, written).add(call) ? node : NodePtr();
 }
 
-/// Moves the generator as eager would and notes where it stood. False if only running the call can
-/// tell how far.
-bool draw(const Call& call, Node& node) {
-  if (!call.traits.random) {
+/// The generator that a random call draws from; undefined where that is not one of the CPU.
+at::Generator generator_of(const Call& call) {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  for (const auto& argument : call.arguments()) {
+    if (argument.isGenerator()) {
+      generator = argument.toGenerator();
+    }
+  }
+  return generator.device().type() == c10::DeviceType::CPU ? generator : at::Generator();
+}
+
+/// What a recorded call draws: moves the generator as eager would, and back where the call is not
+/// recorded after all.
+class Drawing {
+ public:
+  /// False if only running the call can tell how far the generator moves.
+  bool draw(const Call& call, Node& node) {
+    if (!call.traits.random) {
+      return true;
+    }
+    if (before_) {  // a second attempt: the draws are those of the first
+      node.position = before_;
+      return name_generator(call, node);
+    }
+    generator_ = generator_of(call);
+    if (!generator_.defined()) {
+      return false;
+    }
+    auto* cpu = generator_.get<at::CPUGeneratorImpl>();
+    const std::lock_guard<std::mutex> lock(cpu->mutex_);
+    auto before = random::Position::of(*cpu);
+    const auto drawn = random::skip(call.op, call.arguments(), *cpu);
+    if (drawn != random::Draw::none && drawn != random::Draw::skipped) {
+      return false;
+    }
+    after_ = random::Position::of(*cpu);
+    before_ = before;
+    node.position = std::move(before);
+    return name_generator(call, node);
+  }
+
+  /// Puts the generator back, unless somebody else has moved it meanwhile.
+  void undo() {
+    if (before_) {
+      auto* cpu = generator_.get<at::CPUGeneratorImpl>();
+      const std::lock_guard<std::mutex> lock(cpu->mutex_);
+      if (random::Position::of(*cpu) == *after_) {
+        before_->restore_to(*cpu);
+      }
+    }
+  }
+
+ private:
+  /// Replay hands the node a generator of its own, so the slot must exist even where the caller
+  /// passed None.
+  static bool name_generator(const Call& call, Node& node) {
+    const auto& formal = call.op.schema().arguments();
+    for (size_t i = 0; i < formal.size(); ++i) {
+      if (formal[i].type()->str().find("Generator") != std::string::npos) {
+        node.arguments[i] = GeneratorSlot{};
+      }
+    }
     return true;
   }
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  for (size_t i = 0; i < node.arguments.size(); ++i) {
-    if (std::holds_alternative<GeneratorSlot>(node.arguments[i])) {
-      generator = call.arguments()[i].toGenerator();
-    }
-  }
-  if (generator.device().type() != c10::DeviceType::CPU) {
-    return false;
-  }
-  // Replay hands the node a generator of its own, so the slot must exist even where the caller
-  // passed None.
-  const auto& formal = call.op.schema().arguments();
-  for (size_t i = 0; i < formal.size(); ++i) {
-    if (formal[i].type()->str().find("Generator") != std::string::npos) {
-      node.arguments[i] = GeneratorSlot{};
-    }
-  }
-  auto* cpu = generator.get<at::CPUGeneratorImpl>();
-  const std::lock_guard<std::mutex> lock(cpu->mutex_);
-  auto position = random::Position::of(*cpu);
-  switch (random::skip(call.op, call.arguments(), *cpu)) {
-    case random::Draw::none:
-    case random::Draw::skipped:
-      node.position = std::move(position);
-      return true;
-    default:
-      return false;
-  }
-}
+
+  at::Generator generator_;
+  std::optional<random::Position> before_;
+  std::optional<random::Position> after_;
+};
 
 bool has_generator_argument(const Call& call) {
   for (const auto& argument : call.op.schema().arguments()) {
@@ -150,15 +216,95 @@ bool has_generator_argument(const Call& call) {
   return false;
 }
 
-/// Grows or shrinks a lazy tensor to `wanted`; its old contents are not needed.
-void reshape_for_writing(const at::Tensor& tensor, const Geometry& wanted) {
-  auto* storage = tensor.storage().unsafeGetStorageImpl();
-  auto geometry = wanted;
-  geometry.offset = tensor.storage_offset();
-  if (const auto bytes = geometry.nbytes_needed(); bytes > storage->nbytes()) {
-    restart(storage, bytes);
+const c10::OperatorHandle& copy_operator() {
+  static const auto copy = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
+  return copy;
+}
+
+/// A node that gives the first bytes of `to` those that `from` holds.
+NodePtr copy_bytes(const History& from, const BufferPtr& to) {
+  auto node = c10::make_intrusive<Node>(copy_operator());
+  node->sequence = next_sequence();
+  const auto bytes = Geometry::bytes(std::min(from.buffer->nbytes, to->nbytes));
+  node->operands.push_back({bytes, to, nullptr, {}, true});
+  node->operands.push_back({bytes, from.buffer, from.tail, {}, false});
+  node->arguments.emplace_back(TensorSlot{0});
+  node->arguments.emplace_back(TensorSlot{1});
+  node->arguments.emplace_back(c10::IValue(false));
+  return node;
+}
+
+/// What a storage holds once it has grown to `nbytes`: what it held, and bytes nobody wrote.
+History grown(const History& history, size_t nbytes, c10::StorageImpl* storage) {
+  History larger{make_buffer(nbytes, storage), nullptr};
+  if (history.tail) {
+    larger.tail = copy_bytes(history, larger.buffer);
   }
-  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(geometry.sizes, geometry.strides);
+  return larger;
+}
+
+/// The tensors that the call writes as they are now, to get the geometry that `changed` says, if
+/// any. False where one of them is no longer lazy.
+bool look_at_written(const Call& call, const std::vector<Geometry>& changed,
+                     WrittenTensors& written) {
+  written.clear();
+  for (size_t i = 0; i < call.traits.written.size(); ++i) {
+    const auto& tensor = call.arguments()[call.traits.written[i]].toTensor();
+    auto history = history_of(tensor);
+    if (!history) {
+      return false;
+    }
+    Written each{tensor, Geometry::of(tensor), *history, *history};
+    if (!changed.empty() && changed[i].sizes != each.geometry.sizes) {
+      each.geometry.sizes = changed[i].sizes;
+      each.geometry.strides = changed[i].strides;
+      if (const auto bytes = each.geometry.nbytes_needed(); bytes > history->buffer->nbytes) {
+        each.current = grown(*history, bytes, each.storage());
+      }
+    }
+    written.push_back(std::move(each));
+  }
+  return true;
+}
+
+/// Whether a storage that the call changes the size of is met by another argument, too: what they
+/// share then is PyTorch's to judge.
+bool shares_what_grows(const Call& call, const WrittenTensors& written) {
+  for (const auto& each : written) {
+    if (each.before == each.current) {
+      continue;
+    }
+    int met = 0;
+    for_each_tensor(call, [&](const at::Tensor& tensor) {
+      met += tensor.has_storage() && tensor.storage().unsafeGetStorageImpl() == each.storage();
+    });
+    if (met > 1) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/// Makes `node` the last write of each; false, and nothing is changed, where another thread was
+/// faster.
+bool publish(const NodePtr& node, const WrittenTensors& written) {
+  c10::SmallVector<Exchange, 2> exchanges;
+  for (const auto& each : written) {
+    const auto known = std::any_of(exchanges.begin(), exchanges.end(), [&](const auto& exchange) {
+      return exchange.storage == each.storage();
+    });
+    if (!known) {
+      exchanges.push_back({each.storage(), each.before, {each.current.buffer, node}});
+    }
+  }
+  if (!exchange(exchanges)) {
+    return false;
+  }
+  for (const auto& each : written) {
+    each.tensor.unsafeGetTensorImpl()->set_sizes_and_strides(each.geometry.sizes,
+                                                             each.geometry.strides);
+  }
+  return true;
 }
 
 void push_returns(const Call& call) {
@@ -173,15 +319,7 @@ void push_returns(const Call& call) {
   }
 }
 
-}  // namespace
-
-void bump_version(const at::Tensor& tensor) {
-  const auto& excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
-  if (!excluded.has(c10::DispatchKey::ADInplaceOrView) && !tensor.is_inference()) {
-    tensor.unsafeGetTensorImpl()->bump_version();
-  }
-}
-
+/// aten::empty.memory_format, aten::empty_strided.
 bool record_empty(const Call& call) {
   const auto arguments = call.arguments();
   const bool strided = arguments.size() == 6 && arguments[1].isIntList();
@@ -250,38 +388,40 @@ bool record_empty(const Call& call) {
   return true;
 }
 
+/// In-place and out= operators whose written arguments are lazy.
 bool record_in_place(const Call& call) {
   for (const auto argument : call.traits.written) {
     const auto& tensor = call.arguments()[argument].toTensor();
+    // A tensor of inference mode cannot count the write outside it: eager raises.
     if (!is_lazy(tensor) || at::has_internal_overlap(tensor) == at::MemOverlap::Yes ||
-        operands_overlap(call, tensor)) {
+        operands_overlap(call, tensor) ||
+        (tensor.is_inference() && !c10::InferenceMode::is_enabled())) {
       return false;
     }
   }
   std::vector<Geometry> changed;
-  if (!valid_write(call, changed)) {
+  if (!valid_write(call, changed) || (call.traits.random && !has_generator_argument(call))) {
     return false;
   }
-  if (call.traits.random && !has_generator_argument(call)) {
-    return false;
-  }
-  for (size_t i = 0; i < changed.size(); ++i) {
-    reshape_for_writing(call.arguments()[call.traits.written[i]].toTensor(), changed[i]);
-  }
-  auto node = new_node(call, NodeKind::in_place);
-  if (!node || !draw(call, *node)) {
-    return false;
-  }
-  node->sequence = next_sequence();
-  for (const auto argument : call.traits.written) {
-    const auto& tensor = call.arguments()[argument].toTensor();
-    append(tensor.storage().unsafeGetStorageImpl(), node);
-    bump_version(tensor);
+  Drawing drawing;
+  WrittenTensors written;
+  NodePtr node;
+  do {  // once, unless another thread writes to the same storage
+    if (!look_at_written(call, changed, written) || shares_what_grows(call, written) ||
+        !(node = new_node(call, NodeKind::in_place, written)) || !drawing.draw(call, *node)) {
+      drawing.undo();
+      return false;
+    }
+    node->sequence = next_sequence();
+  } while (!publish(node, written));
+  for (const auto& each : written) {
+    bump_version(each.tensor);
   }
   push_returns(call);
   return true;
 }
 
+/// Operators that return new tensors.
 bool record_functional(const Call& call) {
   // Without a generator argument replay could not be told where its random numbers start.
   if (call.traits.random && !has_generator_argument(call)) {
@@ -295,19 +435,25 @@ bool record_functional(const Call& call) {
     return false;
   }
   auto node = new_node(call, NodeKind::functional);
-  if (!node || !draw(call, *node)) {
+  if (!node) {
+    return false;
+  }
+  std::vector<History> histories;
+  for (const auto& geometry : *results) {
+    histories.push_back({make_buffer(geometry.nbytes_needed(), nullptr), node});
+  }
+  if (Drawing drawing; !drawing.draw(call, *node)) {
     return false;
   }
   node->sequence = next_sequence();
   node->first_result = node->operands.size();
+  for (size_t i = 0; i < results->size(); ++i) {
+    node->operands.push_back({(*results)[i], histories[i].buffer, nullptr, {}, true});
+  }
   std::vector<at::Tensor> tensors;
   tensors.reserve(results->size());
-  for (auto& geometry : *results) {
-    auto storage = make_lazy_storage(geometry.nbytes_needed());
-    auto* history = history_of(storage.unsafeGetStorageImpl());
-    node->operands.push_back({geometry, history->buffer, nullptr, {}, true});
-    append(storage.unsafeGetStorageImpl(), node);
-    tensors.push_back(make_tensor(std::move(storage), geometry));
+  for (size_t i = 0; i < results->size(); ++i) {
+    tensors.push_back(make_tensor(make_first_storage(histories[i]), (*results)[i]));
   }
   torch::jit::drop(*call.stack, call.arguments().size());
   size_t next = 0;
@@ -326,63 +472,84 @@ bool record_functional(const Call& call) {
   return true;
 }
 
+/// aten::resize_ of a lazy tensor.
 bool record_resize(const Call& call) {
   const auto arguments = call.arguments();
   const auto& tensor = arguments[0].toTensor();
-  const auto* history = history_of(tensor);
-  if (history == nullptr || !arguments[1].isIntList() || !arguments[2].isNone()) {
+  // Eager refuses to resize what requires grad, whatever the grad mode.
+  if (tensor.requires_grad() || !arguments[1].isIntList() || !arguments[2].isNone()) {
     return false;
+  }
+  const auto sizes = arguments[1].toIntVector();
+  if (tensor.sizes() == at::IntArrayRef(sizes)) {
+    torch::jit::drop(*call.stack, arguments.size() - 1);
+    return true;
   }
   Geometry wanted;
-  const auto sizes = arguments[1].toIntVector();
-  wanted.sizes.assign(sizes.begin(), sizes.end());
-  wanted.strides.resize(sizes.size());
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
-    if (sizes[i] < 0) {
-      return false;
-    }
-    wanted.strides[i] = stride;
-    if (__builtin_mul_overflow(stride, std::max<int64_t>(sizes[i], 1), &stride)) {
-      return false;
-    }
-  }
-  if (tensor.sizes() == at::IntArrayRef(sizes)) {
-    wanted.strides.assign(tensor.strides().begin(), tensor.strides().end());
-  }
-  wanted.offset = tensor.storage_offset();
-  wanted.dtype = tensor.scalar_type();
-  if (wanted.nbytes_needed() > history->buffer->nbytes && history->tail) {
+  try {
+    wanted = Geometry::contiguous(sizes, tensor.scalar_type());
+    wanted.offset = tensor.storage_offset();
+    static_cast<void>(wanted.nbytes_needed());
+  } catch (const c10::ValueError&) {
     return false;
   }
-  const bool changes = tensor.sizes() != at::IntArrayRef(sizes);
-  reshape_for_writing(tensor, wanted);
-  if (changes) {
-    bump_version(tensor);
-  }
+  WrittenTensors written;
+  c10::SmallVector<Exchange, 1> growth;
+  do {
+    growth.clear();
+    const auto history = history_of(tensor);
+    if (!history) {
+      return false;
+    }
+    auto* storage = tensor.storage().unsafeGetStorageImpl();
+    if (const auto bytes = wanted.nbytes_needed(); bytes > history->buffer->nbytes) {
+      growth.push_back({storage, *history, grown(*history, bytes, storage)});
+    }
+  } while (!exchange(growth));
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(wanted.sizes, wanted.strides);
+  bump_version(tensor);
   torch::jit::drop(*call.stack, arguments.size() - 1);
   return true;
 }
 
-c10::Storage clone_storage(const c10::Storage& source) {
-  const auto* history = history_of(source.unsafeGetStorageImpl());
-  TORCH_CHECK_VALUE(history != nullptr, "dormant: clone_storage of a storage that has memory");
-  static const auto copy = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
-  auto storage = make_lazy_storage(source.nbytes());
-  auto* copied = history_of(storage.unsafeGetStorageImpl());
-  if (!history->tail) {
-    return storage;
+}  // namespace
+
+void bump_version(const at::Tensor& tensor) {
+  const auto& excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
+  if (!excluded.has(c10::DispatchKey::ADInplaceOrView) && !tensor.is_inference()) {
+    tensor.unsafeGetTensorImpl()->bump_version();
   }
-  auto node = c10::make_intrusive<Node>(copy);
-  node->sequence = next_sequence();
-  const auto bytes = Geometry::bytes(source.nbytes());
-  node->operands.push_back({bytes, copied->buffer, nullptr, {}, true});
-  node->operands.push_back({bytes, history->buffer, history->tail, {}, false});
-  node->arguments.emplace_back(TensorSlot{0});
-  node->arguments.emplace_back(TensorSlot{1});
-  node->arguments.emplace_back(c10::IValue(false));
-  append(storage.unsafeGetStorageImpl(), std::move(node));
-  return storage;
+}
+
+c10::Storage clone_storage(const c10::Storage& source) {
+  const auto history = history_of(source.unsafeGetStorageImpl());
+  if (!history) {
+    auto copy = allocate(source.nbytes());
+    std::memcpy(copy.mutable_data(), source.data(), source.nbytes());
+    return copy;
+  }
+  History copied{make_buffer(history->buffer->nbytes, nullptr), nullptr};
+  if (history->tail) {
+    copied.tail = copy_bytes(*history, copied.buffer);
+  }
+  return make_first_storage(copied);
+}
+
+bool record(const Call& call) {
+  // What recording itself calls (copies of captured tensors, checks of arguments) is not recorded.
+  const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
+  switch (call.traits.route) {
+    case Route::make_empty:
+      return record_empty(call);
+    case Route::in_place:
+      return values_in_range(call) && record_in_place(call);
+    case Route::functional:
+      return values_in_range(call) && record_functional(call);
+    case Route::resize:
+      return record_resize(call);
+    default:
+      return false;
+  }
 }
 
 }  // namespace dormant::record

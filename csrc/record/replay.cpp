@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/copy.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/core/DefaultDtype.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,47 +10,16 @@
 #include <unordered_set>
 #include <utility>
 
+#include "record/claims.h"
 #include "system/dispatch_state.h"
 #include "system/fork.h"
 #include "system/freed_memory.h"
+#include "system/thread_count.h"
 
 namespace dormant::record {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-/// The default dtype and thread count that a node was recorded under, restored afterwards.
-class Ambient {
- public:
-  explicit Ambient(const Node& node)
-      : dtype_(c10::get_default_dtype()), threads_(at::get_num_threads()) {
-    const auto recorded = c10::scalarTypeToTypeMeta(node.default_dtype);
-    if (recorded != dtype_) {
-      c10::set_default_dtype(recorded);
-      dtype_changed_ = true;
-    }
-    if (node.threads != threads_ && !node.position && !system::forked()) {
-      at::set_num_threads(node.threads);
-      threads_changed_ = true;
-    }
-  }
-  ~Ambient() {
-    if (dtype_changed_) {
-      c10::set_default_dtype(dtype_);
-    }
-    if (threads_changed_) {
-      at::set_num_threads(threads_);
-    }
-  }
-  Ambient(const Ambient&) = delete;
-  Ambient& operator=(const Ambient&) = delete;
-
- private:
-  caffe2::TypeMeta dtype_;
-  int threads_;
-  bool dtype_changed_ = false;
-  bool threads_changed_ = false;
-};
 
 /// The memory of one replay.
 class Memory {
@@ -152,7 +120,9 @@ void run(const Node& node, Memory& memory) {
     run_without_operator(node, memory);
     return;
   }
-  const Ambient ambient(node);
+  // Random numbers do not depend on the number of threads.
+  const system::ThreadCount threads(node.position || system::forked() ? at::get_num_threads()
+                                                                      : node.threads);
   auto stack = arguments_of(node, [&](size_t i) {
     const auto& operand = node.operands[i];
     return operand.buffer ? operand.geometry.over(memory.of(*operand.buffer)) : operand.captured;
@@ -176,8 +146,7 @@ void run(const Node& node, Memory& memory) {
 
 struct Target {
   c10::Storage storage;
-  BufferPtr buffer;
-  NodePtr tail;
+  History history;
 };
 
 std::vector<Target> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
@@ -185,8 +154,8 @@ std::vector<Target> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
   std::unordered_set<const c10::StorageImpl*> seen;
   for (const auto& storage : storages) {
     const auto* impl = storage.unsafeGetStorageImpl();
-    if (const auto* history = history_of(impl); history != nullptr && seen.insert(impl).second) {
-      targets.push_back({storage, history->buffer, history->tail});
+    if (auto history = history_of(impl); history && seen.insert(impl).second) {
+      targets.push_back({storage, std::move(*history)});
     }
   }
   return targets;
@@ -195,7 +164,7 @@ std::vector<Target> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
 std::vector<Node*> tails_of(const std::vector<Target>& targets) {
   std::vector<Node*> tails;
   for (const auto& target : targets) {
-    tails.push_back(target.tail.get());
+    tails.push_back(target.history.tail.get());
   }
   return tails;
 }
@@ -219,7 +188,7 @@ std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
   const std::unordered_set<const Node*> planned(nodes.begin(), nodes.end());
   std::unordered_set<const Buffer*> seen;
   for (const auto& target : targets) {
-    seen.insert(target.buffer.get());
+    seen.insert(target.history.buffer.get());
   }
   std::vector<Target> found;
   for (const auto* node : nodes) {
@@ -228,11 +197,11 @@ std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
         continue;
       }
       auto owner = operand.buffer->owner.lock();
-      const auto* history = history_of(owner.get());
+      auto history = history_of(owner.get());
       // What a file holds can be read again.
-      if (history != nullptr && history->buffer == operand.buffer && history->tail &&
+      if (history && history->buffer == operand.buffer && history->tail &&
           history->tail->kind != NodeKind::read && planned.count(history->tail.get()) != 0) {
-        found.push_back({c10::Storage(std::move(owner)), history->buffer, history->tail});
+        found.push_back({c10::Storage(std::move(owner)), std::move(*history)});
       }
     }
   }
@@ -248,7 +217,7 @@ size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages, const ReplayOptions& 
   const auto targets = lazy_targets(storages);
   std::unordered_set<const Buffer*> final_buffers;
   for (const auto& target : targets) {
-    final_buffers.insert(target.buffer.get());
+    final_buffers.insert(target.history.buffer.get());
   }
   const auto nodes = closure(tails_of(targets));
   const auto last_use = last_uses(nodes);
@@ -288,12 +257,10 @@ at::Tensor run_functional(const Node& node, const std::vector<at::Tensor>& tenso
   return stack.front().toTensor();
 }
 
-std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
-                                      const ReplayOptions& options) {
-  auto targets = lazy_targets(storages);
-  if (targets.empty()) {
-    return {};
-  }
+namespace {
+
+/// One replay: gives `targets` their memory, or leaves those that were not finished as they were.
+std::vector<Materialized> replay(std::vector<Target> targets, const ReplayOptions& options) {
   std::vector<Node*> nodes;
   if (options.values != Values::empty) {
     nodes = closure(tails_of(targets));
@@ -308,16 +275,18 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
   std::unordered_map<const Buffer*, size_t> target_of;
   std::vector<Materialized> done(targets.size());
   for (size_t i = 0; i < targets.size(); ++i) {
-    target_of[targets[i].buffer.get()] = i;
-    done[i] = {targets[i].storage.unsafeGetStorageImpl(), targets[i].buffer->nbytes, 0, 0.0};
+    const auto* buffer = targets[i].history.buffer.get();
+    target_of[buffer] = i;
+    done[i] = {targets[i].storage.unsafeGetStorageImpl(), buffer->nbytes, 0, 0.0};
   }
 
-  const system::OneThreadIfForked threads;
-  const system::PlainDispatch plain;
   system::FreedMemory freed;
   Memory memory;
-  const auto finish = [&](size_t target) {
-    commit(targets[target].storage.unsafeGetStorageImpl(), memory.take(*targets[target].buffer));
+  std::vector<bool> finished(targets.size(), false);
+  const auto finish = [&](size_t i) {
+    const auto& [storage, history] = targets[i];
+    finished[i] = true;
+    commit(storage.unsafeGetStorageImpl(), history, memory.take(*history.buffer));
   };
   for (size_t i = 0; i < nodes.size(); ++i) {
     if (options.on_step) {
@@ -351,13 +320,33 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
   }
   // Storages that nothing was written to, or whose values are not wanted.
   for (size_t i = 0; i < targets.size(); ++i) {
-    if (history_of(targets[i].storage.unsafeGetStorageImpl()) != nullptr) {
+    if (!finished[i]) {
       finish(i);
     }
   }
   if (options.on_step && !nodes.empty()) {
     options.on_step(nodes.size(), nodes.size());
   }
+  return done;
+}
+
+}  // namespace
+
+std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
+                                      const ReplayOptions& options) {
+  const system::OneThreadIfForked threads;
+  std::vector<Materialized> done;
+  const auto make = [&](c10::ArrayRef<c10::Storage> lazy) {
+    const system::PlainDispatch plain;
+    const auto made = replay(lazy_targets(lazy), options);
+    done.insert(done.end(), made.begin(), made.end());
+  };
+  const auto while_waiting = [&] {
+    if (options.on_step) {
+      options.on_step(0, 0);
+    }
+  };
+  make_each_once(storages, {make, while_waiting, {}});
   return done;
 }
 

@@ -41,7 +41,9 @@ struct ReplayOptions {
   std::function<void(size_t, size_t)> on_step;
 };
 
-/// Materialises the lazy ones among `storages`, each once. Atomic per storage.
+/// Materializes the lazy ones among `storages`, each once, by whichever thread comes first
+/// (claims.h). Atomic per storage. Any thread, with or without Python's lock; nothing is locked
+/// while operators and `on_step` run.
 DORMANT_API std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                                   const ReplayOptions& options);
 

@@ -2,59 +2,43 @@
 
 #include <algorithm>
 #include <cstring>
-#include <string>
 #include <unordered_set>
 #include <utility>
 
 #include "record/source_node.h"
 
 namespace dormant::record {
-namespace {
 
-/// Memory that a tensor had.
-class HeldMemory final : public Source {
- public:
-  explicit HeldMemory(const void* data) : data_(static_cast<const std::byte*>(data)) {}
-
-  void read(uint64_t offset, size_t count, void* out) const override {
-    std::memcpy(out, data_ + offset, count);
-  }
-  const std::string& name() const override {
-    static const std::string name = "memory";
-    return name;
-  }
-
- private:
-  const std::byte* data_;
-};
-
-}  // namespace
-
-Snapshot::Snapshot(c10::ArrayRef<c10::Storage> storages) {
-  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
+Snapshot::Snapshot(c10::ArrayRef<c10::Storage> storages) : Snapshot() {
+  // The destructor runs also where this throws half-way, and puts back what was held.
+  lazy_.reserve(storages.size());
+  real_.reserve(storages.size());
   std::unordered_set<const c10::StorageImpl*> seen;
   for (const auto& storage : storages) {
-    auto* impl = storage.unsafeGetStorageImpl();
-    if (!seen.insert(impl).second) {
-      continue;
+    if (seen.insert(storage.unsafeGetStorageImpl()).second) {
+      hold(storage);
     }
-    if (const auto* history = history_of(impl)) {
-      lazy_.push_back({storage, *history});
-      continue;
-    }
-    if (storage.device_type() != c10::DeviceType::CPU || storage.nbytes() == 0) {
-      continue;
-    }
-    Real real;
-    real.storage = storage;
-    real.source = std::make_shared<HeldMemory>(storage.data());
-    // The storage of a read becomes this one's history.
-    const auto donor = make_read_storage(real.source, 0, storage.nbytes(), c10::ScalarType::Byte);
-    real.history = *history_of(donor.unsafeGetStorageImpl());
-    real.history.buffer->owner = storage.getWeakStorageImpl();
-    real.memory = suspend(impl, real.history);
-    real_.push_back(std::move(real));
   }
+}
+
+void Snapshot::hold(const c10::Storage& storage) {
+  auto* impl = storage.unsafeGetStorageImpl();
+  if (const auto history = history_of(impl)) {
+    lazy_.push_back({storage, storage.nbytes(), lazy_data_ptr(*history)});
+    return;
+  }
+  if (storage.device_type() != c10::DeviceType::CPU || storage.nbytes() == 0) {
+    return;
+  }
+  Real real;
+  real.storage = storage;
+  real.nbytes = storage.nbytes();
+  real.source = std::make_shared<HeldMemory>(storage.data(), real.nbytes);
+  real.history = read_history(real.source, 0, make_buffer(real.nbytes, impl), c10::kByte);
+  auto lazy = lazy_data_ptr(real.history);
+  real_.push_back(std::move(real));
+  real_.back().memory =
+      swap_memory(impl, std::move(lazy), real_.back().nbytes, real_.back().copies_on_write);
 }
 
 Snapshot::~Snapshot() { restore(); }
@@ -62,10 +46,10 @@ Snapshot::~Snapshot() { restore(); }
 std::vector<Snapshot::Changed> Snapshot::changed() const {
   std::vector<Changed> found;
   for (const auto& real : real_) {
-    const auto* history = history_of(real.storage.unsafeGetStorageImpl());
-    if (history == nullptr || history->buffer != real.history.buffer ||
-        history->tail != real.history.tail) {
-      found.push_back({real.storage, real.memory.get()});
+    const auto history = history_of(real.storage.unsafeGetStorageImpl());
+    if (!history || *history != real.history) {
+      const bool fits = history && real.fits(history->buffer->nbytes);
+      found.push_back({real.storage, fits ? real.memory.get() : nullptr});
     }
   }
   return found;
@@ -76,10 +60,12 @@ bool Snapshot::needed_by(c10::ArrayRef<c10::Storage> storages) const {
   for (const auto& real : real_) {
     held.insert(real.source.get());
   }
+  std::vector<History> histories;
   std::vector<Node*> tails;
   for (const auto& storage : storages) {
-    if (const auto* history = history_of(storage.unsafeGetStorageImpl())) {
+    if (auto history = history_of(storage.unsafeGetStorageImpl())) {
       tails.push_back(history->tail.get());
+      histories.push_back(std::move(*history));
     }
   }
   const auto nodes = closure(tails);
@@ -87,28 +73,55 @@ bool Snapshot::needed_by(c10::ArrayRef<c10::Storage> storages) const {
                      [&](const Node* node) { return held.count(node->source.get()) != 0; });
 }
 
-void Snapshot::restore() {
-  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
-  for (auto& lazy : lazy_) {
-    suspend(lazy.storage.unsafeGetStorageImpl(), lazy.history);
-  }
+void Snapshot::begin_writing() {
   for (auto& real : real_) {
-    commit(real.storage.unsafeGetStorageImpl(), std::move(real.memory));
+    const auto history = history_of(real.storage.unsafeGetStorageImpl());
+    if (!history || *history != real.history) {
+      detach_if_read(real);
+    }
+  }
+}
+
+/// Nobody else refers to the read unless a history still leads to it.
+void Snapshot::detach_if_read(Real& real) {
+  if (real.history.tail.use_count() > 1) {
+    real.source->detach();
+  }
+}
+
+void Snapshot::give_back(Real& real) {
+  // What the storage was meanwhile is dropped first, so that its own history does not count.
+  static_cast<void>(swap_memory(real.storage.unsafeGetStorageImpl(), std::move(real.memory),
+                                real.nbytes, real.copies_on_write));
+  detach_if_read(real);
+}
+
+void Snapshot::restore() {
+  for (auto& lazy : lazy_) {
+    bool copies_on_write = false;
+    static_cast<void>(swap_memory(lazy.storage.unsafeGetStorageImpl(), std::move(lazy.history),
+                                  lazy.nbytes, copies_on_write));
   }
   lazy_.clear();
+  for (auto& real : real_) {
+    give_back(real);
+  }
   real_.clear();
 }
 
 void Snapshot::keep() {
-  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
-  for (auto& real : real_) {
-    auto* impl = real.storage.unsafeGetStorageImpl();
-    if (history_of(impl) == nullptr && impl->data() != real.memory.get()) {
-      std::memcpy(real.memory.get(), impl->data(), impl->nbytes());
-    }
-    commit(impl, std::move(real.memory));
-  }
   lazy_.clear();
+  for (auto& real : real_) {
+    auto* storage = real.storage.unsafeGetStorageImpl();
+    if (!is_lazy(storage)) {
+      detach_if_read(real);
+      if (!real.fits(storage->nbytes())) {
+        continue;
+      }
+      std::memcpy(real.memory.get(), storage->data(), real.nbytes);
+    }
+    give_back(real);
+  }
   real_.clear();
 }
 

@@ -3,7 +3,9 @@
 //
 // A lazy storage is its history, which is immutable, so keeping it costs nothing. A storage that
 // has memory becomes lazy meanwhile: its history begins with reading that memory, and whatever is
-// written to it is only recorded, until the memory is put back with or without the new values.
+// written to it is only recorded, until the memory is put back with or without the new values. A
+// copy that somebody took meanwhile goes on reading the old bytes: they are copied for it before
+// the memory changes hands.
 #pragma once
 
 #include <c10/core/Storage.h>
@@ -12,13 +14,16 @@
 #include <memory>
 #include <vector>
 
+#include "record/held_memory.h"
 #include "record/lazy_storage.h"
 
 namespace dormant::record {
 
+/// Belongs to one thread at a time, with or without Python's lock.
 class DORMANT_API Snapshot {
  public:
-  /// Each storage once; of those with memory, only storages on the CPU are held.
+  /// Each storage once; of those with memory, only storages on the CPU are held. Where it throws,
+  /// everything is as it was.
   explicit Snapshot(c10::ArrayRef<c10::Storage> storages);
   Snapshot(Snapshot&&) = default;
   Snapshot& operator=(Snapshot&&) = delete;
@@ -31,6 +36,7 @@ class DORMANT_API Snapshot {
   /// A storage that had memory, which somebody has written to since.
   struct Changed {
     c10::Storage storage;
+    /// Where its new bytes may go at once; null where they need memory of their own.
     void* memory;
   };
   std::vector<Changed> changed() const;
@@ -38,24 +44,41 @@ class DORMANT_API Snapshot {
   /// Whether the histories of `storages` read memory that is held.
   bool needed_by(c10::ArrayRef<c10::Storage> storages) const;
 
-  /// Everything as it was; of storages that had memory, the memory as it is.
+  /// To be called before bytes go to the memory of `changed`: what histories other than those of
+  /// the held storages still read of it is copied for them.
+  void begin_writing();
+
+  /// Everything as it was; of storages that had memory, the memory as it is. Allocates nothing but
+  /// what copies taken meanwhile need.
   void restore();
 
   /// Lazy storages stay what they have become; those that had memory get it back, and where they
-  /// were given other memory meanwhile, the bytes of that are copied over.
+  /// were given other memory meanwhile, the bytes of that are copied over. One that has another
+  /// size now, or that shared its memory until it is written to, keeps the other memory.
   void keep();
 
  private:
   struct Lazy {
     c10::Storage storage;
-    History history;
+    size_t nbytes;
+    c10::DataPtr history;  ///< what makes it lazy again
   };
   struct Real {
     c10::Storage storage;
+    size_t nbytes;
     c10::DataPtr memory;
-    std::shared_ptr<const Source> source;
+    bool copies_on_write = false;
+    std::shared_ptr<HeldMemory> source;
     History history;  ///< that of reading the memory
+
+    /// Whether the bytes of what the storage has become fit the memory it had.
+    bool fits(size_t bytes) const { return bytes == nbytes && !copies_on_write; }
   };
+
+  Snapshot() = default;
+  void hold(const c10::Storage& storage);
+  static void give_back(Real& real);
+  static void detach_if_read(Real& real);
 
   std::vector<Lazy> lazy_;
   std::vector<Real> real_;

@@ -3,11 +3,10 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <cstring>
-#include <mutex>
 #include <string_view>
 #include <utility>
 
+#include "record/held_memory.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
 
@@ -27,44 +26,28 @@ const c10::OperatorHandle& handle(const char* name) {
   return std::string_view(name) == "read" ? read : quantize;
 }
 
-/// The memory of a tensor.
-class TensorMemory final : public Source {
- public:
-  explicit TensorMemory(at::Tensor tensor) : tensor_(std::move(tensor)) {}
-
-  void read(uint64_t offset, size_t count, void* out) const override {
-    std::memcpy(out, static_cast<const std::byte*>(tensor_.const_data_ptr()) + offset, count);
-  }
-  const std::string& name() const override {
-    static const std::string name = "memory";
-    return name;
-  }
-
- private:
-  const at::Tensor tensor_;
-};
-
 }  // namespace
 
-c10::Storage make_read_storage(std::shared_ptr<const Source> source, uint64_t offset, size_t nbytes,
-                               c10::ScalarType dtype) {
+History read_history(std::shared_ptr<const Source> source, uint64_t offset, BufferPtr buffer,
+                     c10::ScalarType dtype) {
   const auto itemsize = c10::elementSize(dtype);
-  TORCH_CHECK_VALUE(nbytes % itemsize == 0, "dormant: read ", source->name(), " at byte ", offset,
-                    ": ", nbytes, " bytes are no multiple of ", itemsize, ", the size of ", dtype);
-  auto storage = make_lazy_storage(nbytes);
+  TORCH_CHECK_VALUE(buffer->nbytes % itemsize == 0, "dormant: read ", source->name(), " at byte ",
+                    offset, ": got ", buffer->nbytes, " bytes, expected a multiple of ", itemsize,
+                    ", the size of ", dtype);
   auto node = c10::make_intrusive<Node>(handle("read"));
   node->sequence = next_sequence();
   node->kind = NodeKind::read;
   node->source = std::move(source);
   node->source_offset = offset;
-  Geometry all;
-  all.sizes.assign(1, static_cast<int64_t>(nbytes / itemsize));
-  all.strides.assign(1, 1);
-  all.dtype = dtype;
-  node->operands.push_back(
-      {all, history_of(storage.unsafeGetStorageImpl())->buffer, nullptr, {}, true});
-  append(storage.unsafeGetStorageImpl(), std::move(node));
-  return storage;
+  const auto all = Geometry::contiguous({static_cast<int64_t>(buffer->nbytes / itemsize)}, dtype);
+  node->operands.push_back({all, buffer, nullptr, {}, true});
+  return {std::move(buffer), std::move(node)};
+}
+
+c10::Storage make_read_storage(std::shared_ptr<const Source> source, uint64_t offset, size_t nbytes,
+                               c10::ScalarType dtype) {
+  return make_first_storage(
+      read_history(std::move(source), offset, make_buffer(nbytes, nullptr), dtype));
 }
 
 at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offset,
@@ -77,8 +60,9 @@ at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offse
 at::Tensor read_of(const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(!is_lazy(tensor) && tensor.is_cpu() && tensor.is_contiguous(),
                     "dormant: read_of: expected a real contiguous tensor on the CPU");
-  return make_read_tensor(std::make_shared<TensorMemory>(tensor.detach()), 0, tensor.sizes(),
-                          tensor.scalar_type());
+  return make_read_tensor(std::make_shared<HeldMemory>(tensor.storage()),
+                          static_cast<uint64_t>(tensor.storage_offset()) * tensor.element_size(),
+                          tensor.sizes(), tensor.scalar_type());
 }
 
 std::vector<at::Tensor> quantize(const at::Tensor& tensor,
@@ -90,31 +74,39 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
                     "dormant: quantize: a tensor of ", dtype,
                     ", expected float32, bfloat16 or float16. Next: convert it first.");
   const auto geometries = quantizer->outputs(tensor.sizes());
-  const std::lock_guard<std::recursive_mutex> lock(graph_mutex());
   if (outputs.empty()) {
     for (const auto& geometry : geometries) {
       outputs.push_back(make_tensor(make_lazy_storage(geometry.nbytes_needed()), geometry));
     }
   }
-  TORCH_CHECK_VALUE(outputs.size() == geometries.size(), "dormant: quantize: ", outputs.size(),
-                    " outputs given, ", quantizer->name(), " has ", geometries.size());
+  TORCH_CHECK_VALUE(outputs.size() == geometries.size(), "dormant: quantize: got ", outputs.size(),
+                    " outputs, ", quantizer->name(), " has ", geometries.size());
+  std::vector<Exchange> exchanges;
   for (size_t i = 0; i < outputs.size(); ++i) {
-    TORCH_CHECK_VALUE(is_lazy(outputs[i]), "dormant: quantize: output ", i,
-                      " has memory already. Next: quantise before materialising.");
-    TORCH_CHECK_VALUE(outputs[i].storage().nbytes() >= geometries[i].nbytes_needed(),
-                      "dormant: quantize: output ", i, " has ", outputs[i].storage().nbytes(),
-                      " bytes, expected ", geometries[i].nbytes_needed());
+    auto* storage = outputs[i].storage().unsafeGetStorageImpl();
+    auto history = history_of(storage);
+    const auto nbytes = geometries[i].nbytes_needed();
+    TORCH_CHECK_VALUE(history, "dormant: quantize: output ", i,
+                      " has memory already. Next: quantize before materializing.");
+    TORCH_CHECK_VALUE(history->buffer->nbytes >= nbytes, "dormant: quantize: output ", i, " has ",
+                      history->buffer->nbytes, " bytes, expected ", nbytes);
+    exchanges.push_back({storage, std::move(*history), {make_buffer(nbytes, storage), nullptr}});
   }
-  const auto* history = history_of(tensor);
-  if (history == nullptr) {
+  const auto changed = [&] {
+    TORCH_CHECK_VALUE(false, "dormant: quantize: another thread has changed an output meanwhile");
+  };
+  const auto history = history_of(tensor);
+  if (!history) {
     std::vector<at::Tensor> memory;
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      memory.push_back(geometries[i].over(allocate(geometries[i].nbytes_needed())));
+    for (const auto& geometry : geometries) {
+      memory.push_back(geometry.over(allocate(geometry.nbytes_needed())));
     }
     run_whole(*quantizer, tensor.contiguous(), memory, at::get_num_threads());
     for (size_t i = 0; i < outputs.size(); ++i) {
-      commit(outputs[i].storage().unsafeGetStorageImpl(),
-             std::move(memory[i].storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks()));
+      auto& bytes = memory[i].storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks();
+      if (!commit(exchanges[i].storage, exchanges[i].before, std::move(bytes))) {
+        changed();
+      }
       sync_key(outputs[i]);
     }
     return outputs;
@@ -126,12 +118,11 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
   node->threads = at::get_num_threads();
   node->operands.push_back({Geometry::of(tensor), history->buffer, history->tail, {}, false});
   for (size_t i = 0; i < outputs.size(); ++i) {
-    auto* storage = outputs[i].storage().unsafeGetStorageImpl();
-    restart(storage, geometries[i].nbytes_needed());
-    node->operands.push_back({geometries[i], history_of(storage)->buffer, nullptr, {}, true});
+    node->operands.push_back({geometries[i], exchanges[i].after.buffer, nullptr, {}, true});
+    exchanges[i].after.tail = node;
   }
-  for (const auto& output : outputs) {
-    append(output.storage().unsafeGetStorageImpl(), node);
+  if (!exchange(exchanges)) {
+    changed();
   }
   return outputs;
 }

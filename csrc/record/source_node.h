@@ -9,10 +9,16 @@
 #include <memory>
 #include <vector>
 
+#include "record/lazy_storage.h"
 #include "record/quantizer.h"
 #include "record/source.h"
 
 namespace dormant::record {
+
+/// The history of a buffer whose bytes are `source`'s from `offset` on, of which most tensors see
+/// elements of `dtype`. ValueError where they are no whole number of elements.
+DORMANT_API History read_history(std::shared_ptr<const Source> source, uint64_t offset,
+                                 BufferPtr buffer, c10::ScalarType dtype);
 
 /// A lazy storage whose bytes are `source`'s from `offset` on; `nbytes` is a multiple of the size
 /// of `dtype`, the type of most tensors over it.

@@ -21,15 +21,14 @@ bool forked() noexcept { return is_child; }
 
 OneThreadIfForked::OneThreadIfForked() {
   if (forked() && at::get_num_threads() > 1) {
-    before_ = own_threads = at::get_num_threads();
-    at::set_num_threads(1);
+    own_threads = at::get_num_threads();
+    one_.emplace(1);
   }
 }
 
 OneThreadIfForked::~OneThreadIfForked() {
-  if (before_ != 0) {
+  if (one_) {
     own_threads = 0;
-    at::set_num_threads(before_);
   }
 }
 

@@ -6,6 +6,10 @@
 
 #include <dormant/export.h>
 
+#include <optional>
+
+#include "system/thread_count.h"
+
 namespace dormant::system {
 
 /// Whether this process was made by fork after this library was loaded.
@@ -24,7 +28,7 @@ class DORMANT_API OneThreadIfForked {
   static int own_thread_count();
 
  private:
-  int before_ = 0;  ///< threads to go back to; 0 where nothing was changed
+  std::optional<ThreadCount> one_;
 };
 
 }  // namespace dormant::system

@@ -34,8 +34,8 @@ inline at::Tensor lazily(const Build& build) {
 }
 
 inline std::shared_ptr<const Program> program_of(const at::Tensor& lazy) {
-  const auto* history = record::history_of(lazy);
-  return history == nullptr ? nullptr : Program::of(*history->buffer, history->tail);
+  const auto history = record::history_of(lazy);
+  return !history ? nullptr : Program::of(*history->buffer, history->tail);
 }
 
 /// Equality of bits: NaN equals itself, 0 does not equal -0.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -9,6 +10,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "record/claims.h"
 #include "system/dispatch_state.h"
 #include "system/fork.h"
 #include "system/pages.h"
@@ -219,11 +221,11 @@ class Work {
 
   void add(const c10::Storage& storage) {
     const auto* impl = storage.unsafeGetStorageImpl();
-    const auto* history = record::history_of(impl);
-    if (history == nullptr || !seen_.insert(impl).second) {
+    const auto history = record::history_of(impl);
+    if (!history || !seen_.insert(impl).second) {
       return;
     }
-    Target target{storage, *history, results_.size(), {}, destination(impl)};
+    Target target{storage, *history, results_.size(), {}, destination(impl), {}};
     const bool wanted = options_.values != record::Values::empty && history->buffer->nbytes > 0;
     if (wanted && history->tail && history->tail->kind == record::NodeKind::quantize) {
       results_.push_back(result(target, Way::tiles, {}));
@@ -249,10 +251,10 @@ class Work {
       return;
     }
     const auto owner = options_.only_owners.find(impl);
-    const auto needed = owner == options_.only_owners.end() || target.destination != nullptr
-                            ? std::nullopt
-                            : needed_by(owner->second, *program);
-    jobs_.push_back(make_job(std::move(target), std::move(program), needed));
+    if (owner != options_.only_owners.end() && target.destination == nullptr) {
+      target.part = part_of(owner->second, *program, storage.use_count());
+    }
+    jobs_.push_back(make_job(std::move(target), std::move(program)));
   }
 
   /// Bytes that are needed besides the final tensors if tiles and threads are as few as can be.
@@ -412,9 +414,18 @@ class Work {
     }
   }
 
+  /// Nothing where another thread, or a callback, was faster or has written to the storage.
   static void commit(Target& target) {
-    if (target.memory && target.unchanged()) {
-      record::commit(target.storage.unsafeGetStorageImpl(), std::move(target.memory));
+    if (!target.memory) {
+      return;
+    }
+    auto* storage = target.storage.unsafeGetStorageImpl();
+    if (!target.part) {
+      record::commit(storage, target.history, std::move(target.memory));
+    } else if (target.storage.use_count() <= target.part->uses &&
+               record::commit(storage, target.history, std::move(target.memory),
+                              target.part->nbytes)) {
+      target.part->rebase();
     }
   }
 
@@ -432,21 +443,42 @@ class Work {
 }  // namespace
 
 std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, const Options& wanted) {
-  const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
   auto options = wanted;
   options.on_step = system::in_this_state(wanted.on_step);
   const system::OneThreadIfForked threads;
-  // Lowering runs operators too.
-  const system::PlainDispatch plain;
-  Work work(options);
-  for (const auto& storage : storages) {
-    work.add(storage);
-  }
-  return work.run();
+  std::vector<Materialized> done;
+  std::unordered_set<const c10::StorageImpl*> written;
+  const auto make = [&](c10::ArrayRef<c10::Storage> lazy) {
+    // Lowering runs operators too.
+    const system::PlainDispatch plain;
+    Work work(options);
+    for (const auto& storage : lazy) {
+      work.add(storage);
+    }
+    auto made = work.run();
+    done.insert(done.end(), std::make_move_iterator(made.begin()),
+                std::make_move_iterator(made.end()));
+    if (options.destinations != nullptr) {
+      for (const auto& [storage, destination] : *options.destinations) {
+        written.insert(storage);
+      }
+    }
+    options.only_owners.clear();  // of what has to be made once more, somebody has made a view
+  };
+  const auto while_waiting = [&] {
+    if (options.on_step) {
+      options.on_step(0, 0);
+    }
+  };
+  // What goes elsewhere leaves its storage lazy: once is enough.
+  const auto is_wanted = [&](const c10::StorageImpl* storage) {
+    return record::is_lazy(storage) && written.count(storage) == 0;
+  };
+  record::make_each_once(storages, {make, while_waiting, is_wanted});
+  return done;
 }
 
 size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options) {
-  const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
   const system::PlainDispatch plain;
   Work work(options);
   for (const auto& storage : storages) {

@@ -4,7 +4,6 @@
 #include <optional>
 #include <utility>
 
-#include "tile/only_owner.h"
 #include "tile/reader.h"
 
 namespace dormant::tile {
@@ -27,8 +26,9 @@ c10::DataPtr allocate_scratch(size_t nbytes) {
 
 class StorageJob final : public Job {
  public:
-  StorageJob(Target target, std::shared_ptr<const Program> program, const Run& elements)
-      : program_(std::move(program)), elements_(elements) {
+  StorageJob(Target target, std::shared_ptr<const Program> program)
+      : program_(std::move(program)),
+        elements_(target.part ? target.part->elements : Run{0, program_->numel()}) {
     targets.push_back(std::move(target));
   }
 
@@ -39,17 +39,21 @@ class StorageJob final : public Job {
   size_t shared_bytes() const override { return 0; }
 
   void allocate() override {
-    if (elements_.count < program_->numel()) {
-      targets.front().memory = reserve(targets.front().storage.nbytes());
-    }
-    if (!targets.front().memory) {
-      allocate_target(targets.front());
+    auto& target = targets.front();
+    if (target.part) {
+      target.memory =
+          reserve_part(*target.part, target.history.buffer->nbytes, program_->itemsize());
+      if (!target.memory) {
+        target.memory = allocate_memory(target.part->nbytes);
+      }
+    } else {
+      allocate_target(target);
     }
   }
 
   bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& pages,
            const std::function<bool(size_t)>& after_tile) override {
-    auto* memory = targets.front().data() + elements_.begin * itemsize();
+    auto* memory = targets.front().data();  // of the first of `elements_`
     if (targets.front().destination == nullptr) {
       pages.prepare(memory + begin * itemsize(), static_cast<size_t>((end - begin) * itemsize()));
     }
@@ -106,6 +110,9 @@ class QuantizeJob final : public Job {
   }
 
   void allocate() override {
+    // Where memory was exhausted on the way, another thread tries again, from the start.
+    scratch_.clear();
+    memory_.clear();
     for (size_t i = 1; i < node_->operands.size(); ++i) {
       const auto nbytes = node_->operands[i].geometry.nbytes_needed();
       auto* target = find(i);
@@ -175,24 +182,17 @@ class QuantizeJob final : public Job {
 
 }  // namespace
 
-bool Target::unchanged() const {
-  const auto* now = record::history_of(storage.unsafeGetStorageImpl());
-  return now != nullptr && now->buffer == history.buffer && now->tail == history.tail;
-}
-
 void allocate_target(Target& target) {
   if (target.destination == nullptr) {
-    target.memory = allocate_memory(target.storage.nbytes());
+    target.memory = allocate_memory(target.history.buffer->nbytes);
   }
 }
 
-std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program,
-                              const std::optional<Run>& needed) {
+std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program) {
   if (const auto walk = walk_of(*program); walk.turn) {
     return make_turned_job(std::move(target), std::move(program), *walk.turn);
   }
-  const auto elements = needed.value_or(Run{0, program->numel()});
-  return std::make_unique<StorageJob>(std::move(target), std::move(program), elements);
+  return std::make_unique<StorageJob>(std::move(target), std::move(program));
 }
 
 std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets) {

@@ -15,6 +15,7 @@
 #include "record/lazy_storage.h"
 #include "system/pages.h"
 #include "tile/mapping.h"
+#include "tile/only_owner.h"
 #include "tile/program.h"
 #include "tile/turn.h"
 
@@ -29,12 +30,12 @@ struct Target {
   /// Where its bytes go instead, if anywhere: memory that somebody else keeps.
   void* destination = nullptr;
 
+  /// The part of the storage that is made; all of it where there is none.
+  std::optional<Part> part;
+
   std::byte* data() const {
     return static_cast<std::byte*>(destination != nullptr ? destination : memory.get());
   }
-  /// Whether the storage is still as lazy as it was: callbacks and other threads may have written
-  /// to it or given it memory.
-  bool unchanged() const;
 };
 
 class Job {
@@ -78,9 +79,8 @@ class Job {
 /// Memory for a target that has none yet.
 void allocate_target(Target& target);
 
-/// A storage whose history is `program`, or of which only elements `needed` are made.
-std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program,
-                              const std::optional<Run>& needed = {});
+/// A storage whose history is `program`.
+std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program);
 
 /// The same, where the program is best run by rectangles.
 std::unique_ptr<Job> make_turned_job(Target target, std::shared_ptr<const Program> program,

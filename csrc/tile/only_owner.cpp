@@ -2,6 +2,7 @@
 
 #include "record/lazy_storage.h"
 #include "tile/region.h"
+#include "tile/turn.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -33,20 +34,47 @@ OnlyOwners only_owners(c10::ArrayRef<at::Tensor> tensors) {
   OnlyOwners owners;
   for (const auto& tensor : tensors) {
     if (record::is_lazy(tensor) && tensor.storage().use_count() == 1) {
-      owners.emplace(tensor.storage().unsafeGetStorageImpl(), record::Geometry::of(tensor));
+      owners.emplace(tensor.storage().unsafeGetStorageImpl(), tensor);
     }
   }
   return owners;
 }
 
-std::optional<Run> needed_by(const record::Geometry& view, const Program& program) {
-  const auto region = Region::of(view);
-  if (!region || region->numel() == 0 || view.dtype != program.dtype()) {
+std::optional<Part> part_of(const at::Tensor& view, const Program& program, size_t uses) {
+  const auto geometry = record::Geometry::of(view);
+  const auto region = Region::of(geometry);
+  if (!region || region->numel() == 0 || geometry.dtype != program.dtype() ||
+      walk_of(program).turn) {
     return std::nullopt;
   }
   const auto count = region->end() - region->begin();
   const auto rest = static_cast<size_t>(program.numel() - count) * program.itemsize();
-  return rest < kMuch ? std::nullopt : std::make_optional(Run{region->begin(), count});
+  if (rest < kMuch) {
+    return std::nullopt;
+  }
+  return Part{view, Run{region->begin(), count}, static_cast<size_t>(count) * program.itemsize(),
+              uses};
+}
+
+void Part::rebase() const {
+  auto* impl = view.unsafeGetTensorImpl();
+  const auto geometry = record::Geometry::of(view);
+  // detach and .data forbid it to their callers.
+  const bool allowed = impl->allow_tensor_metadata_change();
+  impl->set_allow_tensor_metadata_change(true);
+  impl->set_sizes_and_strides(geometry.sizes, geometry.strides, geometry.offset - elements.begin);
+  impl->set_allow_tensor_metadata_change(allowed);
+}
+
+c10::DataPtr reserve_part(const Part& part, size_t nbytes, size_t itemsize) {
+  const auto before = static_cast<size_t>(part.elements.begin) * itemsize;
+  auto memory = reserve(nbytes + before);
+  if (memory) {
+    auto* first = static_cast<std::byte*>(memory.get()) + before;
+    auto* context = memory.release_context();
+    return {first, context, &release, c10::Device(c10::DeviceType::CPU)};
+  }
+  return memory;
 }
 
 c10::DataPtr reserve(size_t nbytes) {

@@ -25,7 +25,7 @@ TEST(OnlyOwner, IsAViewWhoseStorageNothingElseRefersTo) {
   const auto owners = only_owners({alone, shared, part, real});
   ASSERT_EQ(owners.size(), 1U);
   EXPECT_EQ(owners.begin()->first, alone.storage().unsafeGetStorageImpl());
-  EXPECT_EQ(owners.begin()->second, record::Geometry::of(alone));
+  EXPECT_TRUE(owners.begin()->second.is_same(alone));
 }
 
 TEST(OnlyOwner, NeedsFromItsFirstElementToItsLastWhereThatSavesMuch) {
@@ -33,7 +33,8 @@ TEST(OnlyOwner, NeedsFromItsFirstElementToItsLastWhereThatSavesMuch) {
   const auto program = program_of(lazy);
   ASSERT_TRUE(program);
   const auto needed = [&](const Tensor& view) {
-    return needed_by(record::Geometry::of(view), *program);
+    const auto part = part_of(view, *program, 1);
+    return part ? std::make_optional(part->elements) : std::nullopt;
   };
   EXPECT_EQ(needed(lazy.narrow(0, 100, 10)), (tile::Run{100 * 1024, 10 * 1024}));
   EXPECT_EQ(needed(lazy.narrow(0, 100, 2).narrow(1, 5, 7)), (tile::Run{100 * 1024 + 5, 1024 + 7}));
@@ -55,7 +56,7 @@ TEST(OnlyOwner, ReservedMemoryIsZeroAndCanBeWritten) {
   EXPECT_EQ(bytes[kBytes / 2], 0);
 }
 
-TEST(OnlyOwner, KeepsItsGeometryAndTheSizeOfItsStorage) {
+TEST(OnlyOwner, HasAStorageOfItsPartThatRefusesTheRest) {
   const Build build = [] { return rows(whole(), 1000, 30); };
   const auto lazy = lazily(build);
   Options options;
@@ -64,8 +65,28 @@ TEST(OnlyOwner, KeepsItsGeometryAndTheSizeOfItsStorage) {
   record::settle(lazy);
   const auto eager = eagerly(build);
   EXPECT_TRUE(same_bits(lazy, eager));
-  EXPECT_EQ(lazy.storage_offset(), eager.storage_offset());
-  EXPECT_EQ(lazy.storage().nbytes(), eager.storage().nbytes());
+  EXPECT_EQ(lazy.storage_offset(), 0);
+  EXPECT_EQ(lazy.storage().nbytes(), lazy.nbytes());
+  EXPECT_THROW(lazy.as_strided({4096}, {1}, eager.storage_offset()), c10::Error);
+}
+
+TEST(OnlyOwner, AViewMadeMeanwhileGetsTheWholeStorage) {
+  const Build build = [] { return rows(whole(), 1000, 30); };
+  const auto lazy = lazily(build);
+  Tensor other;
+  Options options;
+  options.only_owners = only_owners({lazy});
+  options.on_step = [&](size_t, size_t) {
+    if (!other.defined()) {
+      other = lazy.as_strided({10}, {1}, 0);
+    }
+  };
+  materialize({lazy.storage()}, options);
+  record::settle(lazy);
+  record::settle(other);
+  const auto eager = eagerly(build);
+  EXPECT_TRUE(same_bits(lazy, eager));
+  EXPECT_TRUE(same_bits(other, eager.as_strided({10}, {1}, 0)));
 }
 
 }  // namespace

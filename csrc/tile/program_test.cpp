@@ -184,7 +184,7 @@ void expect_any_part_equals(const Program& program, const Tensor& whole) {
 /// Names of the operators in a lazy tensor's history.
 std::string recorded(const Tensor& lazy) {
   std::string names;
-  if (const auto* history = record::history_of(lazy); history != nullptr && history->tail) {
+  if (const auto history = record::history_of(lazy); history && history->tail) {
     for (const auto* node : record::closure({history->tail.get()})) {
       names += record::full_name(node->op) + " ";
     }

@@ -5,7 +5,7 @@
 
 namespace dormant::tile {
 
-std::vector<Materialized> materialize_over(const record::Snapshot& snapshot,
+std::vector<Materialized> materialize_over(record::Snapshot& snapshot,
                                            c10::ArrayRef<c10::Storage> storages, Options options,
                                            std::vector<const c10::StorageImpl*>& begun) {
   std::vector<c10::Storage> wanted(storages.begin(), storages.end());
@@ -15,8 +15,11 @@ std::vector<Materialized> materialize_over(const record::Snapshot& snapshot,
   }
   std::unordered_map<const c10::StorageImpl*, Destination> destinations;
   if (!snapshot.needed_by(wanted)) {
+    snapshot.begin_writing();
     for (const auto& storage : changed) {
-      destinations[storage.storage.unsafeGetStorageImpl()].memory = storage.memory;
+      if (storage.memory != nullptr) {
+        destinations[storage.storage.unsafeGetStorageImpl()].memory = storage.memory;
+      }
     }
   }
   options.destinations = &destinations;

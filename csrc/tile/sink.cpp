@@ -151,7 +151,7 @@ std::optional<Source> source_of(const Output& output) {
   source.itemsize = static_cast<int64_t>(c10::elementSize(geometry.dtype));
   source.numel = geometry.numel();
   source.offset = output.offset;
-  if (const auto* history = record::history_of(output.tensor)) {
+  if (const auto history = record::history_of(output.tensor)) {
     source.program = Program::of(geometry, *history->buffer, history->tail, /*may_turn=*/true);
     if (!source.program) {
       return std::nullopt;
@@ -219,15 +219,6 @@ Plan plan_for(const std::vector<Source>& sources, const TileSize& size,
   return plan;
 }
 
-/// A lazy storage with the same history: it is brought to life in place of `storage`, which stays
-/// lazy.
-c10::Storage twin(const c10::Storage& storage) {
-  auto copy = record::make_lazy_storage(storage.nbytes());
-  *record::history_of(copy.unsafeGetStorageImpl()) =
-      *record::history_of(storage.unsafeGetStorageImpl());
-  return copy;
-}
-
 /// What is to be written, by how it can be.
 struct Contents {
   std::vector<Source> in_order;
@@ -239,7 +230,6 @@ struct Contents {
   size_t nbytes = 0;
 
   explicit Contents(c10::ArrayRef<Output> outputs) {
-    const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
     for (const auto& output : outputs) {
       nbytes += static_cast<size_t>(output.tensor.numel()) * output.tensor.element_size();
       if (output.tensor.numel() == 0) {
@@ -247,11 +237,11 @@ struct Contents {
       }
       if (auto source = source_of(output)) {
         (source->turn ? turned : in_order).push_back(std::move(*source));
-      } else if (const auto* history = record::history_of(output.tensor)) {
+      } else if (const auto history = record::history_of(output.tensor)) {
         const auto& storage = output.tensor.storage();
         auto& group = whole[history->tail ? history->tail->sequence : 0];
         if (group.twins.count(storage.unsafeGetStorageImpl()) == 0) {
-          group.twins[storage.unsafeGetStorageImpl()] = twin(storage);
+          group.twins[storage.unsafeGetStorageImpl()] = record::make_twin_storage(*history);
         }
         group.parts.push_back(
             {storage.unsafeGetStorageImpl(), Geometry::of(output.tensor), output.offset});

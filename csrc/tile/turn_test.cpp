@@ -66,7 +66,7 @@ TEST(Turn, WhatGoesThroughRandomNumbersAgainAndAgainHasNoProgram) {
 
 TEST(Turn, ElementsWantedInLogicalOrderHaveNoProgramWhereThatTurns) {
   const auto lazy = lazily([] { return whole(); });
-  const auto* history = record::history_of(lazy);
+  const auto history = record::history_of(lazy);
   const auto program = [&](const Tensor& view) {
     return Program::of(record::Geometry::of(view), *history->buffer, history->tail);
   };

@@ -1,0 +1,41 @@
+#include "record/held_memory.h"
+
+#include <c10/util/Exception.h>
+
+#include <cstring>
+#include <mutex>
+#include <utility>
+
+namespace dormant::record {
+
+HeldMemory::HeldMemory(const void* data, size_t nbytes)
+    : data_(static_cast<const std::byte*>(data)), nbytes_(nbytes) {}
+
+HeldMemory::HeldMemory(c10::Storage storage)
+    : storage_(std::move(storage)),
+      data_(static_cast<const std::byte*>(storage_.data())),
+      nbytes_(storage_.nbytes()) {}
+
+HeldMemory::~HeldMemory() = default;
+
+void HeldMemory::detach() {
+  const std::unique_lock<std::shared_mutex> lock(mutex_);
+  if (copy_.empty() && nbytes_ > 0) {
+    copy_.assign(data_, data_ + nbytes_);
+    data_ = copy_.data();
+  }
+}
+
+void HeldMemory::read(uint64_t offset, size_t count, void* out) const {
+  TORCH_CHECK_VALUE(offset <= nbytes_ && count <= nbytes_ - offset, "dormant: read memory: ", count,
+                    " bytes at offset ", offset, " of ", nbytes_);
+  const std::shared_lock<std::shared_mutex> lock(mutex_);
+  std::memcpy(out, data_ + offset, count);
+}
+
+const std::string& HeldMemory::name() const {
+  static const std::string name = "memory";
+  return name;
+}
+
+}  // namespace dormant::record

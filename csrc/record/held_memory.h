@@ -1,0 +1,40 @@
+// Memory that a tensor has or had, as a source that histories read.
+#pragma once
+
+#include <c10/core/Storage.h>
+#include <dormant/export.h>
+
+#include <cstddef>
+#include <shared_mutex>
+#include <vector>
+
+#include "record/source.h"
+
+namespace dormant::record {
+
+/// Shared by the histories that read it and by whoever may write to the memory, who calls `detach`
+/// first. Any thread; its mutex is held while bytes are copied and for nothing else.
+class DORMANT_API HeldMemory final : public Source {
+ public:
+  /// `nbytes` at `data`, which stay there until this is detached or destroyed.
+  HeldMemory(const void* data, size_t nbytes);
+  /// All bytes of a real storage on the CPU, which is kept alive.
+  explicit HeldMemory(c10::Storage storage);
+  ~HeldMemory() override;
+
+  /// From now on the bytes are those of a copy: the memory may be written to, or freed.
+  void detach();
+
+  /// ValueError where the range is not within the memory.
+  void read(uint64_t offset, size_t count, void* out) const override;
+  const std::string& name() const override;
+
+ private:
+  mutable std::shared_mutex mutex_;
+  c10::Storage storage_;
+  const std::byte* data_;
+  const size_t nbytes_;
+  std::vector<std::byte> copy_;
+};
+
+}  // namespace dormant::record
