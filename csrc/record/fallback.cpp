@@ -247,7 +247,8 @@ void set_storage(const Call& call) {
     wanted = arguments.size() == 5 ? explicit_geometry(call)
              : wanted              ? wanted
                                    : flat_geometry(self, source);
-    if (wanted && wanted->nbytes_needed() <= source.nbytes()) {
+    // Of a tensor that requires grad, autograd notes that its storage was exchanged.
+    if (wanted && wanted->nbytes_needed() <= source.nbytes() && !autograd_would_track(call)) {
       auto* impl = self.unsafeGetTensorImpl();
       impl->set_storage_keep_dtype(source);
       impl->set_sizes_and_strides(wanted->sizes, wanted->strides, wanted->offset);
@@ -376,7 +377,11 @@ void with_lazy_arguments(const Call& call) {
       }
       if (call.traits.route == Route::in_place && at::GradMode::is_enabled() &&
           writes_to_leaf(call)) {
-        run_below(call);  // raises
+        // Autograd refuses most of these, before any data is touched.
+        if (!can_note(call)) {
+          break;
+        }
+        through_autograd(call);
         return;
       }
       if (autocast_active(call)) {

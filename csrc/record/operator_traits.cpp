@@ -329,10 +329,12 @@ OperatorTraits describe(const c10::OperatorHandle& op) {
   traits.factory = kFactories.count(name) != 0;
   traits.movement =
       traits.factory || kMovements.count(name) != 0 || kElementaryMovements.count(name) != 0;
-  traits.random = op.hasTag(at::Tag::nondeterministic_seeded) ||
-                  std::any_of(arguments.begin(), arguments.end(), [](const auto& argument) {
-                    return argument.type()->str().find("Generator") != std::string::npos;
-                  });
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (arguments[i].type()->str().find("Generator") != std::string::npos) {
+      traits.generator = i;
+    }
+  }
+  traits.random = op.hasTag(at::Tag::nondeterministic_seeded) || traits.generator;
   traits.write_only = kWriteOnly.count(name) != 0 || overload.find("out") != std::string::npos;
   traits.autocast = op.hasKernelForDispatchKey(c10::DispatchKey::AutocastCPU);
   if (const auto rule = kIndexRules.find(name); rule != kIndexRules.end()) {

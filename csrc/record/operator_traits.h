@@ -8,6 +8,7 @@
 #include <c10/core/DispatchKey.h>
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace dormant::record {
@@ -52,6 +53,8 @@ struct OperatorTraits {
   /// Autocast may change what it computes.
   bool autocast = false;
   IndexRule index_rule = IndexRule::none;
+  /// The argument that takes a generator, if any.
+  std::optional<size_t> generator;
   std::vector<size_t> written;       ///< indices of the written arguments; lists where decomposed
   std::vector<size_t> return_alias;  ///< in_place: return i is argument return_alias[i]
 };

@@ -139,12 +139,9 @@ NodePtr new_node(const Call& call, NodeKind kind, const WrittenTensors& written 
 
 /// The generator that a random call draws from; undefined where that is not one of the CPU.
 at::Generator generator_of(const Call& call) {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  for (const auto& argument : call.arguments()) {
-    if (argument.isGenerator()) {
-      generator = argument.toGenerator();
-    }
-  }
+  const auto& argument = call.arguments()[*call.traits.generator];
+  const auto generator =
+      argument.isGenerator() ? argument.toGenerator() : at::detail::getDefaultCPUGenerator();
   return generator.device().type() == c10::DeviceType::CPU ? generator : at::Generator();
 }
 
@@ -152,69 +149,59 @@ at::Generator generator_of(const Call& call) {
 /// recorded after all.
 class Drawing {
  public:
+  explicit Drawing(const Call& call) : call_(call) {}
+
   /// False if only running the call can tell how far the generator moves.
-  bool draw(const Call& call, Node& node) {
-    if (!call.traits.random) {
+  bool draw(Node& node) {
+    if (!call_.traits.random) {
       return true;
     }
-    if (before_) {  // a second attempt: the draws are those of the first
-      node.position = before_;
-      return name_generator(call, node);
+    if (!before_ && !move()) {
+      return false;
     }
-    generator_ = generator_of(call);
+    node.position = before_;
+    // Replay hands the node a generator of its own, so the slot must exist even where the caller
+    // passed None.
+    node.arguments[*call_.traits.generator] = GeneratorSlot{};
+    return true;
+  }
+
+  /// Puts the generator back, unless somebody else has moved it meanwhile.
+  void undo() {
+    if (!before_) {
+      return;
+    }
+    const auto again = before_->restore();
+    auto* moved = again.get<at::CPUGeneratorImpl>();
+    random::skip(call_.op, call_.arguments(), *moved);
+    auto* cpu = generator_.get<at::CPUGeneratorImpl>();
+    const std::lock_guard<std::mutex> lock(cpu->mutex_);
+    if (random::Position::of(*cpu) == random::Position::of(*moved)) {
+      before_->restore_to(*cpu);
+    }
+  }
+
+ private:
+  bool move() {
+    generator_ = generator_of(call_);
     if (!generator_.defined()) {
       return false;
     }
     auto* cpu = generator_.get<at::CPUGeneratorImpl>();
     const std::lock_guard<std::mutex> lock(cpu->mutex_);
     auto before = random::Position::of(*cpu);
-    const auto drawn = random::skip(call.op, call.arguments(), *cpu);
+    const auto drawn = random::skip(call_.op, call_.arguments(), *cpu);
     if (drawn != random::Draw::none && drawn != random::Draw::skipped) {
       return false;
     }
-    after_ = random::Position::of(*cpu);
-    before_ = before;
-    node.position = std::move(before);
-    return name_generator(call, node);
-  }
-
-  /// Puts the generator back, unless somebody else has moved it meanwhile.
-  void undo() {
-    if (before_) {
-      auto* cpu = generator_.get<at::CPUGeneratorImpl>();
-      const std::lock_guard<std::mutex> lock(cpu->mutex_);
-      if (random::Position::of(*cpu) == *after_) {
-        before_->restore_to(*cpu);
-      }
-    }
-  }
-
- private:
-  /// Replay hands the node a generator of its own, so the slot must exist even where the caller
-  /// passed None.
-  static bool name_generator(const Call& call, Node& node) {
-    const auto& formal = call.op.schema().arguments();
-    for (size_t i = 0; i < formal.size(); ++i) {
-      if (formal[i].type()->str().find("Generator") != std::string::npos) {
-        node.arguments[i] = GeneratorSlot{};
-      }
-    }
+    before_ = std::move(before);
     return true;
   }
 
+  const Call& call_;
   at::Generator generator_;
-  std::optional<random::Position> before_;
-  std::optional<random::Position> after_;
+  std::optional<random::Position> before_;  ///< where the generator stood, once it was moved
 };
-
-bool has_generator_argument(const Call& call) {
-  for (const auto& argument : call.op.schema().arguments()) {
-    if (argument.type()->str().find("Generator") != std::string::npos) {
-      return true;
-    }
-  }
-  return false;
-}
 
 const c10::OperatorHandle& copy_operator() {
   static const auto copy = c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", "");
@@ -388,6 +375,12 @@ bool record_empty(const Call& call) {
   return true;
 }
 
+bool all_contiguous(const Call& call) {
+  bool contiguous = true;
+  for_each_tensor(call, [&](const at::Tensor& t) { contiguous = contiguous && t.is_contiguous(); });
+  return contiguous;
+}
+
 /// In-place and out= operators whose written arguments are lazy.
 bool record_in_place(const Call& call) {
   for (const auto argument : call.traits.written) {
@@ -400,15 +393,18 @@ bool record_in_place(const Call& call) {
     }
   }
   std::vector<Geometry> changed;
-  if (!valid_write(call, changed) || (call.traits.random && !has_generator_argument(call))) {
+  if (!valid_write(call, changed) || (call.traits.random && !call.traits.generator)) {
     return false;
   }
-  Drawing drawing;
+  if (!changed.empty() && !all_contiguous(call)) {
+    return false;  // the new strides follow those of the inputs, which Meta kernels may not tell
+  }
+  Drawing drawing(call);
   WrittenTensors written;
   NodePtr node;
   do {  // once, unless another thread writes to the same storage
     if (!look_at_written(call, changed, written) || shares_what_grows(call, written) ||
-        !(node = new_node(call, NodeKind::in_place, written)) || !drawing.draw(call, *node)) {
+        !(node = new_node(call, NodeKind::in_place, written)) || !drawing.draw(*node)) {
       drawing.undo();
       return false;
     }
@@ -424,7 +420,7 @@ bool record_in_place(const Call& call) {
 /// Operators that return new tensors.
 bool record_functional(const Call& call) {
   // Without a generator argument replay could not be told where its random numbers start.
-  if (call.traits.random && !has_generator_argument(call)) {
+  if (call.traits.random && !call.traits.generator) {
     return false;
   }
   auto results = infer_elementwise(call);
@@ -442,7 +438,7 @@ bool record_functional(const Call& call) {
   for (const auto& geometry : *results) {
     histories.push_back({make_buffer(geometry.nbytes_needed(), nullptr), node});
   }
-  if (Drawing drawing; !drawing.draw(call, *node)) {
+  if (Drawing drawing(call); !drawing.draw(*node)) {
     return false;
   }
   node->sequence = next_sequence();
