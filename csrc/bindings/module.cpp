@@ -277,4 +277,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("torch_version", [] { return std::string(TORCH_VERSION); });
   dormant::bindings::bind_checkpoint(m);
   dormant::bindings::bind_quantize(m);
+  dormant::bindings::bind_refusal();
 }

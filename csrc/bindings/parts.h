@@ -11,4 +11,7 @@ void bind_checkpoint(pybind11::module_& m);
 /// What a quantise node may compute.
 void bind_quantize(pybind11::module_& m);
 
+/// Lets the core tell refusals of Python's Meta kernels from interrupts.
+void bind_refusal();
+
 }  // namespace dormant::bindings
