@@ -280,8 +280,9 @@ Draw randperm_out(Arguments args, at::CPUGeneratorImpl& generator) {
   if (is_floating(dtype) && n > (uint64_t{1} << 11)) {
     return Draw::unknown;
   }
+  // From here on each element takes two draws, which no small probe could confirm (law_check.h).
   constexpr uint64_t kNeedsTwoDraws = std::numeric_limits<uint32_t>::max() / 20;
-  return take(generator, n < kNeedsTwoDraws ? n - (n != 0) : 2 * n);
+  return n < kNeedsTwoDraws ? take(generator, n - (n != 0)) : Draw::unknown;
 }
 
 Draw sample_categories(const at::Tensor& weights, const c10::IValue& samples, bool replacement,
@@ -453,20 +454,35 @@ bool readable(const c10::IValue& value) {
   return !value.isTensor() || is_plain_cpu_tensor(value.toTensor());
 }
 
-}  // namespace
-
-Draw skip(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
-          at::CPUGeneratorImpl& generator) {
+// The law for a call, if there is one that reads its arguments.
+CheckedLaw* find_law(const c10::OperatorHandle& op, Arguments args) {
   const auto law = laws().find(op.operator_name());
   if (law == laws().end()) {
-    const bool random = op.hasTag(at::Tag::nondeterministic_seeded) || takes_generator(op.schema());
-    return random ? Draw::unknown : Draw::none;
+    return nullptr;
   }
   TORCH_CHECK_VALUE(args.size() == op.schema().arguments().size(), "skip: ", op.operator_name(),
                     ": got ", args.size(), " arguments, expected ", op.schema().arguments().size(),
                     ". Fill in the schema's defaults.");
-  const bool known = std::all_of(args.begin(), args.end(), readable) && law->second.holds(op, args);
-  return known ? law->second.law(args, generator) : Draw::unknown;
+  return std::all_of(args.begin(), args.end(), readable) ? &law->second : nullptr;
+}
+
+}  // namespace
+
+void prepare(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args) {
+  if (auto* law = find_law(op, args)) {
+    law->holds(op, args);
+  }
+}
+
+Draw skip(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
+          at::CPUGeneratorImpl& generator) {
+  auto* law = find_law(op, args);
+  if (law != nullptr) {
+    return law->holds(op, args) ? law->law(args, generator) : Draw::unknown;
+  }
+  const bool random = laws().count(op.operator_name()) != 0 ||
+                      op.hasTag(at::Tag::nondeterministic_seeded) || takes_generator(op.schema());
+  return random ? Draw::unknown : Draw::none;
 }
 
 }  // namespace dormant::random

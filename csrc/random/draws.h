@@ -26,8 +26,14 @@ enum class Draw {
   unknown,
 };
 
+// Tries the law that `skip` will follow, if that was not done before: it runs `op` on small
+// tensors. To be called before generator.mutex_ is taken, with the arguments of `skip`.
+void prepare(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args);
+
 // Advances `generator`, engine and cached normal, by exactly what eager CPU `op(args)` would draw
 // from it.
+//
+// Runs no operator if `prepare` was called before.
 //
 // `args` are all arguments in schema order, defaults filled in, out= included. Of tensors only
 // sizes, strides and dtype are read, from their TensorImpl: they may be lazy. A Generator among
@@ -37,8 +43,8 @@ enum class Draw {
 // Ask only for an operator that is recorded whole. One that is decomposed asks through its parts;
 // those composites that only ever draw that way (randn, dropout, ...) are Draw::unknown.
 //
-// A law does not look at values, so an error that eager would raise for one (a probability above 1
-// in a tensor, a negative standard deviation in a tensor) is left to replay.
+// A law does not look at values: whether eager would raise an error for one (a probability above 1
+// in a tensor, a negative standard deviation in a tensor) is for the caller to check.
 Draw skip(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
           at::CPUGeneratorImpl& generator);
 

@@ -187,6 +187,7 @@ class Drawing {
     if (!generator_.defined()) {
       return false;
     }
+    random::prepare(call_.op, call_.arguments());
     auto* cpu = generator_.get<at::CPUGeneratorImpl>();
     const std::lock_guard<std::mutex> lock(cpu->mutex_);
     auto before = random::Position::of(*cpu);
