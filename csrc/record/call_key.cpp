@@ -2,8 +2,11 @@
 
 #include <ATen/Context.h>
 #include <c10/core/DefaultDtype.h>
+#include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "record/lazy_storage.h"
 
@@ -17,6 +20,7 @@ enum class Kind : int64_t {
   boolean,
   integer,
   real,
+  complex,
   device,
   text,
   generator,
@@ -45,6 +49,9 @@ class Builder {
       begin(Kind::integer, value.toInt());
     } else if (value.isDouble()) {
       begin(Kind::real, bits(value.toDouble()));
+    } else if (value.isComplexDouble()) {
+      begin(Kind::complex, bits(value.toComplexDouble().real()));
+      key_.push_back(bits(value.toComplexDouble().imag()));
     } else if (value.isDevice()) {
       begin(Kind::device, static_cast<int64_t>(value.toDevice().type()));
       key_.push_back(value.toDevice().index());
@@ -106,10 +113,22 @@ class Builder {
     key_.push_back(tensor.dim());
     key_.insert(key_.end(), tensor.sizes().begin(), tensor.sizes().end());
     key_.insert(key_.end(), tensor.strides().begin(), tensor.strides().end());
+    add_sharing(tensor);
     return true;
   }
 
-  /// A Python scalar: Meta kernels see its value.
+  /// Which earlier tensor of the call has the same storage, and how far its first element is.
+  void add_sharing(const at::Tensor& tensor) {
+    const auto* storage = tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+    const auto begin = tensor.storage_offset() * static_cast<int64_t>(tensor.element_size());
+    const auto first = std::find_if(storages_.begin(), storages_.end(),
+                                    [&](const auto& seen) { return seen.first == storage; });
+    key_.push_back(first - storages_.begin());
+    key_.push_back(first == storages_.end() ? 0 : begin - first->second);
+    storages_.emplace_back(storage, begin);
+  }
+
+  /// A Python scalar: kernels see its value.
   bool add_number(const at::Tensor& tensor) {
     begin(Kind::number, static_cast<int64_t>(tensor.scalar_type()));
     switch (tensor.scalar_type()) {
@@ -128,6 +147,7 @@ class Builder {
   }
 
   CallKey& key_;
+  c10::SmallVector<std::pair<const c10::StorageImpl*, int64_t>, 4> storages_;
 };
 
 }  // namespace

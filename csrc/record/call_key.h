@@ -1,4 +1,4 @@
-// Calls that no Meta kernel can tell apart.
+// Calls that no kernel can tell apart but by the values of their tensors.
 #pragma once
 
 #include <c10/util/hash.h>
@@ -13,8 +13,9 @@
 
 namespace dormant::record {
 
-/// Everything that the geometry of a call's results may depend on: the operator, the arguments, of
-/// tensors sizes, strides and dtype, and what PyTorch keeps for the process.
+/// Everything that the geometry of a call's results, and whether the operator accepts the call, may
+/// depend on: the operator, the arguments, of tensors sizes, strides, dtype and which share memory,
+/// and what PyTorch keeps for the process.
 using CallKey = std::vector<int64_t>;
 
 struct CallKeyHash {

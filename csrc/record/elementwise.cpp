@@ -9,6 +9,9 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "record/numbers.h"
+#include "system/refusal.h"
+
 namespace dormant::record {
 namespace {
 
@@ -31,11 +34,8 @@ const std::unordered_map<std::string_view, Rule> kRules = {
     {"aten::gt", Rule::comparison},       {"aten::ge", Rule::comparison}};
 
 bool plain(const at::Tensor& tensor) {
-  const auto dtype = tensor.scalar_type();
   return tensor.layout() == c10::kStrided && tensor.is_cpu() && !tensor.is_conj() &&
-         !tensor.is_neg() && !tensor._is_zerotensor() &&
-         (c10::isFloatingType(dtype) || c10::isIntegralType(dtype, /*includeBool=*/false)) &&
-         !c10::isFloat8Type(dtype) && !c10::isBarebonesUnsignedType(dtype);
+         !tensor.is_neg() && !tensor._is_zerotensor() && is_common_number(tensor.scalar_type());
 }
 
 /// A tensor as the iterator may see it: Python scalars and real 0-dim tensors as they are, others
@@ -49,7 +49,7 @@ at::Tensor stand_in(const c10::IValue& value, bool& usable) {
                : at::Tensor(at::detail::empty_strided_meta(tensor.sizes(), tensor.strides(),
                                                            tensor.scalar_type()));
   }
-  if (value.isInt() || value.isDouble()) {
+  if (is_real_number(value)) {
     auto number = at::scalar_to_tensor(value.toScalar());
     number.unsafeGetTensorImpl()->set_wrapped_number(true);
     return number;
@@ -57,8 +57,6 @@ at::Tensor stand_in(const c10::IValue& value, bool& usable) {
   usable = false;
   return {};
 }
-
-bool plain_number(const c10::IValue& value) { return value.isInt() || value.isDouble(); }
 
 std::optional<std::vector<Geometry>> by_rule(const Call& call, Rule rule) {
   const auto arguments = call.arguments();
@@ -68,7 +66,7 @@ std::optional<std::vector<Geometry>> by_rule(const Call& call, Rule rule) {
   // kernel.
   const bool alpha =
       arguments.size() == 3 && (name.name == "aten::add" || name.name == "aten::sub");
-  if (arguments.size() != (unary ? 1U : 2U) && !(alpha && plain_number(arguments[2]))) {
+  if (arguments.size() != (unary ? 1U : 2U) && !(alpha && is_real_number(arguments[2]))) {
     return std::nullopt;
   }
   bool usable = true;
@@ -77,8 +75,11 @@ std::optional<std::vector<Geometry>> by_rule(const Call& call, Rule rule) {
   if (!usable) {
     return std::nullopt;
   }
-  if (alpha && arguments[2].isDouble() && !at::isFloatingType(at::result_type(self, other))) {
-    return std::nullopt;  // eager refuses a fractional alpha for integers
+  if (alpha) {
+    const auto dtype = at::result_type(self, other);
+    if (!fits(arguments[2], dtype) || (arguments[2].isDouble() && !at::isFloatingType(dtype))) {
+      return std::nullopt;  // nor does eager take a fractional alpha for integers
+    }
   }
   at::Tensor out;
   try {
@@ -99,7 +100,10 @@ std::optional<std::vector<Geometry>> by_rule(const Call& call, Rule rule) {
         out = at::TensorIterator::comparison_op(out, self, other).output();
         break;
     }
-  } catch (const std::exception&) {
+  } catch (const std::exception& error) {
+    if (!system::is_refusal(error)) {
+      throw;
+    }
     return std::nullopt;  // the real operator says it better
   }
   return std::vector<Geometry>{Geometry::of(out)};
@@ -182,8 +186,8 @@ std::optional<int64_t> arange_length(const Call& call) {
   // (start, end, step, *, out), as at::native::arange_out computes it.
   const auto arguments = call.arguments();
   if (call.op.operator_name().name != "aten::arange" || arguments.size() != 4 ||
-      !arguments[3].isTensor() || !plain_number(arguments[0]) || !plain_number(arguments[1]) ||
-      !plain_number(arguments[2])) {
+      !arguments[3].isTensor() || !is_real_number(arguments[0]) || !is_real_number(arguments[1]) ||
+      !is_real_number(arguments[2])) {
     return std::nullopt;
   }
   const auto dtype = arguments[3].toTensor().scalar_type();
@@ -203,7 +207,7 @@ std::optional<int64_t> arange_length(const Call& call) {
     const auto stride = arguments[2].toInt();
     return (arguments[1].toInt() - arguments[0].toInt() + stride - 1) / stride;
   }
-  if (!c10::isFloatingType(dtype)) {
+  if (!is_common_floating(dtype)) {
     return std::nullopt;
   }
   return static_cast<int64_t>(std::ceil((end - start) / step));

@@ -1,5 +1,6 @@
-// The geometry of results without values: operators' own Meta kernels, which also check the
-// arguments.
+// The geometry of results without values, from the operators' own Meta kernels, where the CPU
+// operator accepts the call as well (record/probe.h). Remembered per thread for calls with the same
+// key (record/call_key.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,23 +14,13 @@
 namespace dormant::record {
 
 /// Geometry of what a functional call returns, lists flattened. Empty when the Meta kernel is
-/// missing, refuses the arguments (the real kernel will raise the proper error), or returns
-/// anything but fresh strided tensors.
+/// missing, when it or the CPU kernel refuses the arguments (the real kernel will raise the proper
+/// error), or when it returns anything but fresh strided tensors. Rethrows what is not a refusal
+/// (system/refusal.h).
 std::optional<std::vector<Geometry>> infer_results(const Call& call);
 
 /// Geometry that a writing call leaves its written arguments with, in the order of traits.written.
 /// Empty as above.
 std::optional<std::vector<Geometry>> infer_written(const Call& call);
-
-/// Whether every value of the call's index arguments is in bounds. The index tensors must be real.
-bool indices_in_bounds(const Call& call);
-
-/// Whether eager looks at the values of this tensor argument of a random operator: probabilities,
-/// deviations.
-bool is_checked_parameter(const Call& call, size_t argument);
-
-/// Whether the real tensor parameters of a random operator are ones that eager accepts: 0 <= p <=
-/// 1, 0 <= std.
-bool parameters_in_range(const Call& call);
 
 }  // namespace dormant::record

@@ -206,7 +206,8 @@ const NameSet kUncheckedIndex = {"take",
                                  "bincount",
                                  "histc",
                                  "lu_unpack",
-                                 "embedding_renorm_"};
+                                 "embedding_renorm_",
+                                 "searchsorted"};
 
 bool is_tensor(const c10::Argument& argument) {
   return argument.type()->kind() == c10::TypeKind::TensorType;

@@ -20,6 +20,7 @@
 #include "record/infer.h"
 #include "record/lazy_storage.h"
 #include "record/validity.h"
+#include "record/value_checks.h"
 
 namespace dormant::record {
 namespace {

@@ -18,8 +18,4 @@ bool operands_overlap(const Call& call, const at::Tensor& written);
 /// `changed`, unless empty, is the geometry that it leaves its written arguments with.
 bool valid_write(const Call& call, std::vector<Geometry>& changed);
 
-/// Whether the values that eager checks at once are as it wants them: indices always, the tensor
-/// parameters of distributions where they are small. Materializes them.
-bool values_in_range(const Call& call);
-
 }  // namespace dormant::record

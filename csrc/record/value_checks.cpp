@@ -1,0 +1,168 @@
+#include "record/value_checks.h"
+
+#include <ATen/ops/aminmax.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "record/lazy_storage.h"
+#include "record/replay.h"
+#include "system/dispatch_state.h"
+
+namespace dormant::record {
+namespace {
+
+bool in_range(const at::Tensor& index, int64_t low, int64_t high) {
+  if (index.numel() == 0) {
+    return true;
+  }
+  const auto wide = index.to(c10::kLong);
+  const auto [smallest, largest] = at::aminmax(wide);
+  return smallest.item<int64_t>() >= low && largest.item<int64_t>() < high;
+}
+
+bool is_index_type(const at::Tensor& tensor) {
+  return c10::isIntegralType(tensor.scalar_type(), /*includeBool=*/false);
+}
+
+/// Values that eager wants of a tensor parameter of a random operator.
+enum class Wanted : uint8_t {
+  anything,
+  deviation,    ///< >= 0
+  probability,  ///< 0 <= p <= 1
+  weights,      ///< finite and >= 0, in each row not all 0
+};
+
+Wanted wanted_of(const Call& call, size_t argument) {
+  const auto& schema = call.op.schema();
+  const auto& formal = schema.arguments()[argument].name();
+  const auto& name = call.op.operator_name().name;
+  if (formal == "std") {
+    return Wanted::deviation;
+  }
+  if (name == "aten::multinomial") {
+    return formal == "self" ? Wanted::weights : Wanted::anything;
+  }
+  // bernoulli(self) draws with self's values; where there is a p, self is only a shape.
+  const bool probability =
+      formal == "p" || (formal == "self" && !schema.argumentIndexWithName("p"));
+  return probability && name.find("bernoulli") != std::string::npos ? Wanted::probability
+                                                                    : Wanted::anything;
+}
+
+bool holds(const at::Tensor& tensor, Wanted wanted) {
+  if (tensor.is_complex()) {
+    return false;
+  }
+  if (tensor.numel() == 0) {
+    return wanted != Wanted::weights;
+  }
+  const auto [smallest, largest] = at::aminmax(tensor);
+  const auto least = smallest.item<double>();
+  const auto most = largest.item<double>();
+  switch (wanted) {
+    case Wanted::anything:
+      return true;
+    case Wanted::deviation:
+      return least >= 0;
+    case Wanted::probability:
+      return least >= 0 && most <= 1;
+    case Wanted::weights:
+      return tensor.dim() > 0 && least >= 0 && std::isfinite(most) &&
+             tensor.sum(-1).gt(0).all().item<bool>();
+  }
+  return false;
+}
+
+bool parameters_in_range(const Call& call) {
+  const auto arguments = call.arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto wanted = wanted_of(call, i);
+    if (wanted != Wanted::anything && arguments[i].isTensor() &&
+        arguments[i].toTensor().defined() && !holds(arguments[i].toTensor(), wanted)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+/// Whether every value of the call's index arguments, which are real by now, is in bounds.
+bool indices_in_bounds(const Call& call) {
+  const auto& schema = call.op.schema();
+  const auto arguments = call.arguments();
+  const auto& self = arguments[0].toTensor();
+  if (call.traits.index_rule == IndexRule::per_element) {
+    const auto indices = arguments[1].toOptionalTensorVector();
+    for (size_t i = 0; i < indices.size(); ++i) {
+      if (!indices[i] || !indices[i]->defined()) {
+        continue;
+      }
+      // A mask, which uint8 is too, spans several dimensions and selects as many elements as its
+      // values say. Other integers are refused.
+      const auto dtype = indices[i]->scalar_type();
+      if ((dtype != c10::ScalarType::Long && dtype != c10::ScalarType::Int) ||
+          static_cast<int64_t>(i) >= self.dim()) {
+        return false;
+      }
+      const auto size = self.size(static_cast<int64_t>(i));
+      if (!in_range(*indices[i], -size, size)) {
+        return false;
+      }
+    }
+    return true;
+  }
+  int64_t dim = 0;
+  if (call.traits.index_rule == IndexRule::along_dim) {
+    const auto position = schema.argumentIndexWithName("dim");
+    if (!position || !arguments[static_cast<size_t>(*position)].isInt()) {
+      return false;
+    }
+    dim = arguments[static_cast<size_t>(*position)].toInt();
+  }
+  const auto rank = std::max<int64_t>(self.dim(), 1);
+  if (dim < -rank || dim >= rank) {
+    return false;
+  }
+  const auto size = self.dim() == 0 ? 1 : self.size(dim < 0 ? dim + rank : dim);
+  for (const char* name : {"index", "indices"}) {
+    if (const auto position = schema.argumentIndexWithName(name)) {
+      const auto& index = arguments[static_cast<size_t>(*position)];
+      return index.isTensor() && is_index_type(index.toTensor()) &&
+             in_range(index.toTensor(), 0, size);
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+bool values_in_range(const Call& call) {
+  const bool index = call.traits.index_rule != IndexRule::none;
+  if (!index && !call.traits.random) {
+    return true;
+  }
+  const auto arguments = call.arguments();
+  const auto for_each_checked = [&](const auto& f) {
+    for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
+      const auto& written = call.traits.written;
+      if (std::find(written.begin(), written.end(), i) == written.end() &&
+          (index || wanted_of(call, i) != Wanted::anything)) {
+        for_each_tensor(arguments[i], f);
+      }
+    }
+  };
+  std::vector<c10::Storage> storages;
+  for_each_checked([&](const at::Tensor& tensor) {
+    if (is_lazy(tensor) && !(index && c10::isFloatingType(tensor.scalar_type()))) {
+      storages.push_back(tensor.storage());
+    }
+  });
+  materialize(storages, {});
+  for_each_checked([](const at::Tensor& tensor) { sync_key(tensor); });
+  const system::PlainDispatch plain;
+  return index ? indices_in_bounds(call) : parameters_in_range(call);
+}
+
+}  // namespace dormant::record
