@@ -31,7 +31,6 @@
 namespace {
 
 using dormant::random::Philox;
-using dormant::random::Store;
 using dormant::random::Stream;
 using dormant::random::StreamKernels;
 
@@ -140,18 +139,15 @@ int main(int argc, char** argv) try {
               dormant::random::exact_path().description.c_str(), n);
   std::printf("%-22s %-18s %8s %8s %8s\n", "task", "by", "touched", "fresh", "huge");
 
-  // One kernel as a contestant, at every level and with both stores.
+  // One kernel as a contestant, at every level.
   const auto add = [&](std::vector<Contestant>& contestants, auto kernel) {
     for (const StreamKernels* level : levels()) {
-      for (const Store store : {Store::cached, Store::streaming}) {
-        contestants.push_back(
-            {std::string(level->name) + (store == Store::streaming ? " streaming" : ""),
-             [=](void* out) {
-               Stream stream(at::mt19937(1).data());
-               kernel(*level, stream.block(), out, store);
-             },
-             true});
-      }
+      contestants.push_back({level->name,
+                             [=](void* out) {
+                               Stream stream(at::mt19937(1).data());
+                               kernel(*level, stream.block(), out);
+                             },
+                             true});
     }
   };
 
@@ -165,40 +161,32 @@ int main(int argc, char** argv) try {
         {"ATen", [=](void* out) { over(out, n, dtype).normal_(0, 1, seeded()); }, false}};
     // Double has no kernel; nor has any dtype below AVX2.
     if (dtype != c10::ScalarType::Double && levels().front()->block_normal != nullptr) {
-      add(normal, [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out,
-                      Store store) {
-        dormant::random::kernel_block_normal(level, block, dtype, out, n, 0, 1, store);
+      add(normal, [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out) {
+        dormant::random::kernel_block_normal(level, block, dtype, out, n, 0, 1);
       });
       normal.push_back(
           {"Philox", [=](void* out) { philox.normal(dtype, out, 0, n, 0, 1); }, false});
-      normal.push_back({"Philox streaming",
-                        [=](void* out) { philox.normal(dtype, out, 0, n, 0, 1, Store::streaming); },
-                        false});
     }
     normal.push_back({"memset", clear, false});
     task("normal " + type, n, bytes, normal);
 
     std::vector<Contestant> uniform = {
         {"ATen", [=](void* out) { over(out, n, dtype).uniform_(-1, 1, seeded()); }, false}};
-    add(uniform, [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out,
-                     Store store) {
-      dormant::random::kernel_uniform(level, block, dtype, out, n, -1, 1, store);
+    add(uniform, [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out) {
+      dormant::random::kernel_uniform(level, block, dtype, out, n, -1, 1);
     });
     uniform.push_back(
         {"Philox", [=](void* out) { philox.uniform(dtype, out, 0, n, -1, 1); }, false});
-    uniform.push_back(
-        {"Philox streaming",
-         [=](void* out) { philox.uniform(dtype, out, 0, n, -1, 1, Store::streaming); }, false});
     task("uniform " + type, n, bytes, uniform);
   }
 
   for (const auto dtype : {c10::ScalarType::Float, c10::ScalarType::Bool}) {
     std::vector<Contestant> contestants = {
         {"ATen", [=](void* out) { over(out, n, dtype).bernoulli_(.3, seeded()); }, false}};
-    add(contestants, [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out,
-                         Store store) {
-      dormant::random::kernel_bernoulli(level, block, dtype, out, n, .3, store);
-    });
+    add(contestants,
+        [=](const StreamKernels& level, dormant::random::EngineBlock& block, void* out) {
+          dormant::random::kernel_bernoulli(level, block, dtype, out, n, .3);
+        });
     contestants.push_back(
         {"Philox", [=](void* out) { philox.bernoulli(dtype, out, 0, n, .3); }, false});
     task(std::string("bernoulli ") + c10::toString(dtype), n, n * c10::elementSize(dtype),
@@ -211,19 +199,8 @@ int main(int argc, char** argv) try {
       level.twist(stream.block(), n / dormant::random::EngineBlock::kWords);
     });
   };
-  const auto draw = [&](const StreamKernels& level) {
-    return nanoseconds(n, 1, Memory::touched, [&](void*) {
-      constexpr size_t kDraws = 4992;
-      uint32_t draws[kDraws];
-      Stream stream(at::mt19937(1).data());
-      for (size_t i = 0; i < n; i += kDraws) {
-        level.draw(stream.block(), draws, kDraws);
-      }
-    });
-  };
   for (const StreamKernels* level : levels()) {
-    std::printf("%-22s %-18s %8.3f\n%-22s %-18s %8.3f\n", "twist only", level->name, twist(*level),
-                "twist and temper", level->name, draw(*level));
+    std::printf("%-22s %-18s %8.3f\n", "twist", level->name, twist(*level));
   }
 
   // Columns [0, 8192 / part) of an 8192 x 8192 normal_, in milliseconds.

@@ -53,7 +53,7 @@ const Trial kUniform = {
     },
     [](const StreamKernels& kernels, EngineBlock& block, ScalarType dtype, void* out, size_t n,
        Arguments arguments) {
-      return kernel_uniform(kernels, block, dtype, out, n, arguments.a, arguments.b, Store::cached);
+      return kernel_uniform(kernels, block, dtype, out, n, arguments.a, arguments.b);
     },
     {{{-0.1, 0.7}, {1.0, 1.0 + 0x1p-20}}},
 };
@@ -64,8 +64,7 @@ const Trial kNormal = {
     },
     [](const StreamKernels& kernels, EngineBlock& block, ScalarType dtype, void* out, size_t n,
        Arguments arguments) {
-      return kernel_block_normal(kernels, block, dtype, out, n, arguments.a, arguments.b,
-                                 Store::cached);
+      return kernel_block_normal(kernels, block, dtype, out, n, arguments.a, arguments.b);
     },
     {{{0.0, 1.0}, {-0.3, 1.7}}},
 };
@@ -76,7 +75,7 @@ const Trial kBernoulli = {
     },
     [](const StreamKernels& kernels, EngineBlock& block, ScalarType dtype, void* out, size_t n,
        Arguments arguments) {
-      return kernel_bernoulli(kernels, block, dtype, out, n, arguments.a, Store::cached);
+      return kernel_bernoulli(kernels, block, dtype, out, n, arguments.a);
     },
     {{{0.3, 0.0}, {0.9, 0.0}}},
 };

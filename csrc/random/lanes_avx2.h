@@ -111,20 +111,19 @@ struct Avx2Lanes {
       return v;
     }
   }
-  template <Format kFormat, Store kStore>
+  template <Format kFormat>
   static void store(void* to, Float low, Float high) {
     auto* out = static_cast<__m256i*>(to);
     if constexpr (kFormat == Format::float32) {
-      put<kStore>(out, as_int(low));
-      put<kStore>(out + 1, as_int(high));
+      put(out, as_int(low));
+      put(out + 1, as_int(high));
     } else if constexpr (kFormat == Format::bfloat16) {
       const Int packed =
           _mm256_packus_epi32(shift_right<16>(as_int(low)), shift_right<16>(as_int(high)));
-      put<kStore>(out, _mm256_permute4x64_epi64(packed, 0xd8));
+      put(out, _mm256_permute4x64_epi64(packed, 0xd8));
     } else {
       constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-      put<kStore>(
-          out, _mm256_set_m128i(_mm256_cvtps_ph(high, kNearest), _mm256_cvtps_ph(low, kNearest)));
+      put(out, _mm256_set_m128i(_mm256_cvtps_ph(high, kNearest), _mm256_cvtps_ph(low, kNearest)));
     }
   }
 
@@ -148,9 +147,8 @@ struct Avx2Lanes {
   static Double select_equal(Double a, Double b, Double then) {
     return _mm256_blendv_pd(a, then, _mm256_cmp_pd(a, b, _CMP_EQ_OQ));
   }
-  template <Store kStore>
   static void store(double* to, Double v) {
-    put<kStore>(reinterpret_cast<__m256i*>(to), _mm256_castpd_si256(v));
+    put(reinterpret_cast<__m256i*>(to), _mm256_castpd_si256(v));
   }
 
   // Bit i tells whether the 53-bit number of draws 2i and 2i + 1 is below `threshold`, for 32
@@ -167,7 +165,7 @@ struct Avx2Lanes {
     return bits;
   }
   // 32 elements, each `one` where its bit is set.
-  template <size_t kWidth, Store kStore>
+  template <size_t kWidth>
   static void store_bits(void* to, uint32_t bits, uint64_t one) {
     auto* out = static_cast<__m256i*>(to);
     const Int spread = set(bits);
@@ -197,21 +195,12 @@ struct Avx2Lanes {
         chosen = bit_and(_mm256_cmpeq_epi64(bit_and(_mm256_set1_epi64x(bits), bit), bit),
                          _mm256_set1_epi64x(static_cast<int64_t>(one)));
       }
-      put<kStore>(out + i, chosen);
+      put(out + i, chosen);
     }
   }
-
-  static void fence() { _mm_sfence(); }
 
  private:
-  template <Store kStore>
-  static void put(__m256i* to, Int v) {
-    if constexpr (kStore == Store::streaming) {
-      _mm256_stream_si256(to, v);
-    } else {
-      _mm256_storeu_si256(to, v);
-    }
-  }
+  static void put(__m256i* to, Int v) { _mm256_storeu_si256(to, v); }
 };
 
 }  // namespace

@@ -124,20 +124,20 @@ struct Avx512Lanes {
       return v;
     }
   }
-  template <Format kFormat, Store kStore>
+  template <Format kFormat>
   static void store(void* to, Float low, Float high) {
     auto* out = static_cast<__m512i*>(to);
     if constexpr (kFormat == Format::float32) {
-      put<kStore>(out, as_int(low));
-      put<kStore>(out + 1, as_int(high));
+      put(out, as_int(low));
+      put(out + 1, as_int(high));
     } else if constexpr (kFormat == Format::bfloat16) {
       const Int packed =
           _mm512_packus_epi32(shift_right<16>(as_int(low)), shift_right<16>(as_int(high)));
-      put<kStore>(out, _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed));
+      put(out, _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed));
     } else {
       constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
       const Int half = _mm512_castsi256_si512(_mm512_cvtps_ph(low, kNearest));
-      put<kStore>(out, _mm512_inserti64x4(half, _mm512_cvtps_ph(high, kNearest), 1));
+      put(out, _mm512_inserti64x4(half, _mm512_cvtps_ph(high, kNearest), 1));
     }
   }
 
@@ -151,9 +151,8 @@ struct Avx512Lanes {
   static Double select_equal(Double a, Double b, Double then) {
     return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), a, then);
   }
-  template <Store kStore>
   static void store(double* to, Double v) {
-    put<kStore>(reinterpret_cast<__m512i*>(to), _mm512_castpd_si512(v));
+    put(reinterpret_cast<__m512i*>(to), _mm512_castpd_si512(v));
   }
 
   // Bit i tells whether the 53-bit number of draws 2i and 2i + 1 is below `threshold`, for 32
@@ -168,45 +167,31 @@ struct Avx512Lanes {
     return bits;
   }
   // 32 elements, each `one` where its bit is set.
-  template <size_t kWidth, Store kStore>
+  template <size_t kWidth>
   static void store_bits(void* to, uint32_t bits, uint64_t one) {
     auto* out = static_cast<__m512i*>(to);
     if constexpr (kWidth == 1) {
       const __m256i bytes = _mm256_maskz_set1_epi8(bits, static_cast<char>(one));
-      if constexpr (kStore == Store::streaming) {
-        _mm256_stream_si256(static_cast<__m256i*>(to), bytes);
-      } else {
-        _mm256_storeu_si256(static_cast<__m256i*>(to), bytes);
-      }
+      _mm256_storeu_si256(static_cast<__m256i*>(to), bytes);
     } else if constexpr (kWidth == 2) {
-      put<kStore>(out, _mm512_maskz_set1_epi16(bits, static_cast<int16_t>(one)));
+      put(out, _mm512_maskz_set1_epi16(bits, static_cast<int16_t>(one)));
     } else if constexpr (kWidth == 4) {
-      put<kStore>(out,
-                  _mm512_maskz_set1_epi32(static_cast<__mmask16>(bits), static_cast<int>(one)));
-      put<kStore>(out + 1, _mm512_maskz_set1_epi32(static_cast<__mmask16>(bits >> 16),
-                                                   static_cast<int>(one)));
+      put(out, _mm512_maskz_set1_epi32(static_cast<__mmask16>(bits), static_cast<int>(one)));
+      put(out + 1,
+          _mm512_maskz_set1_epi32(static_cast<__mmask16>(bits >> 16), static_cast<int>(one)));
     } else {
       for (int i = 0; i < 4; ++i) {
-        put<kStore>(out + i, _mm512_maskz_set1_epi64(static_cast<__mmask8>(bits >> (8 * i)),
-                                                     static_cast<int64_t>(one)));
+        put(out + i, _mm512_maskz_set1_epi64(static_cast<__mmask8>(bits >> (8 * i)),
+                                             static_cast<int64_t>(one)));
       }
     }
   }
-
-  static void fence() { _mm_sfence(); }
 
  private:
   static Int number53(const uint32_t* from) {
     return bit_and(_mm512_rol_epi64(load(from), 32), _mm512_set1_epi64((int64_t{1} << 53) - 1));
   }
-  template <Store kStore>
-  static void put(__m512i* to, Int v) {
-    if constexpr (kStore == Store::streaming) {
-      _mm512_stream_si512(to, v);
-    } else {
-      _mm512_storeu_si512(to, v);
-    }
-  }
+  static void put(__m512i* to, Int v) { _mm512_storeu_si512(to, v); }
 };
 
 }  // namespace

@@ -99,7 +99,7 @@ struct PortableLanes : PortableIntegers {
       return v;
     }
   }
-  template <Format kFormat, Store>
+  template <Format kFormat>
   static void store(void* to, Float low, Float high) {
     if constexpr (kFormat == Format::float32) {
       std::memcpy(to, low.lane, sizeof low.lane);
@@ -130,10 +130,7 @@ struct PortableLanes : PortableIntegers {
     }
     return a;
   }
-  template <Store>
-  static void store(double* to, Double v) {
-    std::memcpy(to, v.lane, sizeof v.lane);
-  }
+  static void store(double* to, Double v) { std::memcpy(to, v.lane, sizeof v.lane); }
 
   // Bit i tells whether the 53-bit number of draws 2i and 2i + 1 is below `threshold`, for 32
   // numbers.
@@ -145,15 +142,13 @@ struct PortableLanes : PortableIntegers {
     return bits;
   }
   // 32 elements, each `one` where its bit is set.
-  template <size_t kWidth, Store>
+  template <size_t kWidth>
   static void store_bits(void* to, uint32_t bits, uint64_t one) {
     for (uint32_t i = 0; i < 32; ++i) {
       const uint64_t element = (bits >> i & 1u) != 0 ? one : 0;
       write_low_bytes<kWidth>(static_cast<unsigned char*>(to) + i * kWidth, element);
     }
   }
-
-  static void fence() {}
 
  private:
   template <class T>

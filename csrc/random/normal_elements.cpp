@@ -77,7 +77,7 @@ const NormalElements::Block& NormalElements::tail_block() {
   return *last_of_tail_;
 }
 
-void NormalElements::read(uint64_t begin, uint64_t count, void* out, Store store) {
+void NormalElements::read(uint64_t begin, uint64_t count, void* out) {
   TORCH_CHECK_VALUE(begin <= numel_ && count <= numel_ - begin, "elements of normal_: got ", count,
                     " from ", begin, "; expected a range inside the tensor's ", numel_);
   if (exact_path().normal.at(static_cast<size_t>(dtype_)) == Path::whole) {
@@ -107,7 +107,7 @@ void NormalElements::read(uint64_t begin, uint64_t count, void* out, Store store
     const uint64_t whole = (blocks_end - at) / kBlock * kBlock;
     if (whole > 0) {
       seek(at);
-      block_normal(stream_, dtype_, to, whole, mean_, std_, store);
+      block_normal(stream_, dtype_, to, whole, mean_, std_);
       next_ += whole;
       to += whole * width_;
       at += whole;

@@ -30,7 +30,7 @@ class NormalElements {
 
   // Writes elements [begin, begin + count) to `out`. Throws c10::ValueError for a range outside,
   // and c10::NotImplementedError for a part where this torch draws parts differently (Path::whole).
-  void read(uint64_t begin, uint64_t count, void* out, Store store = Store::cached);
+  void read(uint64_t begin, uint64_t count, void* out);
 
  private:
   static constexpr uint64_t kBlock = 16;

@@ -79,29 +79,28 @@ const PhiloxKernels& philox_kernels() {
 }
 
 void Philox::uniform(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double from,
-                     double to, Store store) const {
+                     double to) const {
   const Format format = checked_format("uniform", dtype);
   const double largest = format == Format::float64 ? std::numeric_limits<double>::max()
                                                    : std::numeric_limits<float>::max();
   TORCH_CHECK_VALUE(from <= to && to - from <= largest, "fast uniform: got bounds ", from, " and ",
                     to, "; expected from <= to, and to - from finite in ", dtype);
-  philox_kernels().uniform(key_, format, out, begin, n, from, to, store);
+  philox_kernels().uniform(key_, format, out, begin, n, from, to);
 }
 
 void Philox::normal(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double mean,
-                    double std, Store store) const {
+                    double std) const {
   const Format format = checked_format("normal", dtype);
   TORCH_CHECK_VALUE(std >= 0, "fast normal: got a standard deviation of ", std,
                     "; expected zero or more");
   if (format == Format::float64) {
     normal_double(key_, out, begin, n, mean, std);
   } else {
-    philox_kernels().normal(key_, format, out, begin, n, mean, std, store);
+    philox_kernels().normal(key_, format, out, begin, n, mean, std);
   }
 }
 
-void Philox::bernoulli(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double p,
-                       Store store) const {
+void Philox::bernoulli(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double p) const {
   const One one = one_of(dtype);
   TORCH_CHECK_NOT_IMPLEMENTED(one.width != 0, "fast bernoulli: got ", dtype,
                               "; expected a floating point, integer or bool dtype. Fill a float32 "
@@ -116,7 +115,7 @@ void Philox::bernoulli(c10::ScalarType dtype, void* out, uint64_t begin, size_t 
     return;
   }
   const auto last = static_cast<uint32_t>(successes - 1);
-  philox_kernels().bernoulli(key_, one.width, one.bits, out, begin, n, last, store);
+  philox_kernels().bernoulli(key_, one.width, one.bits, out, begin, n, last);
 }
 
 }  // namespace dormant::random

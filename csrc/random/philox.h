@@ -33,12 +33,11 @@ class Philox {
   // Each writes elements [begin, begin + n) of the sequence to `out`. Floating point dtypes, and
   // those of bernoulli_ for bernoulli; others throw c10::NotImplementedError. Bounds and arguments
   // that PyTorch's operator refuses throw c10::ValueError.
-  void uniform(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double from, double to,
-               Store store = Store::cached) const;
-  void normal(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double mean, double std,
-              Store store = Store::cached) const;
-  void bernoulli(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double p,
-                 Store store = Store::cached) const;
+  void uniform(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double from,
+               double to) const;
+  void normal(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double mean,
+              double std) const;
+  void bernoulli(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double p) const;
 
  private:
   PhiloxKey key_;

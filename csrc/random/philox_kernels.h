@@ -29,15 +29,15 @@ struct PhiloxKernels {
   void (*words)(const PhiloxKey& key, uint64_t first_unit, size_t units, uint32_t* out);
 
   void (*uniform)(const PhiloxKey& key, Format format, void* out, uint64_t begin, size_t n,
-                  double from, double to, Store store);
+                  double from, double to);
 
   // Not float64.
   void (*normal)(const PhiloxKey& key, Format format, void* out, uint64_t begin, size_t n,
-                 double mean, double std, Store store);
+                 double mean, double std);
 
   // Elements of `width` bytes: the low bytes of `one` where the word is at most `last`, else zero.
   void (*bernoulli)(const PhiloxKey& key, size_t width, uint64_t one, void* out, uint64_t begin,
-                    size_t n, uint32_t last, Store store);
+                    size_t n, uint32_t last);
 };
 
 // Null where the library was built without them.

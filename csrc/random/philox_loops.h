@@ -62,30 +62,27 @@ class PhiloxLoops {
   }
 
   // Writes elements [begin, begin + n) of `kBytes` bytes: fill(words, out) makes the elements of a
-  // unit, with the store as a template argument.
+  // unit.
   template <size_t kElements, size_t kBytes, class Fill>
-  static void fill_units(const PhiloxKey& key, void* out, uint64_t begin, size_t n, Store store,
-                         Fill&& fill) {
+  static void fill_units(const PhiloxKey& key, void* out, uint64_t begin, size_t n, Fill&& fill) {
     // Words are made a few units ahead, in cache: the chain of rounds is long, and so is that of
     // Box-Muller; each loop alone overlaps more units than both in one.
     constexpr size_t kAhead = 16;
     const Schedule schedule(key);
     for_units<kElements, kBytes>(begin, n, out, [&](uint64_t first, size_t units, void* to) {
-      with_store<Lanes>(store, to, [&]<Store kStore>() {
-        alignas(64) uint32_t words[kAhead * kPhiloxWords];
-        auto* at = static_cast<unsigned char*>(to);
-        for (size_t done = 0; done < units;) {
-          const size_t count = units - done < kAhead ? units - done : kAhead;
-          for (size_t i = 0; i < count; ++i) {
-            schedule.unit(first + done + i, words + i * kPhiloxWords);
-          }
-          for (size_t i = 0; i < count; ++i) {
-            fill.template operator()<kStore>(words + i * kPhiloxWords, at);
-            at += kElements * kBytes;
-          }
-          done += count;
+      alignas(64) uint32_t words[kAhead * kPhiloxWords];
+      auto* at = static_cast<unsigned char*>(to);
+      for (size_t done = 0; done < units;) {
+        const size_t count = units - done < kAhead ? units - done : kAhead;
+        for (size_t i = 0; i < count; ++i) {
+          schedule.unit(first + done + i, words + i * kPhiloxWords);
         }
-      });
+        for (size_t i = 0; i < count; ++i) {
+          fill(words + i * kPhiloxWords, at);
+          at += kElements * kBytes;
+        }
+        done += count;
+      }
     });
   }
 
@@ -94,75 +91,73 @@ class PhiloxLoops {
 
   // `map` makes two vectors of elements from as many words.
   template <Format kFormat, class Map>
-  static void map_words(const PhiloxKey& key, void* out, uint64_t begin, size_t n, const Map& map,
-                        Store store) {
+  static void map_words(const PhiloxKey& key, void* out, uint64_t begin, size_t n, const Map& map) {
     constexpr size_t kBytes = kBytesOf<kFormat>;
-    const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
+    const auto fill = [&](const uint32_t* words, unsigned char* at) {
       for (size_t i = 0; i < kPhiloxWords; i += 2 * Lanes::kCount) {
         Float low, high;
         map(words + i, low, high);
-        Lanes::template store<kFormat, kStore>(at + i * kBytes, low, high);
+        Lanes::template store<kFormat>(at + i * kBytes, low, high);
       }
     };
-    fill_units<kPhiloxWords, kBytes>(key, out, begin, n, store, fill);
+    fill_units<kPhiloxWords, kBytes>(key, out, begin, n, fill);
   }
 
   static void uniform_double(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double from,
-                             double to, Store store) {
+                             double to) {
     const UniformMap<Lanes, Format::float64> map(from, to);
-    const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
+    const auto fill = [&](const uint32_t* words, unsigned char* at) {
       auto* element = reinterpret_cast<double*>(at);
       for (size_t i = 0; i < kPhiloxWords; i += 2 * Lanes::kDoubles) {
-        Lanes::template store<kStore>(element, map(words + i));
+        Lanes::store(element, map(words + i));
         element += Lanes::kDoubles;
       }
     };
-    fill_units<kPhiloxWords / 2, sizeof(double)>(key, out, begin, n, store, fill);
+    fill_units<kPhiloxWords / 2, sizeof(double)>(key, out, begin, n, fill);
   }
 
   template <size_t kWidth>
   static void bernoulli_as(const PhiloxKey& key, uint64_t one, void* out, uint64_t begin, size_t n,
-                           uint32_t last, Store store) {
+                           uint32_t last) {
     constexpr size_t kElements = 32;  // of one store_bits()
-    const auto fill = [&]<Store kStore>(const uint32_t* words, unsigned char* at) {
+    const auto fill = [&](const uint32_t* words, unsigned char* at) {
       for (size_t i = 0; i < kPhiloxWords; i += kElements) {
         uint32_t bits = 0;
         for (size_t lane = 0; lane < kElements; lane += Lanes::kCount) {
           const Int word = Lanes::load(words + i + lane);
           bits |= Lanes::at_most(word, Lanes::set(last)) << lane;
         }
-        Lanes::template store_bits<kWidth, kStore>(at + i * kWidth, bits, one);
+        Lanes::template store_bits<kWidth>(at + i * kWidth, bits, one);
       }
     };
-    fill_units<kPhiloxWords, kWidth>(key, out, begin, n, store, fill);
+    fill_units<kPhiloxWords, kWidth>(key, out, begin, n, fill);
   }
 
   static void uniform(const PhiloxKey& key, Format format, void* out, uint64_t begin, size_t n,
-                      double from, double to, Store store) {
+                      double from, double to) {
     with_format(format, [&]<Format kFormat>() {
       if constexpr (kFormat == Format::float64) {
-        uniform_double(key, out, begin, n, from, to, store);
+        uniform_double(key, out, begin, n, from, to);
       } else {
-        map_words<kFormat>(key, out, begin, n, UniformMap<Lanes, kFormat>(from, to), store);
+        map_words<kFormat>(key, out, begin, n, UniformMap<Lanes, kFormat>(from, to));
       }
     });
   }
 
   // Blocks of 16 words make 16 elements, as in PyTorch's normal_.
   static void normal(const PhiloxKey& key, Format format, void* out, uint64_t begin, size_t n,
-                     double mean, double std, Store store) {
+                     double mean, double std) {
     with_format(format, [&]<Format kFormat>() {
       if constexpr (kFormat != Format::float64) {  // excluded by the contract
-        map_words<kFormat>(key, out, begin, n, NormalMap<Lanes, kFormat>(mean, std), store);
+        map_words<kFormat>(key, out, begin, n, NormalMap<Lanes, kFormat>(mean, std));
       }
     });
   }
 
   static void bernoulli(const PhiloxKey& key, size_t width, uint64_t one, void* out, uint64_t begin,
-                        size_t n, uint32_t last, Store store) {
-    with_width(width, [&]<size_t kWidth>() {
-      bernoulli_as<kWidth>(key, one, out, begin, n, last, store);
-    });
+                        size_t n, uint32_t last) {
+    with_width(width,
+               [&]<size_t kWidth>() { bernoulli_as<kWidth>(key, one, out, begin, n, last); });
   }
 };
 

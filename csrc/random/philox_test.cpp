@@ -137,32 +137,35 @@ TEST(Philox, IsTheSameAtEveryLevel) {
   });
   for (const Format format : {Format::float32, Format::bfloat16, Format::float16}) {
     expect_same("normal", kElements * 4, [&](const PhiloxKernels& level, void* out) {
-      level.normal(key, format, out, 3, kElements, 0.5, 1.5, Store::cached);
+      level.normal(key, format, out, 3, kElements, 0.5, 1.5);
     });
   }
   for (const size_t width : {1, 2, 4, 8}) {
     expect_same("bernoulli", kElements * width, [&](const PhiloxKernels& level, void* out) {
-      level.bernoulli(key, width, 1, out, 3, kElements, 0x60000000, Store::cached);
+      level.bernoulli(key, width, 1, out, 3, kElements, 0x60000000);
     });
   }
   // Here levels may differ in the last bit, but not with bounds that make every step exact.
   for (const Format format :
        {Format::float32, Format::bfloat16, Format::float16, Format::float64}) {
     expect_same("uniform", kElements * 8, [&](const PhiloxKernels& level, void* out) {
-      level.uniform(key, format, out, 3, kElements, 0.0, 2.0, Store::cached);
+      level.uniform(key, format, out, 3, kElements, 0.0, 2.0);
     });
   }
 }
 
 TEST(Philox, AnyTileEqualsTheSamePartOfTheWhole) {
   const Philox philox(123, 9);
-  using Fill = void (*)(const Philox&, ScalarType, void*, uint64_t, size_t, Store);
-  const Fill fills[] = {[](const Philox& p, ScalarType d, void* out, uint64_t begin, size_t n,
-                           Store store) { p.uniform(d, out, begin, n, -0.3, 0.4, store); },
-                        [](const Philox& p, ScalarType d, void* out, uint64_t begin, size_t n,
-                           Store store) { p.normal(d, out, begin, n, 0.1, 2.0, store); },
-                        [](const Philox& p, ScalarType d, void* out, uint64_t begin, size_t n,
-                           Store store) { p.bernoulli(d, out, begin, n, 0.3, store); }};
+  using Fill = void (*)(const Philox&, ScalarType, void*, uint64_t, size_t);
+  const Fill fills[] = {[](const Philox& p, ScalarType d, void* out, uint64_t begin, size_t n) {
+                          p.uniform(d, out, begin, n, -0.3, 0.4);
+                        },
+                        [](const Philox& p, ScalarType d, void* out, uint64_t begin, size_t n) {
+                          p.normal(d, out, begin, n, 0.1, 2.0);
+                        },
+                        [](const Philox& p, ScalarType d, void* out, uint64_t begin, size_t n) {
+                          p.bernoulli(d, out, begin, n, 0.3);
+                        }};
   std::mt19937 pick(5);
   for (size_t f = 0; f < std::size(fills); ++f) {
     for (const ScalarType dtype :
@@ -171,15 +174,14 @@ TEST(Philox, AnyTileEqualsTheSamePartOfTheWhole) {
       constexpr size_t kElements = 3000;
       const size_t width = c10::elementSize(dtype);
       std::vector<unsigned char> whole(kElements * width);
-      fills[f](philox, dtype, whole.data(), kOrigin, kElements, Store::cached);
+      fills[f](philox, dtype, whole.data(), kOrigin, kElements);
       for (int trial = 0; trial < 300; ++trial) {
         const size_t begin = pick() % kElements;
         const size_t n = pick() % (trial % 2 == 0 ? 80 : kElements - begin + 1);
         const size_t count = std::min(n, kElements - begin);
         alignas(64) unsigned char tile[kElements * 8 + 8];
         std::memset(tile, 0xa5, sizeof tile);
-        fills[f](philox, dtype, tile, kOrigin + begin, count,
-                 trial % 3 == 0 ? Store::streaming : Store::cached);
+        fills[f](philox, dtype, tile, kOrigin + begin, count);
         ASSERT_EQ(std::memcmp(tile, whole.data() + begin * width, count * width), 0)
             << "function " << f << ", " << dtype << ", elements " << begin << " + " << count;
         ASSERT_EQ(tile[count * width], 0xa5) << "wrote past the end";

@@ -8,18 +8,6 @@
 
 namespace dormant::random {
 
-// Calls kernel.operator()<store>(). Streaming stores need `out` aligned to 64 bytes, and a fence
-// before another thread may read what they wrote.
-template <class Lanes, class Kernel>
-void with_store(Store store, const void* out, Kernel&& kernel) {
-  if (store == Store::streaming && reinterpret_cast<uintptr_t>(out) % 64 == 0) {
-    kernel.template operator()<Store::streaming>();
-    Lanes::fence();
-  } else {
-    kernel.template operator()<Store::cached>();
-  }
-}
-
 // Calls kernel.operator()<format>().
 template <class Kernel>
 void with_format(Format format, Kernel&& kernel) {

@@ -78,20 +78,13 @@ void Stream::skip(uint64_t draws) {
   block_.used = static_cast<uint32_t>(draws - left - (twists - 1) * EngineBlock::kWords);
 }
 
-void Stream::draw(uint32_t* out, size_t n) {
-  if (n > 0) {
-    stream_kernels().draw(block(), out, n);
-  }
-}
-
-void uniform(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double from, double to,
-             Store store) {
+void uniform(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double from, double to) {
   if (n == 0) {
     return;
   }
   const ExactPath& path = exact_path();
   if (path_of(path.uniform, dtype) == Path::kernel) {
-    kernel_uniform(*path.kernels, stream.block(), dtype, out, n, from, to, store);
+    kernel_uniform(*path.kernels, stream.block(), dtype, out, n, from, to);
   } else {
     with_engine(stream, [&](at::mt19937_data_pod& engine) {
       aten_uniform(engine, dtype, out, n, from, to);
@@ -99,13 +92,13 @@ void uniform(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double 
   }
 }
 
-void bernoulli(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double p, Store store) {
+void bernoulli(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double p) {
   if (n == 0) {
     return;
   }
   const ExactPath& path = exact_path();
   if (path_of(path.bernoulli, dtype) == Path::kernel) {
-    kernel_bernoulli(*path.kernels, stream.block(), dtype, out, n, p, store);
+    kernel_bernoulli(*path.kernels, stream.block(), dtype, out, n, p);
   } else {
     with_engine(stream,
                 [&](at::mt19937_data_pod& engine) { aten_bernoulli(engine, dtype, out, n, p); });
@@ -113,7 +106,7 @@ void bernoulli(Stream& stream, c10::ScalarType dtype, void* out, size_t n, doubl
 }
 
 void block_normal(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double mean,
-                  double std, Store store) {
+                  double std) {
   TORCH_CHECK_VALUE(
       n % kBlock == 0, "block_normal: got ", n,
       " elements; expected a multiple of 16, the block that normal_ draws at once. Use "
@@ -123,7 +116,7 @@ void block_normal(Stream& stream, c10::ScalarType dtype, void* out, size_t n, do
   }
   const ExactPath& path = exact_path();
   if (path_of(path.normal, dtype) == Path::kernel) {
-    kernel_block_normal(*path.kernels, stream.block(), dtype, out, n, mean, std, store);
+    kernel_block_normal(*path.kernels, stream.block(), dtype, out, n, mean, std);
   } else {
     with_engine(stream, [&](at::mt19937_data_pod& engine) {
       aten_normal(engine, dtype, out, n, mean, std);

@@ -37,9 +37,6 @@ class Stream {
   // millions.
   void skip(uint64_t draws);
 
-  // The next `n` draws.
-  void draw(uint32_t* out, size_t n);
-
   // For kernels that draw at least once.
   EngineBlock& block() {
     fresh_ = false;
@@ -54,17 +51,15 @@ class Stream {
 
 // out.uniform_(from, to) for `n` elements: one draw each, two for float64. `dtype` is a floating
 // point type. Cutting the elements anywhere gives the same values.
-void uniform(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double from, double to,
-             Store store = Store::cached);
+void uniform(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double from, double to);
 
 // out.bernoulli_(p) for `n` elements: two draws each. Cutting the elements anywhere gives the same
 // values.
-void bernoulli(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double p,
-               Store store = Store::cached);
+void bernoulli(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double p);
 
 // Whole blocks of a contiguous out.normal_(mean, std): `n` is a multiple of 16. One draw an
 // element, two for float64. Cutting at multiples of 16 gives the same values.
 void block_normal(Stream& stream, c10::ScalarType dtype, void* out, size_t n, double mean,
-                  double std, Store store = Store::cached);
+                  double std);
 
 }  // namespace dormant::random

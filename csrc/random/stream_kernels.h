@@ -13,12 +13,6 @@
 
 namespace dormant::random {
 
-// How results reach memory. Streaming stores bypass the caches: up to twice as fast into memory
-// that already has pages, exceeds the last-level cache and isn't read soon. Into fresh memory they
-// are slower: the system has just cleared each page, in cache. They need 64-byte alignment; without
-// it, the kernels store the ordinary way.
-enum class Store : uint8_t { cached, streaming };
-
 // How an element is stored. Bits are those of the C++ types float, at::BFloat16, at::Half and
 // double.
 enum class Format : uint8_t { float32, bfloat16, float16, float64 };
@@ -43,22 +37,17 @@ struct StreamKernels {
   // `blocks` twists.
   void (*twist)(EngineBlock& block, uint64_t blocks);
 
-  // The next `n` 32-bit draws.
-  void (*draw)(EngineBlock& block, uint32_t* out, size_t n);
-
   // uniform_(from, to) of any format. One draw an element, two for float64.
-  void (*uniform)(EngineBlock& block, Format format, void* out, size_t n, double from, double to,
-                  Store store);
+  void (*uniform)(EngineBlock& block, Format format, void* out, size_t n, double from, double to);
 
   // Whole blocks of normal_(mean, std): `n` is a multiple of 16, format isn't float64. One draw an
   // element. Null where there is no exact kernel.
   void (*block_normal)(EngineBlock& block, Format format, void* out, size_t n, double mean,
-                       double std, Store store);
+                       double std);
 
   // bernoulli_(p), two draws an element. Elements have `width` bytes (1, 2, 4 or 8) and are zero or
   // the `width` low bytes of `one`.
-  void (*bernoulli)(EngineBlock& block, size_t width, uint64_t one, void* out, size_t n, double p,
-                    Store store);
+  void (*bernoulli)(EngineBlock& block, size_t width, uint64_t one, void* out, size_t n, double p);
 };
 
 // Null where the library was built without them; calling one needs the processor to have the

@@ -18,8 +18,7 @@ template <class Lanes>
 class StreamLoops {
  public:
   static constexpr StreamKernels kernels(const char* name, bool has_block_normal) {
-    return {name,     Draws::twist, draw, uniform, has_block_normal ? block_normal : nullptr,
-            bernoulli};
+    return {name, Draws::twist, uniform, has_block_normal ? block_normal : nullptr, bernoulli};
   }
 
  private:
@@ -37,15 +36,8 @@ class StreamLoops {
   static constexpr size_t kBitGranule = 128;
   static_assert(kGranule % kPair == 0);
 
-  static void draw(EngineBlock& block, uint32_t* out, size_t n) {
-    Draws::template take<kGranule>(block, n, [&](const uint32_t* draws, size_t count) {
-      std::memcpy(out, draws, count * sizeof *out);
-      out += count;
-    });
-  }
-
   // One element a draw: map(draws, low, high) makes two vectors of values from 2 * kCount draws.
-  template <Format kFormat, Store kStore, class Map>
+  template <Format kFormat, class Map>
   static void map_draws(EngineBlock& block, void* to, size_t n, Map&& map) {
     constexpr size_t kBytes = kFormat == Format::float32 ? 4 : 2;
     auto* out = static_cast<unsigned char*>(to);
@@ -54,30 +46,29 @@ class StreamLoops {
       for (; i + kPair <= count; i += kPair) {
         Float low, high;
         map(draws + i, low, high);
-        Lanes::template store<kFormat, kStore>(out + i * kBytes, low, high);
+        Lanes::template store<kFormat>(out + i * kBytes, low, high);
       }
       if (i < count) {
         alignas(64) unsigned char rest[kPair * kBytes];
         Float low, high;
         map(draws + i, low, high);
-        Lanes::template store<kFormat, Store::cached>(rest, low, high);
+        Lanes::template store<kFormat>(rest, low, high);
         std::memcpy(out + i * kBytes, rest, (count - i) * kBytes);
       }
       out += count * kBytes;
     });
   }
 
-  template <Store kStore>
   static void uniform_double(EngineBlock& block, double* out, size_t n, double from, double to) {
     const UniformMap<Lanes, Format::float64> map(from, to);
     Draws::template take<kGranule>(block, 2 * n, [&](const uint32_t* draws, size_t count) {
       for (size_t i = 0; i < count; i += 2 * Lanes::kDoubles) {
         const Double value = map(draws + i);
         if (i + 2 * Lanes::kDoubles <= count) {
-          Lanes::template store<kStore>(out + i / 2, value);
+          Lanes::store(out + i / 2, value);
         } else {
           alignas(64) double rest[Lanes::kDoubles];
-          Lanes::template store<Store::cached>(rest, value);
+          Lanes::store(rest, value);
           std::memcpy(out + i / 2, rest, (count - i) / 2 * sizeof *out);
         }
       }
@@ -85,7 +76,7 @@ class StreamLoops {
     });
   }
 
-  template <size_t kWidth, Store kStore>
+  template <size_t kWidth>
   static void bernoulli_as(EngineBlock& block, uint64_t one, void* to, size_t n,
                            uint64_t threshold) {
     constexpr size_t kElements = 32;  // of one store_bits()
@@ -95,10 +86,10 @@ class StreamLoops {
       for (size_t i = 0; i < elements; i += kElements) {
         const uint32_t bits = Lanes::below53(draws + 2 * i, threshold);
         if (i + kElements <= elements) {
-          Lanes::template store_bits<kWidth, kStore>(out + i * kWidth, bits, one);
+          Lanes::template store_bits<kWidth>(out + i * kWidth, bits, one);
         } else {
           alignas(64) unsigned char rest[kElements * kWidth];
-          Lanes::template store_bits<kWidth, Store::cached>(rest, bits, one);
+          Lanes::template store_bits<kWidth>(rest, bits, one);
           std::memcpy(out + i * kWidth, rest, (elements - i) * kWidth);
         }
       }
@@ -107,41 +98,34 @@ class StreamLoops {
   }
 
   static void uniform(EngineBlock& block, Format format, void* out, size_t n, double from,
-                      double to, Store store) {
-    with_store<Lanes>(store, out, [&]<Store kStore>() {
-      with_format(format, [&]<Format kFormat>() {
-        if constexpr (kFormat == Format::float64) {
-          uniform_double<kStore>(block, static_cast<double*>(out), n, from, to);
-        } else {
-          map_draws<kFormat, kStore>(block, out, n, UniformMap<Lanes, kFormat>(from, to));
-        }
-      });
+                      double to) {
+    with_format(format, [&]<Format kFormat>() {
+      if constexpr (kFormat == Format::float64) {
+        uniform_double(block, static_cast<double*>(out), n, from, to);
+      } else {
+        map_draws<kFormat>(block, out, n, UniformMap<Lanes, kFormat>(from, to));
+      }
     });
   }
 
   static void block_normal(EngineBlock& block, Format format, void* out, size_t n, double mean,
-                           double std, Store store) {
-    with_store<Lanes>(store, out, [&]<Store kStore>() {
-      with_format(format, [&]<Format kFormat>() {
-        if constexpr (kFormat != Format::float64) {  // excluded by the contract
-          map_draws<kFormat, kStore>(block, out, n, NormalMap<Lanes, kFormat>(mean, std));
-        }
-      });
+                           double std) {
+    with_format(format, [&]<Format kFormat>() {
+      if constexpr (kFormat != Format::float64) {  // excluded by the contract
+        map_draws<kFormat>(block, out, n, NormalMap<Lanes, kFormat>(mean, std));
+      }
     });
   }
 
   static void bernoulli(EngineBlock& block, size_t width, uint64_t one, void* out, size_t n,
-                        double p, Store store) {
+                        double p) {
     // k * 2^-53 < p exactly where k < ceil(p * 2^53): the product is exact. Written without
     // std::ceil, see stream_kernels.h.
     const double scaled = p * 0x1p53;
     uint64_t threshold = static_cast<uint64_t>(scaled);
     threshold += static_cast<double>(threshold) < scaled ? 1 : 0;
-    with_store<Lanes>(store, out, [&]<Store kStore>() {
-      with_width(width, [&]<size_t kWidth>() {
-        bernoulli_as<kWidth, kStore>(block, one, out, n, threshold);
-      });
-    });
+    with_width(width,
+               [&]<size_t kWidth>() { bernoulli_as<kWidth>(block, one, out, n, threshold); });
   }
 };
 

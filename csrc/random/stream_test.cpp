@@ -107,8 +107,7 @@ at::Tensor filled_with_garbage(size_t n, c10::ScalarType dtype) {
 
 constexpr size_t kGuard = 64;  // elements past the end that must stay as they were
 
-// Runs `kernel` at every level and with both stores from each start, and compares values and engine
-// with `aten`.
+// Runs `kernel` at every level from `start`, and compares values and engine with `aten`.
 template <class Aten, class Kernel>
 void expect_equal(const at::mt19937_data_pod& start, size_t n, c10::ScalarType dtype, Aten&& aten,
                   Kernel&& kernel) {
@@ -116,20 +115,17 @@ void expect_equal(const at::mt19937_data_pod& start, size_t n, c10::ScalarType d
   at::Tensor expected = filled_with_garbage(n, dtype);
   aten(expected, generator);
   for (const StreamKernels* level : levels()) {
-    for (const Store store : {Store::cached, Store::streaming}) {
-      SCOPED_TRACE(std::string(level->name) +
-                   (store == Store::cached ? ", cached" : ", streaming"));
-      Stream stream(start);
-      at::Tensor got = filled_with_garbage(n + kGuard, dtype);
-      if (!kernel(*level, stream.block(), got.mutable_data_ptr(), store)) {
-        continue;
-      }
-      const auto end = static_cast<int64_t>(n);
-      ASSERT_TRUE(same_bits(got.slice(0, 0, end), expected));
-      ASSERT_TRUE(same_bits(got.slice(0, end), filled_with_garbage(kGuard, dtype)))
-          << "wrote past the end";
-      ASSERT_TRUE(same_engine(stream.engine(), engine_of(generator)));
+    SCOPED_TRACE(level->name);
+    Stream stream(start);
+    at::Tensor got = filled_with_garbage(n + kGuard, dtype);
+    if (!kernel(*level, stream.block(), got.mutable_data_ptr())) {
+      continue;
     }
+    const auto end = static_cast<int64_t>(n);
+    ASSERT_TRUE(same_bits(got.slice(0, 0, end), expected));
+    ASSERT_TRUE(same_bits(got.slice(0, end), filled_with_garbage(kGuard, dtype)))
+        << "wrote past the end";
+    ASSERT_TRUE(same_engine(stream.engine(), engine_of(generator)));
   }
 }
 
@@ -139,8 +135,8 @@ void expect_normal(const at::mt19937_data_pod& start, size_t n, c10::ScalarType 
                std::to_string(n) + " " + c10::toString(dtype));
   expect_equal(
       start, n, dtype, [&](at::Tensor& t, const at::Generator& g) { t.normal_(mean, std, g); },
-      [&](const StreamKernels& level, EngineBlock& block, void* out, Store store) {
-        return kernel_block_normal(level, block, dtype, out, n, mean, std, store);
+      [&](const StreamKernels& level, EngineBlock& block, void* out) {
+        return kernel_block_normal(level, block, dtype, out, n, mean, std);
       });
 }
 
@@ -150,8 +146,8 @@ void expect_uniform(const at::mt19937_data_pod& start, size_t n, c10::ScalarType
                std::to_string(n) + " " + c10::toString(dtype));
   expect_equal(
       start, n, dtype, [&](at::Tensor& t, const at::Generator& g) { t.uniform_(from, to, g); },
-      [&](const StreamKernels& level, EngineBlock& block, void* out, Store store) {
-        return kernel_uniform(level, block, dtype, out, n, from, to, store);
+      [&](const StreamKernels& level, EngineBlock& block, void* out) {
+        return kernel_uniform(level, block, dtype, out, n, from, to);
       });
 }
 
@@ -161,8 +157,8 @@ void expect_bernoulli(const at::mt19937_data_pod& start, size_t n, c10::ScalarTy
                c10::toString(dtype));
   expect_equal(
       start, n, dtype, [&](at::Tensor& t, const at::Generator& g) { t.bernoulli_(p, g); },
-      [&](const StreamKernels& level, EngineBlock& block, void* out, Store store) {
-        return kernel_bernoulli(level, block, dtype, out, n, p, store);
+      [&](const StreamKernels& level, EngineBlock& block, void* out) {
+        return kernel_bernoulli(level, block, dtype, out, n, p);
       });
 }
 
@@ -191,24 +187,25 @@ at::mt19937_data_pod crafted_engine(const std::vector<uint32_t>& draws) {
   return engine;
 }
 
+// Numbers in [0, 2^53) are the 53 bits of two draws themselves, at every level.
 TEST(Stream, DrawsWhatTheEngineDraws) {
   std::mt19937 pick(11);
   for (int trial = 0; trial < 200; ++trial) {
     const uint64_t offset = pick() % 2000;
-    const size_t n = pick() % 3000;
-    SCOPED_TRACE("offset " + std::to_string(offset) + ", " + std::to_string(n) + " draws");
+    const size_t n = 1 + pick() % 1500;
+    SCOPED_TRACE("offset " + std::to_string(offset) + ", " + std::to_string(n) + " numbers");
     at::mt19937 reference;
     reference.set_data(engine_at(trial, offset));
     for (const StreamKernels* level :
          {portable_stream_kernels(), levels().front(), levels().back()}) {
       at::mt19937 engine = reference;
       Stream stream(engine.data());
-      std::vector<uint32_t> got(n);
-      if (n > 0) {
-        level->draw(stream.block(), got.data(), n);
-      }
+      std::vector<double> got(n);
+      level->uniform(stream.block(), Format::float64, got.data(), n, 0.0, 0x1p53);
       for (size_t i = 0; i < n; ++i) {
-        ASSERT_EQ(got[i], engine()) << level->name << ", draw " << i;
+        const uint64_t high = engine() & ((1u << 21) - 1);
+        ASSERT_EQ(got[i], static_cast<double>(high << 32 | engine()))
+            << level->name << ", number " << i;
       }
       ASSERT_TRUE(same_engine(stream.engine(), engine.data()));
     }
@@ -283,8 +280,7 @@ TEST(BlockNormal, EqualsAtenForEveryRadiusAndEveryAngle) {
         }
         float got[kCraftedDraws];
         Stream stream(start);
-        level->block_normal(stream.block(), Format::float32, got, kCraftedDraws, 0.0, 1.0,
-                            Store::cached);
+        level->block_normal(stream.block(), Format::float32, got, kCraftedDraws, 0.0, 1.0);
         ASSERT_EQ(std::memcmp(got, expected, sizeof got), 0)
             << level->name << ", radii from " << first;
       }
@@ -506,17 +502,17 @@ TEST(ExactPath, DisablesAKernelThatDiffersInOneElement) {
   static const StreamKernels* real = &stream_kernels();
   StreamKernels wrong = *real;
   wrong.name = "wrong";
-  wrong.uniform = [](EngineBlock& block, Format format, void* out, size_t n, double from, double to,
-                     Store store) {
-    real->uniform(block, format, out, n, from, to, store);
+  wrong.uniform = [](EngineBlock& block, Format format, void* out, size_t n, double from,
+                     double to) {
+    real->uniform(block, format, out, n, from, to);
     static_cast<unsigned char*>(out)[n - 1] ^= 1;
   };
   // One draw too many, right values.
   wrong.bernoulli = [](EngineBlock& block, size_t width, uint64_t one, void* out, size_t n,
-                       double p, Store store) {
-    real->bernoulli(block, width, one, out, n, p, store);
-    uint32_t more;
-    real->draw(block, &more, 1);
+                       double p) {
+    real->bernoulli(block, width, one, out, n, p);
+    float more;
+    real->uniform(block, Format::float32, &more, 1, 0.0, 1.0);
   };
   const ExactPath path = check_exactness(wrong);
   EXPECT_EQ(path.uniform[static_cast<size_t>(kFloat)], Path::aten);
@@ -572,7 +568,7 @@ TEST(StreamThreaded, ThreadsAgreeOnEveryValue) {
     threads.emplace_back([&result] {
       Stream stream(engine_at(51, 3));
       result = filled_with_garbage(100000, kFloat);
-      block_normal(stream, kFloat, result.mutable_data_ptr(), 100000, 0.0, 1.0, Store::streaming);
+      block_normal(stream, kFloat, result.mutable_data_ptr(), 100000, 0.0, 1.0);
       stream.skip(1u << 22);
       uniform(stream, kFloat, result.mutable_data_ptr(), 1000, 0.0, 1.0);
     });

@@ -43,32 +43,32 @@ One one_of(c10::ScalarType dtype) {
 }
 
 bool kernel_uniform(const StreamKernels& kernels, EngineBlock& block, c10::ScalarType dtype,
-                    void* out, size_t n, double from, double to, Store store) {
+                    void* out, size_t n, double from, double to) {
   const std::optional<Format> format = format_of(dtype);
   if (!format) {
     return false;
   }
-  kernels.uniform(block, *format, out, n, from, to, store);
+  kernels.uniform(block, *format, out, n, from, to);
   return true;
 }
 
 bool kernel_block_normal(const StreamKernels& kernels, EngineBlock& block, c10::ScalarType dtype,
-                         void* out, size_t n, double mean, double std, Store store) {
+                         void* out, size_t n, double mean, double std) {
   const std::optional<Format> format = format_of(dtype);
   if (!format || *format == Format::float64 || kernels.block_normal == nullptr) {
     return false;
   }
-  kernels.block_normal(block, *format, out, n, mean, std, store);
+  kernels.block_normal(block, *format, out, n, mean, std);
   return true;
 }
 
 bool kernel_bernoulli(const StreamKernels& kernels, EngineBlock& block, c10::ScalarType dtype,
-                      void* out, size_t n, double p, Store store) {
+                      void* out, size_t n, double p) {
   const One one = one_of(dtype);
   if (one.width == 0) {
     return false;
   }
-  kernels.bernoulli(block, one.width, one.bits, out, n, p, store);
+  kernels.bernoulli(block, one.width, one.bits, out, n, p);
   return true;
 }
 
