@@ -24,9 +24,9 @@
 #include "random/exact_path.h"
 #include "random/normal_elements.h"
 #include "random/philox.h"
-#include "random/processor.h"
 #include "random/stream.h"
 #include "random/typed_kernels.h"
+#include "simd/kernels.h"
 
 namespace {
 
@@ -118,14 +118,13 @@ at::Tensor over(void* data, size_t n, c10::ScalarType dtype) {
 
 at::Generator seeded() { return at::make_generator<at::CPUGeneratorImpl>(1); }
 
-// AVX2, where the processor has it, and the level that ATen uses.
+// Those that have the bits of ATen at the level that it uses.
 std::vector<const StreamKernels*> levels() {
-  std::vector<const StreamKernels*> found;
-  if (dormant::random::processor_has_avx2()) {
-    found.push_back(dormant::random::avx2_stream_kernels());
-  }
-  if (found.empty() || &dormant::random::stream_kernels() != found.front()) {
-    found.push_back(&dormant::random::stream_kernels());
+  auto found = dormant::simd::available_kernels<StreamKernels>();
+  if (&dormant::random::stream_kernels() == found.front()) {
+    found.resize(1);
+  } else {
+    found.erase(found.begin());
   }
   return found;
 }

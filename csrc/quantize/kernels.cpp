@@ -1,19 +1,11 @@
 #include "quantize/kernels.h"
 
-#include "random/processor.h"
+#include "simd/kernels.h"
 
 namespace dormant::quantize {
 
 const Kernels& kernels() {
-  static const Kernels& chosen = []() -> const Kernels& {
-    if (random::processor_has_avx512() && avx512_kernels() != nullptr) {
-      return *avx512_kernels();
-    }
-    if (random::processor_has_avx2() && avx2_kernels() != nullptr) {
-      return *avx2_kernels();
-    }
-    return *portable_kernels();
-  }();
+  static const Kernels& chosen = simd::kernels<Kernels>(simd::highest());
   return chosen;
 }
 

@@ -41,13 +41,11 @@ struct Kernels {
   // Rows of any length, rounded to float16 first, as int8 between -127 and 127.
   void (*int8_rows)(Format format, const void* source, size_t columns, size_t rows, int8_t* out,
                     float* absmax);
-};
 
-// Null where the library was built without them; calling one needs the processor to have the
-// instructions.
-const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();
-const Kernels* portable_kernels();
+  static const Kernels& at(simd::At<simd::Level::portable>);
+  static const Kernels& at(simd::At<simd::Level::avx2>);
+  static const Kernels& at(simd::At<simd::Level::avx512>);
+};
 
 // Those of the highest level that this processor has.
 const Kernels& kernels();

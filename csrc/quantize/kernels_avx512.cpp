@@ -1,24 +1,16 @@
 #include "quantize/kernels.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if defined(__x86_64__)
 
 #include "quantize/lanes_avx512.h"
 #include "quantize/loops.h"
 
 namespace dormant::quantize {
 
-const Kernels* avx512_kernels() {
+const Kernels& Kernels::at(simd::At<simd::Level::avx512>) {
   static constexpr Kernels kernels = Loops<Avx512Lanes>::kernels("AVX-512");
-  return &kernels;
+  return kernels;
 }
-
-}  // namespace dormant::quantize
-
-#else
-
-namespace dormant::quantize {
-
-const Kernels* avx512_kernels() { return nullptr; }
 
 }  // namespace dormant::quantize
 

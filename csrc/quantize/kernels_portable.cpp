@@ -4,9 +4,9 @@
 
 namespace dormant::quantize {
 
-const Kernels* portable_kernels() {
+const Kernels& Kernels::at(simd::At<simd::Level::portable>) {
   static constexpr Kernels kernels = Loops<PortableLanes>::kernels("portable");
-  return &kernels;
+  return kernels;
 }
 
 }  // namespace dormant::quantize

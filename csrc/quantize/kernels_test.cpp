@@ -14,21 +14,14 @@
 #include <string>
 #include <vector>
 
-#include "random/processor.h"
+#include "simd/kernels.h"
 
 namespace dormant::quantize {
 namespace {
 
-std::vector<const Kernels*> vector_levels() {
-  std::vector<const Kernels*> found;
-  if (random::processor_has_avx2() && avx2_kernels() != nullptr) {
-    found.push_back(avx2_kernels());
-  }
-  if (random::processor_has_avx512() && avx512_kernels() != nullptr) {
-    found.push_back(avx512_kernels());
-  }
-  return found;
-}
+const Kernels& portable() { return simd::kernels<Kernels>(simd::Level::portable); }
+
+std::vector<const Kernels*> levels() { return simd::available_kernels<Kernels>(); }
 
 // Middles 1/8 apart, but for three that lie close together, and a permutation of the codes.
 FourBitTable table() {
@@ -113,9 +106,9 @@ TEST(QuantizeKernels, FourBitIsTheSameAtEveryLevel) {
         const size_t blocks = source.size() / block_size;
         std::vector<uint8_t> expected(blocks * block_size / 2);
         std::vector<float> expected_absmax(blocks);
-        portable_kernels()->four_bit(table(), scaling, format, bytes.data(), block_size, blocks,
-                                     expected.data(), expected_absmax.data());
-        for (const Kernels* level : vector_levels()) {
+        portable().four_bit(table(), scaling, format, bytes.data(), block_size, blocks,
+                            expected.data(), expected_absmax.data());
+        for (const Kernels* level : levels()) {
           std::vector<uint8_t> packed(expected.size(), 0xa5);
           std::vector<float> absmax(blocks, -1.0f);
           level->four_bit(table(), scaling, format, bytes.data(), block_size, blocks, packed.data(),
@@ -138,8 +131,8 @@ TEST(QuantizeKernels, AnElementTakesTheCodeOfTheMiddlesBelowIt) {
   constexpr size_t kBlock = 64;
   std::vector<uint8_t> packed(source.size() / 2);
   std::vector<float> absmax(source.size() / kBlock);
-  portable_kernels()->four_bit(codes, Scaling::divide, Format::float32, source.data(), kBlock,
-                               absmax.size(), packed.data(), absmax.data());
+  portable().four_bit(codes, Scaling::divide, Format::float32, source.data(), kBlock, absmax.size(),
+                      packed.data(), absmax.data());
   for (size_t i = 0; i < source.size(); ++i) {
     const float scaled = source[i] / absmax[i / kBlock];
     size_t below = 0;
@@ -159,9 +152,9 @@ TEST(QuantizeKernels, Int8RowsAreTheSameAtEveryLevel) {
       const size_t rows = source.size() / columns;
       std::vector<int8_t> expected(rows * columns);
       std::vector<float> expected_absmax(rows);
-      portable_kernels()->int8_rows(format, bytes.data(), columns, rows, expected.data(),
-                                    expected_absmax.data());
-      for (const Kernels* level : vector_levels()) {
+      portable().int8_rows(format, bytes.data(), columns, rows, expected.data(),
+                           expected_absmax.data());
+      for (const Kernels* level : levels()) {
         // What lies behind the last row stays as it was.
         std::vector<int8_t> codes(expected.size() + 64, 0x55);
         std::vector<float> absmax(rows, -1.0f);
@@ -193,7 +186,7 @@ TEST(QuantizeKernels, Int8RoundsToFloat16First) {
     rounded[i] = c10::Half(source[i]);
   }
   const size_t rows = source.size() / 64;
-  for (const Kernels* level : vector_levels()) {
+  for (const Kernels* level : levels()) {
     std::vector<int8_t> codes(source.size()), expected(source.size());
     std::vector<float> absmax(rows), expected_absmax(rows);
     level->int8_rows(Format::float32, source.data(), 64, rows, codes.data(), absmax.data());

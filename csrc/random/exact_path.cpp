@@ -2,6 +2,7 @@
 
 #include <ATen/Version.h>
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstring>
@@ -9,9 +10,9 @@
 
 #include "random/aten_kernels.h"
 #include "random/normal_elements.h"
-#include "random/processor.h"
 #include "random/stream.h"
 #include "random/typed_kernels.h"
+#include "simd/kernels.h"
 
 namespace dormant::random {
 namespace {
@@ -183,16 +184,12 @@ std::string describe(const ExactPath& path) {
 }  // namespace
 
 const StreamKernels& stream_kernels() {
-  static const StreamKernels& kernels = []() -> const StreamKernels& {
-    const std::string level = at::get_cpu_capability();
-    if (level == "AVX512" && processor_has_avx512() && avx512_stream_kernels() != nullptr) {
-      return *avx512_stream_kernels();
-    }
-    if ((level == "AVX512" || level == "AVX2") && processor_has_avx2() &&
-        avx2_stream_kernels() != nullptr) {
-      return *avx2_stream_kernels();
-    }
-    return *portable_stream_kernels();
+  static const StreamKernels& kernels = [&]() -> const StreamKernels& {
+    const std::string aten = at::get_cpu_capability();
+    const simd::Level level = aten == "AVX512" ? simd::Level::avx512
+                              : aten == "AVX2" ? simd::Level::avx2
+                                               : simd::Level::portable;
+    return simd::kernels<StreamKernels>(std::min(level, simd::highest()));
   }();
   return kernels;
 }

@@ -254,16 +254,16 @@ constexpr Kernels kAvx2 = {square_avx2, apply_avx2};
 constexpr Kernels kAvx512 = {square_avx512, apply_avx512};
 #endif
 
-const Kernels& kernels(Isa isa) {
+const Kernels& kernels(simd::Level level) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) {
+  if (level == simd::Level::avx512) {
     return kAvx512;
   }
-  if (isa == Isa::avx2) {
+  if (level == simd::Level::avx2) {
     return kAvx2;
   }
 #endif
-  static_cast<void>(isa);
+  static_cast<void>(level);
   return kBaseline;
 }
 
@@ -320,7 +320,7 @@ class PowerCache {
 
 }  // namespace
 
-void jump(Words& words, uint64_t blocks, Isa isa) {
+void jump(Words& words, uint64_t blocks, simd::Level level) {
   TORCH_CHECK_VALUE(blocks <= kMaxJumpBlocks, "jump: ", blocks,
                     " blocks of 624 draws asked for; expected at most ", kMaxJumpBlocks,
                     ", for the count of draws must fit 64 bits. Jump in parts.");
@@ -329,10 +329,10 @@ void jump(Words& words, uint64_t blocks, Isa isa) {
   }
   // The recurrence never reads the low 31 bits of the first word, so they may be anything, and the
   // polynomial, which takes whole words, holds only from the second block on.
-  twist(words, isa);
+  twist(words, level);
   if (blocks > 1) {
     static PowerCache cache;
-    kernels(isa).apply(*cache.get((blocks - 1) * kN, kernels(isa)), words);
+    kernels(level).apply(*cache.get((blocks - 1) * kN, kernels(level)), words);
   }
 }
 

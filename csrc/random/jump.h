@@ -17,10 +17,10 @@ namespace dormant::random {
 // The largest count of blocks whose draws fit 64 bits.
 inline constexpr uint64_t kMaxJumpBlocks = UINT64_MAX / at::MERSENNE_STATE_N;
 
-// Equals `blocks` calls of twist(words), for any words and on every unit. Throws c10::ValueError
+// Equals `blocks` calls of twist(words), for any words and at every level. Throws c10::ValueError
 // above kMaxJumpBlocks. Thread safe: the polynomials of recent counts are kept in a small bounded
 // cache that all threads share, since a model repeats the sizes of its tensors.
-void jump(Words& words, uint64_t blocks, Isa isa = best_isa());
+void jump(Words& words, uint64_t blocks, simd::Level level = simd::highest());
 
 // The exponents of the characteristic polynomial, the leading 19937 left out, from the highest on.
 std::span<const uint16_t> characteristic_tail();

@@ -103,12 +103,12 @@ TEST(Jump, EqualsTwistsOnEveryUnit) {
     for (uint64_t i = 0; i < blocks; ++i) {
       twist(stepped);
     }
-    for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-      if (supported(isa)) {
+    for (const simd::Level level : simd::kLevels) {
+      if (simd::available(level)) {
         Words jumped = seeded(seed);
-        jump(jumped, blocks, isa);
-        EXPECT_EQ(jumped, stepped)
-            << "unit " << static_cast<int>(isa) << ", seed " << seed << ", blocks " << blocks;
+        jump(jumped, blocks, level);
+        EXPECT_EQ(jumped, stepped) << "level " << simd::kLevelNames[static_cast<size_t>(level)]
+                                   << ", seed " << seed << ", blocks " << blocks;
       }
     }
   }
@@ -117,18 +117,18 @@ TEST(Jump, EqualsTwistsOnEveryUnit) {
 // The polynomials themselves must not differ either: a cache entry made by one unit serves all.
 TEST(Jump, InTwoPartsEqualsOneJumpAtAnyDistanceOnEveryUnit) {
   std::mt19937_64 choose(20260202);
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-    for (int i = 0; supported(isa) && i < 20; ++i) {
+  for (const simd::Level level : simd::kLevels) {
+    for (int i = 0; simd::available(level) && i < 20; ++i) {
       const uint64_t seed = choose();
       const uint64_t a = choose() >> (11 + choose() % 50);
       const uint64_t b = choose() >> (11 + choose() % 50);
       Words parts = seeded(seed);
       Words whole = parts;
-      jump(parts, a, isa);
-      jump(parts, b, isa);
-      jump(whole, a + b, isa);
-      EXPECT_EQ(parts, whole) << "unit " << static_cast<int>(isa) << ", seed " << seed
-                              << ", blocks " << a << " + " << b;
+      jump(parts, a, level);
+      jump(parts, b, level);
+      jump(whole, a + b, level);
+      EXPECT_EQ(parts, whole) << "level " << simd::kLevelNames[static_cast<size_t>(level)]
+                              << ", seed " << seed << ", blocks " << a << " + " << b;
     }
   }
 }

@@ -39,16 +39,16 @@ constexpr uint64_t kJumpFromBlocks = 2048;
 
 }  // namespace
 
-void twist(std::span<uint32_t, kN> words, Isa isa) {
+void twist(std::span<uint32_t, kN> words, simd::Level level) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) {
+  if (level == simd::Level::avx512) {
     return twist_avx512(words.data());
   }
-  if (isa == Isa::avx2) {
+  if (level == simd::Level::avx2) {
     return twist_avx2(words.data());
   }
 #endif
-  static_cast<void>(isa);
+  static_cast<void>(level);
   twist_in_place(words.data());
 }
 

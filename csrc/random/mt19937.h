@@ -13,15 +13,15 @@
 #include <cstdint>
 #include <span>
 
-#include "random/isa.h"
+#include "simd/level.h"
 
 namespace dormant::random {
 
 // One block of the engine: what a twist makes and the next 624 draws temper.
 using Words = std::array<uint32_t, at::MERSENNE_STATE_N>;
 
-// Replaces a block by the one after it. Every unit gives the same words.
-void twist(std::span<uint32_t, at::MERSENNE_STATE_N> words, Isa isa = best_isa());
+// Replaces a block by the one after it. Every level gives the same words.
+void twist(std::span<uint32_t, at::MERSENNE_STATE_N> words, simd::Level level = simd::highest());
 
 // Leaves every field of `state` as `draws` calls of at::mt19937 on it would. Costs a twist per 624
 // draws for small counts and a jump (jump.h) for large ones. `state` must be valid as

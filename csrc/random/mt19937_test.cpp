@@ -35,18 +35,18 @@ void expect_advance_equals_draws(uint64_t seed, uint64_t start, uint64_t draws) 
 }
 
 TEST(Twist, MakesTheBlockThatTheNextDrawMakesOnEveryUnit) {
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-    if (!supported(isa)) {
+  for (const simd::Level level : simd::kLevels) {
+    if (!simd::available(level)) {
       continue;
     }
     for (uint64_t seed = 0; seed < 20; ++seed) {
       at::mt19937 engine(seed);
       Words words = engine.data().state_;
       for (int block = 0; block < 5; ++block) {
-        twist(words, isa);
+        twist(words, level);
         engine();
         ASSERT_EQ(words, engine.data().state_)
-            << "unit " << static_cast<int>(isa) << ", seed " << seed;
+            << "level " << simd::kLevelNames[static_cast<size_t>(level)] << ", seed " << seed;
         engine.set_data(drawn(seed, 624 * (block + 1)));
       }
     }

@@ -9,8 +9,8 @@
 #include <optional>
 
 #include "random/philox_loops.h"
-#include "random/processor.h"
 #include "random/typed_kernels.h"
+#include "simd/kernels.h"
 
 namespace dormant::random {
 namespace {
@@ -66,15 +66,7 @@ uint64_t stream_of(const at::mt19937_data_pod& place) {
 Philox::Philox(uint64_t seed, const at::mt19937_data_pod& place) : key_{seed, stream_of(place)} {}
 
 const PhiloxKernels& philox_kernels() {
-  static const PhiloxKernels& kernels = []() -> const PhiloxKernels& {
-    if (processor_has_avx512() && avx512_philox_kernels() != nullptr) {
-      return *avx512_philox_kernels();
-    }
-    if (processor_has_avx2() && avx2_philox_kernels() != nullptr) {
-      return *avx2_philox_kernels();
-    }
-    return *portable_philox_kernels();
-  }();
+  static const PhiloxKernels& kernels = simd::kernels<PhiloxKernels>(simd::highest());
   return kernels;
 }
 

@@ -1,24 +1,16 @@
 #include "random/philox_kernels.h"
 
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#if defined(__x86_64__)
 
 #include "random/lanes_avx2.h"
 #include "random/philox_loops.h"
 
 namespace dormant::random {
 
-const PhiloxKernels* avx2_philox_kernels() {
+const PhiloxKernels& PhiloxKernels::at(simd::At<simd::Level::avx2>) {
   static constexpr PhiloxKernels kernels = PhiloxLoops<Avx2Lanes>::kernels("AVX2");
-  return &kernels;
+  return kernels;
 }
-
-}  // namespace dormant::random
-
-#else
-
-namespace dormant::random {
-
-const PhiloxKernels* avx2_philox_kernels() { return nullptr; }
 
 }  // namespace dormant::random
 

@@ -1,24 +1,16 @@
 #include "random/philox_kernels.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if defined(__x86_64__)
 
 #include "random/lanes_avx512.h"
 #include "random/philox_loops.h"
 
 namespace dormant::random {
 
-const PhiloxKernels* avx512_philox_kernels() {
+const PhiloxKernels& PhiloxKernels::at(simd::At<simd::Level::avx512>) {
   static constexpr PhiloxKernels kernels = PhiloxLoops<Avx512Lanes>::kernels("AVX-512");
-  return &kernels;
+  return kernels;
 }
-
-}  // namespace dormant::random
-
-#else
-
-namespace dormant::random {
-
-const PhiloxKernels* avx512_philox_kernels() { return nullptr; }
 
 }  // namespace dormant::random
 

@@ -38,11 +38,10 @@ struct PhiloxKernels {
   // Elements of `width` bytes: the low bytes of `one` where the word is at most `last`, else zero.
   void (*bernoulli)(const PhiloxKey& key, size_t width, uint64_t one, void* out, uint64_t begin,
                     size_t n, uint32_t last);
-};
 
-// Null where the library was built without them.
-const PhiloxKernels* avx2_philox_kernels();
-const PhiloxKernels* avx512_philox_kernels();
-const PhiloxKernels* portable_philox_kernels();
+  static const PhiloxKernels& at(simd::At<simd::Level::portable>);
+  static const PhiloxKernels& at(simd::At<simd::Level::avx2>);
+  static const PhiloxKernels& at(simd::At<simd::Level::avx512>);
+};
 
 }  // namespace dormant::random

@@ -4,9 +4,9 @@
 
 namespace dormant::random {
 
-const PhiloxKernels* portable_philox_kernels() {
+const PhiloxKernels& PhiloxKernels::at(simd::At<simd::Level::portable>) {
   static constexpr PhiloxKernels kernels = PhiloxLoops<PortableLanes>::kernels("portable");
-  return &kernels;
+  return kernels;
 }
 
 }  // namespace dormant::random

@@ -16,23 +16,14 @@
 #include <string>
 #include <vector>
 
-#include "random/processor.h"
+#include "simd/kernels.h"
 
 namespace dormant::random {
 namespace {
 
 using c10::ScalarType;
 
-std::vector<const PhiloxKernels*> levels() {
-  std::vector<const PhiloxKernels*> found = {portable_philox_kernels()};
-  if (processor_has_avx2() && avx2_philox_kernels() != nullptr) {
-    found.push_back(avx2_philox_kernels());
-  }
-  if (processor_has_avx512() && avx512_philox_kernels() != nullptr) {
-    found.push_back(avx512_philox_kernels());
-  }
-  return found;
-}
+std::vector<const PhiloxKernels*> levels() { return simd::available_kernels<PhiloxKernels>(); }
 
 // Largest distance between the empirical distribution of `values` and `cdf`, times sqrt(n):
 // exceeds 1.95 once in a thousand seeds (Kolmogorov).
@@ -124,7 +115,7 @@ TEST(Philox, IsTheSameAtEveryLevel) {
   constexpr size_t kElements = 1 << 16;
   const auto expect_same = [&](const char* what, size_t bytes, auto fill) {
     std::vector<unsigned char> expected(bytes);
-    fill(*portable_philox_kernels(), expected.data());
+    fill(simd::kernels<PhiloxKernels>(simd::Level::portable), expected.data());
     for (const PhiloxKernels* level : levels()) {
       std::vector<unsigned char> got(bytes);
       fill(*level, got.data());

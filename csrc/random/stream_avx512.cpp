@@ -1,24 +1,16 @@
 #include "random/stream_kernels.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if defined(__x86_64__)
 
 #include "random/lanes_avx512.h"
 #include "random/stream_loops.h"
 
 namespace dormant::random {
 
-const StreamKernels* avx512_stream_kernels() {
+const StreamKernels& StreamKernels::at(simd::At<simd::Level::avx512>) {
   static constexpr StreamKernels kernels = StreamLoops<Avx512Lanes>::kernels("AVX-512", true);
-  return &kernels;
+  return kernels;
 }
-
-}  // namespace dormant::random
-
-#else
-
-namespace dormant::random {
-
-const StreamKernels* avx512_stream_kernels() { return nullptr; }
 
 }  // namespace dormant::random
 

@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "simd/level.h"
+
 namespace dormant::random {
 
 // How an element is stored. Bits are those of the C++ types float, at::BFloat16, at::Half and
@@ -48,12 +50,10 @@ struct StreamKernels {
   // bernoulli_(p), two draws an element. Elements have `width` bytes (1, 2, 4 or 8) and are zero or
   // the `width` low bytes of `one`.
   void (*bernoulli)(EngineBlock& block, size_t width, uint64_t one, void* out, size_t n, double p);
-};
 
-// Null where the library was built without them; calling one needs the processor to have the
-// instructions.
-const StreamKernels* avx2_stream_kernels();
-const StreamKernels* avx512_stream_kernels();
-const StreamKernels* portable_stream_kernels();
+  static const StreamKernels& at(simd::At<simd::Level::portable>);
+  static const StreamKernels& at(simd::At<simd::Level::avx2>);
+  static const StreamKernels& at(simd::At<simd::Level::avx512>);
+};
 
 }  // namespace dormant::random

@@ -6,9 +6,9 @@ namespace dormant::random {
 
 // No block_normal: at its default level ATen takes log, cos and sin from the C library, whose bits
 // are its own.
-const StreamKernels* portable_stream_kernels() {
+const StreamKernels& StreamKernels::at(simd::At<simd::Level::portable>) {
   static constexpr StreamKernels kernels = StreamLoops<PortableLanes>::kernels("portable", false);
-  return &kernels;
+  return kernels;
 }
 
 }  // namespace dormant::random

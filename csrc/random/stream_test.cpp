@@ -18,8 +18,8 @@
 
 #include "random/aten_kernels.h"
 #include "random/exact_path.h"
-#include "random/processor.h"
 #include "random/typed_kernels.h"
+#include "simd/kernels.h"
 
 namespace dormant::random {
 namespace {
@@ -31,18 +31,14 @@ constexpr c10::ScalarType kDouble = c10::ScalarType::Double;
 
 // Levels whose kernels must give the bits of ATen as it runs now; the test processor may lack some.
 std::vector<const StreamKernels*> levels() {
+  auto tables = simd::available_kernels<StreamKernels>();
   const std::string aten = at::get_cpu_capability();
-  if (aten != "AVX2" && aten != "AVX512") {
-    return {portable_stream_kernels()};
+  if (aten == "AVX2" || aten == "AVX512") {
+    tables.erase(tables.begin());  // contracts nothing
+  } else {
+    tables.resize(1);
   }
-  std::vector<const StreamKernels*> found;
-  if (processor_has_avx2() && avx2_stream_kernels() != nullptr) {
-    found.push_back(avx2_stream_kernels());
-  }
-  if (processor_has_avx512() && avx512_stream_kernels() != nullptr) {
-    found.push_back(avx512_stream_kernels());
-  }
-  return found;
+  return tables;
 }
 
 at::mt19937_data_pod engine_at(uint64_t seed, uint64_t offset) {
@@ -196,8 +192,7 @@ TEST(Stream, DrawsWhatTheEngineDraws) {
     SCOPED_TRACE("offset " + std::to_string(offset) + ", " + std::to_string(n) + " numbers");
     at::mt19937 reference;
     reference.set_data(engine_at(trial, offset));
-    for (const StreamKernels* level :
-         {portable_stream_kernels(), levels().front(), levels().back()}) {
+    for (const StreamKernels* level : simd::available_kernels<StreamKernels>()) {
       at::mt19937 engine = reference;
       Stream stream(engine.data());
       std::vector<double> got(n);
