@@ -1,17 +1,16 @@
 // What a processor level offers to the quantisers: whole blocks and whole rows of elements, the
 // same bits at every level.
-//
-// The rule of random/stream_kernels.h on what vector sources may include holds here too.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "random/stream_kernels.h"
+#include "simd/format.h"
+#include "simd/level.h"
 
 namespace dormant::quantize {
 
-using random::Format;  // of the elements that are quantised; never float64
+using simd::Format;  // of the elements that are quantised; never float64
 
 // Block sizes are multiples of this.
 constexpr size_t kGroup = 32;

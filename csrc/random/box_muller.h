@@ -1,4 +1,5 @@
-// Two uniform numbers of 24 bits to two normal ones, with the bits of ATen's vector code.
+// Two uniform numbers of 24 bits to two normal ones, with the bits of ATen's vector code. For
+// kernels only (simd/vector.h).
 //
 // ATen's float32 normal_ under AVX2 and AVX-512 (ATen/native/cpu/DistributionTemplates.h,
 // NormalFill16) evaluates Cephes' single-precision log and sincos (ATen/native/cpu/avx_mathfun.h)
@@ -12,99 +13,80 @@
 
 #include <cstdint>
 
+#include "simd/lanes.h"
+
 namespace dormant::random {
+namespace {
 
-template <class Lanes>
-class BoxMuller {
- public:
-  using Int = typename Lanes::Int;
-  using Float = typename Lanes::Float;
+// The values at x of a polynomial, highest coefficient first, each step rounded once.
+template <class... Coefficients>
+simd::Float polynomial(simd::Float x, float highest, Coefficients... others) {
+  simd::Float y = simd::set<simd::Float>(highest);
+  ((y = simd::fma(y, x, simd::set<simd::Float>(others))), ...);
+  return y;
+}
 
-  // Both coordinates of the pair that the low 24 bits of `radius_draw` and `angle_draw` give, mean
-  // 0 and deviation 1.
-  static void pair(Int radius_draw, Int angle_draw, Float& cosine, Float& sine) {
-    const Float r = radius(radius_draw);
-    angle(angle_draw, cosine, sine);
-    cosine = Lanes::mul(r, cosine);
-    sine = Lanes::mul(r, sine);
-  }
+// sqrt(-2 log(1 - u)), u = low 24 bits * 2^-24.
+inline simd::Float radius(simd::Int draw) {
+  using simd::Float;
+  constexpr uint32_t kSqrtHalf = 0x3f3504f3;  // bits of sqrt(1/2)
+  constexpr uint32_t kExponent24 = 24u << 23;
+  // (1 - u) * 2^24, an integer in [1, 2^24]: exact.
+  const Float scaled = simd::to_float((1u << 24) - (draw & 0xffffffu));
+  // 1 - u = (1 + x) * 2^e with 1 + x in [sqrt(1/2), sqrt(2)).
+  const simd::Int offset = simd::bits<simd::Int>(scaled) - (kSqrtHalf + kExponent24);
+  const Float e = simd::convert<Float>(simd::bits<simd::Vector<int32_t>>(offset) >> 23);
+  const Float x = simd::bits<Float>((offset & 0x7fffffu) + kSqrtHalf) - 1.0f;
+  const Float z = x * x;
 
- private:
-  static Float number(float v) { return Lanes::set_float(v); }
-  static Int low24(Int draw) { return Lanes::bit_and(draw, Lanes::set(0xffffff)); }
+  // Twice Cephes' polynomial.
+  Float y = polynomial(x, 2 * 7.0376836292e-2f, 2 * -1.1514610310e-1f, 2 * 1.1676998740e-1f,
+                       2 * -1.2420140846e-1f, 2 * 1.4249322787e-1f, 2 * -1.6668057665e-1f,
+                       2 * 2.0000714765e-1f, 2 * -2.4999993993e-1f, 2 * 3.3333331174e-1f);
+  y = y * x;
+  // log 2 in two parts, so that e * high is exact.
+  y = simd::fma(y, z, e * (2 * -2.12194440e-4f));
+  y = y - z;                                    // 2 * (y - z / 2)
+  y = simd::fma(x, simd::set<Float>(2.0f), y);  // 2 * (x + y)
+  // Negated last, since -2 log 1 is -0 in ATen and shows in the sign of a zero result.
+  return simd::sqrt(simd::negative_fma(e, simd::set<Float>(2 * 0.693359375f), y));
+}
 
-  // sqrt(-2 log(1 - u)), u = low 24 bits * 2^-24.
-  static Float radius(Int draw) {
-    constexpr uint32_t kSqrtHalf = 0x3f3504f3;  // bits of sqrt(1/2)
-    constexpr uint32_t kExponent24 = 24u << 23;
-    // (1 - u) * 2^24, an integer in [1, 2^24]: exact.
-    const Float scaled = Lanes::to_float(Lanes::sub(Lanes::set(1u << 24), low24(draw)));
-    // 1 - u = (1 + x) * 2^e with 1 + x in [sqrt(1/2), sqrt(2)).
-    const Int offset = Lanes::sub(Lanes::as_int(scaled), Lanes::set(kSqrtHalf + kExponent24));
-    const Float e = Lanes::to_float(Lanes::template shift_right_signed<23>(offset));
-    const Int mantissa = Lanes::bit_and(offset, Lanes::set(0x7fffff));
-    const Float x =
-        Lanes::sub(Lanes::as_float(Lanes::add(mantissa, Lanes::set(kSqrtHalf))), number(1.0f));
-    const Float z = Lanes::mul(x, x);
+// Cosine and sine of 2 pi u, u = low 24 bits * 2^-24.
+inline void angle(simd::Int draw, simd::Float& cosine, simd::Float& sine) {
+  using simd::Float;
+  using simd::Int;
+  const Float theta = simd::to_float(draw & 0xffffffu) * (6.28318530717958647692f * 0x1p-24f);
+  // The octant, rounded up to even, tells which of the two series is which, and the signs.
+  const Int octant = (simd::truncate(theta * 1.27323954473516f) + 1u) & ~1u;
+  const Float turns = simd::to_float(octant);
+  // theta - octant * pi / 4, in three parts that leave no rounding error.
+  Float x = simd::fma(turns, simd::set<Float>(-0.78515625f), theta);
+  x = simd::fma(turns, simd::set<Float>(-2.4187564849853515625e-4f), x);
+  x = simd::fma(turns, simd::set<Float>(-3.77489497744594108e-8f), x);
+  const Float z = x * x;
 
-    // y = 2 * (Cephes' polynomial).
-    Float y = number(2 * 7.0376836292e-2f);
-    y = Lanes::fma(y, x, number(2 * -1.1514610310e-1f));
-    y = Lanes::fma(y, x, number(2 * 1.1676998740e-1f));
-    y = Lanes::fma(y, x, number(2 * -1.2420140846e-1f));
-    y = Lanes::fma(y, x, number(2 * 1.4249322787e-1f));
-    y = Lanes::fma(y, x, number(2 * -1.6668057665e-1f));
-    y = Lanes::fma(y, x, number(2 * 2.0000714765e-1f));
-    y = Lanes::fma(y, x, number(2 * -2.4999993993e-1f));
-    y = Lanes::fma(y, x, number(2 * 3.3333331174e-1f));
-    y = Lanes::mul(y, x);
-    // log 2 in two parts, so that e * high is exact.
-    y = Lanes::fma(y, z, Lanes::mul(e, number(2 * -2.12194440e-4f)));
-    y = Lanes::sub(y, z);                // 2 * (y - z / 2)
-    y = Lanes::fma(x, number(2.0f), y);  // 2 * (x + y)
-    // Negated last, since -2 log 1 is -0 in ATen and shows in the sign of a zero result.
-    y = Lanes::fnms(e, number(2 * 0.693359375f), y);
-    return Lanes::sqrt(y);
-  }
+  Float c = polynomial(z, 2.443315711809948e-5f, -1.388731625493765e-3f, 4.166664568298827e-2f);
+  c = simd::fma(c * z, z, z * -0.5f) + 1.0f;
+  Float s = polynomial(z, -1.9515295891e-4f, 8.3321608736e-3f, -1.6666654611e-1f);
+  s = simd::fma(s * z, x, x);
 
-  // Cosine and sine of 2 pi u, u = low 24 bits * 2^-24.
-  static void angle(Int draw, Float& cosine, Float& sine) {
-    const Float theta =
-        Lanes::mul(Lanes::to_float(low24(draw)), number(6.28318530717958647692f * 0x1p-24f));
-    // The octant, rounded up to even, tells which of the two series is which, and the signs.
-    Int octant = Lanes::truncate(Lanes::mul(theta, number(1.27323954473516f)));
-    octant = Lanes::bit_and(Lanes::add(octant, Lanes::set(1)), Lanes::set(~1u));
-    const Float turns = Lanes::to_float(octant);
-    // theta - octant * pi / 4, in three parts that leave no rounding error.
-    Float x = Lanes::fma(turns, number(-0.78515625f), theta);
-    x = Lanes::fma(turns, number(-2.4187564849853515625e-4f), x);
-    x = Lanes::fma(turns, number(-3.77489497744594108e-8f), x);
-    const Float z = Lanes::mul(x, x);
+  const auto straight = (octant & 2u) == 0u;
+  const auto with_sign = [](Float v, Int turned) {
+    return simd::bits<Float>(simd::bits<Int>(v) ^ (turned << 29 & 0x80000000u));
+  };
+  cosine = with_sign(straight ? c : s, octant + 2u);
+  sine = with_sign(straight ? s : c, octant);
+}
 
-    Float c = number(2.443315711809948e-5f);
-    c = Lanes::fma(c, z, number(-1.388731625493765e-3f));
-    c = Lanes::fma(c, z, number(4.166664568298827e-2f));
-    c = Lanes::mul(c, z);
-    c = Lanes::fms(c, z, Lanes::mul(z, number(0.5f)));
-    c = Lanes::add(c, number(1.0f));
+// Both coordinates of the pair that the low 24 bits of the two draws give, mean 0 and deviation 1.
+inline void box_muller(simd::Int radius_draw, simd::Int angle_draw, simd::Float& cosine,
+                       simd::Float& sine) {
+  const simd::Float r = radius(radius_draw);
+  angle(angle_draw, cosine, sine);
+  cosine = r * cosine;
+  sine = r * sine;
+}
 
-    Float s = number(-1.9515295891e-4f);
-    s = Lanes::fma(s, z, number(8.3321608736e-3f));
-    s = Lanes::fma(s, z, number(-1.6666654611e-1f));
-    s = Lanes::mul(s, z);
-    s = Lanes::fma(s, x, x);
-
-    const auto swapped = Lanes::has_bit(octant, Lanes::set(2));
-    const Int sign = Lanes::set(0x80000000);
-    const Int sine_sign = Lanes::template shift_left<29>(octant);
-    const Int cosine_sign = Lanes::template shift_left<29>(Lanes::add(octant, Lanes::set(2)));
-    cosine = with_sign(Lanes::select(swapped, s, c), cosine_sign, sign);
-    sine = with_sign(Lanes::select(swapped, c, s), sine_sign, sign);
-  }
-
-  static Float with_sign(Float v, Int from, Int sign) {
-    return Lanes::as_float(Lanes::xor_masked(Lanes::as_int(v), from, sign));
-  }
-};
-
+}  // namespace
 }  // namespace dormant::random

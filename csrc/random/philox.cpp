@@ -8,7 +8,7 @@
 #include <numbers>
 #include <optional>
 
-#include "random/philox_loops.h"
+#include "random/philox_units.h"
 #include "random/typed_kernels.h"
 #include "simd/kernels.h"
 

@@ -1,5 +1,4 @@
-// What a processor level offers to Philox (philox.h). The rule of stream_kernels.h on what vector
-// sources may include holds here too.
+// What a processor level offers to Philox (philox.h).
 #pragma once
 
 #include <cstddef>

@@ -1,23 +1,16 @@
 // What a processor level offers to Stream (stream.h): the engine's block and the kernels that draw
 // from it.
-//
-// This is all that stream.cpp and the vector sources share. Sources compiled with -mavx2 or
-// -mavx512f must include nothing that may leave an inline function in the object file: the linker
-// keeps one copy of such a function for the whole library, and were it theirs, an older processor
-// would meet an illegal instruction. So this header knows neither torch nor the standard
-// containers.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "simd/format.h"
 #include "simd/level.h"
 
 namespace dormant::random {
 
-// How an element is stored. Bits are those of the C++ types float, at::BFloat16, at::Half and
-// double.
-enum class Format : uint8_t { float32, bfloat16, float16, float64 };
+using simd::Format;
 
 // 624 words of mt19937 and how many of them were drawn; 624 means that the next draw twists first.
 struct EngineBlock {

@@ -1,65 +1,79 @@
-// 24 random bits to a number in [from, to), with the bits of ATen's uniform_
+// Random bits to numbers in [from, to), with the bits of ATen's uniform_
 // (ATen/core/TransformationHelper.h, uniform_real; ATen/native/cpu/DistributionTemplates.h,
-// uniform_kernel).
+// uniform_kernel). For kernels only (simd/vector.h).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
+#include "random/number53.h"
 #include "random/stream_kernels.h"
 
 namespace dormant::random {
+namespace {
 
-template <class Lanes, Format kFormat>
+// A map makes kElements elements of kWidth bytes of kWords words. This one takes the low 24 bits of
+// each.
+template <Format kFormat>
 class UniformMap {
  public:
-  UniformMap(double from, double to)
-      : scale_(Lanes::set_float(static_cast<float>(to) - static_cast<float>(from))),
-        offset_(Lanes::set_float(static_cast<float>(from))),
-        excluded_(Lanes::template round<kFormat>(Lanes::set_float(static_cast<float>(to)))),
-        instead_(Lanes::template round<kFormat>(offset_)) {}
+  static constexpr size_t kWords = 64;
+  static constexpr size_t kElements = kWords;
+  static constexpr size_t kWidth = simd::kWidth<kFormat>;
 
-  // Elements of two vectors from as many words.
-  void operator()(const uint32_t* words, typename Lanes::Float& low,
-                  typename Lanes::Float& high) const {
-    low = map(Lanes::load(words));
-    high = map(Lanes::load(words + Lanes::kCount));
+  UniformMap(double from, double to)
+      : scale_(simd::set<Float>(static_cast<float>(to) - static_cast<float>(from))),
+        offset_(simd::set<Float>(static_cast<float>(from))),
+        excluded_(simd::round<kFormat>(simd::set<Float>(static_cast<float>(to)))),
+        instead_(simd::round<kFormat>(offset_)) {}
+
+  void operator()(const uint32_t* words, unsigned char* out) const {
+    for (size_t i = 0; i < kWords; i += simd::kCount) {
+      const auto low24 = simd::load<simd::Int>(words + i) & 0xffffffu;
+      const Float u = simd::to_float(low24) * 0x1p-24f;
+      const Float value = simd::round<kFormat>(simd::affine(u, scale_, offset_));
+      // Rounding may reach the excluded bound; ATen then gives the lower one.
+      simd::store_elements<kFormat>(out + i * kWidth, value == excluded_ ? instead_ : value);
+    }
   }
 
  private:
-  // Uses the low 24 bits of each lane.
-  typename Lanes::Float map(typename Lanes::Int draw) const {
-    const auto low24 = Lanes::bit_and(draw, Lanes::set(0xffffff));
-    const auto u = Lanes::mul(Lanes::to_float(low24), Lanes::set_float(0x1p-24f));
-    const auto value = Lanes::template round<kFormat>(Lanes::affine(u, scale_, offset_));
-    // Rounding may reach the excluded bound; ATen then gives the lower one.
-    return Lanes::select(Lanes::equal(value, excluded_), instead_, value);
-  }
+  using Float = simd::Float;
 
-  typename Lanes::Float scale_;
-  typename Lanes::Float offset_;
-  typename Lanes::Float excluded_;
-  typename Lanes::Float instead_;
+  Float scale_;
+  Float offset_;
+  Float excluded_;
+  Float instead_;
 };
 
 // The same of 53 random bits.
-template <class Lanes>
-class UniformMap<Lanes, Format::float64> {
+template <>
+class UniformMap<Format::float64> {
  public:
-  UniformMap(double from, double to)
-      : scale_(Lanes::set_double(to - from)),
-        offset_(Lanes::set_double(from)),
-        excluded_(Lanes::set_double(to)) {}
+  static constexpr size_t kWords = 64;
+  static constexpr size_t kElements = kWords / 2;
+  static constexpr size_t kWidth = sizeof(double);
 
-  // Lanes::kDoubles elements from twice as many words.
-  typename Lanes::Double operator()(const uint32_t* words) const {
-    const auto value = Lanes::affine(Lanes::load_uniform53(words), scale_, offset_);
-    return Lanes::select_equal(value, excluded_, offset_);
+  UniformMap(double from, double to)
+      : scale_(simd::set<Double>(to - from)),
+        offset_(simd::set<Double>(from)),
+        excluded_(simd::set<Double>(to)) {}
+
+  void operator()(const uint32_t* words, unsigned char* out) const {
+    for (size_t i = 0; i < kWords; i += simd::kCount) {
+      const Double u = to_double(number53(words + i)) * 0x1p-53;
+      const Double value = simd::affine(u, scale_, offset_);
+      simd::store(out + i / 2 * kWidth, value == excluded_ ? offset_ : value);
+    }
   }
 
  private:
-  typename Lanes::Double scale_;
-  typename Lanes::Double offset_;
-  typename Lanes::Double excluded_;
+  using Double = simd::Double;
+
+  Double scale_;
+  Double offset_;
+  Double excluded_;
 };
 
+}  // namespace
 }  // namespace dormant::random
