@@ -13,6 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include "simd/kernels.h"
+
 namespace dormant::random {
 namespace {
 
@@ -229,43 +231,45 @@ constexpr size_t kBlocks = (kGroups * kGroup + kN + kGroup + kN - 1) / kN;
   }
 }
 
-// The two loops that cost anything, compiled for one vector unit.
+// The two loops that cost anything. They call what may leave inline functions behind, so this file
+// is compiled for the baseline and only these functions for more (simd/vector.h).
 struct Kernels {
   void (*square)(Polynomial&);
   void (*apply)(const Polynomial&, Words&);
+
+  static const Kernels& at(simd::At<simd::Level::portable>);
+  static const Kernels& at(simd::At<simd::Level::avx2>);
+  static const Kernels& at(simd::At<simd::Level::avx512>);
 };
 
-constexpr Kernels kBaseline = {
-    [](Polynomial& polynomial) { square_generic<16>(polynomial); },
-    [](const Polynomial& polynomial, Words& words) { apply_generic(polynomial, words); }};
+const Kernels& Kernels::at(simd::At<simd::Level::portable>) {
+  static constexpr Kernels kernels = {
+      [](Polynomial& polynomial) { square_generic<16>(polynomial); },
+      [](const Polynomial& polynomial, Words& words) { apply_generic(polynomial, words); }};
+  return kernels;
+}
 
 #if defined(__x86_64__)
 [[gnu::target("avx2")]] void square_avx2(Polynomial& polynomial) { square_generic<32>(polynomial); }
 [[gnu::target("avx2")]] void apply_avx2(const Polynomial& polynomial, Words& words) {
   apply_generic(polynomial, words);
 }
+const Kernels& Kernels::at(simd::At<simd::Level::avx2>) {
+  static constexpr Kernels kernels = {square_avx2, apply_avx2};
+  return kernels;
+}
+
 [[gnu::target("avx512f")]] void square_avx512(Polynomial& polynomial) {
   square_generic<64>(polynomial);
 }
 [[gnu::target("avx512f")]] void apply_avx512(const Polynomial& polynomial, Words& words) {
   apply_generic(polynomial, words);
 }
-constexpr Kernels kAvx2 = {square_avx2, apply_avx2};
-constexpr Kernels kAvx512 = {square_avx512, apply_avx512};
-#endif
-
-const Kernels& kernels(simd::Level level) {
-#if defined(__x86_64__)
-  if (level == simd::Level::avx512) {
-    return kAvx512;
-  }
-  if (level == simd::Level::avx2) {
-    return kAvx2;
-  }
-#endif
-  static_cast<void>(level);
-  return kBaseline;
+const Kernels& Kernels::at(simd::At<simd::Level::avx512>) {
+  static constexpr Kernels kernels = {square_avx512, apply_avx512};
+  return kernels;
 }
+#endif
 
 // x^steps modulo the characteristic polynomial.
 Polynomial power(uint64_t steps, const Kernels& kernels) {
@@ -332,7 +336,8 @@ void jump(Words& words, uint64_t blocks, simd::Level level) {
   twist(words, level);
   if (blocks > 1) {
     static PowerCache cache;
-    kernels(level).apply(*cache.get((blocks - 1) * kN, kernels(level)), words);
+    const auto& kernels = simd::kernels<Kernels>(level);
+    kernels.apply(*cache.get((blocks - 1) * kN, kernels), words);
   }
 }
 
