@@ -1,4 +1,4 @@
-// What a processor level offers to the quantisers: whole blocks and whole rows of elements, the
+// What a processor level offers to the quantizers: whole blocks and whole rows of elements, the
 // same bits at every level.
 #pragma once
 
@@ -10,7 +10,7 @@
 
 namespace dormant::quantize {
 
-using simd::Format;  // of the elements that are quantised; never float64
+using simd::Format;  // of the elements that are quantized; never float64
 
 // Block sizes are multiples of this.
 constexpr size_t kGroup = 32;

@@ -207,6 +207,37 @@ TEST(Stream, DrawsWhatTheEngineDraws) {
   }
 }
 
+// Every kernel where levels need not differ: bounds of uniform_ that make each step exact.
+TEST(Stream, IsTheSameAtEveryLevel) {
+  constexpr size_t kElements = 5000;
+  const at::mt19937_data_pod start = engine_at(7, 333);
+  const auto expect_same = [&](const std::string& what, auto run) {
+    std::vector<unsigned char> expected(kElements * 8);
+    Stream portable(start);
+    run(simd::kernels<StreamKernels>(simd::Level::portable), portable.block(), expected.data());
+    for (const StreamKernels* level : simd::available_kernels<StreamKernels>()) {
+      std::vector<unsigned char> got(kElements * 8);
+      Stream stream(start);
+      run(*level, stream.block(), got.data());
+      EXPECT_TRUE(got == expected) << what << " at level " << level->name;
+      EXPECT_TRUE(same_engine(stream.engine(), portable.engine())) << what << ", " << level->name;
+    }
+  };
+  expect_same("twist",
+              [](const StreamKernels& level, EngineBlock& block, void*) { level.twist(block, 3); });
+  for (const Format format :
+       {Format::float32, Format::bfloat16, Format::float16, Format::float64}) {
+    expect_same("uniform", [&](const StreamKernels& level, EngineBlock& block, void* out) {
+      level.uniform(block, format, out, kElements - 1, 0.0, 2.0);
+    });
+  }
+  for (const size_t width : {1, 2, 4, 8}) {
+    expect_same("bernoulli", [&](const StreamKernels& level, EngineBlock& block, void* out) {
+      level.bernoulli(block, width, 0x0102030405060708, out, kElements - 1, 0.3);
+    });
+  }
+}
+
 TEST(Stream, SkipsAsTheEngineDraws) {
   std::mt19937 pick(12);
   for (int trial = 0; trial < 200; ++trial) {
