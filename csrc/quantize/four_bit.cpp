@@ -13,6 +13,7 @@
 
 #include "quantize/cascade_mean.h"
 #include "quantize/source_format.h"
+#include "simd/kernels.h"
 
 namespace dormant::quantize {
 namespace {
@@ -92,7 +93,7 @@ void FourBit::run(const void* source, c10::ScalarType dtype, c10::IntArrayRef /*
   auto* absmax = static_cast<float*>(memory[nested_ ? 4 : 1]) + begin / block_size_;
   const int64_t full = count / block_size_;
   const auto block_size = static_cast<size_t>(block_size_);
-  const Kernels& level = kernels();
+  const Kernels& level = simd::kernels<Kernels>();
   level.four_bit(table_, Scaling::multiply, format, source, block_size, static_cast<size_t>(full),
                  packed, absmax);
 

@@ -4,6 +4,7 @@
 
 #include "quantize/kernels.h"
 #include "quantize/source_format.h"
+#include "simd/kernels.h"
 
 namespace dormant::quantize {
 
@@ -23,9 +24,10 @@ int64_t Int8Rows::unit(c10::IntArrayRef sizes) const { return sizes[1]; }
 void Int8Rows::run(const void* source, c10::ScalarType dtype, c10::IntArrayRef sizes, int64_t begin,
                    int64_t count, c10::ArrayRef<void*> memory) const {
   const int64_t columns = sizes[1];
-  kernels().int8_rows(source_format(dtype), source, static_cast<size_t>(columns),
-                      static_cast<size_t>(count / columns), static_cast<int8_t*>(memory[0]) + begin,
-                      static_cast<float*>(memory[1]) + begin / columns);
+  simd::kernels<Kernels>().int8_rows(source_format(dtype), source, static_cast<size_t>(columns),
+                                     static_cast<size_t>(count / columns),
+                                     static_cast<int8_t*>(memory[0]) + begin,
+                                     static_cast<float*>(memory[1]) + begin / columns);
 }
 
 void Int8Rows::finish(c10::IntArrayRef /*sizes*/, int /*threads*/,

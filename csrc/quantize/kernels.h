@@ -46,7 +46,4 @@ struct Kernels {
   static const Kernels& at(simd::At<simd::Level::avx512>);
 };
 
-// Those of the highest level that this processor has.
-const Kernels& kernels();
-
 }  // namespace dormant::quantize

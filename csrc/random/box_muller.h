@@ -71,12 +71,12 @@ inline void angle(simd::Int draw, simd::Float& cosine, simd::Float& sine) {
   Float s = polynomial(z, -1.9515295891e-4f, 8.3321608736e-3f, -1.6666654611e-1f);
   s = simd::fma(s * z, x, x);
 
-  const auto straight = (octant & 2u) == 0u;
+  const auto swapped = (octant & 2u) != 0u;
   const auto with_sign = [](Float v, Int turned) {
     return simd::bits<Float>(simd::bits<Int>(v) ^ (turned << 29 & 0x80000000u));
   };
-  cosine = with_sign(straight ? c : s, octant + 2u);
-  sine = with_sign(straight ? s : c, octant);
+  cosine = with_sign(swapped ? s : c, octant + 2u);
+  sine = with_sign(swapped ? c : s, octant);
 }
 
 // Both coordinates of the pair that the low 24 bits of the two draws give, mean 0 and deviation 1.

@@ -184,7 +184,7 @@ std::string describe(const ExactPath& path) {
 }  // namespace
 
 const StreamKernels& stream_kernels() {
-  static const StreamKernels& kernels = [&]() -> const StreamKernels& {
+  static const StreamKernels& kernels = []() -> const StreamKernels& {
     const std::string aten = at::get_cpu_capability();
     const simd::Level level = aten == "AVX512" ? simd::Level::avx512
                               : aten == "AVX2" ? simd::Level::avx2

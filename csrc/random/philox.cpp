@@ -31,7 +31,7 @@ void normal_double(const PhiloxKey& key, void* out, uint64_t begin, size_t n, do
     const uint64_t number = uint64_t{words[0]} << 32 | words[1];
     return static_cast<double>(number & ((uint64_t{1} << 53) - 1)) * 0x1p-53;
   };
-  const PhiloxKernels& kernels = philox_kernels();
+  const PhiloxKernels& kernels = simd::kernels<PhiloxKernels>();
   for_units<kElements, sizeof(double)>(begin, n, out, [&](uint64_t first, size_t units, void* to) {
     auto* element = static_cast<double*>(to);
     for (size_t i = 0; i < units; ++i) {
@@ -65,11 +65,6 @@ uint64_t stream_of(const at::mt19937_data_pod& place) {
 
 Philox::Philox(uint64_t seed, const at::mt19937_data_pod& place) : key_{seed, stream_of(place)} {}
 
-const PhiloxKernels& philox_kernels() {
-  static const PhiloxKernels& kernels = simd::kernels<PhiloxKernels>(simd::highest());
-  return kernels;
-}
-
 void Philox::uniform(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double from,
                      double to) const {
   const Format format = checked_format("uniform", dtype);
@@ -77,7 +72,7 @@ void Philox::uniform(c10::ScalarType dtype, void* out, uint64_t begin, size_t n,
                                                    : std::numeric_limits<float>::max();
   TORCH_CHECK_VALUE(from <= to && to - from <= largest, "fast uniform: got bounds ", from, " and ",
                     to, "; expected from <= to, and to - from finite in ", dtype);
-  philox_kernels().uniform(key_, format, out, begin, n, from, to);
+  simd::kernels<PhiloxKernels>().uniform(key_, format, out, begin, n, from, to);
 }
 
 void Philox::normal(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, double mean,
@@ -88,7 +83,7 @@ void Philox::normal(c10::ScalarType dtype, void* out, uint64_t begin, size_t n, 
   if (format == Format::float64) {
     normal_double(key_, out, begin, n, mean, std);
   } else {
-    philox_kernels().normal(key_, format, out, begin, n, mean, std);
+    simd::kernels<PhiloxKernels>().normal(key_, format, out, begin, n, mean, std);
   }
 }
 
@@ -107,7 +102,7 @@ void Philox::bernoulli(c10::ScalarType dtype, void* out, uint64_t begin, size_t 
     return;
   }
   const auto last = static_cast<uint32_t>(successes - 1);
-  philox_kernels().bernoulli(key_, one.width, one.bits, out, begin, n, last);
+  simd::kernels<PhiloxKernels>().bernoulli(key_, one.width, one.bits, out, begin, n, last);
 }
 
 }  // namespace dormant::random

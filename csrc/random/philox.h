@@ -43,7 +43,4 @@ class Philox {
   PhiloxKey key_;
 };
 
-// The kernels of the highest level that this processor has.
-const PhiloxKernels& philox_kernels();
-
 }  // namespace dormant::random

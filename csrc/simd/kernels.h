@@ -2,7 +2,7 @@
 //
 // A unit with kernels declares a table: a struct of function pointers, and a function at() for each
 // level that returns the table of that level. NAME_simd.cpp beside it is compiled once for each
-// level (cmake/SourceFlags.cmake) and defines at(Compiled) of lanes.h.
+// level (cmake/SourceFlags.cmake) and defines at(Compiled), the level of vector.h.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,7 @@
 namespace dormant::simd {
 
 template <class Table>
-const Table& kernels(Level level) {
+const Table& kernels(Level level = highest()) {
   switch (level) {
 #if defined(__x86_64__)
     case Level::avx512:
