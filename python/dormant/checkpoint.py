@@ -92,8 +92,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 f"{self._title()} has no tensor {name!r}; "
                 + (f"similar names: {similar}." if similar else f"it has {len(self)}.")
             )
-        patches.install()
-        return item.tensor()
+        with patches.in_use():
+            return item.tensor()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._items)
@@ -139,10 +139,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             ValueError: it has a tensor whose bytes are not in the file, or nests without end.
             NotImplementedError: it has a tensor that is no view of bytes in the file.
         """
-        patches.install()
         found: dict[str, Any] = {}
-        for content in self._contents:
-            found = {**content.extra(), **found}
+        with patches.in_use():
+            for content in self._contents:
+                found = {**content.extra(), **found}
         return found
 
     def verify(self, *, progress: bool | Callback | None = None) -> Verification:

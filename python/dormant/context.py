@@ -133,7 +133,7 @@ class lazy_init:
 
     def __enter__(self) -> None:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(patches.active())
+            stack.enter_context(patches.in_use())
             if self._dtype is not None:
                 stack.enter_context(_DefaultDtype(self._dtype))
             if self._device is not None:

@@ -130,41 +130,37 @@ def load(
     check_memory_budget(memory_budget, "load")
     # A quantiser of another library needs whole layers: one after the other, from the file.
     layerwise = materialize and bool(pending_layers(model))
-    patches.install()
-    try:
-        with MemoryTrace(trace_memory) as trace:
-            report = _load(
-                model,
-                checkpoint,
-                missing=missing,
-                unexpected=unexpected,
-                mismatched=mismatched,
-                rename=renaming(rename),
-                dtype=dtype,
+    # At the end the lazy tensors of the checkpoint are gone.
+    with patches.in_use(), MemoryTrace(trace_memory) as trace:
+        report = _load(
+            model,
+            checkpoint,
+            missing=missing,
+            unexpected=unexpected,
+            mismatched=mismatched,
+            rename=renaming(rename),
+            dtype=dtype,
+            place=place,
+            materialize=materialize and not layerwise,
+            memory_budget=memory_budget,
+            mmap=mmap,
+            progress=progress,
+        )
+        if layerwise:
+            finished = bring_to_life(
+                [("", model)],
                 place=place,
-                materialize=materialize and not layerwise,
                 memory_budget=memory_budget,
                 mmap=mmap,
                 progress=progress,
             )
-            if layerwise:
-                finished = bring_to_life(
-                    [("", model)],
-                    place=place,
-                    memory_budget=memory_budget,
-                    mmap=mmap,
-                    progress=progress,
-                )
-                report = replace(
-                    finished,
-                    missing=report.missing,
-                    unexpected=report.unexpected,
-                    mismatched=report.mismatched,
-                    seconds=report.seconds + finished.seconds,
-                )
-    finally:
-        # The lazy tensors of the checkpoint are gone by now.
-        patches.uninstall_if_idle()
+            report = replace(
+                finished,
+                missing=report.missing,
+                unexpected=report.unexpected,
+                mismatched=report.mismatched,
+                seconds=report.seconds + finished.seconds,
+            )
     report = with_memory_trace(report, trace.samples)
     if verbose:
         print(report)

@@ -1,6 +1,6 @@
 """Every Python function that dormant replaces, and why.
 
-They are in place only while a recording context is open or lazy tensors are alive, in the process.
+They are in place only while somebody in the process makes lazy tensors (`in_use`) or some are alive.
 Each replacement looks first whether a lazy tensor is concerned, and otherwise calls the original;
 so one that another library has wrapped meanwhile, and that therefore stays, does no harm.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -325,32 +326,40 @@ PATCHES: tuple[Patch, ...] = (
 
 # --- when they are in place ---------------------------------------------------------------------
 
+# Held for the whole of putting the patches in place or taking them away, and while the process
+# forks, so that a child finds the one or the other. Reentrant: what runs under it may be interrupted
+# by a garbage collection that ends a context.
 _lock = threading.RLock()
-_open_contexts = 0
+_users = 0
 _installed: list[tuple[Patch, Function, Function | None]] = []
 _waiting: list[Patch] = []  # for what is not imported yet, or not in this release
 
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
+
 
 @contextlib.contextmanager
-def active() -> Iterator[None]:
-    """Keeps the patches in place while open, and afterwards until no lazy tensor is left."""
-    global _open_contexts
+def in_use() -> Iterator[None]:
+    """Keeps the patches in place while open, and afterwards until no lazy tensor is left.
+
+    Whoever makes a lazy tensor, a context or a checkpoint, does it in here: another thread that
+    materializes the last lazy tensor meanwhile does not take the patches away. Any thread; it nests.
+    """
+    global _users
     with _lock:
-        _open_contexts += 1
-        install()
+        _users += 1
     try:
+        _install()
         yield
     finally:
         with _lock:
-            _open_contexts -= 1
+            _users -= 1
         uninstall_if_idle()
 
 
-def install() -> None:
-    """Puts the patches in place; nothing where they are.
-
-    Whoever makes a lazy tensor outside a context, such as a checkpoint's, calls it first.
-    """
+def _install() -> None:
+    """Puts in place what is not."""
     with _lock:
         if not _installed:
             # `torch.device` as a context keeps a list of the functions that make tensors from its
@@ -384,11 +393,11 @@ def installed() -> list[Patch]:
 
 
 def uninstall_if_idle() -> None:
-    """Takes the patches away where no context is open and no lazy tensor is alive."""
-    if not _installed or _open_contexts or _C.live_storages():
-        return
+    """Takes the patches away where nobody uses them and no lazy tensor is alive."""
+    if not _installed or _users or _C.live_storages():
+        return  # the usual case, seen without the lock
     with _lock:
-        if _open_contexts or _C.live_storages():
+        if _users or _C.live_storages():
             return
         while _installed:
             patch, replacement, own = _installed.pop()

@@ -29,9 +29,14 @@ class RecipeStorage:
         """A uint8 tensor over the whole storage, which keeps it alive."""
 
     def __reduce__(self) -> tuple[Callable[..., RecipeStorage], tuple[Any, ...]]:
-        if not _C.is_lazy(self.flat):  # it came to life after the tensor was reduced
-            return RecipeStorage, (self.flat,)
-        return load_storage, _C.dump(self.flat)
+        # Another thread may materialize it at any time after the tensor was reduced.
+        if _C.is_lazy(self.flat):
+            try:
+                return load_storage, _C.dump(self.flat)
+            except ValueError:
+                if _C.is_lazy(self.flat):
+                    raise
+        return RecipeStorage, (self.flat,)
 
 
 # One object per storage while any pickle refers to it. It keeps the storage alive, so the identity
@@ -90,8 +95,8 @@ def load_storage(document: bytes, tensors: Sequence[torch.Tensor]) -> RecipeStor
             f"dormant: recipe: malformed document: it is no UTF-8 text at byte {error.start} of "
             f"{len(document)}. The file is damaged, or no recipe; write it again."
         ) from error
-    patches.install()
-    return RecipeStorage(_C.load(document, list(tensors)))
+    with patches.in_use():
+        return RecipeStorage(_C.load(document, list(tensors)))
 
 
 def rebuild_tensor(
