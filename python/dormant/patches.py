@@ -1,8 +1,8 @@
 """Every Python function that dormant replaces, and why.
 
-They are in place only while somebody in the process makes lazy tensors (`in_use`) or some are alive.
-Each replacement looks first whether a lazy tensor is concerned, and otherwise calls the original;
-so one that another library has wrapped meanwhile, and that therefore stays, does no harm.
+They are in place only while somebody in the process makes lazy tensors (`in_use`), or some are
+alive. Each replacement looks first whether a lazy tensor is concerned, and otherwise calls the
+original; so one that another library has wrapped meanwhile, and that therefore stays, does no harm.
 """
 
 from __future__ import annotations
@@ -326,9 +326,8 @@ PATCHES: tuple[Patch, ...] = (
 
 # --- when they are in place ---------------------------------------------------------------------
 
-# Held for the whole of putting the patches in place or taking them away, and while the process
-# forks, so that a child finds the one or the other. Reentrant: what runs under it may be interrupted
-# by a garbage collection that ends a context.
+# Held while the patches are put in place or taken away, and while the process forks: a child
+# finds all of them or none. Reentrant: a garbage collection meanwhile may end a context.
 _lock = threading.RLock()
 _users = 0
 _installed: list[tuple[Patch, Function, Function | None]] = []
@@ -343,8 +342,8 @@ os.register_at_fork(
 def in_use() -> Iterator[None]:
     """Keeps the patches in place while open, and afterwards until no lazy tensor is left.
 
-    Whoever makes a lazy tensor, a context or a checkpoint, does it in here: another thread that
-    materializes the last lazy tensor meanwhile does not take the patches away. Any thread; it nests.
+    Whoever makes lazy tensors, a context or a checkpoint, does it in here: then another thread that
+    materializes the last one meanwhile does not take the patches away. Any thread; it nests.
     """
     global _users
     with _lock:
