@@ -81,6 +81,7 @@ lint: $(STAMPS)/packages ## check formatting, style and types
 	$(VENV)/bin/ruff format --no-cache --check $(PYTHON_CODE)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP_CODE)
+	$(PY) tools/check_thread_safety.py $(BUILD)/compile_commands.json
 
 .PHONY: format
 format: $(STAMPS)/packages ## rewrite the sources in the house format

@@ -178,7 +178,7 @@ c10::DataPtr File::map(uint64_t offset, size_t count) const {
   if (count == 0) {
     return {};
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const system::MutexLock lock(mutex_);
   auto mapping = mapping_.lock();
   if (!mapping || !mapping->claim(offset, offset + count)) {
     mapping = Mapping::make(descriptor_, identity_.size);

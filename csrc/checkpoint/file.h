@@ -10,10 +10,10 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "record/source.h"
+#include "system/mutex.h"
 
 struct stat;
 
@@ -65,8 +65,9 @@ class DORMANT_API File final : public record::Source {
   const std::string name_;
   const int descriptor_;
   Identity identity_{};
-  mutable std::mutex mutex_;
-  mutable std::weak_ptr<Mapping> mapping_;  ///< the latest; kept alive by its DataPtrs
+  mutable system::Mutex mutex_;
+  /// The latest; kept alive by its DataPtrs.
+  mutable std::weak_ptr<Mapping> mapping_ DORMANT_GUARDED_BY(mutex_);
 };
 
 }  // namespace dormant::checkpoint

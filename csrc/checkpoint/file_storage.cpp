@@ -26,7 +26,7 @@ FileStorage::FileStorage(std::shared_ptr<const record::Source> source, c10::Scal
 at::Tensor FileStorage::tensor() {
   const auto count = static_cast<int64_t>(nbytes_ / c10::elementSize(dtype_));
   const auto all = record::Geometry::contiguous({count}, dtype_);
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const system::MutexLock lock(mutex_);
   if (const auto latest = latest_.lock()) {
     if (const auto history = record::history_of(latest.get()); history && history->tail == read_) {
       return record::make_tensor(c10::Storage(latest), all);

@@ -9,10 +9,10 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 
 #include "record/node.h"
 #include "record/source.h"
+#include "system/mutex.h"
 
 namespace dormant::checkpoint {
 
@@ -34,9 +34,10 @@ class DORMANT_API FileStorage {
   const c10::ScalarType dtype_;
   const uint64_t offset_;
   const uint64_t nbytes_;
-  std::mutex mutex_;
-  c10::weak_intrusive_ptr<c10::StorageImpl> latest_;
-  record::NodePtr read_;  ///< what the latest storage holds while nobody wrote to it
+  system::Mutex mutex_;
+  c10::weak_intrusive_ptr<c10::StorageImpl> latest_ DORMANT_GUARDED_BY(mutex_);
+  /// What the latest storage holds while nobody wrote to it.
+  record::NodePtr read_ DORMANT_GUARDED_BY(mutex_);
 };
 
 }  // namespace dormant::checkpoint

@@ -6,12 +6,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "record/lazy_storage.h"
+#include "system/mutex.h"
 
 namespace dormant::record {
 namespace {
@@ -19,9 +19,9 @@ namespace {
 constexpr auto kBetweenLooks = std::chrono::milliseconds(50);
 
 struct Registry {
-  std::mutex mutex;
-  std::condition_variable released;
-  std::unordered_map<const c10::StorageImpl*, std::thread::id> owners;
+  system::Mutex mutex;
+  std::condition_variable_any released;
+  std::unordered_map<const c10::StorageImpl*, std::thread::id> owners DORMANT_GUARDED_BY(mutex);
 };
 
 Registry& registry() {
@@ -42,7 +42,7 @@ class Claims {
   /// The destructor also runs where this throws half-way: no claim outlives its thread's interest.
   explicit Claims(c10::ArrayRef<c10::Storage> wanted) : Claims() {
     auto& all = registry();
-    const std::lock_guard<std::mutex> lock(all.mutex);
+    const system::MutexLock lock(all.mutex);
     const auto me = std::this_thread::get_id();
     claimed_.reserve(wanted.size());
     for (const auto& storage : wanted) {
@@ -57,7 +57,7 @@ class Claims {
   ~Claims() {
     auto& all = registry();
     {
-      const std::lock_guard<std::mutex> lock(all.mutex);
+      const system::MutexLock lock(all.mutex);
       for (const auto* storage : claimed_) {
         all.owners.erase(storage);
       }
@@ -79,10 +79,12 @@ class Claims {
 
 /// Until nobody has claimed the storage, or about as long as `kBetweenLooks`.
 void wait_for(const c10::Storage& storage) {
+  const auto end = std::chrono::steady_clock::now() + kBetweenLooks;
   auto& all = registry();
-  std::unique_lock<std::mutex> lock(all.mutex);
-  all.released.wait_for(lock, kBetweenLooks,
-                        [&] { return all.owners.count(storage.unsafeGetStorageImpl()) == 0; });
+  const system::MutexLock lock(all.mutex);
+  while (all.owners.count(storage.unsafeGetStorageImpl()) != 0 &&
+         all.released.wait_until(all.mutex, end) != std::cv_status::timeout) {
+  }
 }
 
 std::vector<c10::Storage> wanted_of(c10::ArrayRef<c10::Storage> storages, const Making& making) {

@@ -53,7 +53,7 @@ void Pages::prepare(std::byte* memory, size_t nbytes) {
   bool sample = false;
   double ordinary = 0;
   {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const MutexLock lock(mutex_);
     const auto call = calls_++;
     if (call < next_attempt_) {
       return;
@@ -70,7 +70,7 @@ void Pages::prepare(std::byte* memory, size_t nbytes) {
     ask_for_huge_page(begin);
     dear = touch(begin) > kMargin * ordinary;
   }
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const MutexLock lock(mutex_);
   ordinary_seconds_ = ordinary;
   pause_ = dear ? std::clamp(2 * pause_, kShortestPause, kLongestPause) : 0;
   next_attempt_ = dear ? calls_ + pause_ : next_attempt_;

@@ -8,7 +8,8 @@
 #pragma once
 
 #include <cstddef>
-#include <mutex>
+
+#include "system/mutex.h"
 
 namespace dormant::system {
 
@@ -19,11 +20,14 @@ class Pages {
   void prepare(std::byte* memory, size_t nbytes);
 
  private:
-  std::mutex mutex_;
-  size_t calls_ = 0;
-  double ordinary_seconds_ = 0;  ///< for two megabytes of ordinary pages
-  size_t next_attempt_ = 0;      ///< the call from which huge pages are tried again
-  size_t pause_ = 0;             ///< calls without huge pages after the last dear one
+  Mutex mutex_;
+  size_t calls_ DORMANT_GUARDED_BY(mutex_) = 0;
+  /// For two megabytes of ordinary pages.
+  double ordinary_seconds_ DORMANT_GUARDED_BY(mutex_) = 0;
+  /// The call from which huge pages are tried again.
+  size_t next_attempt_ DORMANT_GUARDED_BY(mutex_) = 0;
+  /// Calls without huge pages after the last dear one.
+  size_t pause_ DORMANT_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace dormant::system

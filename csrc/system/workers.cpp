@@ -27,6 +27,7 @@ void Workers::run(size_t count, const std::function<void(size_t)>& work) {
       }
     });
   }
+  const MutexLock lock(mutex_);
   if (error_) {
     std::rethrow_exception(error_);
   }
@@ -57,7 +58,7 @@ void Workers::run_here(size_t count, const std::function<void(size_t)>& work) no
       work(i);
     }
   } catch (...) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+    const MutexLock lock(mutex_);
     if (!error_) {
       error_ = std::current_exception();
     }

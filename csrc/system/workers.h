@@ -6,9 +6,10 @@
 #include <cstddef>
 #include <exception>
 #include <functional>
-#include <mutex>
 #include <thread>
 #include <utility>
+
+#include "system/mutex.h"
 
 namespace dormant::system {
 
@@ -45,8 +46,8 @@ class Workers {
   std::atomic<size_t> done_{0};
   std::atomic<bool> stopped_{false};
   Clock::time_point told_ = Clock::now();
-  std::mutex mutex_;
-  std::exception_ptr error_;
+  Mutex mutex_;
+  std::exception_ptr error_ DORMANT_GUARDED_BY(mutex_);
 };
 
 }  // namespace dormant::system
