@@ -67,14 +67,15 @@ std::set<std::string> sources(const at::Tensor& tensor) {
   return names;
 }
 
-/// Looks for Ctrl-C, then calls `on_step`, from a thread without the GIL.
+/// Looks for Ctrl-C, then calls `on_step` where there is something to tell, from a thread without
+/// the GIL.
 std::function<void(size_t, size_t)> interruptible(const OnStep& on_step) {
   return [&on_step](size_t done, size_t total) {
     const py::gil_scoped_acquire python;
     if (PyErr_CheckSignals() != 0) {
       throw py::error_already_set();
     }
-    if (on_step) {
+    if (on_step && total != 0) {
       (*on_step)(done, total);
     }
   };

@@ -267,4 +267,8 @@ bool carries_key(const at::Tensor& tensor) noexcept {
 
 int64_t live_storages() noexcept { return live_count.load(std::memory_order_relaxed); }
 
+StorageToCome::StorageToCome() noexcept { live_count.fetch_add(1, std::memory_order_relaxed); }
+
+StorageToCome::~StorageToCome() { live_count.fetch_sub(1, std::memory_order_relaxed); }
+
 }  // namespace dormant::record

@@ -98,7 +98,18 @@ DORMANT_API void settle(const at::Tensor& tensor);
 /// Whether the tensor's own key set has DeferredInit.
 DORMANT_API bool carries_key(const at::Tensor& tensor) noexcept;
 
-/// Number of lazy storages alive in this process.
+/// Number of lazy storages alive in this process, and of those to come.
 DORMANT_API int64_t live_storages() noexcept;
+
+/// Counts as a lazy storage while it lives. Who reads histories to make a lazy storage of them
+/// holds one from before the first read: so whoever looks in between, when another thread has given
+/// the last lazy storage its memory, does not take the process for one without lazy storages.
+class StorageToCome {
+ public:
+  DORMANT_API StorageToCome() noexcept;
+  DORMANT_API ~StorageToCome();
+  StorageToCome(const StorageToCome&) = delete;
+  StorageToCome& operator=(const StorageToCome&) = delete;
+};
 
 }  // namespace dormant::record

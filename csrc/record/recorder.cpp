@@ -520,6 +520,7 @@ void bump_version(const at::Tensor& tensor) {
 }
 
 c10::Storage clone_storage(const c10::Storage& source) {
+  const StorageToCome copy_to_come;
   const auto history = history_of(source.unsafeGetStorageImpl());
   if (!history) {
     auto copy = allocate(source.nbytes());
@@ -536,6 +537,7 @@ c10::Storage clone_storage(const c10::Storage& source) {
 bool record(const Call& call) {
   // What recording itself calls (copies of captured tensors, checks of arguments) is not recorded.
   const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
+  const StorageToCome result;
   switch (call.traits.route) {
     case Route::make_empty:
       return record_empty(call);

@@ -56,8 +56,9 @@ struct MaterializeOptions {
   /// materialize throws c10::ValueError, which says the minimum.
   std::optional<size_t> memory_budget;
   Mmap mmap = Mmap::automatic;
-  /// Called with (done, total) bytes; an exception thrown here stops the work and comes out of
-  /// materialize. What was not finished stays lazy.
+  /// Called with (done, total) bytes, and with (0, 0) while another thread makes what is wanted; an
+  /// exception thrown here stops the work and comes out of materialize. What was not finished stays
+  /// lazy.
   std::function<void(size_t done, size_t total)> on_step;
 };
 
