@@ -1,22 +1,20 @@
-# fuzz_NAME for each fuzz/NAME.cpp that defines LLVMFuzzerTestOneInput, with the parsers compiled into it: under clang
-# with libFuzzer, else with fuzz/mutation_driver.cpp. ctest runs each for a moment, `make fuzz` for longer.
-# Included by the whole build and by fuzz/CMakeLists.txt, which builds nothing else.
+# fuzz_NAME for each fuzz/NAME.cpp that defines LLVMFuzzerTestOneInput, linked from the library's objects as the tests
+# are: under clang with libFuzzer, else with fuzz/mutation_driver.cpp. ctest runs each for a moment, `make fuzz` for
+# longer. Included by the whole build and by fuzz/CMakeLists.txt, whose `dormant` is for these alone.
 cmake_path(SET _root NORMALIZE "${CMAKE_CURRENT_LIST_DIR}/..")
 option(DORMANT_LIBFUZZER "Link the fuzz targets with libFuzzer (needs clang)" OFF)
-set(_parsers checkpoint/safetensors checkpoint/index checkpoint/file text/json_reader text/printable)
-list(TRANSFORM _parsers PREPEND "${_root}/csrc/")
-list(TRANSFORM _parsers APPEND ".cpp")
 file(GLOB _targets CONFIGURE_DEPENDS "${_root}/fuzz/*.cpp")
 list(FILTER _targets EXCLUDE REGEX "/mutation_driver\\.cpp$")
-add_library(fuzzed_parsers STATIC EXCLUDE_FROM_ALL ${_parsers})
-target_include_directories(fuzzed_parsers PUBLIC "${_root}/include" "${_root}/csrc")
-target_link_libraries(fuzzed_parsers PUBLIC c10 nlohmann_json)
-dormant_compile_options(fuzzed_parsers)
+if(DORMANT_LIBFUZZER)
+  target_compile_options(dormant PRIVATE -fsanitize=fuzzer-no-link)
+endif()
 add_custom_target(fuzzers)
 foreach(_source IN LISTS _targets)
   cmake_path(GET _source STEM _name)
-  add_executable(fuzz_${_name} ${_source})
-  target_link_libraries(fuzz_${_name} PRIVATE fuzzed_parsers)
+  add_executable(fuzz_${_name} ${_source} $<TARGET_OBJECTS:dormant>)
+  target_include_directories(fuzz_${_name} PRIVATE "${_root}/include" "${_root}/csrc")
+  target_link_libraries(fuzz_${_name} PRIVATE torch nlohmann_json
+                                              $<TARGET_NAME_IF_EXISTS:OpenMP::OpenMP_CXX>)
   dormant_compile_options(fuzz_${_name})
   add_dependencies(fuzzers fuzz_${_name})
   if(DORMANT_LIBFUZZER)
@@ -26,6 +24,3 @@ foreach(_source IN LISTS _targets)
     add_test(NAME fuzz_${_name} COMMAND fuzz_${_name} --seconds 2 "${_root}/fuzz/corpus/${_name}")
   endif()
 endforeach()
-if(DORMANT_LIBFUZZER)
-  target_compile_options(fuzzed_parsers PRIVATE -fsanitize=fuzzer-no-link)
-endif()

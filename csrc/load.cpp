@@ -248,7 +248,7 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
   }
   record::Snapshot snapshot(storages);
   std::vector<const c10::StorageImpl*> begun;
-  const auto put_back = [&] {
+  const auto put_back = [&, &targets = targets] {
     snapshot.restore();
     for (const auto& target : targets) {
       record::settle(target.tensor);

@@ -22,11 +22,14 @@
 #include <vector>
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
+/// A target may know better how to change its inputs.
+extern "C" __attribute__((weak)) size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size,
+                                                                size_t limit, unsigned int seed);
 
 namespace {
 
 constexpr const char* kFailure = "failing-input";
-constexpr size_t kLongest = 4096;
+constexpr size_t kLongest = 16384;
 
 // What mutations of single bytes rarely find.
 constexpr std::array<std::string_view, 30> kTokens = {"{",
@@ -83,6 +86,13 @@ class Mutator {
 
   std::string next() {
     auto text = corpus_[below(corpus_.size())];
+    if (LLVMFuzzerCustomMutator != nullptr && below(4) != 0) {
+      const auto size = text.size();
+      text.resize(kLongest);
+      text.resize(LLVMFuzzerCustomMutator(reinterpret_cast<uint8_t*>(text.data()), size, kLongest,
+                                          static_cast<unsigned int>(random_())));
+      return text;
+    }
     for (auto left = 1 + below(6); left > 0; --left) {
       mutate(text);
     }

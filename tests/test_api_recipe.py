@@ -259,7 +259,7 @@ def test_an_operator_that_recipes_may_not_run_is_refused() -> None:
 
 def test_another_version_is_refused() -> None:
     content = document(lazy_normal())
-    assert content["version"] == 1
+    assert content["version"] == 2
     content["version"] = 10_000
     with pytest.raises(ValueError, match="10000"):
         recipe.load_storage(json.dumps(content).encode(), [])

@@ -15,10 +15,10 @@
 
 #include "bindings/parts.h"
 #include "random/exact_path.h"
+#include "recipe/recipe.h"
 #include "record/fallback.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
-#include "record/recipe.h"
 #include "record/recorder.h"
 #include "record/replay.h"
 #include "record/snapshot.h"
@@ -206,12 +206,12 @@ at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
 }
 
 py::tuple dump(const at::Tensor& tensor) {
-  auto recipe = dump_recipe(storage_of(tensor));
+  const auto recipe = dormant::recipe::write(storage_of(tensor));
   return py::make_tuple(py::bytes(recipe.document), recipe.tensors);
 }
 
 at::Tensor load(const py::bytes& document, const std::vector<at::Tensor>& tensors) {
-  return flat(load_recipe(static_cast<std::string_view>(document), tensors));
+  return flat(dormant::recipe::read(static_cast<std::string_view>(document), tensors));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <bit>
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
@@ -162,10 +163,16 @@ Position Position::deserialize(std::string_view bytes) {
     position.cached_float_normal_ =
         std::bit_cast<float>(reader.get<uint32_t>("the cached float normal"));
   }
+  TORCH_CHECK_VALUE(std::isfinite(position.cached_normal_.value_or(0)) &&
+                        std::isfinite(position.cached_float_normal_.value_or(0)),
+                    "Position::deserialize: a cached normal is not finite. The data is not a "
+                    "position; save it again.");
   if ((flags & kSinceSeeding) != 0) {
     position.draws_ = reader.get<uint64_t>("the count of draws");
     reader.expect_end();
-    position.set_state(state_after(position.seed_, *position.draws_));
+    const at::mt19937_data_pod state = state_after(position.seed_, *position.draws_);
+    position.set_state(state);
+    note_state(state, *position.draws_);
     return position;
   }
   at::mt19937_data_pod state{};
@@ -174,13 +181,22 @@ Position Position::deserialize(std::string_view bytes) {
   state.left_ = reader.get<uint16_t>("the count of draws left");
   state.next_ = reader.get<uint16_t>("the index of the next word");
   constexpr int kN = at::MERSENNE_STATE_N;
-  TORCH_CHECK_VALUE(
-      state.left_ >= 1 && state.left_ <= kN && state.next_ <= static_cast<uint32_t>(kN),
-      "Position::deserialize: got ", state.left_, " draws left and next word ", state.next_,
-      ", expected 1..624 and 0..624. The data is not a position; save it again.");
+  // at::mt19937 seeds with 1 and 0; each draw moves one from the former to the latter, and the 624
+  // words of a block are drawn in order. Anything else would read beyond them.
+  TORCH_CHECK_VALUE((state.left_ == 1 && state.next_ == 0) ||
+                        (state.left_ >= 1 && state.left_ <= kN &&
+                         state.left_ + static_cast<int>(state.next_) == kN + 1),
+                    "Position::deserialize: got ", state.left_, " draws left and next word ",
+                    state.next_, ", expected 1 and 0, or a sum of ", kN + 1,
+                    ". The data is not a position; save it again.");
+  bool only_zeros = true;
   for (uint32_t& word : state.state_) {
     word = reader.get<uint32_t>("the words");
+    only_zeros = only_zeros && word == 0;
   }
+  TORCH_CHECK_VALUE(!only_zeros,
+                    "Position::deserialize: all 624 words are 0, which no seed leads to. The data "
+                    "is not a position; save it again.");
   reader.expect_end();
   position.set_state(state);
   return position;

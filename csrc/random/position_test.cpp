@@ -195,6 +195,31 @@ TEST(Position, RefusesMalformedBytes) {
     EXPECT_THROW(Position::deserialize(state_bytes), c10::ValueError)
         << "byte " << at << " = " << value;
   }
+  std::string beyond = whole;  // 624 left of a block of which 624 were drawn
+  beyond.replace(kLeft, 4, std::string("\x70\x02\x70\x02", 4));
+  EXPECT_THROW(Position::deserialize(beyond), c10::ValueError);
+  std::string zeros = whole;
+  zeros.replace(kLeft + 4, std::string::npos, std::string(4 * size_t{624}, '\0'));
+  EXPECT_THROW(Position::deserialize(zeros), c10::ValueError);
+  std::string normal = since_seeding;
+  normal.replace(2 + 8 + 6, 2, "\xf0\x7f");  // infinity
+  EXPECT_THROW(Position::deserialize(normal), c10::ValueError);
+}
+
+TEST(Position, ThatWasReadIsAsShortWhenItIsTakenAgain) {
+  const std::string bytes = [] {
+    at::CPUGeneratorImpl generator(50);
+    Position::of(generator);
+    at::mt19937 engine(50);
+    engine.set_data(state_after(50, 1'000'000'007));
+    generator.set_engine(engine);
+    note_draws(generator, 1'000'000'007);
+    return Position::of(generator).serialize();
+  }();
+  ASSERT_EQ(bytes.size(), kShort);
+  const SeparateTrace trace;
+  at::Generator restored = Position::deserialize(bytes).restore();
+  EXPECT_EQ(Position::of(*restored.get<at::CPUGeneratorImpl>()).serialize(), bytes);
 }
 
 TEST(PositionThreaded, MayBeReadByManyThreads) {

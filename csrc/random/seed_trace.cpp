@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <utility>
 
 #include "random/mt19937.h"
 
@@ -42,9 +43,11 @@ std::optional<uint64_t> search(Place place, const at::mt19937_data_pod& state) {
   return std::nullopt;
 }
 
+}  // namespace
+
 // What a thread remembers: places by seed, the last met first, and the draws noted since it met
 // that one.
-class Memory {
+class SeedMemory {
  public:
   void note(const at::CPUGeneratorImpl& generator, uint64_t draws) {
     if (noted_generator_ != &generator) {
@@ -52,6 +55,10 @@ class Memory {
       noted_draws_ = 0;
     }
     noted_draws_ += draws;
+  }
+
+  void note_state(const at::mt19937_data_pod& state, uint64_t draws) {
+    at_seed(state.seed_) = {.seed = state.seed_, .draws = draws, .words = state.state_};
   }
 
   std::optional<uint64_t> locate(const at::CPUGeneratorImpl& generator,
@@ -115,20 +122,30 @@ class Memory {
   uint64_t noted_draws_ = 0;
 };
 
-Memory& memory() {
-  thread_local Memory memory;
+namespace {
+
+std::unique_ptr<SeedMemory>& memory() {
+  thread_local auto memory = std::make_unique<SeedMemory>();
   return memory;
 }
 
 }  // namespace
 
+SeparateTrace::SeparateTrace() : kept_(std::exchange(memory(), std::make_unique<SeedMemory>())) {}
+
+SeparateTrace::~SeparateTrace() { memory() = std::move(kept_); }
+
+void note_state(const at::mt19937_data_pod& state, uint64_t draws) {
+  memory()->note_state(state, draws);
+}
+
 void note_draws(const at::CPUGeneratorImpl& generator, uint64_t draws) {
-  memory().note(generator, draws);
+  memory()->note(generator, draws);
 }
 
 std::optional<uint64_t> draws_since_seeding(const at::CPUGeneratorImpl& generator,
                                             const at::mt19937_data_pod& state) {
-  return memory().locate(generator, state);
+  return memory()->locate(generator, state);
 }
 
 at::mt19937_data_pod state_after(uint64_t seed, uint64_t draws) {

@@ -10,6 +10,7 @@
 #include <ATen/core/MT19937RNGEngine.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 
 namespace dormant::random {
@@ -22,6 +23,22 @@ void note_draws(const at::CPUGeneratorImpl& generator, uint64_t draws);
 // fraction of a millisecond, once.
 std::optional<uint64_t> draws_since_seeding(const at::CPUGeneratorImpl& generator,
                                             const at::mt19937_data_pod& state);
+
+// Tells that so many draws after seeding, which the caller has computed, lead to `state`.
+void note_state(const at::mt19937_data_pod& state, uint64_t draws);
+
+// While it lives, this thread notes and remembers other things: for work with many generators that
+// have nothing to do with the thread's own.
+class SeparateTrace {
+ public:
+  SeparateTrace();
+  ~SeparateTrace();
+  SeparateTrace(const SeparateTrace&) = delete;
+  SeparateTrace& operator=(const SeparateTrace&) = delete;
+
+ private:
+  std::unique_ptr<class SeedMemory> kept_;
+};
 
 // The engine after manual_seed(seed) and so many draws. Cheap for counts that this thread asks for
 // in rising order.

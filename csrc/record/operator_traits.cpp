@@ -356,9 +356,4 @@ const OperatorTraits& traits_of(const c10::OperatorHandle& op) {
   return found != cache.end() ? found->second : cache.emplace(key, describe(op)).first->second;
 }
 
-bool may_replay(const c10::OperatorHandle& op) {
-  const auto route = traits_of(op).route;
-  return route == Route::in_place || route == Route::functional;
-}
-
 }  // namespace dormant::record

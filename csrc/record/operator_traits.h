@@ -62,7 +62,4 @@ struct OperatorTraits {
 /// The traits of `op`; cached per thread, valid for the life of the thread.
 DORMANT_API const OperatorTraits& traits_of(const c10::OperatorHandle& op);
 
-/// Whether a recipe that comes from a file may contain `op`.
-DORMANT_API bool may_replay(const c10::OperatorHandle& op);
-
 }  // namespace dormant::record
