@@ -124,7 +124,7 @@ CLANG = $(shell command -v clang++)
 
 .PHONY: fuzz
 fuzz: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
-fuzz: build ## mutate what each parser reads, under sanitizers (FUZZ_SECONDS=60 FUZZ_SEED=1; libFuzzer with clang++)
+fuzz: build ## mutate what is read from files, under sanitizers (FUZZ_SECONDS=60 FUZZ_SEED=1; libFuzzer with clang++)
 	@$(CMAKE) -G Ninja -S fuzz -B build-fuzz -Wno-author -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja \
 		-DPython_EXECUTABLE=$(CURDIR)/$(PY) $(if $(CLANG),-DDORMANT_LIBFUZZER=ON -DCMAKE_CXX_COMPILER=$(CLANG)) >/dev/null
 	$(CMAKE) --build build-fuzz --target fuzzers -j $(JOBS)

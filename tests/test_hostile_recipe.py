@@ -64,7 +64,7 @@ def refuse(make: Callable[[], torch.Tensor], edit: Edit) -> None:
     load(document, tensors)
     edit(document, tensors)
     living, state, threads = _C.live_storages(), torch.get_rng_state(), torch.get_num_threads()
-    with pytest.raises(ValueError, match="dormant: recipe: .*Next: "):
+    with pytest.raises(ValueError, match=r"dormant: recipe: .*Next: "):
         load(document, tensors)
     assert _C.live_storages() == living
     assert torch.equal(torch.get_rng_state(), state)

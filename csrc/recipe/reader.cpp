@@ -14,7 +14,6 @@
 #include "record/infer.h"
 #include "record/lazy_storage.h"
 #include "record/recorder.h"
-#include "record/validity.h"
 #include "system/dispatch_state.h"
 #include "text/printable.h"
 
@@ -52,14 +51,6 @@ c10::OperatorHandle find_operator(const json& encoded) {
 bool takes_generator(const c10::Type& type) {
   const auto* optional = type.castRaw<c10::OptionalType>();
   return (optional ? *optional->getElementType() : type).kind() == c10::TypeKind::GeneratorType;
-}
-
-bool record_call(const record::Call& call) {
-  const std::lock_guard<std::recursive_mutex> lock(record::graph_mutex());
-  const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
-  return values_in_range(call) &&
-         (call.traits.route == record::Route::in_place ? record_in_place(call)
-                                                       : record_functional(call));
 }
 
 class Reader {
@@ -212,13 +203,14 @@ class Reader {
     for (size_t i = 0; i < formals.size(); ++i) {
       stack.push_back(argument(arguments[i], formals[i]));
     }
-    const record::Call call(op, c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
-    (void)integer_from_json(encoded["threads"], "a number of threads", 1, kMostThreads);
+    record::Call call(op, c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
+    call.threads = static_cast<int32_t>(
+        integer_from_json(encoded["threads"], "a number of threads", 1, kMostThreads));
     TORCH_CHECK_VALUE(!may_crash(op, call.arguments()), record::full_name(op),
                       " of integers that rounds towards zero can't be in a recipe");
     TORCH_CHECK_VALUE(!reads_lazy_values(call), record::full_name(op),
                       " would read values of a lazy tensor");
-    TORCH_CHECK_VALUE(record_call(call), record::full_name(op),
+    TORCH_CHECK_VALUE(record::record(call), record::full_name(op),
                       " would not be recorded with these arguments");
     for (const auto* operand : operands_) {
       TORCH_CHECK_VALUE(operand->storage.nbytes() == operand->nbytes, record::full_name(op),

@@ -1,12 +1,23 @@
 #include "system/thread_count.h"
 
 #include <ATen/Parallel.h>
+#ifdef _OPENMP  // which the fuzz targets are built without
 #include <omp.h>
+#endif
 
 // Where torch was built with MKL it exports this; it changes the calling thread only.
 extern "C" int MKL_Set_Num_Threads_Local(int count) __attribute__((weak));
 
 namespace dormant::system {
+namespace {
+
+void set_openmp_threads([[maybe_unused]] int count) {
+#ifdef _OPENMP
+  omp_set_num_threads(count);
+#endif
+}
+
+}  // namespace
 
 // What at::set_num_threads does (aten/src/ATen/ParallelOpenMP.cpp), but for the process's number.
 ThreadCount::ThreadCount(int count) {
@@ -15,7 +26,7 @@ ThreadCount::ThreadCount(int count) {
     return;
   }
   before_ = now;
-  omp_set_num_threads(count);
+  set_openmp_threads(count);
   if (MKL_Set_Num_Threads_Local != nullptr) {
     before_mkl_ = MKL_Set_Num_Threads_Local(count);
   }
@@ -25,7 +36,7 @@ ThreadCount::~ThreadCount() {
   if (before_ == 0) {
     return;
   }
-  omp_set_num_threads(before_);
+  set_openmp_threads(before_);
   if (MKL_Set_Num_Threads_Local != nullptr) {
     MKL_Set_Num_Threads_Local(before_mkl_);
   }
