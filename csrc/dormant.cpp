@@ -18,7 +18,7 @@ bool is_lazy(const at::Tensor& tensor) noexcept {
 
 Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOptions& options) {
   auto engine = engine_options(options);
-  engine.only_owners = tile::only_owners(tensors);
+  engine.sole_views = tile::sole_views(tensors);
   std::vector<c10::Storage> storages;
   for (const auto& tensor : tensors) {
     if (is_lazy(tensor)) {

@@ -19,7 +19,7 @@
 #include "record/snapshot.h"
 #include "record/source_node.h"
 #include "text/printable.h"
-#include "tile/rewrite.h"
+#include "tile/materialize_over.h"
 
 namespace dormant {
 namespace {

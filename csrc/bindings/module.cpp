@@ -24,7 +24,7 @@
 #include "record/snapshot.h"
 #include "record/source_node.h"
 #include "tile/engine.h"
-#include "tile/rewrite.h"
+#include "tile/materialize_over.h"
 #include "tile/sink.h"
 
 namespace py = pybind11;
@@ -125,7 +125,7 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
                     "dormant: materialize: values=\"", values,
                     "\", expected \"exact\", \"fast\" or \"empty\"");
   dormant::tile::Options options;
-  options.only_owners = dormant::tile::only_owners(tensors);
+  options.sole_views = dormant::tile::sole_views(tensors);
   std::vector<c10::Storage> storages;
   for (const auto& tensor : tensors) {
     if (is_lazy(tensor)) {

@@ -250,9 +250,9 @@ class Work {
       mapped_.push_back(std::move(target));
       return;
     }
-    const auto owner = options_.only_owners.find(impl);
-    if (owner != options_.only_owners.end() && target.destination == nullptr) {
-      target.part = part_of(owner->second, *program, storage.use_count());
+    const auto view = options_.sole_views.find(impl);
+    if (view != options_.sole_views.end() && target.destination == nullptr) {
+      target.part = part_of(view->second, *program, storage.use_count());
     }
     jobs_.push_back(make_job(std::move(target), std::move(program)));
   }
@@ -463,7 +463,7 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, cons
         written.insert(storage);
       }
     }
-    options.only_owners.clear();  // of what has to be made once more, somebody has made a view
+    options.sole_views.clear();  // of what has to be made once more, somebody has made a view
   };
   const auto while_waiting = [&] {
     if (options.on_step) {

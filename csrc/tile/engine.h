@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "record/replay.h"
-#include "tile/only_owner.h"
+#include "tile/sole_view.h"
 
 namespace dormant::tile {
 
@@ -62,7 +62,7 @@ struct Options {
   std::optional<size_t> memory_budget;
   Mmap mmap = Mmap::automatic;
   /// Views that nothing else shares a storage with: the rest of their storages isn't made.
-  OnlyOwners only_owners;
+  SoleViews sole_views;
   /// Only of storages that have a program; the others get memory of their own.
   std::unordered_map<const c10::StorageImpl*, Destination>* destinations = nullptr;
   /// Called on the calling thread with (done, total) bytes, at least every tenth of a second while

@@ -189,8 +189,8 @@ void allocate_target(Target& target) {
 }
 
 std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program) {
-  if (const auto walk = walk_of(*program); walk.turn) {
-    return make_turned_job(std::move(target), std::move(program), *walk.turn);
+  if (const auto walk = walk_of(*program); walk.transposed) {
+    return make_turned_job(std::move(target), std::move(program), *walk.transposed);
   }
   return std::make_unique<StorageJob>(std::move(target), std::move(program));
 }

@@ -15,9 +15,9 @@
 #include "record/lazy_storage.h"
 #include "system/pages.h"
 #include "tile/mapping.h"
-#include "tile/only_owner.h"
 #include "tile/program.h"
-#include "tile/turn.h"
+#include "tile/sole_view.h"
+#include "tile/walk.h"
 
 namespace dormant::tile {
 
@@ -84,7 +84,7 @@ std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> prog
 
 /// The same, where the program is best run by rectangles.
 std::unique_ptr<Job> make_turned_job(Target target, std::shared_ptr<const Program> program,
-                                     Turn turn);
+                                     Transposed transposed);
 
 /// Storages that one quantise node writes, some or all of them. Null where the tensor that it reads
 /// has no program.

@@ -13,7 +13,7 @@
 
 #include "random/exact_path.h"
 #include "record/replay.h"
-#include "tile/turn.h"
+#include "tile/walk.h"
 
 namespace dormant::tile {
 
@@ -466,10 +466,10 @@ std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const N
 }
 
 std::shared_ptr<const Program> Program::of(const Geometry& tensor, const record::Buffer& buffer,
-                                           const NodePtr& tail, bool may_turn) {
+                                           const NodePtr& tail, bool may_transpose) {
   auto program = Lowering().lower(tensor, buffer, tail);
   const auto walk = program ? walk_of(*program) : Walk();
-  return walk.possible && (may_turn || !walk.turn) ? program : nullptr;
+  return walk.possible && (may_transpose || !walk.transposed) ? program : nullptr;
 }
 
 std::optional<Program::Range> Program::copied_range() const {
@@ -565,7 +565,7 @@ size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
     }
     // Parts of the result that are made apart.
     if (!step.region.dense()) {
-      bytes += count * (itemsize_ + sizeof(Region::Part));
+      bytes += count * (itemsize_ + sizeof(Region::Segment));
     }
     for (const auto& input : step.inputs) {
       const auto runs = input.mapping.most_runs(elements, ranges);

@@ -96,7 +96,7 @@ void Reader::read(Runs runs, void* out) {
 
 void Reader::apply_to_parts(const Step& step, State& state, Runs runs, std::byte* out) {
   const auto itemsize = program_->itemsize();
-  std::vector<Region::Part> parts;  // elements are those of `out` here, not of the storage
+  std::vector<Region::Segment> parts;  // elements are those of `out` here, not of the storage
   int64_t before = 0;
   int64_t count = 0;
   for (const auto& run : runs) {
@@ -108,7 +108,7 @@ void Reader::apply_to_parts(const Step& step, State& state, Runs runs, std::byte
     }
     before += run.count;
   }
-  const auto at = [&](const Region::Part& part) {
+  const auto at = [&](const Region::Segment& part) {
     return out + static_cast<size_t>(part.element) * itemsize;
   };
   if (count >= kLongPart * static_cast<int64_t>(parts.size())) {

@@ -74,7 +74,7 @@ int64_t Region::row_distance(int64_t columns) const {
   return rows_of_that_length ? strides_.front() : 0;
 }
 
-void Region::intersect(const Run& run, std::vector<Part>& parts) const {
+void Region::intersect(const Run& run, std::vector<Segment>& segments) const {
   if (numel_ == 0) {
     return;
   }
@@ -83,10 +83,10 @@ void Region::intersect(const Run& run, std::vector<Part>& parts) const {
     const auto row = std::min(last - place, sizes_.back() - place % sizes_.back());
     const auto element = element_at(place);
     if (strides_.back() == 1) {
-      parts.push_back({place, element, row});
+      segments.push_back({place, element, row});
     } else {
       for (int64_t i = 0; i < row; ++i) {
-        parts.push_back({place + i, element + i * strides_.back(), 1});
+        segments.push_back({place + i, element + i * strides_.back(), 1});
       }
     }
     place += row;

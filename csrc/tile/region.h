@@ -30,16 +30,16 @@ class DORMANT_API Region {
   int64_t row_distance(int64_t columns) const;
 
   /// Places [place, place + count) are elements [element, element + count) of the storage.
-  struct Part {
+  struct Segment {
     int64_t place;
     int64_t element;
     int64_t count;
 
-    bool operator==(const Part& other) const = default;
+    bool operator==(const Segment& other) const = default;
   };
 
-  /// Appends the parts of the region that lie in `run`, in order.
-  void intersect(const Run& run, std::vector<Part>& parts) const;
+  /// Appends the segments of the region that lie in `run`, in order.
+  void intersect(const Run& run, std::vector<Segment>& segments) const;
 
  private:
   int64_t places_before(int64_t element) const;

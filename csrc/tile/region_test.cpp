@@ -52,7 +52,7 @@ TEST(Region, PlacesAreTheWrittenElementsInMemoryOrder) {
     for (int i = 0; i < 100; ++i) {
       const auto begin = static_cast<int64_t>(random() % 240);
       const auto count = static_cast<int64_t>(random() % (241 - begin));
-      std::vector<Region::Part> parts;
+      std::vector<Region::Segment> parts;
       region->intersect({begin, count}, parts);
       std::vector<int64_t> elements;
       for (const auto& part : parts) {
@@ -87,7 +87,7 @@ TEST(Region, ElementsThatMayShareMemoryHaveNone) {
 TEST(Region, OfNoElementsMeetsNoRun) {
   const auto region = Region::of(Geometry::of(at::zeros({3, 0})));
   ASSERT_TRUE(region);
-  std::vector<Region::Part> parts;
+  std::vector<Region::Segment> parts;
   region->intersect({0, 100}, parts);
   EXPECT_TRUE(parts.empty());
 }

@@ -22,7 +22,7 @@
 #include "tile/engine.h"
 #include "tile/program.h"
 #include "tile/reader.h"
-#include "tile/turn.h"
+#include "tile/walk.h"
 
 namespace dormant::tile {
 namespace {
@@ -72,7 +72,7 @@ void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) 
 /// A tensor whose bytes can be made or found in any order: by a program, or in memory.
 struct Source {
   std::shared_ptr<const Program> program;
-  std::optional<Turn> turn;  ///< how the program is run, unless in order
+  std::optional<Transposed> transposed;  ///< how the program is run, unless in order
   const std::byte* memory = nullptr;
   int64_t itemsize;
   int64_t numel;
@@ -80,24 +80,24 @@ struct Source {
 
   /// What is made at a time: elements, or columns of all matrices of a turned one.
   int64_t tile(int64_t bytes) const {
-    if (turn) {
-      return rectangle_width(*turn, bytes / itemsize);
+    if (transposed) {
+      return rectangle_width(*transposed, bytes / itemsize);
     }
     bytes = program ? bytes : kBlockBytes;
     return std::max(bytes / itemsize / kAlignment * kAlignment, kAlignment);
   }
 
-  int64_t tiled() const { return turn ? numel / turn->rows : numel; }
+  int64_t tiled() const { return transposed ? numel / transposed->rows : numel; }
 
   /// Bytes that a thread needs for a tile of about so many bytes.
   size_t thread_bytes(int64_t tile_bytes) const {
     if (!program) {
       return 0;
     }
-    const auto rows = turn ? turn->rows : 1;
+    const auto rows = transposed ? transposed->rows : 1;
     const auto elements = std::min(tile(tile_bytes) * rows, numel);
     return static_cast<size_t>(elements * itemsize) +
-           (turn ? static_cast<size_t>(rows) * sizeof(Run) : 0) +
+           (transposed ? static_cast<size_t>(rows) * sizeof(Run) : 0) +
            program->scratch_bytes(elements, rows);
   }
 };
@@ -152,11 +152,11 @@ std::optional<Source> source_of(const Output& output) {
   source.numel = geometry.numel();
   source.offset = output.offset;
   if (const auto history = record::history_of(output.tensor)) {
-    source.program = Program::of(geometry, *history->buffer, history->tail, /*may_turn=*/true);
+    source.program = Program::of(geometry, *history->buffer, history->tail, /*may_transpose=*/true);
     if (!source.program) {
       return std::nullopt;
     }
-    source.turn = walk_of(*source.program).turn;
+    source.transposed = walk_of(*source.program).transposed;
     return source;
   }
   if (!output.tensor.is_cpu() || !output.tensor.is_contiguous()) {
@@ -170,7 +170,8 @@ std::vector<Piece> cut(const std::vector<Source>& sources, const Plan& plan) {
   std::vector<Piece> pieces;
   for (const auto& source : sources) {
     const auto tile = source.tile(plan.tile_bytes);
-    const auto tile_bytes = tile * source.itemsize * (source.turn ? source.turn->rows : 1);
+    const auto tile_bytes =
+        tile * source.itemsize * (source.transposed ? source.transposed->rows : 1);
     const auto length = std::max<int64_t>(kPieceBytes / tile_bytes, 1) * tile;
     for (int64_t begin = 0; begin < source.tiled(); begin += length) {
       pieces.push_back({&source, begin, std::min(begin + length, source.tiled())});
@@ -194,7 +195,7 @@ TileSize rectangle_size(const std::vector<Source>& sources) {
   constexpr int64_t kMiB = 1024 * 1024;
   int64_t rows = 1;
   for (const auto& source : sources) {
-    rows = std::max(rows, source.turn->rows);
+    rows = std::max(rows, source.transposed->rows);
   }
   const auto comfortable = std::clamp(rows, kMiB / kRowBytes, 64 * kMiB / kRowBytes) * kRowBytes;
   return {std::max(comfortable, 8 * kMiB), comfortable};
@@ -236,7 +237,7 @@ struct Contents {
         continue;
       }
       if (auto source = source_of(output)) {
-        (source->turn ? turned : in_order).push_back(std::move(*source));
+        (source->transposed ? turned : in_order).push_back(std::move(*source));
       } else if (const auto history = record::history_of(output.tensor)) {
         const auto& storage = output.tensor.storage();
         auto& group = whole[history->tail ? history->tail->sequence : 0];
@@ -298,7 +299,7 @@ class Writer {
     system::Workers workers(plan.threads, [this](size_t done) { tell(written_ + done); });
     workers.run(pieces.size(), [&](size_t i) {
       const auto& piece = pieces[i];
-      if (piece.source->turn) {
+      if (piece.source->transposed) {
         run_turned(piece, plan, workers);
       } else {
         run(piece, plan, workers);
@@ -378,10 +379,11 @@ class Writer {
     const auto widest = std::min(source.tile(plan.tile_bytes), piece.end - piece.begin);
     Reader reader(*source.program);
     std::vector<std::byte> rectangle(
-        static_cast<size_t>(widest * source.turn->rows * source.itemsize));
+        static_cast<size_t>(widest * source.transposed->rows * source.itemsize));
     std::vector<Run> runs;
     for (auto column = piece.begin; column < piece.end;) {
-      column += cut_rectangle(*source.turn, column, std::min(widest, piece.end - column), runs);
+      column +=
+          cut_rectangle(*source.transposed, column, std::min(widest, piece.end - column), runs);
       std::fill(rectangle.begin(), rectangle.end(), std::byte{0});
       reader.read(runs, rectangle.data());
       const auto* data = rectangle.data();

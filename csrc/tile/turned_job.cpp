@@ -1,4 +1,4 @@
-// A job whose tiles are rectangles (turn.h).
+// A job whose tiles are rectangles (walk.h).
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -15,21 +15,21 @@ constexpr int64_t kLarger = 16;
 
 class TurnedJob final : public Job {
  public:
-  TurnedJob(Target target, std::shared_ptr<const Program> program, Turn turn)
-      : program_(std::move(program)), turn_(turn) {
+  TurnedJob(Target target, std::shared_ptr<const Program> program, Transposed transposed)
+      : program_(std::move(program)), transposed_(transposed) {
     targets.push_back(std::move(target));
   }
 
   // Elements are counted column by column.
   int64_t numel() const override { return program_->numel(); }
   int64_t itemsize() const override { return static_cast<int64_t>(program_->itemsize()); }
-  int64_t unit() const override { return turn_.rows; }
+  int64_t unit() const override { return transposed_.rows; }
 
   size_t thread_bytes(int64_t elements) const override {
-    const auto rectangle = width(elements) * turn_.rows;
+    const auto rectangle = width(elements) * transposed_.rows;
     return static_cast<size_t>(rectangle * itemsize()) +
-           static_cast<size_t>(turn_.rows) * sizeof(Run) +
-           program_->scratch_bytes(rectangle, turn_.rows);
+           static_cast<size_t>(transposed_.rows) * sizeof(Run) +
+           program_->scratch_bytes(rectangle, transposed_.rows);
   }
   size_t shared_bytes() const override { return 0; }
 
@@ -39,15 +39,15 @@ class TurnedJob final : public Job {
            const std::function<bool(size_t)>& after_tile) override {
     Reader reader(*program_, fast_seed);
     const auto widest = width(tile);
-    std::vector<std::byte> rectangle(static_cast<size_t>(widest * turn_.rows * itemsize()));
+    std::vector<std::byte> rectangle(static_cast<size_t>(widest * transposed_.rows * itemsize()));
     std::vector<Run> runs;
-    const auto last = end / turn_.rows;
-    for (auto column = begin / turn_.rows; column < last;) {
-      const auto count = cut_rectangle(turn_, column, std::min(widest, last - column), runs);
+    const auto last = end / transposed_.rows;
+    for (auto column = begin / transposed_.rows; column < last;) {
+      const auto count = cut_rectangle(transposed_, column, std::min(widest, last - column), runs);
       reader.read(runs, rectangle.data());
       store(runs, rectangle.data());
       column += count;
-      if (!after_tile(static_cast<size_t>(count * turn_.rows * itemsize()))) {
+      if (!after_tile(static_cast<size_t>(count * transposed_.rows * itemsize()))) {
         return false;
       }
     }
@@ -63,7 +63,7 @@ class TurnedJob final : public Job {
   Program::Origins origins() const override { return program_->origins(); }
 
  private:
-  int64_t width(int64_t tile) const { return rectangle_width(turn_, tile * kLarger); }
+  int64_t width(int64_t tile) const { return rectangle_width(transposed_, tile * kLarger); }
 
   void store(Runs runs, const std::byte* rectangle) const {
     for (const auto& run : runs) {
@@ -74,14 +74,14 @@ class TurnedJob final : public Job {
   }
 
   const std::shared_ptr<const Program> program_;
-  const Turn turn_;
+  const Transposed transposed_;
 };
 
 }  // namespace
 
 std::unique_ptr<Job> make_turned_job(Target target, std::shared_ptr<const Program> program,
-                                     Turn turn) {
-  return std::make_unique<TurnedJob>(std::move(target), std::move(program), turn);
+                                     Transposed transposed) {
+  return std::make_unique<TurnedJob>(std::move(target), std::move(program), transposed);
 }
 
 }  // namespace dormant::tile

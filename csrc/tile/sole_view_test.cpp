@@ -1,4 +1,4 @@
-#include "tile/only_owner.h"
+#include "tile/sole_view.h"
 
 #include <ATen/ops/empty.h>
 
@@ -17,18 +17,18 @@ Tensor rows(const Tensor& tensor, int64_t begin, int64_t count) {
   return tensor.narrow(0, begin, count).detach();
 }
 
-TEST(OnlyOwner, IsAViewWhoseStorageNothingElseRefersTo) {
+TEST(SoleView, IsAViewWhoseStorageNothingElseRefersTo) {
   const auto alone = lazily([] { return rows(whole(), 100, 10); });
   const auto shared = lazily([] { return whole(); });
   const auto part = rows(shared, 5, 5);
   const auto real = at::empty({4});
-  const auto owners = only_owners({alone, shared, part, real});
-  ASSERT_EQ(owners.size(), 1U);
-  EXPECT_EQ(owners.begin()->first, alone.storage().unsafeGetStorageImpl());
-  EXPECT_TRUE(owners.begin()->second.is_same(alone));
+  const auto views = sole_views({alone, shared, part, real});
+  ASSERT_EQ(views.size(), 1U);
+  EXPECT_EQ(views.begin()->first, alone.storage().unsafeGetStorageImpl());
+  EXPECT_TRUE(views.begin()->second.is_same(alone));
 }
 
-TEST(OnlyOwner, NeedsFromItsFirstElementToItsLastWhereThatSavesMuch) {
+TEST(SoleView, NeedsFromItsFirstElementToItsLastWhereThatSavesMuch) {
   const auto lazy = lazily([] { return whole(); });
   const auto program = program_of(lazy);
   ASSERT_TRUE(program);
@@ -44,7 +44,7 @@ TEST(OnlyOwner, NeedsFromItsFirstElementToItsLastWhereThatSavesMuch) {
   EXPECT_FALSE(needed(lazy.view(at::kInt).narrow(0, 0, 1)));
 }
 
-TEST(OnlyOwner, ReservedMemoryIsZeroAndCanBeWritten) {
+TEST(SoleView, ReservedMemoryIsZeroAndCanBeWritten) {
   constexpr size_t kBytes = size_t{1} << 36;  // more than the machine has
   const auto memory = reserve(kBytes);
   if (!memory) {
@@ -56,11 +56,11 @@ TEST(OnlyOwner, ReservedMemoryIsZeroAndCanBeWritten) {
   EXPECT_EQ(bytes[kBytes / 2], 0);
 }
 
-TEST(OnlyOwner, HasAStorageOfItsPartThatRefusesTheRest) {
+TEST(SoleView, HasAStorageOfItsPartThatRefusesTheRest) {
   const Build build = [] { return rows(whole(), 1000, 30); };
   const auto lazy = lazily(build);
   Options options;
-  options.only_owners = only_owners({lazy});
+  options.sole_views = sole_views({lazy});
   materialize({lazy.storage()}, options);
   record::settle(lazy);
   const auto eager = eagerly(build);
@@ -70,12 +70,12 @@ TEST(OnlyOwner, HasAStorageOfItsPartThatRefusesTheRest) {
   EXPECT_THROW(lazy.as_strided({4096}, {1}, eager.storage_offset()), c10::Error);
 }
 
-TEST(OnlyOwner, AViewMadeMeanwhileGetsTheWholeStorage) {
+TEST(SoleView, AViewMadeMeanwhileGetsTheWholeStorage) {
   const Build build = [] { return rows(whole(), 1000, 30); };
   const auto lazy = lazily(build);
   Tensor other;
   Options options;
-  options.only_owners = only_owners({lazy});
+  options.sole_views = sole_views({lazy});
   options.on_step = [&](size_t, size_t) {
     if (!other.defined()) {
       other = lazy.as_strided({10}, {1}, 0);

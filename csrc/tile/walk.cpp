@@ -1,4 +1,4 @@
-#include "tile/turn.h"
+#include "tile/walk.h"
 
 #include <algorithm>
 
@@ -47,7 +47,7 @@ Walk walk_of(const Mapping& mapping, bool drawn) {
     columns *= sizes[i];
     moves = moves || strides[i] != 0;
   }
-  return {true, moves ? std::make_optional(Turn{sizes[closest], columns}) : std::nullopt};
+  return {true, moves ? std::make_optional(Transposed{sizes[closest], columns}) : std::nullopt};
 }
 
 /// The walk in places of an input.
@@ -57,7 +57,7 @@ Walk walk_of(const Input& input) {
     return {};
   }
   const auto sizes = input.mapping.sizes();
-  if (!source.turn && source.possible) {
+  if (!source.transposed && source.possible) {
     return walk_of(input.mapping, draws(*input.program));
   }
   if (!source.possible || !input.mapping.in_rows()) {
@@ -68,16 +68,16 @@ Walk walk_of(const Input& input) {
   }
   // Some columns, and some rows.
   const auto rows = sizes.size() - 2;
-  const bool follows = input.mapping.strides()[rows] % source.turn->columns == 0;
-  return {follows, Turn{sizes[rows], sizes[rows + 1]}};
+  const bool follows = input.mapping.strides()[rows] % source.transposed->columns == 0;
+  return {follows, Transposed{sizes[rows], sizes[rows + 1]}};
 }
 
 /// The same of the storage that a step writes.
 Walk in_storage(Walk walk, const Region& region) {
-  if (walk.turn && !region.dense()) {
-    const auto columns = region.row_distance(walk.turn->columns);
+  if (walk.transposed && !region.dense()) {
+    const auto columns = region.row_distance(walk.transposed->columns);
     walk.possible = walk.possible && columns > 0;
-    walk.turn->columns = columns;
+    walk.transposed->columns = columns;
   }
   return walk;
 }
@@ -90,20 +90,20 @@ Walk walk_of(const Program& program) {
     for (const auto& input : step.inputs) {
       const auto wanted = in_storage(walk_of(input), step.region);
       walk.possible = walk.possible && wanted.possible;
-      if (!wanted.turn) {
+      if (!wanted.transposed) {
         continue;
       }
-      if (!walk.turn) {
-        walk.turn = wanted.turn;
-      } else if (walk.turn->columns != wanted.turn->columns) {
+      if (!walk.transposed) {
+        walk.transposed = wanted.transposed;
+      } else if (walk.transposed->columns != wanted.transposed->columns) {
         walk.possible = false;
-      } else if (*walk.turn != *wanted.turn) {
-        walk.turn->rows = std::max(walk.turn->rows, wanted.turn->rows);
+      } else if (*walk.transposed != *wanted.transposed) {
+        walk.transposed->rows = std::max(walk.transposed->rows, wanted.transposed->rows);
       }
     }
   }
-  if (walk.possible && walk.turn) {
-    auto& [rows, columns] = *walk.turn;
+  if (walk.possible && walk.transposed) {
+    auto& [rows, columns] = *walk.transposed;
     if (program.numel() % (rows * columns) != 0) {
       rows = program.numel() / columns;
     }
@@ -112,19 +112,20 @@ Walk walk_of(const Program& program) {
   return walk;
 }
 
-int64_t rectangle_width(const Turn& turn, int64_t elements) {
+int64_t rectangle_width(const Transposed& transposed, int64_t elements) {
   constexpr int64_t kLine = 16;
-  const auto columns = std::clamp<int64_t>(elements / turn.rows, 1, turn.columns);
+  const auto columns = std::clamp<int64_t>(elements / transposed.rows, 1, transposed.columns);
   return columns < kLine ? columns : columns / kLine * kLine;
 }
 
-int64_t cut_rectangle(const Turn& turn, int64_t column, int64_t most, std::vector<Run>& runs) {
-  const auto matrix = column / turn.columns;
-  const auto first = column % turn.columns;
-  const auto count = std::min(most, turn.columns - first);
+int64_t cut_rectangle(const Transposed& transposed, int64_t column, int64_t most,
+                      std::vector<Run>& runs) {
+  const auto matrix = column / transposed.columns;
+  const auto first = column % transposed.columns;
+  const auto count = std::min(most, transposed.columns - first);
   runs.clear();
-  for (int64_t row = 0; row < turn.rows; ++row) {
-    runs.push_back({(matrix * turn.rows + row) * turn.columns + first, count});
+  for (int64_t row = 0; row < transposed.rows; ++row) {
+    runs.push_back({(matrix * transposed.rows + row) * transposed.columns + first, count});
   }
   return count;
 }

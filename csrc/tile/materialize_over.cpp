@@ -1,4 +1,4 @@
-#include "tile/rewrite.h"
+#include "tile/materialize_over.h"
 
 #include <unordered_map>
 #include <utility>

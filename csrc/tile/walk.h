@@ -17,26 +17,27 @@
 namespace dormant::tile {
 
 /// A storage as matrices of so many rows and columns, one after the other, in memory order.
-struct Turn {
+struct Transposed {
   int64_t rows;
   int64_t columns;
 
-  bool operator==(const Turn& other) const = default;
+  bool operator==(const Transposed& other) const = default;
 };
 
 /// How the elements of a program are best made.
 struct Walk {
-  bool possible = true;      ///< false: any order goes through some source again and again
-  std::optional<Turn> turn;  ///< undefined: in memory order
+  bool possible = true;  ///< false: any order goes through some source again and again
+  std::optional<Transposed> transposed;  ///< undefined: in memory order
 };
 
 DORMANT_API Walk walk_of(const Program& program);
 
 /// How many columns a rectangle of about so many elements has: whole cache lines, where it can.
-int64_t rectangle_width(const Turn& turn, int64_t elements);
+int64_t rectangle_width(const Transposed& transposed, int64_t elements);
 
 /// The elements of up to `most` columns from `column` on, a run for each row; columns are counted
 /// through all matrices, and those of one matrix make a rectangle. Returns how many they are.
-int64_t cut_rectangle(const Turn& turn, int64_t column, int64_t most, std::vector<Run>& runs);
+int64_t cut_rectangle(const Transposed& transposed, int64_t column, int64_t most,
+                      std::vector<Run>& runs);
 
 }  // namespace dormant::tile

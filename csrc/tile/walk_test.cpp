@@ -1,4 +1,4 @@
-#include "tile/turn.h"
+#include "tile/walk.h"
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -22,7 +22,7 @@ Walk walk(const Build& build) {
   return program ? walk_of(*program) : Walk{false, std::nullopt};
 }
 
-TEST(Turn, WhatLiesInTheOrderOfItsSourceIsMadeInMemoryOrder) {
+TEST(Walk, WhatLiesInTheOrderOfItsSourceIsMadeInMemoryOrder) {
   for (const Build& build :
        {Build([] { return whole().mul_(2); }),
         Build([] { return whole().narrow(1, 3, 50).clone(); }),
@@ -30,25 +30,27 @@ TEST(Turn, WhatLiesInTheOrderOfItsSourceIsMadeInMemoryOrder) {
         Build([] { return whole().narrow(1, 7, 1).expand({kRows, 50}).contiguous(); })}) {
     const auto found = walk(build);
     EXPECT_TRUE(found.possible);
-    EXPECT_FALSE(found.turn);
+    EXPECT_FALSE(found.transposed);
   }
 }
 
-TEST(Turn, ATransposedCopyIsMadeByRectangles) {
-  const Turn turned{kColumns, kRows};
-  EXPECT_EQ(walk([] { return whole().t().contiguous(); }).turn, turned);
-  EXPECT_EQ(walk([] { return whole().t().contiguous().to(at::kBFloat16).mul_(2); }).turn, turned);
-  EXPECT_EQ(walk([] { return whole().t().contiguous().narrow(1, 20, 33).clone(); }).turn,
-            (Turn{kColumns, 33}));
-  EXPECT_EQ(walk([] { return at::cat({whole().t(), whole().t()}, 1); }).turn,
-            (Turn{kColumns, 2 * kRows}));
-  EXPECT_EQ(walk([] { return at::stack({whole().t(), whole().t()}, 0); }).turn, turned);
-  EXPECT_EQ(
-      walk([] { return at::empty({7, 90, 400}).normal_().transpose(1, 2).contiguous(); }).turn,
-      (Turn{400, 90}));
+TEST(Walk, ATransposedCopyIsMadeByRectangles) {
+  const Transposed turned{kColumns, kRows};
+  EXPECT_EQ(walk([] { return whole().t().contiguous(); }).transposed, turned);
+  EXPECT_EQ(walk([] { return whole().t().contiguous().to(at::kBFloat16).mul_(2); }).transposed,
+            turned);
+  EXPECT_EQ(walk([] { return whole().t().contiguous().narrow(1, 20, 33).clone(); }).transposed,
+            (Transposed{kColumns, 33}));
+  EXPECT_EQ(walk([] { return at::cat({whole().t(), whole().t()}, 1); }).transposed,
+            (Transposed{kColumns, 2 * kRows}));
+  EXPECT_EQ(walk([] { return at::stack({whole().t(), whole().t()}, 0); }).transposed, turned);
+  EXPECT_EQ(walk([] {
+              return at::empty({7, 90, 400}).normal_().transpose(1, 2).contiguous();
+            }).transposed,
+            (Transposed{400, 90}));
 }
 
-TEST(Turn, WhatGoesThroughRandomNumbersAgainAndAgainHasNoProgram) {
+TEST(Walk, WhatGoesThroughRandomNumbersAgainAndAgainHasNoProgram) {
   EXPECT_FALSE(walk([] {
                  return at::empty({100, 100, 30}).normal_().permute({2, 1, 0}).contiguous();
                }).possible);
@@ -64,7 +66,7 @@ TEST(Turn, WhatGoesThroughRandomNumbersAgainAndAgainHasNoProgram) {
               }).possible);
 }
 
-TEST(Turn, ElementsWantedInLogicalOrderHaveNoProgramWhereThatTurns) {
+TEST(Walk, ElementsWantedInLogicalOrderHaveNoProgramWhereThatTurns) {
   const auto lazy = lazily([] { return whole(); });
   const auto history = record::history_of(lazy);
   const auto program = [&](const Tensor& view) {

@@ -1,4 +1,4 @@
-// Views that are the only owners of their storages: only what they show has to be made.
+// Views that alone refer to their storages: only what they show has to be made.
 //
 // Such a storage shrinks to the bytes from the view's first element to its last, and the view's
 // offset with it; sizes and strides stay. Nobody can see the rest: no other tensor is there, and
@@ -18,11 +18,11 @@
 
 namespace dormant::tile {
 
-using OnlyOwners = std::unordered_map<const c10::StorageImpl*, at::Tensor>;
+using SoleViews = std::unordered_map<const c10::StorageImpl*, at::Tensor>;
 
 /// Those among `tensors` whose lazy storages nothing else refers to. Ask before making a reference
 /// to any of the storages.
-DORMANT_API OnlyOwners only_owners(c10::ArrayRef<at::Tensor> tensors);
+DORMANT_API SoleViews sole_views(c10::ArrayRef<at::Tensor> tensors);
 
 /// What is made of a storage for a view that alone owns it.
 struct Part {

@@ -1,8 +1,8 @@
-#include "tile/only_owner.h"
+#include "tile/sole_view.h"
 
 #include "record/lazy_storage.h"
 #include "tile/region.h"
-#include "tile/turn.h"
+#include "tile/walk.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -30,21 +30,21 @@ void release(void* context) {
 
 }  // namespace
 
-OnlyOwners only_owners(c10::ArrayRef<at::Tensor> tensors) {
-  OnlyOwners owners;
+SoleViews sole_views(c10::ArrayRef<at::Tensor> tensors) {
+  SoleViews views;
   for (const auto& tensor : tensors) {
     if (record::is_lazy(tensor) && tensor.storage().use_count() == 1) {
-      owners.emplace(tensor.storage().unsafeGetStorageImpl(), tensor);
+      views.emplace(tensor.storage().unsafeGetStorageImpl(), tensor);
     }
   }
-  return owners;
+  return views;
 }
 
 std::optional<Part> part_of(const at::Tensor& view, const Program& program, size_t uses) {
   const auto geometry = record::Geometry::of(view);
   const auto region = Region::of(geometry);
   if (!region || region->numel() == 0 || geometry.dtype != program.dtype() ||
-      walk_of(program).turn) {
+      walk_of(program).transposed) {
     return std::nullopt;
   }
   const auto count = region->end() - region->begin();
