@@ -1,7 +1,6 @@
 // The public C++ interface in terms of the core.
 #include <dormant/dormant.h>
 
-#include "engine_options.h"
 #include "record/fallback.h"
 #include "record/lazy_storage.h"
 #include "tile/engine.h"
@@ -17,7 +16,7 @@ bool is_lazy(const at::Tensor& tensor) noexcept {
 }
 
 Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOptions& options) {
-  auto engine = engine_options(options);
+  tile::Options engine{options};
   engine.sole_views = tile::sole_views(tensors);
   std::vector<c10::Storage> storages;
   for (const auto& tensor : tensors) {
@@ -25,9 +24,6 @@ Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOpti
       storages.push_back(tensor.storage());
     }
   }
-  engine.values = options.values == Values::exact  ? record::Values::exact
-                  : options.values == Values::fast ? record::Values::fast
-                                                   : record::Values::empty;
   Report report;
   for (const auto& storage : tile::materialize(storages, engine)) {
     report.storages += 1;

@@ -14,7 +14,6 @@
 #include <utility>
 
 #include "checkpoint/catalogue.h"
-#include "engine_options.h"
 #include "record/lazy_storage.h"
 #include "record/snapshot.h"
 #include "record/source_node.h"
@@ -263,8 +262,9 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
         target.tensor.copy_(checkpoint[target.sources.front()]);
       }
     }
-    for (const auto& storage :
-         tile::materialize_over(snapshot, storages, engine_options(options), begun)) {
+    const tile::Options engine{
+        {.memory_budget = options.memory_budget, .mmap = options.mmap, .on_step = options.on_step}};
+    for (const auto& storage : tile::materialize_over(snapshot, storages, engine, begun)) {
       report.bytes += storage.nbytes;
     }
   } catch (c10::Error& error) {

@@ -99,12 +99,12 @@ std::unique_ptr<HeldTensors> hold(const std::vector<at::Tensor>& tensors) {
   return held;
 }
 
-dormant::tile::Mmap mmap_from(const std::string& name) {
+dormant::Mmap mmap_from(const std::string& name) {
   TORCH_CHECK_VALUE(name == "auto" || name == "always" || name == "never", "dormant: mmap=\"", name,
                     "\", expected \"auto\", \"always\" or \"never\"");
-  return name == "auto"     ? dormant::tile::Mmap::automatic
-         : name == "always" ? dormant::tile::Mmap::always
-                            : dormant::tile::Mmap::never;
+  return name == "auto"     ? dormant::Mmap::automatic
+         : name == "always" ? dormant::Mmap::always
+                            : dormant::Mmap::never;
 }
 
 const char* name_of(dormant::tile::Way way) {
@@ -132,9 +132,9 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
       storages.push_back(tensor.storage());
     }
   }
-  options.values = values == "exact"  ? Values::exact
-                   : values == "fast" ? Values::fast
-                                      : Values::empty;
+  options.values = values == "exact"  ? dormant::Values::exact
+                   : values == "fast" ? dormant::Values::fast
+                                      : dormant::Values::empty;
   options.memory_budget = memory_budget;
   options.mmap = mmap_from(mmap);
   options.on_step = interruptible(on_step);

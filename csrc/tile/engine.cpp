@@ -1,11 +1,9 @@
 #include "tile/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <iterator>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <unordered_set>
 #include <utility>
@@ -13,154 +11,12 @@
 #include "record/claims.h"
 #include "system/dispatch_state.h"
 #include "system/fork.h"
-#include "system/pages.h"
-#include "system/workers.h"
 #include "tile/job.h"
+#include "tile/pass.h"
 #include "tile/program.h"
 
 namespace dormant::tile {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-// A tile and what it is made from stay in a core's cache.
-constexpr int64_t kTileBytes = 128 * 1024;
-constexpr int64_t kSmallestTileBytes = 4 * 1024;
-// A piece is one thread's work: large enough that the jump to its random numbers costs little.
-constexpr int64_t kPieceBytes = 16 * 1024 * 1024;
-
-using Jobs = std::vector<std::unique_ptr<Job>>;
-
-struct Piece {
-  Job* job;
-  int64_t begin;
-  int64_t end;
-};
-
-/// How many threads work and how large their tiles are under a budget.
-struct Plan {
-  int threads;
-  int64_t tile_bytes;
-};
-
-/// Elements in `bytes`, whole units and at least one.
-int64_t whole_units(const Job& job, int64_t bytes) {
-  return std::max(bytes / job.itemsize() / job.unit(), int64_t{1}) * job.unit();
-}
-
-size_t bytes_per_thread(const Jobs& jobs, int64_t tile_bytes) {
-  size_t most = 0;
-  for (const auto& job : jobs) {
-    most = std::max(most, job->thread_bytes(std::min(whole_units(*job, tile_bytes), job->numel())));
-  }
-  return most;
-}
-
-/// Bytes that jobs hold from their first piece to their last: those of as many jobs as threads.
-size_t shared_bytes(const Jobs& jobs, int threads) {
-  std::vector<size_t> bytes;
-  for (const auto& job : jobs) {
-    bytes.push_back(job->shared_bytes());
-  }
-  std::sort(bytes.rbegin(), bytes.rend());
-  size_t sum = 0;
-  // Threads take pieces in order, so a job more than threads can be under way.
-  for (size_t i = 0; i < bytes.size() && i <= static_cast<size_t>(threads); ++i) {
-    sum += bytes[i];
-  }
-  return sum;
-}
-
-size_t bytes_needed(const Jobs& jobs, const Plan& plan) {
-  return bytes_per_thread(jobs, plan.tile_bytes) * static_cast<size_t>(plan.threads) +
-         shared_bytes(jobs, plan.threads);
-}
-
-Plan plan(const Jobs& jobs, const Options& options) {
-  Plan plan{system::OneThreadIfForked::own_thread_count(), kTileBytes};
-  if (!options.memory_budget) {
-    return plan;
-  }
-  const auto budget = *options.memory_budget;
-  while (plan.tile_bytes > kSmallestTileBytes && bytes_needed(jobs, plan) > budget) {
-    plan.tile_bytes /= 2;
-  }
-  while (plan.threads > 1 && bytes_needed(jobs, plan) > budget) {
-    --plan.threads;
-  }
-  return plan;
-}
-
-/// Runs pieces on all threads.
-class Pass {
- public:
-  Pass(std::vector<Piece> pieces, Plan plan, std::function<void(size_t)> on_bytes)
-      : pieces_(std::move(pieces)), plan_(plan), workers_(plan.threads, std::move(on_bytes)) {}
-
-  void run() {
-    workers_.run(pieces_.size(), [&](size_t i) {
-      announce(i);
-      run(pieces_[i]);
-    });
-  }
-
- private:
-  /// Tells the source of the piece after the ones in work what will be wanted.
-  void announce(size_t i) {
-    const auto ahead = i == 0 ? 0 : i + static_cast<size_t>(plan_.threads) - 1;
-    const auto last = i == 0 ? static_cast<size_t>(plan_.threads) : ahead + 1;
-    for (auto next = ahead; next < std::min(last, pieces_.size()); ++next) {
-      const auto& piece = pieces_[next];
-      if (const auto range = piece.job->read_range(piece.begin, piece.end)) {
-        range->source->will_read(range->offset, range->nbytes);
-      }
-    }
-  }
-
-  void run(const Piece& piece) {
-    auto& job = *piece.job;
-    const auto start = Clock::now();
-    std::call_once(job.allocated, [&] {
-      job.allocate();
-      job.begun = true;
-    });
-    const auto whole = job.run(piece.begin, piece.end, whole_units(job, plan_.tile_bytes), pages_,
-                               [&](size_t bytes) { return workers_.advance(bytes); });
-    if (whole && --job.pieces_left == 0) {
-      job.finish();
-      job.finished = true;
-    }
-    job.nanoseconds += (Clock::now() - start).count();
-  }
-
-  const std::vector<Piece> pieces_;
-  const Plan plan_;
-  system::Pages pages_;
-  system::Workers workers_;
-};
-
-/// Jobs that read files come in the order of the files' bytes.
-std::vector<Piece> cut(const Jobs& jobs) {
-  std::vector<Piece> pieces;
-  std::vector<Job*> order;
-  std::map<const Job*, std::pair<std::string, uint64_t>> place;
-  for (const auto& job : jobs) {
-    order.push_back(job.get());
-    const auto range = job->read_range(0, std::min(job->numel(), int64_t{1}));
-    place[job.get()] = range ? std::make_pair(range->source->name(), range->offset)
-                             : std::make_pair(std::string(), uint64_t{0});
-  }
-  std::stable_sort(order.begin(), order.end(),
-                   [&](const Job* a, const Job* b) { return place.at(a) < place.at(b); });
-  for (auto* job : order) {
-    const auto length = whole_units(*job, kPieceBytes);
-    for (int64_t begin = 0; begin < job->numel(); begin += length) {
-      pieces.push_back({job, begin, std::min(begin + length, job->numel())});
-      ++job->pieces_left;
-    }
-  }
-  return pieces;
-}
 
 size_t history_length(const record::History& history) {
   size_t length = 0;
@@ -226,7 +82,7 @@ class Work {
       return;
     }
     Target target{storage, *history, results_.size(), {}, destination(impl), {}};
-    const bool wanted = options_.values != record::Values::empty && history->buffer->nbytes > 0;
+    const bool wanted = options_.values != Values::empty && history->buffer->nbytes > 0;
     if (wanted && history->tail && history->tail->kind == record::NodeKind::quantize) {
       results_.push_back(result(target, Way::tiles, {}));
       quantised_[history->tail->sequence].push_back(std::move(target));
@@ -254,15 +110,13 @@ class Work {
     if (view != options_.sole_views.end() && target.destination == nullptr) {
       target.part = part_of(view->second, *program, storage.use_count());
     }
-    jobs_.push_back(make_job(std::move(target), std::move(program)));
+    jobs_.push_back(make_storage_job(std::move(target), std::move(program)));
   }
 
   /// Bytes that are needed besides the final tensors if tiles and threads are as few as can be.
   size_t least_bytes() {
     add_quantised();
-    Options smallest;
-    smallest.memory_budget = 0;
-    return bytes_of(plan(jobs_, smallest), {options_.values, false, {}});
+    return bytes_of(plan_for(jobs_, 0));
   }
 
   std::vector<Materialized> run() {
@@ -270,16 +124,17 @@ class Work {
     for (const auto* source : sources_) {
       source->check();
     }
-    if (options_.values == record::Values::fast) {
+    if (options_.values == Values::fast) {
       for (const auto& job : jobs_) {
         job->fast_seed = options_.seed;
       }
     }
-    const auto planned = plan(jobs_, options_);
-    record::ReplayOptions replay;
-    replay.values = options_.values;
+    const auto plan = plan_for(jobs_, options_.memory_budget);
     if (options_.memory_budget) {
-      check_budget(planned, replay);
+      check_budget("materialize", *options_.memory_budget, bytes_of(plan),
+                   rest_.empty() ? "the smallest tiles take that much"
+                                 : "an operator among them can only be replayed whole",
+                   "raise memory_budget, or materialize fewer tensors at a time");
     }
     size_t replayed_bytes = 0;
     for (const auto& storage : rest_) {
@@ -298,19 +153,21 @@ class Work {
     };
     tell(0);
     try {
-      Pass(cut(jobs_), planned, tell).run();
+      tile::run(jobs_, plan, [&](size_t done) {
+        commit_finished();
+        tell(done);
+      });
     } catch (...) {
-      commit_finished();
+      settle_jobs();
       throw;
     }
-    commit_finished();
+    settle_jobs();
+    auto replay = replay_options();
     replay.on_step = [&](size_t done, size_t steps) {
       tell(made_bytes + (steps == 0 ? replayed_bytes : replayed_bytes / steps * done));
     };
     for (const auto& done : record::materialize(rest_, replay)) {
-      auto& result = results_[rest_results_.at(done.storage)];
-      result.operators = done.operators;
-      result.seconds = done.seconds;
+      static_cast<record::Materialized&>(results_[rest_results_.at(done.storage)]) = done;
     }
     tell(total);
     return std::move(results_);
@@ -318,10 +175,8 @@ class Work {
 
  private:
   static Materialized result(const Target& target, Way way, const Program::Origins& origins) {
-    return {target.storage.unsafeGetStorageImpl(),
-            target.history.buffer->nbytes,
-            history_length(target.history),
-            0.0,
+    return {{target.storage.unsafeGetStorageImpl(), target.history.buffer->nbytes,
+             history_length(target.history), 0.0},
             way,
             origins.read,
             origins.initialised,
@@ -338,7 +193,7 @@ class Work {
 
   void add_rest(const Target& target) {
     Program::Origins origins;
-    if (options_.values != record::Values::empty) {
+    if (options_.values != Values::empty) {
       origins = origins_of_replay(target.history);
     }
     for (const auto* source : origins.sources) {
@@ -384,31 +239,39 @@ class Work {
     }
   }
 
-  size_t bytes_of(const Plan& planned, const record::ReplayOptions& replay) const {
-    return std::max(bytes_needed(jobs_, planned), record::scratch_bytes(rest_, replay));
+  record::ReplayOptions replay_options() const {
+    record::ReplayOptions options;
+    options.values =
+        options_.values == Values::empty ? record::Values::empty : record::Values::exact;
+    return options;
   }
 
-  void check_budget(const Plan& planned, const record::ReplayOptions& replay) const {
-    const auto needed = bytes_of(planned, replay);
-    TORCH_CHECK_VALUE(needed <= *options_.memory_budget,
-                      "dormant: materialize: memory_budget=", *options_.memory_budget,
-                      " bytes is too small, the minimum for these tensors is ", needed, ". Cause: ",
-                      rest_.empty() ? "the smallest tiles take that much"
-                                    : "an operator among them can only be replayed whole",
-                      ". Next: raise memory_budget, or materialize fewer tensors at a time.");
+  size_t bytes_of(const Plan& plan) const {
+    return std::max(bytes_needed(jobs_, plan), record::scratch_bytes(rest_, replay_options()));
   }
 
+  /// Threads that wait for one of them, and nothing else, go on. Called on the calling thread.
   void commit_finished() {
     for (auto& target : mapped_) {
       commit(target);
     }
     for (const auto& job : jobs_) {
       for (auto& target : job->targets) {
+        if (job->finished && target.destination == nullptr) {
+          commit(target);
+        }
+      }
+    }
+  }
+
+  /// When no job is worked on any more.
+  void settle_jobs() {
+    commit_finished();
+    for (const auto& job : jobs_) {
+      for (const auto& target : job->targets) {
         results_[target.result].seconds = static_cast<double>(job->nanoseconds) * 1e-9;
         if (target.destination != nullptr) {
           options_.destinations->at(target.storage.unsafeGetStorageImpl()).begun = job->begun;
-        } else if (job->finished) {
-          commit(target);
         }
       }
     }

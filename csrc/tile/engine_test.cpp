@@ -9,13 +9,22 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/stack.h>
 
+#include <atomic>
+#include <chrono>
+#include <cstring>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "record/recorder.h"
+#include "record/source.h"
+#include "record/source_node.h"
 #include "tile/eager_comparison.h"
+#include "tile/failing_allocator.h"
 
 namespace dormant::tile {
 namespace {
@@ -298,6 +307,110 @@ TEST(Engine, AStorageThatChangedMeanwhileGetsTheValuesThatItHasThen) {
   materialize({lazy.storage()}, options);
   record::settle(lazy);
   EXPECT_TRUE(same_bits(lazy, at::full({100000}, 3.0)));
+}
+
+/// Bytes of value 7 that take longer to read than it takes until progress is told.
+class SlowSource final : public record::Source {
+ public:
+  /// `wait` is called before each read.
+  explicit SlowSource(std::function<void()> wait) : wait_(std::move(wait)) {}
+
+  void read(uint64_t /*offset*/, size_t count, void* out) const override {
+    wait_();
+    std::memset(out, 7, count);
+  }
+  const std::string& name() const override { return name_; }
+
+ private:
+  const std::function<void()> wait_;
+  const std::string name_ = "slow";
+};
+
+Tensor slow(int64_t tiles, std::function<void()> wait) {
+  return record::make_read_tensor(std::make_shared<SlowSource>(std::move(wait)), 0,
+                                  {tiles * 128 * 1024}, at::kByte);
+}
+
+TEST(EngineThreads, WhoWaitsForOneStorageDoesNotWaitForTheOthers) {
+  const Threads threads(1);
+  const auto first = lazily([] { return at::empty({1000}).uniform_(-1, 1); });
+  std::atomic<bool> is_working{false};
+  std::atomic<bool> has_first{false};
+  const auto second = slow(100, [&] {
+    is_working = true;
+    if (!has_first) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(60));
+    }
+  });
+  std::thread other([&] {
+    while (!is_working) {
+      std::this_thread::yield();
+    }
+    materialize({first.storage()}, {});
+    EXPECT_FALSE(record::is_lazy(first));
+    EXPECT_TRUE(record::is_lazy(second));
+    has_first = true;
+  });
+  materialize({first.storage(), second.storage()}, {});
+  other.join();
+  EXPECT_FALSE(record::is_lazy(second));
+}
+
+TEST(Engine, WhatItFinishedStaysWhereTheRestFails) {
+  const Threads threads(1);
+  const Build build = [] { return at::empty({1000}).uniform_(-1, 1); };
+  const auto first = lazily(build);
+  bool fails = true;
+  const auto second = slow(2, [&] {
+    if (fails) {
+      throw std::runtime_error("cannot be read");
+    }
+  });
+  EXPECT_THROW(materialize({second.storage(), first.storage()}, {}), std::runtime_error);
+  record::settle(first);
+  EXPECT_TRUE(same_bits(first, eagerly(build)));
+  ASSERT_TRUE(record::is_lazy(second));
+  fails = false;
+  materialize({second.storage()}, {});
+  record::settle(second);
+  EXPECT_TRUE(same_bits(second, at::full({2 * 128 * 1024}, 7, at::kByte)));
+}
+
+TEST(EngineThreads, ExhaustedMemoryLeavesEverythingToBeMadeAgain) {
+  const std::vector<Build> builds = {
+      [] { return whole().add(whole()); },
+      [] { return whole().t().contiguous(); },
+      [] { return whole().narrow(1, 3, 50).to(at::kBFloat16); },
+      [] { return whole().cumsum(0); },
+  };
+  const Threads threads(2);
+  for (int n = 0;; ++n) {
+    std::vector<Tensor> lazy;
+    std::vector<c10::Storage> storages;
+    for (const auto& build : builds) {
+      lazy.push_back(lazily(build));
+      storages.push_back(lazy.back().storage());
+    }
+    bool failed = false;
+    {
+      const FailingAllocator allocator(n);
+      try {
+        materialize(storages, {});
+      } catch (const c10::OutOfMemoryError&) {
+        failed = true;
+      }
+      EXPECT_EQ(failed, allocator.failed()) << "at allocation " << n;
+    }
+    materialize(storages, {});
+    for (size_t i = 0; i < builds.size(); ++i) {
+      record::settle(lazy[i]);
+      EXPECT_TRUE(same_bits(lazy[i], eagerly(builds[i]))) << "tensor " << i << ", " << n;
+    }
+    if (!failed) {
+      EXPECT_GT(n, 4);
+      return;
+    }
+  }
 }
 
 }  // namespace

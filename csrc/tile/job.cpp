@@ -1,16 +1,14 @@
 #include "tile/job.h"
 
 #include <algorithm>
-#include <optional>
+#include <cstring>
 #include <utility>
 
+#include "tile/program_job.h"
 #include "tile/reader.h"
 
 namespace dormant::tile {
 namespace {
-
-// Tiles begin where vectors and blocks of normal_ do.
-constexpr int64_t kAlignment = 64;
 
 c10::DataPtr allocate_memory(size_t nbytes) {
   const auto storage = record::allocate(nbytes);
@@ -24,61 +22,47 @@ c10::DataPtr allocate_scratch(size_t nbytes) {
   return memory ? std::move(memory) : allocate_memory(nbytes);
 }
 
-class StorageJob final : public Job {
+/// Unless its bytes go elsewhere, or an earlier attempt got so far.
+void allocate_target(Target& target, size_t nbytes) {
+  if (target.destination == nullptr && !target.memory) {
+    target.memory = allocate_memory(nbytes);
+  }
+}
+
+// Rows of a rectangle are at least a cache line, where they can be.
+constexpr Medium kMemory{/*in_place=*/true, /*row_bytes=*/64, /*rectangle_bytes=*/2 << 20};
+
+class StorageJob final : public ProgramJob {
  public:
   StorageJob(Target target, std::shared_ptr<const Program> program)
-      : program_(std::move(program)),
-        elements_(target.part ? target.part->elements : Run{0, program_->numel()}) {
+      : ProgramJob(program, target.part ? target.part->elements : Run{0, program->numel()},
+                   kMemory) {
     targets.push_back(std::move(target));
-  }
-
-  int64_t numel() const override { return elements_.count; }
-  int64_t itemsize() const override { return static_cast<int64_t>(program_->itemsize()); }
-  int64_t unit() const override { return kAlignment; }
-  size_t thread_bytes(int64_t elements) const override { return program_->scratch_bytes(elements); }
-  size_t shared_bytes() const override { return 0; }
-
-  void allocate() override {
-    auto& target = targets.front();
-    if (target.part) {
-      target.memory =
-          reserve_part(*target.part, target.history.buffer->nbytes, program_->itemsize());
-      if (!target.memory) {
-        target.memory = allocate_memory(target.part->nbytes);
-      }
-    } else {
-      allocate_target(target);
-    }
   }
 
   bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& pages,
            const std::function<bool(size_t)>& after_tile) override {
-    auto* memory = targets.front().data();  // of the first of `elements_`
-    if (targets.front().destination == nullptr) {
-      pages.prepare(memory + begin * itemsize(), static_cast<size_t>((end - begin) * itemsize()));
+    if (in_place() && targets.front().destination == nullptr) {
+      pages.prepare(memory() + begin * itemsize(), static_cast<size_t>((end - begin) * itemsize()));
     }
-    Reader reader(*program_, fast_seed);
-    for (; begin < end; begin += tile) {
-      const auto count = std::min(tile, end - begin);
-      reader.read(Run{elements_.begin + begin, count}, memory + begin * itemsize());
-      if (!after_tile(static_cast<size_t>(count * itemsize()))) {
-        return false;
-      }
-    }
-    return true;
+    return ProgramJob::run(begin, end, tile, pages, after_tile);
   }
-
-  void finish() override {}
-
-  std::optional<Program::Range> read_range(int64_t begin, int64_t end) const override {
-    return program_->read_range(elements_.begin + begin, end - begin);
-  }
-
-  Program::Origins origins() const override { return program_->origins(); }
 
  private:
-  const std::shared_ptr<const Program> program_;
-  const Run elements_;
+  void allocate() override {
+    auto& target = targets.front();
+    if (target.part) {
+      target.memory = reserve_part(*target.part, target.history.buffer->nbytes,
+                                   static_cast<size_t>(itemsize()));
+    }
+    allocate_target(target, target.part ? target.part->nbytes : target.history.buffer->nbytes);
+  }
+
+  std::byte* memory() const override { return targets.front().data(); }
+
+  void store(int64_t element, const std::byte* data, size_t nbytes) const override {
+    std::memcpy(memory() + element * itemsize(), data, nbytes);
+  }
 };
 
 class QuantizeJob final : public Job {
@@ -90,7 +74,11 @@ class QuantizeJob final : public Job {
 
   int64_t numel() const override { return node_->operands[0].geometry.numel(); }
   int64_t itemsize() const override { return static_cast<int64_t>(source_->itemsize()); }
-  int64_t unit() const override { return quantizer().unit(sizes()); }
+
+  int64_t tile(int64_t bytes) const override {
+    const auto unit = quantizer().unit(sizes());
+    return std::max(bytes / itemsize() / unit, int64_t{1}) * unit;
+  }
 
   size_t thread_bytes(int64_t elements) const override {
     return static_cast<size_t>(elements * itemsize()) + source_->scratch_bytes(elements);
@@ -102,39 +90,15 @@ class QuantizeJob final : public Job {
       bytes += geometry.nbytes_needed();
     }
     for (size_t i = 1; i < node_->operands.size(); ++i) {
-      if (find(i) == nullptr) {
+      if (!target_of(i)) {
         bytes += node_->operands[i].geometry.nbytes_needed();
       }
     }
     return bytes;
   }
 
-  void allocate() override {
-    // Where memory was exhausted on the way, another thread tries again, from the start.
-    scratch_.clear();
-    memory_.clear();
-    for (size_t i = 1; i < node_->operands.size(); ++i) {
-      const auto nbytes = node_->operands[i].geometry.nbytes_needed();
-      auto* target = find(i);
-      if (target == nullptr) {
-        scratch_.push_back(allocate_scratch(nbytes));
-        memory_.push_back(scratch_.back().get());
-      } else {
-        if (target->destination == nullptr) {
-          target->memory = allocate_memory(nbytes);
-        }
-        memory_.push_back(target->data());
-      }
-    }
-    for (const auto& geometry : quantizer().scratch(sizes())) {
-      scratch_.push_back(allocate_scratch(geometry.nbytes_needed()));
-      memory_.push_back(scratch_.back().get());
-    }
-  }
-
-  bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& pages,
+  bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& /*pages*/,
            const std::function<bool(size_t)>& after_tile) override {
-    static_cast<void>(pages);
     Reader reader(*source_, fast_seed);
     std::vector<std::byte> elements(static_cast<size_t>(std::min(tile, end - begin) * itemsize()));
     for (; begin < end; begin += tile) {
@@ -160,19 +124,40 @@ class QuantizeJob final : public Job {
   Program::Origins origins() const override { return source_->origins(); }
 
  private:
+  void allocate() override {
+    scratch_.clear();
+    memory_.clear();
+    for (size_t i = 1; i < node_->operands.size(); ++i) {
+      const auto nbytes = node_->operands[i].geometry.nbytes_needed();
+      if (const auto target = target_of(i)) {
+        allocate_target(targets[*target], nbytes);
+        memory_.push_back(targets[*target].data());
+      } else {
+        add_scratch(nbytes);
+      }
+    }
+    for (const auto& geometry : quantizer().scratch(sizes())) {
+      add_scratch(geometry.nbytes_needed());
+    }
+  }
+
+  void add_scratch(size_t nbytes) {
+    scratch_.push_back(allocate_scratch(nbytes));
+    memory_.push_back(scratch_.back().get());
+  }
+
   const record::Quantizer& quantizer() const { return *node_->quantizer; }
   c10::IntArrayRef sizes() const { return node_->operands[0].geometry.sizes; }
 
-  /// The target that operand `i` of the node is, if it is wanted.
-  Target* find(size_t i) {
-    for (auto& target : targets) {
-      if (target.history.buffer == node_->operands[i].buffer) {
-        return &target;
+  /// Which of `targets` the node's operand is, if it is wanted.
+  std::optional<size_t> target_of(size_t operand) const {
+    for (size_t i = 0; i < targets.size(); ++i) {
+      if (targets[i].history.buffer == node_->operands[operand].buffer) {
+        return i;
       }
     }
-    return nullptr;
+    return std::nullopt;
   }
-  const Target* find(size_t i) const { return const_cast<QuantizeJob*>(this)->find(i); }
 
   const record::NodePtr node_;
   const std::shared_ptr<const Program> source_;
@@ -182,16 +167,15 @@ class QuantizeJob final : public Job {
 
 }  // namespace
 
-void allocate_target(Target& target) {
-  if (target.destination == nullptr) {
-    target.memory = allocate_memory(target.history.buffer->nbytes);
+void Job::begin() {
+  const std::lock_guard<std::mutex> lock(allocating_);
+  if (!begun) {
+    allocate();
+    begun = true;
   }
 }
 
-std::unique_ptr<Job> make_job(Target target, std::shared_ptr<const Program> program) {
-  if (const auto walk = walk_of(*program); walk.transposed) {
-    return make_turned_job(std::move(target), std::move(program), *walk.transposed);
-  }
+std::unique_ptr<Job> make_storage_job(Target target, std::shared_ptr<const Program> program) {
   return std::make_unique<StorageJob>(std::move(target), std::move(program));
 }
 

@@ -1,0 +1,160 @@
+#include "tile/job.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "quantize/int8_rows.h"
+#include "record/source_node.h"
+#include "tile/eager_comparison.h"
+#include "tile/failing_allocator.h"
+
+namespace dormant::tile {
+namespace {
+
+using at::Tensor;
+
+Tensor matrix() { return at::empty({300, 517}).normal_(); }
+
+Target target_of(const Tensor& lazy) {
+  return {lazy.storage(), *record::history_of(lazy), 0, {}, nullptr, {}};
+}
+
+std::unique_ptr<Job> quantize_job_of(c10::ArrayRef<Tensor> lazy) {
+  std::vector<Target> targets;
+  for (const auto& tensor : lazy) {
+    targets.push_back(target_of(tensor));
+  }
+  return make_quantize_job(std::move(targets));
+}
+
+std::unique_ptr<Job> job_of(const Tensor& lazy) {
+  return make_storage_job(target_of(lazy), program_of(lazy));
+}
+
+bool go_on(size_t /*bytes*/) { return true; }
+
+/// Makes everything in pieces of `length` elements, the last one first.
+void run_backwards(Job& job, int64_t length, int64_t tile) {
+  system::Pages pages;
+  for (auto begin = (job.numel() - 1) / length * length; begin >= 0; begin -= length) {
+    EXPECT_TRUE(job.run(begin, std::min(begin + length, job.numel()), tile, pages, go_on));
+  }
+  job.finish();
+}
+
+/// The bytes of a target as a tensor like `tensor`.
+Tensor made(Target& target, const Tensor& tensor) {
+  return record::Geometry::of(tensor).over(c10::Storage(
+      c10::Storage::use_byte_size_t(), target.history.buffer->nbytes, std::move(target.memory)));
+}
+
+TEST(Job, MakesTheElementsOfAStorageInAnyOrderOfPieces) {
+  const std::vector<Build> builds = {
+      [] { return matrix(); },
+      [] { return matrix().t().contiguous(); },
+      [] { return at::empty({7, 90, 400}).normal_().transpose(1, 2).contiguous(); },
+  };
+  for (const auto& build : builds) {
+    const auto lazy = lazily(build);
+    const auto job = job_of(lazy);
+    const auto tile = job->tile(kSmallestTileBytes);
+    job->begin();
+    run_backwards(*job, 3 * tile, tile);
+    EXPECT_TRUE(same_bits(made(job->targets[0], lazy), eagerly(build)));
+  }
+}
+
+TEST(Job, TilesOfATransposedCopyHaveAllRows) {
+  constexpr int64_t kRows = 517;  // of the copy, whose source lies along them
+  const auto job = job_of(lazily([] { return matrix().t().contiguous(); }));
+  for (const int64_t bytes : {1, 100'000, 1 << 20, 1 << 30}) {
+    const auto tile = job->tile(bytes);
+    EXPECT_EQ(tile % kRows, 0) << bytes;
+    EXPECT_GE(tile, kRows);
+    EXPECT_LE(tile, job->numel());
+  }
+  EXPECT_GE(job->thread_bytes(job->tile(1 << 20)), static_cast<size_t>(job->tile(1 << 20)) * 4);
+}
+
+TEST(Job, TilesInOrderAreMadeInTheirMemory) {
+  const auto job = job_of(lazily([] { return at::empty({100000}).fill_(3); }));
+  EXPECT_LT(job->thread_bytes(job->tile(1 << 20)), 1000U);
+}
+
+TEST(Job, StopsWhereItIsToldTo) {
+  for (const Build& build :
+       {Build([] { return matrix(); }), Build([] { return matrix().t().contiguous(); })}) {
+    const auto job = job_of(lazily(build));
+    const auto tile = job->tile(kSmallestTileBytes);
+    job->begin();
+    int tiles = 0;
+    system::Pages pages;
+    EXPECT_FALSE(job->run(0, job->numel(), tile, pages, [&](size_t bytes) {
+      EXPECT_EQ(bytes, static_cast<size_t>(tile) * sizeof(float));
+      return ++tiles < 2;
+    }));
+    EXPECT_EQ(tiles, 2);
+  }
+}
+
+struct Quantized {
+  std::vector<Tensor> lazy;
+  std::vector<Tensor> expected;
+};
+
+Quantized quantized() {
+  const auto quantizer = std::make_shared<quantize::Int8Rows>();
+  const Build build = [] { return matrix(); };
+  Quantized result{record::quantize(lazily(build), quantizer), {}};
+  const auto source = eagerly(build);
+  for (const auto& geometry : quantizer->outputs(source.sizes())) {
+    result.expected.push_back(at::empty(geometry.sizes, at::TensorOptions().dtype(geometry.dtype)));
+  }
+  record::run_whole(*quantizer, source, result.expected, 1);
+  return result;
+}
+
+TEST(Job, QuantizesWholeUnitsInAnyOrderOfPieces) {
+  auto [lazy, expected] = quantized();
+  const auto job = quantize_job_of(lazy);
+  ASSERT_TRUE(job);
+  EXPECT_EQ(job->tile(1), 517);
+  EXPECT_EQ(job->tile(4 * 517 * 10 + 3), 517 * 10);
+  job->begin();
+  run_backwards(*job, 517 * 40, 517 * 7);
+  for (size_t i = 0; i < lazy.size(); ++i) {
+    EXPECT_TRUE(same_bits(made(job->targets[i], lazy[i]), expected[i])) << i;
+  }
+}
+
+TEST(Job, OutputsThatNobodyWantsAreScratch) {
+  const auto lazy = quantized().lazy;
+  const auto all = quantize_job_of(lazy);
+  const auto one = quantize_job_of(lazy[1]);
+  EXPECT_EQ(one->shared_bytes() - all->shared_bytes(), lazy[0].nbytes());
+}
+
+TEST(Job, BeginsAnewWhereMemoryWasExhausted) {
+  for (int n = 0; n < 2; ++n) {
+    auto [lazy, expected] = quantized();
+    const auto job = quantize_job_of(lazy);
+    {
+      const FailingAllocator allocator(n);
+      EXPECT_THROW(job->begin(), c10::OutOfMemoryError);
+      EXPECT_FALSE(job->begun);
+      job->begin();
+    }
+    EXPECT_TRUE(job->begun);
+    run_backwards(*job, 517 * 40, 517 * 7);
+    for (size_t i = 0; i < lazy.size(); ++i) {
+      EXPECT_TRUE(same_bits(made(job->targets[i], lazy[i]), expected[i])) << i << ", " << n;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dormant::tile

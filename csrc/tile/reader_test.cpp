@@ -1,0 +1,101 @@
+#include "tile/reader.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <random>
+#include <vector>
+
+#include "tile/eager_comparison.h"
+
+namespace dormant::tile {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kElements = 20000;
+
+const std::vector<Build>& builds() {
+  static const std::vector<Build> all = {
+      [] { return at::empty({kElements}).uniform_(-1, 1); },
+      [] { return at::empty({kElements}).normal_().mul_(3); },
+      [] { return at::empty({kElements}).bernoulli_(0.3); },
+      [] { return at::empty({kElements}).exponential_(); },
+      [] { return at::empty({kElements}, at::kBFloat16).normal_().to(at::kFloat); },
+      [] { return at::empty({400, 100}).normal_().narrow(1, 30, 50).clone(); },
+      [] { return at::empty({kElements / 16, 16}).uniform_(0, 1).t().contiguous(); },
+  };
+  return all;
+}
+
+/// The elements that one reader gives for `runs`, one call for each, put in their places.
+Tensor read_each(const Program& program, Runs runs, const Tensor& like,
+                 std::optional<uint64_t> fast_seed = {}) {
+  const auto result = at::empty(like.sizes(), like.options());
+  auto* out = static_cast<std::byte*>(result.mutable_data_ptr());
+  Reader reader(program, fast_seed);
+  for (const auto& run : runs) {
+    reader.read(run, out + static_cast<size_t>(run.begin) * program.itemsize());
+  }
+  return result;
+}
+
+/// All elements, in runs of uneven lengths.
+std::vector<Run> uneven_runs() {
+  std::vector<Run> runs;
+  std::mt19937 random(1);  // NOLINT: the same runs every time
+  for (int64_t begin = 0; begin < kElements;) {
+    const auto count =
+        std::min<int64_t>(1 + static_cast<int64_t>(random() % 3000), kElements - begin);
+    runs.push_back({begin, count});
+    begin += count;
+  }
+  return runs;
+}
+
+TEST(Reader, MayBeAskedForEarlierElementsAgain) {
+  auto runs = uneven_runs();
+  std::shuffle(runs.begin(), runs.end(), std::mt19937(2));  // NOLINT: the same order every time
+  for (const auto& build : builds()) {
+    const auto lazy = lazily(build);
+    const auto program = program_of(lazy);
+    ASSERT_TRUE(program);
+    EXPECT_TRUE(same_bits(read_each(*program, runs, lazy), eagerly(build)));
+  }
+}
+
+TEST(Reader, PutsTheElementsOfSeveralRunsOneAfterTheOther) {
+  // Single elements, neighbors, a long run, and one that comes before them.
+  const std::vector<tile::Run> runs = {{5000, 1}, {5001, 1}, {5010, 3}, {7000, 2500}, {17, 40}};
+  for (const auto& build : builds()) {
+    const auto lazy = lazily(build);
+    const auto program = program_of(lazy);
+    ASSERT_TRUE(program);
+    const auto got = at::empty({total(runs)}, lazy.options());
+    Reader(*program).read(runs, got.mutable_data_ptr());
+    const auto eager = eagerly(build).view({-1});
+    int64_t at = 0;
+    for (const auto& run : runs) {
+      EXPECT_TRUE(same_bits(got.narrow(0, at, run.count), eager.narrow(0, run.begin, run.count)));
+      at += run.count;
+    }
+  }
+}
+
+TEST(Reader, FastValuesDependOnTheSeedAndOnNoCut) {
+  const Build build = [] { return at::empty({kElements}).normal_().mul_(3); };
+  const auto lazy = lazily(build);
+  const auto program = program_of(lazy);
+  const auto whole = read_each(*program, tile::Run{0, kElements}, lazy, 1);
+  auto runs = uneven_runs();
+  EXPECT_TRUE(same_bits(read_each(*program, runs, lazy, 1), whole));
+  std::reverse(runs.begin(), runs.end());
+  EXPECT_TRUE(same_bits(read_each(*program, runs, lazy, 1), whole));
+  EXPECT_FALSE(same_bits(read_each(*program, tile::Run{0, kElements}, lazy, 2), whole));
+  EXPECT_FALSE(same_bits(eagerly(build), whole));
+}
+
+}  // namespace
+}  // namespace dormant::tile
