@@ -39,18 +39,6 @@ int64_t total(Runs runs) {
   return sum;
 }
 
-c10::SmallVector<size_t, 5> memory_order(const record::Geometry& geometry) {
-  c10::SmallVector<size_t, 5> order;
-  for (size_t i = 0; i < geometry.sizes.size(); ++i) {
-    if (geometry.sizes[i] != 1) {
-      order.push_back(i);
-    }
-  }
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return geometry.strides[a] > geometry.strides[b]; });
-  return order;
-}
-
 std::optional<Mapping> Mapping::between(const record::Geometry& destination,
                                         const record::Geometry& source) {
   const auto missing =
@@ -68,20 +56,9 @@ std::optional<Mapping> Mapping::between(const record::Geometry& destination,
     }
   }
   Mapping mapping;
-  mapping.offset_ = source.offset;
+  mapping.layout_.offset = source.offset;
   for (const auto i : memory_order(destination)) {
-    const auto size = destination.sizes[i];
-    if (!mapping.sizes_.empty() && mapping.strides_.back() == strides[i] * size) {
-      mapping.sizes_.back() *= size;
-      mapping.strides_.back() = strides[i];
-    } else {
-      mapping.sizes_.push_back(size);
-      mapping.strides_.push_back(strides[i]);
-    }
-  }
-  if (mapping.sizes_.empty()) {
-    mapping.sizes_.push_back(1);
-    mapping.strides_.push_back(1);
+    mapping.layout_.append(destination.sizes[i], strides[i]);
   }
   return mapping;
 }
@@ -90,22 +67,13 @@ int64_t Mapping::most_runs(int64_t count, int64_t ranges) const {
   if (!in_rows()) {
     return count;
   }
-  return sizes_.size() == 1 ? ranges : std::min(count, count / sizes_.back() + 2 * ranges);
-}
-
-int64_t Mapping::element_at(int64_t place) const {
-  auto element = offset_;
-  for (size_t i = sizes_.size(); i-- > 0;) {
-    element += place % sizes_[i] * strides_[i];
-    place /= sizes_[i];
-  }
-  return element;
+  return sizes().size() == 1 ? ranges : std::min(count, count / sizes().back() + 2 * ranges);
 }
 
 void Mapping::append(int64_t begin, int64_t count, std::vector<Run>& runs) const {
-  const auto inner = in_rows() ? sizes_.back() : 1;
+  const auto inner = in_rows() ? sizes().back() : 1;
   while (count > 0) {
-    const auto element = element_at(begin);
+    const auto element = layout_.element_at(begin);
     const auto length = std::min(count, inner - begin % inner);
     if (!runs.empty() && runs.back().begin + runs.back().count == element) {
       runs.back().count += length;
@@ -118,7 +86,7 @@ void Mapping::append(int64_t begin, int64_t count, std::vector<Run>& runs) const
 }
 
 void Mapping::append(Runs places, std::vector<Box>& boxes) const {
-  const auto blocks = blocks_of(sizes_);
+  const auto blocks = blocks_of(sizes());
   int64_t out = 0;
   const auto append_run = [&](const Run& run) {
     for (auto begin = run.begin, end = run.begin + run.count; begin < end;) {
@@ -127,12 +95,12 @@ void Mapping::append(Runs places, std::vector<Box>& boxes) const {
       while (begin % blocks[outer] != 0 || end - begin < blocks[outer]) {
         ++outer;
       }
-      Box box{element_at(begin), out, {}};
-      const auto index = begin / blocks[outer] % sizes_[outer];
-      auto size = std::min((end - begin) / blocks[outer], sizes_[outer] - index);
+      Box box{layout_.element_at(begin), out, {}};
+      const auto index = begin / blocks[outer] % sizes()[outer];
+      auto size = std::min((end - begin) / blocks[outer], sizes()[outer] - index);
       const auto count = size * blocks[outer];
-      for (auto i = outer; i < sizes_.size(); size = ++i < sizes_.size() ? sizes_[i] : 0) {
-        box.dimensions.push_back({size, strides_[i], blocks[i]});
+      for (auto i = outer; i < sizes().size(); size = ++i < sizes().size() ? sizes()[i] : 0) {
+        box.dimensions.push_back({size, strides()[i], blocks[i]});
       }
       boxes.push_back(std::move(box));
       begin += count;
@@ -143,17 +111,17 @@ void Mapping::append(Runs places, std::vector<Box>& boxes) const {
     // Rows of a rectangle of places: one box, or a few, instead of some for each row.
     const auto step = distance(places);
     const auto rows = static_cast<int64_t>(places.size());
-    for (size_t i = 0; step > 0 && i < sizes_.size(); ++i) {
+    for (size_t i = 0; step > 0 && i < sizes().size(); ++i) {
       const auto& first = places.front();
       const bool inside =
           first.begin % blocks[i] + first.count <= blocks[i] &&
-          first.begin / blocks[i] % sizes_[i] + step / blocks[i] * (rows - 1) < sizes_[i];
+          first.begin / blocks[i] % sizes()[i] + step / blocks[i] * (rows - 1) < sizes()[i];
       if (step % blocks[i] == 0 && inside) {
         const auto begin = boxes.size();
         append_run(first);
         for (auto at = begin; at < boxes.size(); ++at) {
           boxes[at].dimensions.insert(boxes[at].dimensions.begin(),
-                                      {rows, step / blocks[i] * strides_[i], first.count});
+                                      {rows, step / blocks[i] * strides()[i], first.count});
         }
         return;
       }

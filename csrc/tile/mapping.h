@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "record/geometry.h"
+#include "tile/layout.h"
 
 namespace dormant::tile {
 
@@ -29,9 +30,6 @@ using Runs = c10::ArrayRef<Run>;
 
 /// Number of elements in all runs.
 int64_t total(Runs runs);
-
-/// The dimensions of more than one element, outermost in memory first.
-c10::SmallVector<size_t, 5> memory_order(const record::Geometry& geometry);
 
 /// Source elements as a strided tensor, and where they go.
 struct Box {
@@ -53,7 +51,7 @@ class DORMANT_API Mapping {
                                         const record::Geometry& source);
 
   /// Whether the source is read in rows, in the order of places; else in boxes.
-  bool in_rows() const { return strides_.back() == 1; }
+  bool in_rows() const { return layout_.strides.back() == 1; }
 
   /// Appends the source elements of places [begin, begin + count), in the order of places.
   void append(int64_t begin, int64_t count, std::vector<Run>& runs) const;
@@ -66,15 +64,11 @@ class DORMANT_API Mapping {
 
   /// Sizes and strides in the source, outermost first; dimensions that follow each other in memory
   /// are merged.
-  c10::IntArrayRef sizes() const { return sizes_; }
-  c10::IntArrayRef strides() const { return strides_; }
+  c10::IntArrayRef sizes() const { return layout_.sizes; }
+  c10::IntArrayRef strides() const { return layout_.strides; }
 
  private:
-  int64_t element_at(int64_t place) const;
-
-  c10::SmallVector<int64_t, 5> sizes_;
-  c10::SmallVector<int64_t, 5> strides_;
-  int64_t offset_ = 0;
+  Layout layout_;  ///< places are those of the destination, elements the source's
 };
 
 /// How the elements of a box are read: in ascending runs, into a buffer in which they lie with

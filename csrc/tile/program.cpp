@@ -13,6 +13,7 @@
 
 #include "random/exact_path.h"
 #include "record/replay.h"
+#include "tile/layout.h"
 #include "tile/walk.h"
 
 namespace dormant::tile {
@@ -92,19 +93,6 @@ uint64_t draws_per_element(const Node& node, c10::ScalarType dtype) {
 
 bool is_plain(const Geometry& geometry) {
   return !geometry.conjugate && !geometry.negative && !geometry.wrapped_number;
-}
-
-bool is_contiguous(const Geometry& geometry) {
-  int64_t expected = 1;
-  for (size_t i = geometry.sizes.size(); i-- > 0;) {
-    if (geometry.sizes[i] != 1) {
-      if (geometry.strides[i] != expected) {
-        return false;
-      }
-      expected *= geometry.sizes[i];
-    }
-  }
-  return true;
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "record/geometry.h"
+#include "tile/layout.h"
 #include "tile/mapping.h"
 
 namespace dormant::tile {
@@ -20,11 +21,11 @@ class DORMANT_API Region {
   /// None where two places might share memory.
   static std::optional<Region> of(const record::Geometry& geometry);
 
-  int64_t begin() const { return begin_; }  ///< the first element
-  int64_t end() const { return end_; }      ///< one past the last element
+  int64_t begin() const { return layout_.offset; }  ///< the first element
+  int64_t end() const { return end_; }              ///< one past the last element
   int64_t numel() const { return numel_; }
   /// Whether nothing between the first and the last element is left out.
-  bool dense() const { return end_ - begin_ == numel_; }
+  bool dense() const { return end_ - begin() == numel_; }
 
   /// How far apart in the storage rows are that are `columns` places long; 0 where it differs.
   int64_t row_distance(int64_t columns) const;
@@ -43,12 +44,8 @@ class DORMANT_API Region {
 
  private:
   int64_t places_before(int64_t element) const;
-  int64_t element_at(int64_t place) const;
 
-  // Outermost first; dimensions that follow each other in memory are merged.
-  c10::SmallVector<int64_t, 5> sizes_;
-  c10::SmallVector<int64_t, 5> strides_;
-  int64_t begin_ = 0;
+  Layout layout_;  ///< in memory order
   int64_t end_ = 0;
   int64_t numel_ = 0;
 };
