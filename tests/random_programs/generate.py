@@ -1,0 +1,137 @@
+"""Makes a program of a seed: line by line, looking at what eager makes of each."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import re
+import warnings
+from typing import Any
+
+import torch
+
+from compare import storage_key
+
+from .arguments import LARGEST, Arguments, Unfit
+from .operators import AUTOGRAD, FACTORIES, GROUPS, MODULES, Line, lines
+from .program import Program, Step, compiled
+from .run import names_of
+
+_SIZES = (
+    (6.0, (0, 1, 2, 3, 4, 5, 7, 8, 16, 17)),
+    (1.0, (40, 64, 129)),
+    (0.3, (1100, 70_000)),
+)
+_HOSTILE = 0.08  # share of the lines that take what does not fit
+_GROUPS = [(weight, lines(group), group) for weight, group in GROUPS]
+
+
+class _Writer:
+    """The program so far, and what eager has at this point."""
+
+    def __init__(self, choose: random.Random) -> None:
+        self.choose = choose
+        self.names: dict[str, Any] = names_of(lazy=False, seen=[])
+        weights, sizes = zip(*_SIZES, strict=True)
+        pool = choose.choices(sizes, weights)[0]
+        self.arguments = Arguments(choose, self.names, choose.sample(pool, 2))
+        self.steps: list[Step] = []
+        self._counter = itertools.count()
+
+    def _line(self) -> Line:
+        thread = self.arguments.thread
+        if not any(True for _ in self.arguments.tensors()):
+            return self.choose.choice([line for line in lines(FACTORIES) if "{t}" not in line.code])
+        weights = [weight for weight, _, _ in _GROUPS]
+        while True:
+            _, found, group = self.choose.choices(_GROUPS, weights)[0]
+            if thread and group in (AUTOGRAD, MODULES):
+                continue
+            line = self.choose.choices(found, [line.weight for line in found])[0]
+            if not (thread and line.alone):
+                return line
+
+    def _code(self) -> str:
+        self.arguments.hostile = self.choose.random() < _HOSTILE
+        while True:
+            line = self._line()
+            try:
+                code = self.arguments.fill(line.code)
+            except Unfit:
+                continue
+            break
+        code = code.replace(", )", ")")
+        thread = self.arguments.thread
+        new = f"p{thread}_{next(self._counter)}" if thread else f"v{next(self._counter)}"
+        if code.startswith("="):
+            return f"{new} = {code[1:]}"
+        keeps = re.match(r"[\w.\[\]]+_\(", code) or code.startswith("torch.")
+        writes = re.search(r"_\(|[-+*/]=|out=|\]\s=|init", code)
+        chosen = self.choose.random()
+        if writes and (self.arguments.subject.requires_grad or chosen < 0.1) and chosen < 0.8:
+            return f"with torch.no_grad(): {code}"
+        if keeps and chosen > 0.8:
+            return f"{new} = {code}"
+        return code
+
+    def add(self, *, lazy: bool) -> None:
+        """Adds a line that eager has run, or refused."""
+        code = self._code()
+        with contextlib.suppress(Exception):
+            exec(compiled(code), self.names)
+        self.steps.append(Step(code, lazy, self.arguments.thread))
+        for name, tensor in list(self.arguments.tensors()):
+            if min(tensor.shape, default=0) < 0 or tensor.numel() > 2 * LARGEST:
+                code = f"del {name.split('[')[0]}"
+                with contextlib.suppress(NameError):
+                    exec(compiled(code), self.names)
+                    self.steps.append(Step(code, lazy, self.arguments.thread))
+
+    def begin_thread(self, thread: int, foreign: set[int]) -> None:
+        """What follows is the thread's, which writes none of the storages there are now."""
+        self.arguments.thread, self.arguments.foreign = thread, foreign
+
+    def storages(self) -> set[int]:
+        """The storages of all variables."""
+        return {storage_key(t) for _, t in self.arguments.tensors() if t.layout is torch.strided}
+
+
+def generate(seed: int, max_threads: int = 3) -> Program:
+    """The program of a seed. It changes with the table of operators.
+
+    Args:
+        seed: of the choices; PyTorch's generators are left as they were.
+        max_threads: 1 leaves out the steps of other threads than the first.
+
+    Returns:
+        A program that eager runs to its end, apart from the calls that it refuses.
+    """
+    choose = random.Random(seed)
+    state, dtype, grad = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _generate(choose, max_threads)
+    finally:
+        torch.set_rng_state(state)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+
+
+def _generate(choose: random.Random, max_threads: int) -> Program:
+    writer = _Writer(choose)
+    real, lazily, after = (choose.choice(counts) for counts in ((0, 0, 2), (8, 15, 30), (0, 3, 8)))
+    for lazy, count in ((False, real), (True, lazily), (False, after)):
+        for _ in range(count):
+            writer.add(lazy=lazy)
+    order, threads = choose.choice((0, *range(1, 8))), min(choose.choice((1, 1, 2, 3)), max_threads)
+    if threads > 1:
+        foreign = writer.storages() | {0}
+        for thread in range(1, threads + 1):
+            writer.begin_thread(thread, foreign)
+            inside = choose.random() < 0.7
+            for _ in range(choose.choice((4, 10))):
+                writer.add(lazy=inside)
+    return Program(tuple(writer.steps), order, choose.choice((1, threads)))

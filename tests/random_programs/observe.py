@@ -1,0 +1,154 @@
+"""What can be seen of the results of a program, as plain values that compare with ==."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from compare import bits, components, geometry, storage_key
+
+from .run import Outcome
+
+Facts = dict[str, Any]
+
+
+def _children(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        if value.is_leaf and value.grad is not None:
+            yield f"{name}.grad", value.grad
+    elif isinstance(value, nn.Module):
+        for path, tensor in [*value.named_parameters(remove_duplicate=False), *value.named_buffers(remove_duplicate=False)]:
+            yield from _children(f"{name}.{path}", tensor)
+    elif isinstance(value, (tuple, list)):
+        for i, element in enumerate(value):
+            yield from _children(f"{name}[{i}]", element)
+    elif isinstance(value, dict):
+        for key, element in value.items():
+            yield from _children(f"{name}[{key!r}]", element)
+
+
+def tensors(outcome: Outcome) -> dict[str, torch.Tensor]:
+    """Every tensor that can be reached from the variables, by its path."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in outcome.names.items():
+        found.update(_children(name, value))
+    return found
+
+
+def held(outcome: Outcome) -> dict[str, torch.Tensor | nn.Module]:
+    """What can be materialized: every tensor, and the modules."""
+    modules = {n: v for n, v in outcome.names.items() if isinstance(v, nn.Module)}
+    return {**tensors(outcome), **modules}
+
+
+def graph(tensor: torch.Tensor, names: dict[int, str]) -> tuple[str, ...]:
+    """The nodes of the autograd graph, each with the numbers of the nodes it leads to."""
+    if tensor.grad_fn is None:
+        return ()
+    numbers = {tensor.grad_fn: 0}
+    queue = [tensor.grad_fn]
+    lines = []
+    for node in queue:
+        following = []
+        for other, place in node.next_functions:
+            if other is None:
+                following.append("-")
+                continue
+            if other not in numbers:
+                numbers[other] = len(queue)
+                queue.append(other)
+            following.append(f"{numbers[other]}:{place}")
+        leaf = getattr(node, "variable", None)
+        of = "" if leaf is None else f" of {names.get(id(leaf), 'a leaf')}"
+        lines.append(f"{type(node).__name__}({', '.join(following)}){of}")
+        if len(lines) > 200:
+            break
+    return tuple(lines)
+
+
+def _ties(found: dict[str, torch.Tensor]) -> Iterator[tuple[str, Facts]]:
+    objects: dict[int, str] = {}
+    storages: dict[int, str] = {}
+    for name, tensor in found.items():
+        facts: Facts = {"is": objects.setdefault(id(tensor), name)}
+        if tensor.layout is torch.strided and not tensor.is_quantized:
+            facts["shares the storage of"] = storages.setdefault(storage_key(tensor), name)
+        yield name, facts
+
+
+def structure(outcome: Outcome) -> dict[str, Facts]:
+    """Everything but the values of tensors, by path."""
+    found = tensors(outcome)
+    names: dict[int, str] = {}
+    for name, tensor in found.items():
+        names.setdefault(id(tensor), name)
+    seen = dict(_ties(found))
+    for name, tensor in found.items():
+        facts = seen[name]
+        facts |= geometry(tensor)
+        if "strides" in facts:  # of a dimension of size 1 the stride means nothing (docs/limits.md)
+            facts["strides"] = [
+                None if size == 1 else stride
+                for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
+            ]
+        facts["graph"] = graph(tensor, names)
+        facts["output_nr"] = tensor.output_nr
+        facts["retains_grad"] = tensor.retains_grad
+        if not tensor.is_inference() and tensor._is_view():
+            base = tensor._base
+            facts["base"] = names.get(id(base), tuple(base.size()) if base is not None else None)
+    for name, value in outcome.names.items():
+        if isinstance(value, nn.Module):
+            seen[name] = {"module": repr(value), "mode": [m.training for m in value.modules()]}
+        elif not any(True for _ in _children(name, value)):
+            seen[name] = {"value": repr(value)}
+    return seen
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return bits(tensor).numpy().tobytes()
+
+
+def values(outcome: Outcome) -> dict[str, Facts]:
+    """The bytes of all tensors and of the storages behind them, by path."""
+    seen: dict[str, Facts] = {}
+    for name, tensor in tensors(outcome).items():
+        parts = components(tensor)
+        seen[name] = {f"bits {part}".rstrip(): _bytes(t) for part, t in parts.items()}
+        if set(parts) == {""}:
+            storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+            seen[name]["storage"] = storage.numpy().tobytes()
+    return seen
+
+
+def gradients(outcome: Outcome) -> dict[str, Facts]:
+    """What the graph of each tensor gives for all leaves, or the type of what it raises."""
+    found = tensors(outcome)
+    leaves = {}
+    for name, tensor in found.items():
+        if tensor.requires_grad and tensor.is_leaf:
+            leaves.setdefault(id(tensor), (name, tensor))
+    seen: dict[str, Facts] = {}
+    for name, tensor in found.items():
+        if tensor.grad_fn is None or not leaves:
+            continue
+        try:
+            grads = torch.autograd.grad(
+                tensor,
+                [leaf for _, leaf in leaves.values()],
+                torch.ones_like(tensor),
+                allow_unused=True,
+                retain_graph=True,
+            )
+        except Exception as error:
+            seen[name] = {"gradients raise": type(error).__name__}
+            continue
+        seen[name] = {
+            f"gradient of {leaf}": None if grad is None else _bytes(grad.to_dense())
+            for (leaf, _), grad in zip(leaves.values(), grads, strict=True)
+        }
+    return seen
