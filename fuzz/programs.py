@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import functools
 import json
 import os
 import re
@@ -26,7 +27,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,23 @@ def verdict_facts(verdict: Verdict) -> dict[str, Any]:
 
 
 def work(first: int, count: int, threads: int) -> None:
-    """The child: so many seeds, one after the other."""
+    """The child: so many seeds, one after the other.
+
+    What follows a step that raised in one run only is tried again without that step.
+    """
     faulthandler.enable()
     for seed in range(first, first + count):
         say(seed=seed, stage="eager")
         program = generate(seed, threads)
-        verdict = check(program, lambda seed=seed: say(seed=seed, stage="lazy"))  # type: ignore[misc]
+        lazily = functools.partial(say, seed=seed, stage="lazy")
+        verdict = check(program, lazily)
         say(seed=seed, stage="done", steps=len(program.steps), **verdict_facts(verdict))
+        while verdict.failure is not None and verdict.failure.step is not None:
+            at = verdict.failure.step
+            program = replace(program, steps=program.steps[:at] + program.steps[at + 1 :])
+            verdict = check(program, lazily)
+            if failure := verdict.failure:
+                say(seed=seed, stage="more", kind=failure.kind, text=failure.text, program=str(program))
 
 
 def lines_of(command: list[str], **options: Any) -> Iterator[dict[str, Any]]:
@@ -111,16 +122,16 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     kinds: dict[str, list[int]] = field(default_factory=dict)
-    texts: dict[str, str] = field(default_factory=dict)
+    programs: dict[str, str] = field(default_factory=dict)
 
-    def fails(self, seed: int, kind: str, text: str) -> None:
+    def fails(self, seed: int, kind: str, text: str, program: str) -> None:
         """Notes a failure; the first of each kind is printed."""
         step = re.search(r"'(.*?)' raised", text)
         called = re.findall(r"[\w.]*?(\w+)\(", step[1]) if step else []
         kind = " ".join([kind, *called[:1]])
         self.kinds.setdefault(kind, []).append(seed)
-        if kind not in self.texts:
-            self.texts[kind] = text
+        if kind not in self.programs:
+            self.programs[kind] = program
             print(f"seed {seed}: {kind}: {text}", flush=True)
 
     def add(self, facts: dict[str, Any]) -> None:
@@ -129,7 +140,18 @@ class Tally:
         for name in ("steps", "unsteady", "refused", "lazy", "bytes"):
             self.counts[name] += facts[name]
         if "kind" in facts:
-            self.fails(facts["seed"], facts["kind"], facts["text"])
+            self.fails(facts["seed"], facts["kind"], facts["text"], "")
+
+
+    def crashes(self, seed: int, stage: str, line: dict[str, Any]) -> None:
+        """Notes how a child died; in eager only PyTorch can have crashed."""
+        if stage == "lazy":
+            self.counts["programs"] += 1
+            self.fails(seed, *crash_of(line), "")
+        elif "Fatal Python error" in line["stderr"]:
+            self.counts["crashed in eager"] += 1
+        else:
+            sys.exit(f"seed {seed}: {line['stderr']}")
 
 
 def crash_of(line: dict[str, Any]) -> tuple[str, str]:
@@ -156,23 +178,17 @@ def run(first: int, count: int | None, seconds: float, threads: int) -> Tally:
         batch = 200 if last is None else last - seed
         for line in lines_of(this_script("--threads", threads, "--child", seed, batch)):
             if "ended" in line:
-                if line["ended"] == 0:
-                    break
-                if stage == "lazy":
-                    tally.counts["programs"] += 1
-                    tally.fails(seed, *crash_of(line))
-                else:
-                    tally.counts["crashed in eager"] += 1
-                    if not re.search("Fatal Python error", line["stderr"]):
-                        sys.exit(f"seed {seed}: {line['stderr']}")
+                if line["ended"] != 0:
+                    tally.crashes(seed, stage, line)
                 seed += 1
                 break
             seed, stage = line["seed"], line["stage"]
+            if stage == "eager" and not more():
+                break
             if stage == "done":
                 tally.add(line)
-                seed += 1
-                if not more():
-                    break
+            elif stage == "more":
+                tally.fails(seed, line["kind"], line["text"], line["program"])
     return tally
 
 
@@ -262,7 +278,8 @@ def report(tally: Tally, threads: int, *, keep: bool) -> None:
     for kind, seeds in sorted(tally.kinds.items(), key=lambda found: -len(found[1])):
         print(f"\n{len(seeds)} x {kind}: seeds {seeds[:8]}")
         if not keep:
-            small, how = smaller(generate(seeds[0], threads))
+            text = tally.programs[kind]
+            small, how = smaller(parse(text) if text else generate(seeds[0], threads))
             print(f"{small}\n# {how[:3000]}", flush=True)
     if tally.kinds:
         sys.exit(1)

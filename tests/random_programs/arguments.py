@@ -183,7 +183,7 @@ class Arguments:
     def leaf(self) -> str:
         if self.foreign:
             raise Unfit
-        return self._take(lambda t: _dense(t) and t.requires_grad and t.is_leaf)
+        return self._take(lambda t: _dense(t) and _is_leaf(t))
 
     def like(self) -> str:
         """A tensor that broadcasts with the subject, or a number."""
@@ -321,6 +321,9 @@ class Arguments:
     def count(self) -> str:
         return str(self.choose.choice(self.sizes))
 
+    def small(self) -> str:
+        return str(min(self.choose.choice(self.sizes), 130))
+
     def n(self) -> str:
         return self.choose.choice(("99", "-1", "1.5") if self.hostile and self._now() else ("0", "1", "1", "2"))
 
@@ -442,6 +445,13 @@ def _attributes(path: str) -> str:
 
 def _dense(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _is_leaf(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.requires_grad and tensor.is_leaf
+    except RuntimeError:  # a view of several whose base was written
+        return False
 
 
 def _broadcasts(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -27,10 +27,12 @@ class Failure:
     Attributes:
         kind: what differs; a smaller program fails in the same way if the kind is the same.
         text: where, what eager has, and what the lazy run has.
+        step: the number of the step that raised in one run and not in the other.
     """
 
     kind: str
     text: str
+    step: int | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}"
@@ -58,6 +60,7 @@ class Verdict:
 @dataclass
 class _Seen:
     outcome: Outcome
+    hooks: list[str]
     structure: dict[str, observe.Facts]
     values: dict[str, observe.Facts]
     gradients: dict[str, observe.Facts]
@@ -74,8 +77,9 @@ def _eager(program: Program, fill: int) -> _Seen:
     _libc.mallopt(_M_PERTURB, fill)
     try:
         outcome = run(program, lazy=False)
+        hooks = sorted(outcome.seen)  # of several threads in any order
         structure, values = observe.structure(outcome), observe.values(outcome)
-        return _Seen(outcome, structure, values, observe.gradients(outcome))
+        return _Seen(outcome, hooks, structure, values, observe.gradients(outcome))
     finally:
         _libc.mallopt(_M_PERTURB, int(os.environ.get("MALLOC_PERTURB_", "0")))
 
@@ -125,9 +129,10 @@ def _first_difference(program: Program, eager: _Seen, lazy: Outcome) -> Failure 
         expected, got = eager.outcome.raised.get(number), lazy.raised.get(number)
         if expected != got:
             kind = f"raised {expected} not {got}"
-            return Failure(kind, f"{step.code!r} raised {expected} in eager, {got} lazily")
-    if sorted(eager.outcome.seen) != sorted(lazy.seen):
-        return Failure("hooks", f"eager {eager.outcome.seen}, lazily {lazy.seen}")
+            text = f"{step.code!r} raised {expected} in eager, {got} lazily"
+            return Failure(kind, text, number)
+    if eager.hooks != sorted(lazy.seen):
+        return Failure("hooks", f"eager {eager.hooks}, lazily {lazy.seen}")
     for name, state in eager.outcome.generators.items():
         if state != lazy.generators[name]:
             return Failure("generator", f"the state of generator {name} differs")
@@ -144,7 +149,13 @@ def _first_difference(program: Program, eager: _Seen, lazy: Outcome) -> Failure 
             return Failure("still lazy", f"{name} after materialize")
     if failure := _differing(eager.structure, observe.structure(lazy)):
         return Failure(f"materialized {failure.kind}", failure.text)
-    return _differing(eager.values, observe.values(lazy)) or _differing(eager.gradients, observe.gradients(lazy))
+    if failure := _differing(eager.values, observe.values(lazy)):
+        return failure
+    if failure := _differing(eager.gradients, observe.gradients(lazy)):
+        return failure
+    if sorted(eager.outcome.seen) != sorted(lazy.seen):
+        return Failure("hooks", f"eager {eager.outcome.seen}, lazily {lazy.seen}, with gradients")
+    return None
 
 
 def check(program: Program, before_lazy: Callable[[], None] = lambda: None) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +19,9 @@ Facts = dict[str, Any]
 def _children(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield name, value
-        if value.is_leaf and value.grad is not None:
-            yield f"{name}.grad", value.grad
+        with contextlib.suppress(RuntimeError):  # of a view of several whose base was written
+            if value.is_leaf and value.grad is not None:
+                yield f"{name}.grad", value.grad
     elif isinstance(value, nn.Module):
         for path, tensor in [*value.named_parameters(remove_duplicate=False), *value.named_buffers(remove_duplicate=False)]:
             yield from _children(f"{name}.{path}", tensor)
@@ -89,7 +91,11 @@ def structure(outcome: Outcome) -> dict[str, Facts]:
     seen = dict(_ties(found))
     for name, tensor in found.items():
         facts = seen[name]
-        facts |= geometry(tensor)
+        try:
+            facts |= geometry(tensor)
+        except RuntimeError as error:  # what autograd says of a view of several whose base was written
+            facts["geometry raises"] = str(error)
+            continue
         if "strides" in facts:  # of a dimension of size 1 the stride means nothing (docs/limits.md)
             facts["strides"] = [
                 None if size == 1 else stride
@@ -130,13 +136,14 @@ def gradients(outcome: Outcome) -> dict[str, Facts]:
     found = tensors(outcome)
     leaves = {}
     for name, tensor in found.items():
-        if tensor.requires_grad and tensor.is_leaf:
-            leaves.setdefault(id(tensor), (name, tensor))
+        with contextlib.suppress(RuntimeError):
+            if tensor.requires_grad and tensor.is_leaf:
+                leaves.setdefault(id(tensor), (name, tensor))
     seen: dict[str, Facts] = {}
     for name, tensor in found.items():
-        if tensor.grad_fn is None or not leaves:
-            continue
         try:
+            if tensor.grad_fn is None or not leaves:
+                continue
             grads = torch.autograd.grad(
                 tensor,
                 [leaf for _, leaf in leaves.values()],

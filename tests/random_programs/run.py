@@ -38,7 +38,7 @@ class Outcome:
     Attributes:
         names: the program's variables.
         raised: for each step that raised, the name of the exception's type.
-        seen: what the program's hooks noted, in order.
+        seen: what the program's hooks note, in order; hooks of gradients asked for later, too.
         generators: the states of all generators.
         failure: what went wrong with dormant itself, for example while materializing.
     """
