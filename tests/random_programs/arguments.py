@@ -52,10 +52,13 @@ class Arguments:
         self.hostile = False
         self._subject: torch.Tensor | None = None
         self._dim = 0
+        self._taken: list[torch.Tensor] = []
+        self._target: torch.Tensor | None = None
 
     def fill(self, code: str) -> str:
         """The line without placeholders. Raises Unfit where nothing suits one of them."""
         self._subject, self._dim = None, 0
+        self._taken, self._target = [], None
         return _PLACEHOLDER.sub(lambda found: self._fill(found[1]), code)
 
     def _fill(self, word: str) -> str:
@@ -97,9 +100,13 @@ class Arguments:
 
     def _take(self, suits: Callable[[torch.Tensor], bool]) -> str:
         name, tensor = self._pick(suits)
+        self._use(tensor)
+        return name
+
+    def _use(self, tensor: torch.Tensor) -> None:
+        self._taken.append(tensor)
         if self._subject is None:
             self._subject = tensor
-        return name
 
     def _read(self, suits: Callable[[torch.Tensor], bool]) -> str:
         """A tensor, or now and then a view of one that suits, too."""
@@ -115,8 +122,7 @@ class Arguments:
                 viewed = None
             if viewed is not None and suits(viewed):
                 name, tensor = name + view, viewed
-        if self._subject is None:
-            self._subject = tensor
+        self._use(tensor)
         return name
 
     def _written(self, suits: Callable[[torch.Tensor], bool]) -> str:
@@ -131,9 +137,25 @@ class Arguments:
 
         hostile, self.hostile = self.hostile, self.hostile and not self.foreign
         try:
-            return self._read(free)
+            name = self._read(free)
         finally:
             self.hostile = hostile
+        self._target = self._taken.pop()
+        return name
+
+    def overlaps(self, *, elementwise: bool) -> bool:
+        """Whether the last line writes memory that it also reads, so that the order matters.
+
+        Args:
+            elementwise: whether each element is read before it is written, and no other.
+        """
+        target = self._target
+        if target is None or not _dense(target):
+            return False
+        others = [t for t in self._taken if _dense(t) and storage_key(t) == storage_key(target)]
+        if elementwise:
+            others = [t for t in others if _place(t) != _place(target)]
+        return bool(others)
 
     @property
     def subject(self) -> torch.Tensor:
@@ -445,6 +467,10 @@ def _attributes(path: str) -> str:
 
 def _dense(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _place(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def _is_leaf(tensor: torch.Tensor) -> bool:

@@ -91,15 +91,19 @@ def _shown(value: Any) -> str:
     return text if len(text) < 300 else text[:300] + " ..."
 
 
+# What is one kind of failure, by the beginning of the fact's name.
+_KINDS = {"gradient": "gradient", "storage bytes": "storage bytes", "bits": "bits", "storage": "bits", "grad_fn": "graph"}
+
+
 def _differing(eager: dict[str, observe.Facts], lazy: dict[str, observe.Facts]) -> Failure | None:
     if eager.keys() != lazy.keys():
         return Failure("names", f"eager {sorted(eager.keys() - lazy.keys())} more, {sorted(lazy.keys() - eager.keys())} fewer")
     for name, facts in eager.items():
         others = lazy[name]
-        for fact in facts.keys() | others.keys():
+        for fact in [*facts, *(fact for fact in others if fact not in facts)]:
             expected, got = facts.get(fact), others.get(fact)
             if expected != got:
-                kind = "gradient" if fact.startswith("gradient") else fact
+                kind = next((k for prefix, k in _KINDS.items() if fact.startswith(prefix)), fact)
                 text = f"{name}: {fact} is {_shown(expected)} in eager, {_shown(got)} lazily"
                 if isinstance(expected, bytes) and isinstance(got, bytes):
                     at = next((i for i, (a, b) in enumerate(zip(expected, got)) if a != b), -1)

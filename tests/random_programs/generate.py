@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import re
 import warnings
-from typing import Any
-
 import torch
 
 from compare import storage_key
 
 from .arguments import LARGEST, Arguments, Unfit
-from .operators import AUTOGRAD, FACTORIES, GROUPS, MODULES, Line, lines
+from .operators import AUTOGRAD, FACTORIES, GROUPS, MODULES, POINTWISE, Line, Row, lines
 from .program import Program, Step, compiled
 from .run import names_of
 
@@ -30,19 +27,37 @@ _GROUPS = [(weight, lines(group), group) for weight, group in GROUPS]
 class _Writer:
     """The program so far, and what eager has at this point."""
 
-    def __init__(self, choose: random.Random) -> None:
+    def __init__(self, choose: random.Random, seed: int) -> None:
         self.choose = choose
-        self.names: dict[str, Any] = names_of(lazy=False, seen=[])
+        self.seed = seed
         weights, sizes = zip(*_SIZES, strict=True)
         pool = choose.choices(sizes, weights)[0]
-        self.arguments = Arguments(choose, self.names, choose.sample(pool, 2))
+        self.arguments = Arguments(choose, {}, choose.sample(pool, 2))
         self.steps: list[Step] = []
         self._counter = itertools.count()
+        self._start()
 
-    def _line(self) -> Line:
+    def _start(self) -> None:
+        """Runs the program so far from its beginning."""
+        torch.manual_seed(self.seed)
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+        self.arguments.names = names_of(lazy=False, seen=[])
+        for step in self.steps:
+            self._runs(step.code)
+
+    def _runs(self, code: str) -> bool:
+        try:
+            exec(compiled(code), self.arguments.names)
+        except Exception:
+            return False
+        return True
+
+    def _row(self) -> tuple[Line, list[Row]]:
         thread = self.arguments.thread
         if not any(True for _ in self.arguments.tensors()):
-            return self.choose.choice([line for line in lines(FACTORIES) if "{t}" not in line.code])
+            first = [line for line in lines(FACTORIES) if not re.search(r"{t}|{f}", line.code)]
+            return self.choose.choice(first), FACTORIES
         weights = [weight for weight, _, _ in _GROUPS]
         while True:
             _, found, group = self.choose.choices(_GROUPS, weights)[0]
@@ -50,18 +65,24 @@ class _Writer:
                 continue
             line = self.choose.choices(found, [line.weight for line in found])[0]
             if not (thread and line.alone):
-                return line
+                return line, group
 
-    def _code(self) -> str:
+    def _code(self) -> tuple[str, bool]:
+        """A line of code, and whether eager has to refuse it: else its values mean nothing."""
         self.arguments.hostile = self.choose.random() < _HOSTILE
         while True:
-            line = self._line()
+            line, group = self._row()
             try:
-                code = self.arguments.fill(line.code)
+                code = self.arguments.fill(line.code).replace(", )", ")")
             except Unfit:
                 continue
-            break
-        code = code.replace(", )", ")")
+            elementwise = group is POINTWISE and "out=" not in line.code
+            overlaps = self.arguments.overlaps(elementwise=elementwise)
+            if overlaps and (self.arguments.foreign or not self.arguments.hostile):
+                continue
+            return self._statement(code), overlaps
+
+    def _statement(self, code: str) -> str:
         thread = self.arguments.thread
         new = f"p{thread}_{next(self._counter)}" if thread else f"v{next(self._counter)}"
         if code.startswith("="):
@@ -71,21 +92,20 @@ class _Writer:
         chosen = self.choose.random()
         if writes and (self.arguments.subject.requires_grad or chosen < 0.1) and chosen < 0.8:
             return f"with torch.no_grad(): {code}"
-        if keeps and chosen > 0.8:
-            return f"{new} = {code}"
-        return code
+        return f"{new} = {code}" if keeps and chosen > 0.8 else code
 
     def add(self, *, lazy: bool) -> None:
         """Adds a line that eager has run, or refused."""
-        code = self._code()
-        with contextlib.suppress(Exception):
-            exec(compiled(code), self.names)
+        while True:
+            code, must_fail = self._code()
+            if not self._runs(code) or not must_fail:
+                break
+            self._start()
         self.steps.append(Step(code, lazy, self.arguments.thread))
         for name, tensor in list(self.arguments.tensors()):
             if min(tensor.shape, default=0) < 0 or tensor.numel() > 2 * LARGEST:
                 code = f"del {name.split('[')[0]}"
-                with contextlib.suppress(NameError):
-                    exec(compiled(code), self.names)
+                if self._runs(code):
                     self.steps.append(Step(code, lazy, self.arguments.thread))
 
     def begin_thread(self, thread: int, foreign: set[int]) -> None:
@@ -107,21 +127,19 @@ def generate(seed: int, max_threads: int = 3) -> Program:
     Returns:
         A program that eager runs to its end, apart from the calls that it refuses.
     """
-    choose = random.Random(seed)
     state, dtype, grad = torch.get_rng_state(), torch.get_default_dtype(), torch.is_grad_enabled()
     try:
-        torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _generate(choose, max_threads)
+            return _generate(random.Random(seed), seed, max_threads)
     finally:
         torch.set_rng_state(state)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
 
 
-def _generate(choose: random.Random, max_threads: int) -> Program:
-    writer = _Writer(choose)
+def _generate(choose: random.Random, seed: int, max_threads: int) -> Program:
+    writer = _Writer(choose, seed)
     real, lazily, after = (choose.choice(counts) for counts in ((0, 0, 2), (8, 15, 30), (0, 3, 8)))
     for lazy, count in ((False, real), (True, lazily), (False, after)):
         for _ in range(count):
