@@ -150,6 +150,7 @@ class Tally:
             self.fails(seed, *crash_of(line), "")
         elif "Fatal Python error" in line["stderr"]:
             self.counts["crashed in eager"] += 1
+            print(f"seed {seed}: PyTorch alone: {crash_of(line)[0]}", flush=True)
         else:
             sys.exit(f"seed {seed}: {line['stderr']}")
 

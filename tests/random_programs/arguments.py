@@ -168,7 +168,7 @@ class Arguments:
             "t": _dense,
             "f": lambda t: _dense(t) and t.is_floating_point(),
             "i": lambda t: _dense(t) and t.dtype in (torch.int64, torch.int32, torch.bool, torch.uint8),
-            "m": lambda t: _dense(t) and t.is_floating_point() and t.dim() == 2 and t.numel() < 4000,
+            "m": lambda t: _dense(t) and t.is_floating_point() and t.dim() == 2 and max(t.shape) < 300,
             "vector": lambda t: _dense(t) and t.is_floating_point() and t.dim() == 1 and t.numel() < 300,
         }
 
