@@ -1,12 +1,13 @@
 """Runs random programs eagerly and lazily: `python fuzz/programs.py --seconds 60`.
 
-A program is some dozens of lines of PyTorch (tests/random_programs): factories, draws, views, writes,
-`out=`, resizes, hooks, copies, modules, calls that eager refuses. After it has run lazily, its tensors
-are materialized in a random order, from one thread or several, and everything visible is compared with
-eager: bits, geometry, versions, graphs, gradients, generators, and which calls raised what.
+A program is some dozens of lines of PyTorch (tests/random_programs): factories, draws, views,
+writes, `out=`, resizes, hooks, copies, modules, calls that eager refuses. After it has run lazily,
+its tensors are materialized in a random order, from one thread or several, and everything visible
+is compared with eager: bits, geometry, versions, graphs, gradients, generators, and which calls
+raised what.
 
-Programs run in a child process that says which seed is next, so a crash or a hang has a seed, too. What
-fails is made smaller and printed once for each kind of failure.
+Programs run in a child process that says which seed is next, so a crash or a hang has a seed, too.
+What fails is made smaller and printed once for each kind of failure.
 
     python fuzz/programs.py --only 17 --show        # the program of a seed
     python fuzz/programs.py --only 17               # run it, and make it smaller if it fails
@@ -39,7 +40,7 @@ from random_programs.program import Program, parse
 
 SEEDS_APART = 1_000_000  # between two values of --seed
 HANG_SECONDS = 45.0  # more than random_programs.run.THREAD_SECONDS
-MINIMIZE_SECONDS = 120.0
+MINIMIZE_SECONDS = 60.0
 
 
 def say(**facts: Any) -> None:
@@ -76,7 +77,13 @@ def work(first: int, count: int, threads: int) -> None:
             program = replace(program, steps=program.steps[:at] + program.steps[at + 1 :])
             verdict = check(program, lazily)
             if failure := verdict.failure:
-                say(seed=seed, stage="more", kind=failure.kind, text=failure.text, program=str(program))
+                say(
+                    seed=seed,
+                    stage="more",
+                    kind=failure.kind,
+                    text=failure.text,
+                    program=str(program),
+                )
 
 
 def lines_of(command: list[str], **options: Any) -> Iterator[dict[str, Any]]:
@@ -142,7 +149,6 @@ class Tally:
         if "kind" in facts:
             self.fails(facts["seed"], facts["kind"], facts["text"], "")
 
-
     def crashes(self, seed: int, stage: str, line: dict[str, Any]) -> None:
         """Notes how a child died; in eager only PyTorch can have crashed."""
         if stage == "lazy":
@@ -197,7 +203,9 @@ def smaller(program: Program) -> tuple[Program, str]:
     """A smaller program that fails in the same way, and how; crashes are tried in processes."""
 
     def outcome(candidate: Program) -> tuple[str, str]:
-        for line in lines_of(this_script("--file", "-", "--child", 0, 0), stdin=text_file(candidate)):
+        for line in lines_of(
+            this_script("--file", "-", "--child", 0, 0), stdin=text_file(candidate)
+        ):
             if "ended" in line:
                 return ("", "") if line["ended"] == 0 else crash_of(line)
             if line.get("stage") == "done":
@@ -251,7 +259,8 @@ def main() -> None:
             say(stage="done", **verdict_facts(check(program)))
             return
     elif options.child:
-        work(*options.child, options.threads)
+        first, count = options.child
+        work(first, count, options.threads)
         return
     elif options.only is not None:
         program = generate(options.only, options.threads)

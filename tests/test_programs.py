@@ -8,7 +8,7 @@ from random_programs.check import check
 from random_programs.generate import generate
 from random_programs.program import parse
 
-# Chosen without failures that are known; a seed stands for another program when operators.py changes.
+# A seed stands for another program when the table of operators changes.
 SEEDS = range(100)
 
 

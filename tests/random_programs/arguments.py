@@ -88,7 +88,7 @@ class Arguments:
                         yield f"{name}[{i}]", element
 
     def _pick(self, suits: Callable[[torch.Tensor], bool], *, recent: bool = True) -> Candidate:
-        found = [c for c in self.tensors() if self.hostile and self._now() or suits(c[1])]
+        found = [c for c in self.tensors() if (self.hostile and self._now()) or suits(c[1])]
         if not found:
             raise Unfit
         if recent and self.choose.random() < 0.5:
@@ -113,7 +113,17 @@ class Arguments:
         name, tensor = self._pick(suits)
         if self.choose.random() < 0.15:
             view = self.choose.choice(
-                ("[1:]", ".t()", "[..., :1]", ".view(-1)", ".detach()", ".data", "[0]", "[None]", ".mT")
+                (
+                    "[1:]",
+                    ".t()",
+                    "[..., :1]",
+                    ".view(-1)",
+                    ".detach()",
+                    ".data",
+                    "[0]",
+                    "[None]",
+                    ".mT",
+                )
             )
             try:
                 with torch.no_grad():
@@ -167,9 +177,15 @@ class Arguments:
         return {
             "t": _dense,
             "f": lambda t: _dense(t) and t.is_floating_point(),
-            "i": lambda t: _dense(t) and t.dtype in (torch.int64, torch.int32, torch.bool, torch.uint8),
-            "m": lambda t: _dense(t) and t.is_floating_point() and t.dim() == 2 and max(t.shape) < 300,
-            "vector": lambda t: _dense(t) and t.is_floating_point() and t.dim() == 1 and t.numel() < 300,
+            "i": lambda t: (
+                _dense(t) and t.dtype in (torch.int64, torch.int32, torch.bool, torch.uint8)
+            ),
+            "m": lambda t: (
+                _dense(t) and t.is_floating_point() and t.dim() == 2 and max(t.shape) < 300
+            ),
+            "vector": lambda t: (
+                _dense(t) and t.is_floating_point() and t.dim() == 1 and t.numel() < 300
+            ),
         }
 
     def t(self) -> str:
@@ -214,7 +230,9 @@ class Arguments:
     def _broadcasting(self, also: Callable[[torch.Tensor], bool]) -> str:
         shape = tuple(self.subject.shape)
         try:
-            return self._read(lambda t: _dense(t) and also(t) and _broadcasts(shape, tuple(t.shape)))
+            return self._read(
+                lambda t: _dense(t) and also(t) and _broadcasts(shape, tuple(t.shape))
+            )
         except Unfit:
             return f"torch.ones({shape}, dtype={self.subject.dtype})"
 
@@ -238,6 +256,11 @@ class Arguments:
         except Unfit:
             return f"torch.full({tuple(shape)}, 3, dtype={dtype})"
 
+    def apart(self) -> str:
+        """A tensor that shares no memory with the subject."""
+        key = storage_key(self.subject)
+        return self._read(lambda t: _dense(t) and storage_key(t) != key)
+
     def mask(self) -> str:
         if self.choose.random() < 0.3:
             return self._broadcasting(lambda t: t.dtype is torch.bool)
@@ -258,7 +281,8 @@ class Arguments:
         if self.hostile and self._now():
             size += 2
         count = self.choose.choice((0, 1, 2, 3))
-        return f"torch.tensor({[self.choose.randrange(max(size, 1)) for _ in range(count)]}, dtype=torch.long)"
+        places = [self.choose.randrange(max(size, 1)) for _ in range(count)]
+        return f"torch.tensor({places}, dtype=torch.long)"
 
     def every(self) -> str:
         order = list(range(self._size()))
@@ -276,11 +300,25 @@ class Arguments:
         return f"torch.full({tuple(self.subject.shape)}, {value}, dtype={kind})"
 
     def rows(self) -> str:
-        return f"torch.tensor({[self.choose.randrange(2) for _ in range(self.choose.choice((1, 2, 3)))]})"
+        rows = [self.choose.randrange(2) for _ in range(self.choose.choice((1, 2, 3)))]
+        return f"torch.tensor({rows})"
 
     def key(self) -> str:
         """What stands between brackets."""
-        keys = ("0", "-1", "1:", ":1", "::2", "..., 0", "..., 1:", ":, 0", "None", "...", "0, 0", "[0]")
+        keys = (
+            "0",
+            "-1",
+            "1:",
+            ":1",
+            "::2",
+            "..., 0",
+            "..., 1:",
+            ":, 0",
+            "None",
+            "...",
+            "0, 0",
+            "[0]",
+        )
         return self.choose.choice(keys + (("5", "9:", ":, :, :, 0", "1.5") if self.hostile else ()))
 
     # ---- dimensions and shapes
@@ -347,7 +385,9 @@ class Arguments:
         return str(min(self.choose.choice(self.sizes), 130))
 
     def n(self) -> str:
-        return self.choose.choice(("99", "-1", "1.5") if self.hostile and self._now() else ("0", "1", "1", "2"))
+        return self.choose.choice(
+            ("99", "-1", "1.5") if self.hostile and self._now() else ("0", "1", "1", "2")
+        )
 
     def number(self) -> str:
         return self.choose.choice(_ODD_NUMBERS if self.hostile and self._now() else _NUMBERS)
@@ -360,16 +400,24 @@ class Arguments:
         return "[" + ", ".join(self.choose.choice(_NUMBERS) for _ in range(count)) + "]"
 
     def scale(self) -> str:
-        return self.choose.choice(("-1", "0") if self.hostile and self._now() else ("1", "0.5", "2.0"))
+        return self.choose.choice(
+            ("-1", "0") if self.hostile and self._now() else ("1", "0.5", "2.0")
+        )
 
     def low(self) -> str:
-        return self.choose.choice(("9", "-(2**40)") if self.hostile and self._now() else ("0", "-1", "-3"))
+        return self.choose.choice(
+            ("9", "-(2**40)") if self.hostile and self._now() else ("0", "-1", "-3")
+        )
 
     def high(self) -> str:
-        return self.choose.choice(("-9", "2**40", "0") if self.hostile and self._now() else ("1", "5", "100"))
+        return self.choose.choice(
+            ("-9", "2**40", "0") if self.hostile and self._now() else ("1", "5", "100")
+        )
 
     def probability(self) -> str:
-        return self.choose.choice(("1.5", "-0.1") if self.hostile and self._now() else ("0.5", "0.1", "0.9"))
+        return self.choose.choice(
+            ("1.5", "-0.1") if self.hostile and self._now() else ("0.5", "0.1", "0.9")
+        )
 
     def flag(self) -> str:
         return self.choose.choice(("True", "False"))
@@ -482,6 +530,7 @@ def _is_leaf(tensor: torch.Tensor) -> bool:
 
 def _broadcasts(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     try:
-        return math.prod(torch.broadcast_shapes(shape, other)) <= LARGEST
+        broadcast = torch.broadcast_shapes(shape, other)  # type: ignore[no-untyped-call]
     except RuntimeError:
         return False
+    return bool(math.prod(broadcast) <= LARGEST)

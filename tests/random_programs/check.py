@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import dormant
+from compare import storage_key
 
 from . import observe
 from .program import Program
@@ -92,12 +93,22 @@ def _shown(value: Any) -> str:
 
 
 # What is one kind of failure, by the beginning of the fact's name.
-_KINDS = {"gradient": "gradient", "storage bytes": "storage bytes", "bits": "bits", "storage": "bits", "grad_fn": "graph"}
+_KINDS = {
+    "gradient": "gradient",
+    "storage bytes": "storage bytes",
+    "bits": "bits",
+    "storage": "bits",
+    "grad_fn": "graph",
+}
 
 
 def _differing(eager: dict[str, observe.Facts], lazy: dict[str, observe.Facts]) -> Failure | None:
     if eager.keys() != lazy.keys():
-        return Failure("names", f"eager {sorted(eager.keys() - lazy.keys())} more, {sorted(lazy.keys() - eager.keys())} fewer")
+        return Failure(
+            "names",
+            f"only eager has {sorted(eager.keys() - lazy.keys())}, only the lazy run "
+            f"{sorted(lazy.keys() - eager.keys())}",
+        )
     for name, facts in eager.items():
         others = lazy[name]
         for fact in [*facts, *(fact for fact in others if fact not in facts)]:
@@ -106,7 +117,8 @@ def _differing(eager: dict[str, observe.Facts], lazy: dict[str, observe.Facts]) 
                 kind = next((k for prefix, k in _KINDS.items() if fact.startswith(prefix)), fact)
                 text = f"{name}: {fact} is {_shown(expected)} in eager, {_shown(got)} lazily"
                 if isinstance(expected, bytes) and isinstance(got, bytes):
-                    at = next((i for i, (a, b) in enumerate(zip(expected, got)) if a != b), -1)
+                    pairs = zip(expected, got, strict=False)
+                    at = next((i for i, (a, b) in enumerate(pairs) if a != b), -1)
                     text += f", first at byte {at}"
                 return Failure(kind, text)
     return None
@@ -122,7 +134,11 @@ def _compare(program: Program, eager: _Seen) -> tuple[Failure | None, int, int]:
     if left_on:
         return Failure("recording", "is still on after lazy_init was left"), 0, 0
     found = observe.tensors(lazy)
-    storages = {observe.storage_key(t): (t.untyped_storage().nbytes(), dormant.is_lazy(t)) for t in found.values() if t.layout is torch.strided}
+    storages = {
+        storage_key(t): (t.untyped_storage().nbytes(), dormant.is_lazy(t))
+        for t in found.values()
+        if t.layout is torch.strided
+    }
     nbytes = sum(n for n, _ in storages.values())
     lazy_bytes = sum(n for n, is_lazy in storages.values() if is_lazy)
     return _first_difference(program, eager, lazy), lazy_bytes, nbytes

@@ -6,6 +6,7 @@ import itertools
 import random
 import re
 import warnings
+
 import torch
 
 from compare import storage_key
@@ -21,6 +22,7 @@ _SIZES = (
     (0.3, (1100, 70_000)),
 )
 _HOSTILE = 0.08  # share of the lines that take what does not fit
+_MODES = ("no_grad", "no_grad", "inference_mode", "enable_grad")
 _GROUPS = [(weight, lines(group), group) for weight, group in GROUPS]
 
 
@@ -30,8 +32,7 @@ class _Writer:
     def __init__(self, choose: random.Random, seed: int) -> None:
         self.choose = choose
         self.seed = seed
-        weights, sizes = zip(*_SIZES, strict=True)
-        pool = choose.choices(sizes, weights)[0]
+        pool = choose.choices([sizes for _, sizes in _SIZES], [weight for weight, _ in _SIZES])[0]
         self.arguments = Arguments(choose, {}, choose.sample(pool, 2))
         self.steps: list[Step] = []
         self._counter = itertools.count()
@@ -86,13 +87,17 @@ class _Writer:
         thread = self.arguments.thread
         new = f"p{thread}_{next(self._counter)}" if thread else f"v{next(self._counter)}"
         if code.startswith("="):
-            return f"{new} = {code[1:]}"
+            code = f"{new} = {code[1:]}"
+            return f"with torch.{self.choose.choice(_MODES)}(): {code}" if self._seldom() else code
         keeps = re.match(r"[\w.\[\]]+_\(", code) or code.startswith("torch.")
         writes = re.search(r"_\(|[-+*/]=|out=|\]\s=|init", code)
         chosen = self.choose.random()
         if writes and (self.arguments.subject.requires_grad or chosen < 0.1) and chosen < 0.8:
             return f"with torch.no_grad(): {code}"
         return f"{new} = {code}" if keeps and chosen > 0.8 else code
+
+    def _seldom(self) -> bool:
+        return self.choose.random() < 0.04
 
     def add(self, *, lazy: bool) -> None:
         """Adds a line that eager has run, or refused."""
@@ -111,6 +116,7 @@ class _Writer:
     def begin_thread(self, thread: int, foreign: set[int]) -> None:
         """What follows is the thread's, which writes none of the storages there are now."""
         self.arguments.thread, self.arguments.foreign = thread, foreign
+        torch.set_grad_enabled(True)  # each thread has a mode of its own
 
     def storages(self) -> set[int]:
         """The storages of all variables."""

@@ -23,7 +23,10 @@ def _children(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
             if value.is_leaf and value.grad is not None:
                 yield f"{name}.grad", value.grad
     elif isinstance(value, nn.Module):
-        for path, tensor in [*value.named_parameters(remove_duplicate=False), *value.named_buffers(remove_duplicate=False)]:
+        for path, tensor in [
+            *value.named_parameters(remove_duplicate=False),
+            *value.named_buffers(remove_duplicate=False),
+        ]:
             yield from _children(f"{name}.{path}", tensor)
     elif isinstance(value, (tuple, list)):
         for i, element in enumerate(value):
@@ -93,7 +96,9 @@ def structure(outcome: Outcome) -> dict[str, Facts]:
         facts = seen[name]
         try:
             facts |= geometry(tensor)
-        except RuntimeError as error:  # what autograd says of a view of several whose base was written
+        except (
+            RuntimeError
+        ) as error:  # what autograd says of a view of several whose base was written
             facts["geometry raises"] = str(error)
             continue
         if "strides" in facts:  # of a dimension of size 1 the stride means nothing (docs/limits.md)
@@ -126,7 +131,7 @@ def values(outcome: Outcome) -> dict[str, Facts]:
         parts = components(tensor)
         seen[name] = {f"bits {part}".rstrip(): _bytes(t) for part, t in parts.items()}
         if set(parts) == {""}:
-            storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # type: ignore[call-overload]
+            storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
             seen[name]["storage"] = storage.numpy().tobytes()
     return seen
 
@@ -134,7 +139,7 @@ def values(outcome: Outcome) -> dict[str, Facts]:
 def gradients(outcome: Outcome) -> dict[str, Facts]:
     """What the graph of each tensor gives for all leaves, or the type of what it raises."""
     found = tensors(outcome)
-    leaves = {}
+    leaves: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in found.items():
         with contextlib.suppress(RuntimeError):
             if tensor.requires_grad and tensor.is_leaf:

@@ -5,8 +5,8 @@
     f  v1 = torch.add(v0, v2)           i  v0.add_(v2)
     m  v1 = v0.add(v2)                  o  torch.add(v0, v2, out=v3)
 
-Everything else is a `Line`: the code itself; one that begins with `=` makes a new variable. The words in
-braces are the methods of `Arguments` (arguments.py) that fill them in, from left to right.
+Everything else is a `Line`: the code itself; one that begins with `=` makes a new variable. The
+words in braces are the methods of `Arguments` (arguments.py) that fill them in, from left to right.
 """
 
 from __future__ import annotations
@@ -397,7 +397,8 @@ CONVERSIONS: list[Row] = [
     Line("={t}.contiguous(memory_format=torch.channels_last)"),
     Line("={t}.type({dtype})"),
     Line("={t}.type_as({t})"),
-    *(Line(f"={{t}}.{name}()", 0.5) for name in "float double half bfloat16 long int bool".split()),
+    *(Line(f"={{t}}.{name}()", 0.5) for name in ("float", "double", "half", "long", "int", "bool")),
+    Line("={t}.bfloat16()", 0.5),
     Line("={t}.byte()", 0.5),
     Line("={t}.cfloat()", 0.5),
     Line("={t}.cpu()", 0.5),
@@ -428,7 +429,7 @@ COPIES: list[Row] = [
     Line("=copy.deepcopy([{t}, {t}])", 2),
     Line("=copy.copy({t})"),
     Line("=pickle.loads(pickle.dumps({t}))", 2),
-    Line("=pickle.loads(pickle.dumps([{t}, {t}]))"),
+    Line("=pickle.loads(pickle.dumps([{t}, {apart}]))"),
     Line("=stored({t})", 2),
     Line("=stored([{t}, {t}])"),
     Line("materialize({t})", 3),
@@ -518,7 +519,11 @@ MODULES: list[Row] = [
     Line("{module}.requires_grad_({flag})", alone=True),
     Line("{module}.eval()", 0.5, alone=True),
     Line("{module}.zero_grad()", 0.5, alone=True),
-    Line("{module}.apply(lambda m: m.reset_parameters() if hasattr(m, 'reset_parameters') else 0)", 1, True),
+    Line(
+        "{module}.apply(lambda m: m.reset_parameters() if hasattr(m, 'reset_parameters') else 0)",
+        1,
+        True,
+    ),
     Line("{module}.register_buffer('extra', {t})", 1, alone=True),
     Line("{module}.register_parameter('more', nn.Parameter({f}))", 1, alone=True),
     Line("{module}.register_load_state_dict_pre_hook(note('before loading'))", 1, alone=True),
@@ -559,6 +564,4 @@ GROUPS: list[tuple[float, list[Row]]] = [
 
 def lines(group: list[Row]) -> list[Line]:
     """The lines of a group of rows."""
-    return [
-        line for row in group for line in (row.lines() if isinstance(row, Operator) else [row])
-    ]
+    return [line for row in group for line in (row.lines() if isinstance(row, Operator) else [row])]

@@ -70,7 +70,9 @@ class Program:
         return dict(sorted(found.items()))
 
     def __str__(self) -> str:
-        return "\n".join([*self._lines(), f"materialize(order={self.order}, threads={self.threads})"])
+        return "\n".join(
+            [*self._lines(), f"materialize(order={self.order}, threads={self.threads})"]
+        )
 
     def _lines(self) -> Iterator[str]:
         thread, lazy = 0, False

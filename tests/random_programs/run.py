@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import faulthandler
+import functools
 import io
 import itertools
 import pickle
@@ -52,13 +53,10 @@ class Outcome:
 
 
 def together(functions: Iterable[Callable[[], None]]) -> None:
-    """Runs functions at once, a thread each, with a bounded wait; one alone runs in this thread."""
+    """Runs functions at once, a thread each, with a bounded wait."""
     functions = list(functions)
-    if len(functions) == 1:
-        functions[0]()
-        return
     errors: list[BaseException] = []
-    barrier = threading.Barrier(len(functions))
+    barrier = threading.Barrier(max(len(functions), 1))
 
     def guarded(function: Callable[[], None]) -> None:
         try:
@@ -73,7 +71,7 @@ def together(functions: Iterable[Callable[[], None]]) -> None:
     for thread in threads:
         thread.join(THREAD_SECONDS)
         if thread.is_alive():
-            faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
             raise Hang(f"a thread did not end within {THREAD_SECONDS:.0f} s")
     if errors:
         raise errors[0]
@@ -146,21 +144,14 @@ def run(program: Program, *, lazy: bool) -> Outcome:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            first, *others = program.by_thread.items() or [(0, [])]
-            if first[0] != 0:
-                others.insert(0, first)
-            else:
-                _run_steps(first[1], outcome.names, outcome.raised, lazy)
-
-            def body(steps: list[tuple[int, Step]]) -> Callable[[], None]:
-                return lambda: _run_steps(steps, outcome.names, outcome.raised, lazy)
-
-            bodies = [body(steps) for _, steps in others]
-            if lazy:
-                together(bodies) if bodies else None
-            else:
-                for one in bodies:
-                    one()
+            bodies = {
+                thread: functools.partial(_run_steps, steps, outcome.names, outcome.raised, lazy)
+                for thread, steps in program.by_thread.items()
+            }
+            if 0 in bodies:
+                bodies.pop(0)()
+            for group in [list(bodies.values())] if lazy else [[body] for body in bodies.values()]:
+                together(group)
     finally:
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
@@ -201,4 +192,7 @@ def materialize(program: Program, held: Mapping[str, torch.Tensor | nn.Module]) 
 
         return bring
 
-    together([work(parts) for parts in plans])
+    if len(plans) == 1:
+        work(plans[0])()
+    else:
+        together([work(parts) for parts in plans])
