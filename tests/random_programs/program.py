@@ -14,6 +14,7 @@ Its text is what a person would write, and can be read back:
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -97,7 +98,7 @@ def parse(text: str) -> Program:
     """
     steps = []
     thread, order, threads = 0, 0, 1
-    for line in text.splitlines():
+    for line in textwrap.dedent(text).splitlines():
         code = line.strip()
         if not code or code.startswith("#") or code == _CONTEXT:
             continue
