@@ -8,8 +8,8 @@ bool available(Level level) {
     case Level::portable:
       return true;
     case Level::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+      // No processor has AVX2 without F16C, a name that clang does not know before 15.
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     case Level::avx512:
       return available(Level::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
