@@ -11,9 +11,9 @@
 #include "recipe/recipe.h"
 #include "recipe/value.h"
 #include "record/call.h"
-#include "record/infer.h"
 #include "record/lazy_storage.h"
 #include "record/recorder.h"
+#include "record/value_checks.h"
 #include "system/dispatch_state.h"
 #include "text/printable.h"
 
@@ -208,7 +208,7 @@ class Reader {
         integer_from_json(encoded["threads"], "a number of threads", 1, kMostThreads));
     TORCH_CHECK_VALUE(!may_crash(op, call.arguments()), record::full_name(op),
                       " of integers that rounds towards zero can't be in a recipe");
-    TORCH_CHECK_VALUE(!reads_lazy_values(call), record::full_name(op),
+    TORCH_CHECK_VALUE(record::lazy_checked_tensors(call).empty(), record::full_name(op),
                       " would read values of a lazy tensor");
     TORCH_CHECK_VALUE(record::record(call), record::full_name(op),
                       " would not be recorded with these arguments");
@@ -218,26 +218,6 @@ class Reader {
                         operand->storage.nbytes());
     }
     take_results(call, encoded);
-  }
-
-  /// Recording materializes what eager checks by value, so that only captured tensors remain.
-  static bool reads_lazy_values(const record::Call& call) {
-    const auto arguments = call.arguments();
-    const bool index = call.traits.index_rule != record::IndexRule::none;
-    bool found = false;
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      const auto& written = call.traits.written;
-      const bool is_written = std::find(written.begin(), written.end(), i) != written.end();
-      if (is_written || !(index ? i > 0 : call.traits.random && is_checked_parameter(call, i))) {
-        continue;
-      }
-      record::for_each_tensor(arguments[i], [&](const at::Tensor& tensor) {
-        found = found || (record::is_lazy(tensor) &&
-                          (index ? !c10::isFloatingType(tensor.scalar_type())
-                                 : tensor.storage().nbytes() <= record::kCaptureLimit));
-      });
-    }
-    return found;
   }
 
   /// The new storages that the call returned get the numbers that the step gives them.

@@ -138,29 +138,42 @@ bool indices_in_bounds(const Call& call) {
 
 }  // namespace
 
+std::vector<at::Tensor> lazy_checked_tensors(const Call& call) {
+  const bool index = call.traits.index_rule != IndexRule::none;
+  std::vector<at::Tensor> lazy;
+  if (!index && !call.traits.random) {
+    return lazy;
+  }
+  const auto arguments = call.arguments();
+  const auto& written = call.traits.written;
+  for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
+    if (std::find(written.begin(), written.end(), i) != written.end() ||
+        !(index || wanted_of(call, i) != Wanted::anything)) {
+      continue;
+    }
+    for_each_tensor(arguments[i], [&](const at::Tensor& tensor) {
+      if (is_lazy(tensor) && !(index && c10::isFloatingType(tensor.scalar_type()))) {
+        lazy.push_back(tensor);
+      }
+    });
+  }
+  return lazy;
+}
+
 bool values_in_range(const Call& call) {
   const bool index = call.traits.index_rule != IndexRule::none;
   if (!index && !call.traits.random) {
     return true;
   }
-  const auto arguments = call.arguments();
-  const auto for_each_checked = [&](const auto& f) {
-    for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
-      const auto& written = call.traits.written;
-      if (std::find(written.begin(), written.end(), i) == written.end() &&
-          (index || wanted_of(call, i) != Wanted::anything)) {
-        for_each_tensor(arguments[i], f);
-      }
-    }
-  };
+  const auto lazy = lazy_checked_tensors(call);
   std::vector<c10::Storage> storages;
-  for_each_checked([&](const at::Tensor& tensor) {
-    if (is_lazy(tensor) && !(index && c10::isFloatingType(tensor.scalar_type()))) {
-      storages.push_back(tensor.storage());
-    }
-  });
+  for (const auto& tensor : lazy) {
+    storages.push_back(tensor.storage());
+  }
   materialize(storages, {});
-  for_each_checked([](const at::Tensor& tensor) { sync_key(tensor); });
+  for (const auto& tensor : lazy) {
+    sync_key(tensor);
+  }
   const system::PlainDispatch plain;
   return index ? indices_in_bounds(call) : parameters_in_range(call);
 }

@@ -17,8 +17,9 @@ import dormant
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from compare import assert_same_bits
 from together import together
+
+from compare import assert_same_bits
 
 SECONDS = 60  # what is not done by then hangs
 
