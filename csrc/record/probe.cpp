@@ -47,6 +47,7 @@ enum class Dtypes : uint8_t {
 struct Trial {
   bool whole = false;          ///< true sizes
   bool short_numbers = false;  ///< sizes among the integer arguments are shrunk as well
+  bool only_sizes = false;     ///< 1 for every Python scalar, memory of its own for every tensor
   Dtypes dtypes = Dtypes::own;
   Values values = Values::ordinary;
 };
@@ -97,6 +98,11 @@ bool holds_sizes(const c10::Argument& argument) {
          name != "low" && name != "high" && name != "from" && name != "to";
 }
 
+/// Whether an argument is a Python scalar, as type promotion sees it.
+bool is_scalar(const c10::IValue& value, const c10::Argument& argument) {
+  return value.isScalar() && argument.type()->str().find("Scalar") == 0;
+}
+
 bool holds_dtype(const c10::Argument& argument) {
   return argument.real_type()->str().find("ScalarType") != std::string::npos;
 }
@@ -127,6 +133,9 @@ class StandIns {
     if (formal.type()->str().find("Generator") != std::string::npos) {
       return at::Generator(c10::make_intrusive<at::CPUGeneratorImpl>());
     }
+    if (trial_.only_sizes && is_scalar(value, formal)) {
+      return int64_t{1};
+    }
     if (trial_.dtypes != Dtypes::own && value.isInt() && holds_dtype(formal)) {
       return static_cast<int64_t>(dtype_for(c10::ScalarType::Float));
     }
@@ -150,17 +159,12 @@ class StandIns {
   at::Tensor stand_in(const at::Tensor& tensor) {
     const auto dtype = dtype_for(tensor.scalar_type());
     if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
-      if (!tensor.is_complex() || dtype == tensor.scalar_type()) {
-        return tensor;
-      }
-      auto number = at::scalar_tensor(tensor.item().toComplexDouble().real(), at::kDouble);
-      number.unsafeGetTensorImpl()->set_wrapped_number(true);
-      return number;
+      return number(tensor, dtype);
     }
     auto geometry = Geometry::of(tensor);
     const auto key = std::make_pair(storage_of(tensor), geometry);
     for (const auto& [known, made] : made_) {
-      if (known == key) {
+      if (known == key && !trial_.only_sizes) {
         return made;
       }
     }
@@ -168,6 +172,19 @@ class StandIns {
     auto made = trial_.whole ? in_true_size(tensor, geometry) : in_small(geometry);
     made_.emplace_back(key, made);
     return made;
+  }
+
+  /// A Python scalar, which stays one.
+  at::Tensor number(const at::Tensor& tensor, c10::ScalarType dtype) const {
+    const bool loses_imaginary_part = tensor.is_complex() && !c10::isComplexType(dtype);
+    if (!trial_.only_sizes && !loses_imaginary_part) {
+      return tensor;
+    }
+    auto result = trial_.only_sizes
+                      ? at::scalar_tensor(1, at::kLong)
+                      : at::scalar_tensor(tensor.item().toComplexDouble().real(), at::kDouble);
+    result.unsafeGetTensorImpl()->set_wrapped_number(true);
+    return result;
   }
 
   at::Tensor in_true_size(const at::Tensor& tensor, Geometry geometry) {
@@ -394,9 +411,11 @@ class Probe {
       }
       index_error = index_error || (!trial.short_numbers && verdict == Verdict::index_error);
     }
-    for (const auto dtypes :
-         {Dtypes::float_for_fractions, Dtypes::float_for_all, Dtypes::integer_for_all}) {
-      for (const auto& trial : trials(dtypes)) {
+    // If the sizes are fine, it was something else that the kernel refused.
+    for (const auto dtypes : {Dtypes::own, Dtypes::float_for_fractions, Dtypes::float_for_all,
+                              Dtypes::integer_for_all}) {
+      for (auto trial : trials(dtypes)) {
+        trial.only_sizes = true;
         if (run(trial) == Verdict::accepted) {
           return false;
         }

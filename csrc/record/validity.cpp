@@ -40,7 +40,7 @@ bool obviously_valid(const Call& call) {
   if (name == "aten::copy_") {
     const auto& source = arguments[1].toTensor();
     const auto is_common = [](c10::ScalarType type) {
-      return is_common_number(type) || type == c10::ScalarType::Bool;
+      return is_common_number(type) || c10::isComplexType(type) || type == c10::ScalarType::Bool;
     };
     return source.layout() == c10::kStrided && is_common(dtype) &&
            is_common(source.scalar_type()) && at::is_expandable_to(source.sizes(), self.sizes());

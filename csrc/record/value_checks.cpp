@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "record/lazy_storage.h"
+#include "record/recorder.h"
 #include "record/replay.h"
 #include "system/dispatch_state.h"
 
@@ -76,16 +77,48 @@ bool holds(const at::Tensor& tensor, Wanted wanted) {
   return false;
 }
 
+/// A tensor's values. A lazy tensor stays lazy: they are made in a copy, so that its size does not
+/// matter.
+at::Tensor values_of(const at::Tensor& tensor) {
+  if (!is_lazy(tensor)) {
+    return tensor;
+  }
+  const auto copy = clone_storage(tensor.storage());
+  materialize({copy}, {});
+  return Geometry::of(tensor).over(copy);
+}
+
 bool parameters_in_range(const Call& call) {
   const auto arguments = call.arguments();
   for (size_t i = 0; i < arguments.size(); ++i) {
     const auto wanted = wanted_of(call, i);
     if (wanted != Wanted::anything && arguments[i].isTensor() &&
-        arguments[i].toTensor().defined() && !holds(arguments[i].toTensor(), wanted)) {
+        arguments[i].toTensor().defined() && !holds(values_of(arguments[i].toTensor()), wanted)) {
       return false;
     }
   }
   return true;
+}
+
+/// The indices themselves become real: they are small, and many calls look at the same ones.
+void materialize_indices(const Call& call) {
+  const auto arguments = call.arguments();
+  const auto& written = call.traits.written;
+  const auto for_each_index = [&](const auto& f) {
+    for (size_t i = 1; i < arguments.size(); ++i) {
+      if (std::find(written.begin(), written.end(), i) == written.end()) {
+        for_each_tensor(arguments[i], f);
+      }
+    }
+  };
+  std::vector<c10::Storage> storages;
+  for_each_index([&](const at::Tensor& tensor) {
+    if (is_lazy(tensor) && !c10::isFloatingType(tensor.scalar_type())) {
+      storages.push_back(tensor.storage());
+    }
+  });
+  materialize(storages, {});
+  for_each_index([](const at::Tensor& tensor) { sync_key(tensor); });
 }
 
 /// Whether every value of the call's index arguments, which are real by now, is in bounds.
@@ -138,44 +171,14 @@ bool indices_in_bounds(const Call& call) {
 
 }  // namespace
 
-std::vector<at::Tensor> lazy_checked_tensors(const Call& call) {
-  const bool index = call.traits.index_rule != IndexRule::none;
-  std::vector<at::Tensor> lazy;
-  if (!index && !call.traits.random) {
-    return lazy;
-  }
-  const auto arguments = call.arguments();
-  const auto& written = call.traits.written;
-  for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
-    if (std::find(written.begin(), written.end(), i) != written.end() ||
-        !(index || wanted_of(call, i) != Wanted::anything)) {
-      continue;
-    }
-    for_each_tensor(arguments[i], [&](const at::Tensor& tensor) {
-      if (is_lazy(tensor) && !(index && c10::isFloatingType(tensor.scalar_type()))) {
-        lazy.push_back(tensor);
-      }
-    });
-  }
-  return lazy;
-}
-
 bool values_in_range(const Call& call) {
-  const bool index = call.traits.index_rule != IndexRule::none;
-  if (!index && !call.traits.random) {
-    return true;
-  }
-  const auto lazy = lazy_checked_tensors(call);
-  std::vector<c10::Storage> storages;
-  for (const auto& tensor : lazy) {
-    storages.push_back(tensor.storage());
-  }
-  materialize(storages, {});
-  for (const auto& tensor : lazy) {
-    sync_key(tensor);
+  if (call.traits.index_rule != IndexRule::none) {
+    materialize_indices(call);
+    const system::PlainDispatch plain;
+    return indices_in_bounds(call);
   }
   const system::PlainDispatch plain;
-  return index ? indices_in_bounds(call) : parameters_in_range(call);
+  return !call.traits.random || parameters_in_range(call);
 }
 
 }  // namespace dormant::record

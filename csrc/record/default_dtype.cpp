@@ -1,0 +1,154 @@
+#include "record/default_dtype.h"
+
+#include <c10/core/DefaultDtype.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <algorithm>
+#include <string>
+
+#include "record/elementwise.h"
+#include "record/infer.h"
+
+namespace dormant::record {
+namespace {
+
+constexpr auto kKey = c10::DispatchKey::DeferredInit;
+
+bool is_fraction(c10::ScalarType dtype) {
+  return c10::isFloatingType(dtype) || c10::isComplexType(dtype);
+}
+
+bool is_wrapped(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->is_wrapped_number();
+}
+
+bool is_written(const Call& call, size_t argument) {
+  const auto& written = call.traits.written;
+  return std::find(written.begin(), written.end(), argument) != written.end();
+}
+
+bool is_read(const Call& call, size_t argument) {
+  return !is_written(call, argument) || !call.traits.write_only;
+}
+
+/// A tensor that selects and takes no part in type promotion.
+bool selects(const c10::Argument& argument) {
+  return argument.name() == "condition" || argument.name() == "mask";
+}
+
+/// What a call reads, as type promotion sees it.
+struct Reads {
+  bool tensors = false;           ///< any but Python scalars and conditions
+  bool scalars = false;           ///< Python scalars
+  bool fractions = false;         ///< floating or complex tensors
+  bool fraction_scalars = false;  ///< floating or complex Python scalars
+  bool complex_scalars = false;
+  bool dtype = false;  ///< a dtype argument
+};
+
+Reads reads_of(const Call& call) {
+  Reads reads;
+  const auto arguments = call.arguments();
+  const auto& formals = call.op.schema().arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto& value = arguments[i];
+    const auto type = formals[i].real_type()->str();
+    reads.dtype = reads.dtype || (type.find("ScalarType") != std::string::npos && value.isInt());
+    if (value.isScalar() && type.find("Scalar") == 0) {
+      reads.scalars = true;
+      reads.complex_scalars = reads.complex_scalars || value.isComplexDouble();
+      reads.fraction_scalars =
+          reads.fraction_scalars || value.isDouble() || value.isComplexDouble();
+    }
+    if (!is_read(call, i) || selects(formals[i])) {
+      continue;
+    }
+    for_each_tensor(value, [&](const at::Tensor& tensor) {
+      const bool fraction = is_fraction(tensor.scalar_type());
+      if (is_wrapped(tensor)) {
+        reads.scalars = true;
+        reads.fraction_scalars = reads.fraction_scalars || fraction;
+        reads.complex_scalars = reads.complex_scalars || tensor.is_complex();
+      } else {
+        reads.tensors = true;
+        reads.fractions = reads.fractions || fraction;
+      }
+    });
+  }
+  return reads;
+}
+
+/// The dtype that integers and fractional scalars are promoted to: of complex numbers the parts'.
+/// The complex default of bfloat16 has parts of float32.
+c10::ScalarType promoted_dtype(const Reads& reads) {
+  return reads.complex_scalars
+             ? c10::toRealValueType(c10::typeMetaToScalarType(c10::get_default_complex_dtype()))
+             : c10::get_default_dtype_as_scalartype();
+}
+
+}  // namespace
+
+bool depends_on_default_dtype(const Call& call, const std::vector<Geometry>& results) {
+  if (call.traits.movement || call.traits.random || call.traits.index_rule != IndexRule::none) {
+    return false;
+  }
+  const auto reads = reads_of(call);
+  if (reads.fractions || reads.dtype || !(reads.tensors || reads.scalars)) {
+    return false;
+  }
+  return reads.fraction_scalars ||
+         std::any_of(results.begin(), results.end(),
+                     [](const Geometry& result) { return is_fraction(result.dtype); });
+}
+
+std::optional<torch::jit::Stack> convert_integers(const Call& call,
+                                                  const std::vector<Geometry>& results) {
+  if (!call.op.hasTag(at::Tag::pointwise)) {
+    return std::nullopt;
+  }
+  const auto reads = reads_of(call);
+  const auto dtype = promoted_dtype(reads);
+  const auto arguments = call.arguments();
+  const auto& formals = call.op.schema().arguments();
+  torch::jit::Stack converted(arguments.begin(), arguments.end());
+  {
+    auto state = c10::impl::tls_local_dispatch_key_set();
+    const c10::impl::ForceDispatchKeyGuard recorded(state.included_.add(kKey),
+                                                    state.excluded_.remove(kKey));
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      if (!is_read(call, i) || selects(formals[i])) {
+        continue;
+      }
+      const bool is_integer_or_scalar =
+          arguments[i].isTensor() && arguments[i].toTensor().defined() &&
+          (is_wrapped(arguments[i].toTensor()) || !is_fraction(arguments[i].toTensor().scalar_type()));
+      if (!is_integer_or_scalar) {
+        if (arguments[i].isTensorList() || arguments[i].isOptionalTensorList()) {
+          return std::nullopt;
+        }
+        continue;
+      }
+      const auto& tensor = arguments[i].toTensor();
+      if (is_wrapped(tensor) && reads.tensors) {
+        continue;
+      }
+      if (is_written(call, i)) {
+        return std::nullopt;
+      }
+      const bool is_complex = tensor.is_complex();
+      converted[i] = tensor.to(is_complex ? c10::toComplexType(dtype) : dtype);
+    }
+  }
+  const c10::impl::ExcludeDispatchKeyGuard no_recording(kKey);
+  const Call same(call.op, call.keys, &converted);
+  std::optional<std::vector<Geometry>> found;
+  if (call.traits.route == Route::functional) {
+    found = infer_elementwise(same);
+    found = found ? found : infer_results(same);
+  } else {
+    found = infer_written(same);
+  }
+  return found == results ? std::make_optional(std::move(converted)) : std::nullopt;
+}
+
+}  // namespace dormant::record

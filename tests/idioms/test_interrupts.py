@@ -1,0 +1,89 @@
+"""What stops a program is not taken for an operator's refusal of its arguments."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+import torch
+
+import dormant
+
+columns = itertools.count(5)
+
+
+@pytest.fixture(scope="module")
+def meta_kernel() -> Iterator[list[BaseException]]:
+    """Exceptions that the Meta kernel of aten::cumsum raises, the last one first."""
+    left: list[BaseException] = []
+
+    def meta(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if left:
+            raise left.pop()
+        return torch.empty_like(x)
+
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("cumsum", meta, "Meta", allow_override=True)
+        yield left
+
+
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, RecursionError]
+)
+def test_an_interrupt_in_a_meta_kernel_is_seen(
+    kind: type[BaseException], meta_kernel: list[BaseException]
+) -> None:
+    interrupt = kind("stop")
+    with dormant.lazy_init():
+        x = torch.ones(3, 5)
+        meta_kernel.append(interrupt)
+        with pytest.raises(kind) as caught:
+            torch.cumsum(x, 0)
+        assert caught.value is interrupt
+        assert dormant.is_lazy(x)
+        assert dormant.is_lazy(torch.cumsum(x, 0))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, NotImplementedError, AssertionError])
+def test_a_refusal_of_a_meta_kernel_is_left_to_the_real_operator(
+    kind: type[Exception], meta_kernel: list[BaseException]
+) -> None:
+    with dormant.lazy_init():
+        meta_kernel.append(kind("no"))
+        result = torch.cumsum(torch.ones(3, next(columns)), 0)
+    assert torch.equal(result, torch.ones_like(result).cumsum(0))
+
+
+def test_a_signal_that_arrives_while_meta_kernels_run_is_seen() -> None:
+    class Alarm(BaseException):
+        pass
+
+    sent = 0
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        nonlocal sent
+        sent += 1
+        raise Alarm
+
+    seen = 0
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with dormant.lazy_init():
+            for size in range(3, 2000):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0003)
+                    for width in range(20, 40):
+                        torch.cumsum(torch.empty(size, width), 0)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Alarm:
+                    seen += 1
+                if sent == 10:
+                    break
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert sent == 10
+    assert seen == sent
