@@ -330,6 +330,9 @@ bool reads_positions(const Call& call) {
       continue;
     }
     for_each_tensor(arguments[i], [&](const at::Tensor& tensor) {
+      if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
+        return;
+      }
       const auto dtype = tensor.scalar_type();
       integers = integers || c10::isIntegralType(dtype, /*includeBool=*/false);
       fractions = fractions || c10::isFloatingType(dtype) || c10::isComplexType(dtype);
