@@ -119,9 +119,10 @@ std::optional<torch::jit::Stack> convert_integers(const Call& call,
       if (!is_read(call, i) || selects(formals[i])) {
         continue;
       }
-      const bool is_integer_or_scalar =
-          arguments[i].isTensor() && arguments[i].toTensor().defined() &&
-          (is_wrapped(arguments[i].toTensor()) || !is_fraction(arguments[i].toTensor().scalar_type()));
+      const bool is_integer_or_scalar = arguments[i].isTensor() &&
+                                        arguments[i].toTensor().defined() &&
+                                        (is_wrapped(arguments[i].toTensor()) ||
+                                         !is_fraction(arguments[i].toTensor().scalar_type()));
       if (!is_integer_or_scalar) {
         if (arguments[i].isTensorList() || arguments[i].isOptionalTensorList()) {
           return std::nullopt;

@@ -36,7 +36,7 @@ c10::OperatorHandle find(const Case& c) {
 }
 
 at::Tensor wrapped(const c10::Scalar& value) {
-  auto tensor = at::scalar_tensor(value, value.isComplex()    ? at::kComplexDouble
+  auto tensor = at::scalar_tensor(value, value.isComplex()        ? at::kComplexDouble
                                          : value.isIntegral(true) ? at::kLong
                                                                   : at::kDouble);
   tensor.unsafeGetTensorImpl()->set_wrapped_number(true);
@@ -96,7 +96,7 @@ std::vector<Case> dependent() {
       {"div", "Tensor", {a, wrapped(3)}},
       {"div", "Tensor_mode", {a, wrapped(2.7), "floor"}},
       {"div", "Tensor_mode", {a, wrapped(2.7), "trunc"}},
-      {"remainder", "Scalar_Tensor", {2.7, a}},
+      {"remainder", "Tensor", {a, wrapped(2.7)}},
       {"pow", "Tensor_Scalar", {a, 0.7}},
       {"pow", "Tensor_Scalar", {a, -2.0}},
       {"pow", "Scalar", {1.7, small}},
@@ -170,7 +170,7 @@ TEST(DependsOnDefaultDtype, HoldsNotWhereTheDtypeIsGiven) {
       {"arange", "start_out", {0, 1, 0.25, at::empty({4})}},
       {"sqrt", "", {x}},
       {"where", "self", {a > 5, x, wrapped(0.3)}},
-      {"index_fill", "int_Scalar", {a, 0, at::tensor({0}), 2.0}},
+      {"index_fill", "int_Scalar", {a, 0, at::tensor({0}, at::kLong), 2.0}},
       {"cat", "", {c10::List<at::Tensor>({a, a}), 0}},
   };
   for (const auto& c : independent) {

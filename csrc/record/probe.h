@@ -16,8 +16,8 @@ namespace dormant::record {
 /// Stand-ins have the dtypes, ranks and aliasing of the arguments, and their sizes and strides
 /// where they are small, else shrunk ones. Of small arguments any refusal counts. A refusal of
 /// shrunk ones may be due to a number that does not fit the smaller sizes; it counts where the same
-/// call with other dtypes or Python scalars is accepted, or where a dimension is out of range. Otherwise the Meta
-/// kernel, which has accepted the call, is believed.
+/// call with other dtypes or Python scalars is accepted, or where a dimension is out of range.
+/// Otherwise the Meta kernel, which has accepted the call, is believed.
 ///
 /// Takes no lock, reads no memory of the arguments but that of Python scalars, and touches no
 /// generator but its own. Rethrows what is not a refusal (system/refusal.h).
