@@ -137,7 +137,9 @@ std::optional<torch::jit::Stack> convert_integers(const Call& call,
         return std::nullopt;
       }
       const bool is_complex = tensor.is_complex();
-      converted[i] = tensor.to(is_complex ? c10::toComplexType(dtype) : dtype);
+      // A copy of a Python scalar is a tensor like any other.
+      converted[i] = tensor.to(is_complex ? c10::toComplexType(dtype) : dtype,
+                               /*non_blocking=*/false, /*copy=*/is_wrapped(tensor));
     }
   }
   const c10::impl::ExcludeDispatchKeyGuard no_recording(kKey);

@@ -221,14 +221,20 @@ def distributions() -> Calls:
                 for size in SIZES:
 
                     def call(
-                        name: str = name, numbers: Any = numbers, dtype: Any = dtype, size: int = size
+                        name: str = name,
+                        numbers: Any = numbers,
+                        dtype: Any = dtype,
+                        size: int = size,
                     ) -> Any:
                         return getattr(torch.empty(size, dtype=dtype), name)(*numbers)
 
                     yield f"{name} {numbers} {dtype} of {size}", call
     for dtype in DTYPES:
         for n in (3, 200, 300, 3000, 70000):
-            yield f"randperm {dtype} of {n}", lambda dtype=dtype, n=n: torch.randperm(n, dtype=dtype)
+            yield (
+                f"randperm {dtype} of {n}",
+                lambda dtype=dtype, n=n: torch.randperm(n, dtype=dtype),
+            )
         for bounds in ((0, 5), (5, 5), (-1, 3), (0, 300), (0, 2**40)):
             yield (
                 f"randint {dtype} {bounds}",
@@ -306,7 +312,10 @@ def sharing_memory() -> Calls:
             yield f"{name} of {size}", of(size, write)
     for n in (3, 99):
         yield f"mm of {n}", lambda n=n: (lambda y: torch.mm(y, y, out=y))(torch.ones(n, n))
-        yield f"add to t of {n}", lambda n=n: (lambda y: torch.add(y, y, out=y.t()))(torch.ones(n, n))
+        yield (
+            f"add to t of {n}",
+            lambda n=n: (lambda y: torch.add(y, y, out=y.t()))(torch.ones(n, n)),
+        )
 
 
 @pytest.mark.filterwarnings("ignore")
