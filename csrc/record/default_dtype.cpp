@@ -78,6 +78,20 @@ Reads reads_of(const Call& call) {
   return reads;
 }
 
+/// Whether a floating or complex tensor decides what the call computes in.
+bool reads_fractions(const Call& call) {
+  const auto arguments = call.arguments();
+  bool found = false;
+  for (size_t i = 0; i < arguments.size() && !found; ++i) {
+    if (is_read(call, i)) {
+      for_each_tensor(arguments[i], [&](const at::Tensor& tensor) {
+        found = found || (is_fraction(tensor.scalar_type()) && !is_wrapped(tensor));
+      });
+    }
+  }
+  return found;
+}
+
 /// The dtype that integers and fractional scalars are promoted to: of complex numbers the parts'.
 /// The complex default of bfloat16 has parts of float32.
 c10::ScalarType promoted_dtype(const Reads& reads) {
@@ -92,8 +106,11 @@ bool depends_on_default_dtype(const Call& call, const std::vector<Geometry>& res
   if (call.traits.movement || call.traits.random || call.traits.index_rule != IndexRule::none) {
     return false;
   }
+  if (reads_fractions(call)) {
+    return false;  // nearly all calls: found out without looking at the schema
+  }
   const auto reads = reads_of(call);
-  if (reads.fractions || reads.dtype || !(reads.tensors || reads.scalars)) {
+  if (reads.dtype || !(reads.tensors || reads.scalars)) {
     return false;
   }
   return reads.fraction_scalars ||

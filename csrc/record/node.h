@@ -91,9 +91,9 @@ struct DORMANT_API Node : c10::intrusive_ptr_target {
   std::shared_ptr<const Source> source;
   uint64_t source_offset = 0;  ///< in bytes
   std::shared_ptr<const Quantizer> quantizer;
-  // What replay needs of the ambient state.
-  c10::ScalarType default_dtype = c10::ScalarType::Float;
-  int32_t threads = 1;  ///< reductions split their sums by it
+  /// How many threads PyTorch used: reductions split their sums by it. The default dtype is
+  /// nowhere: what is recorded does not depend on it (default_dtype.h).
+  int32_t threads = 1;
 
  private:
   /// Gives up a reference; a node that nobody else refers to waits for the outermost destructor.

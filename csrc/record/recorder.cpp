@@ -16,6 +16,7 @@
 #include <optional>
 
 #include "random/draws.h"
+#include "record/default_dtype.h"
 #include "record/elementwise.h"
 #include "record/infer.h"
 #include "record/lazy_storage.h"
@@ -133,7 +134,6 @@ class NodeBuilder {
 NodePtr new_node(const Call& call, NodeKind kind, const WrittenTensors& written = {}) {
   auto node = c10::make_intrusive<Node>(call.op);
   node->kind = kind;
-  node->default_dtype = c10::get_default_dtype_as_scalartype();
   node->threads = call.threads;
   return NodeBuilder(*node, written).add(call) ? node : NodePtr();
 }
@@ -377,6 +377,40 @@ bool record_empty(const Call& call) {
   return true;
 }
 
+/// The geometry of what the call writes.
+std::vector<Geometry> written_geometries(const Call& call) {
+  std::vector<Geometry> written;
+  for (const auto argument : call.traits.written) {
+    written.push_back(Geometry::of(call.arguments()[argument].toTensor()));
+  }
+  return written;
+}
+
+/// The call as its node keeps it: one that computes the same whatever the default dtype is.
+class IndependentCall {
+ public:
+  IndependentCall(const Call& call, const std::vector<Geometry>& results)
+      : call_(call), depends_(depends_on_default_dtype(call, results)) {
+    if (depends_) {
+      converted_ = convert_integers(call, results);
+    }
+  }
+
+  NodePtr new_node(NodeKind kind, const WrittenTensors& written = {}) {
+    if (depends_ && !converted_) {
+      return {};
+    }
+    Call call(call_.op, call_.keys, converted_ ? &*converted_ : call_.stack);
+    call.threads = call_.threads;
+    return record::new_node(call, kind, written);
+  }
+
+ private:
+  const Call& call_;
+  const bool depends_;
+  std::optional<torch::jit::Stack> converted_;
+};
+
 bool all_contiguous(const Call& call) {
   bool contiguous = true;
   for_each_tensor(call, [&](const at::Tensor& t) { contiguous = contiguous && t.is_contiguous(); });
@@ -401,12 +435,15 @@ bool record_in_place(const Call& call) {
   if (!changed.empty() && !all_contiguous(call)) {
     return false;  // the new strides follow those of the inputs, which Meta kernels may not tell
   }
+  const bool computes = !call.traits.movement && !call.traits.random;
+  IndependentCall independent(call,
+                              computes && changed.empty() ? written_geometries(call) : changed);
   Drawing drawing(call);
   WrittenTensors written;
   NodePtr node;
   do {  // once, unless another thread writes to the same storage
     if (!look_at_written(call, changed, written) || shares_what_grows(call, written) ||
-        !(node = new_node(call, NodeKind::in_place, written)) || !drawing.draw(*node)) {
+        !(node = independent.new_node(NodeKind::in_place, written)) || !drawing.draw(*node)) {
       drawing.undo();
       return false;
     }
@@ -432,7 +469,7 @@ bool record_functional(const Call& call) {
   if (!results) {
     return false;
   }
-  auto node = new_node(call, NodeKind::functional);
+  const auto node = IndependentCall(call, *results).new_node(NodeKind::functional);
   if (!node) {
     return false;
   }

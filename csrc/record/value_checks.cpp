@@ -102,23 +102,15 @@ bool parameters_in_range(const Call& call) {
 
 /// The indices themselves become real: they are small, and many calls look at the same ones.
 void materialize_indices(const Call& call) {
-  const auto arguments = call.arguments();
-  const auto& written = call.traits.written;
-  const auto for_each_index = [&](const auto& f) {
-    for (size_t i = 1; i < arguments.size(); ++i) {
-      if (std::find(written.begin(), written.end(), i) == written.end()) {
-        for_each_tensor(arguments[i], f);
-      }
-    }
-  };
+  const auto lazy = lazy_checked_tensors(call);
   std::vector<c10::Storage> storages;
-  for_each_index([&](const at::Tensor& tensor) {
-    if (is_lazy(tensor) && !c10::isFloatingType(tensor.scalar_type())) {
-      storages.push_back(tensor.storage());
-    }
-  });
+  for (const auto& tensor : lazy) {
+    storages.push_back(tensor.storage());
+  }
   materialize(storages, {});
-  for_each_index([](const at::Tensor& tensor) { sync_key(tensor); });
+  for (const auto& tensor : lazy) {
+    sync_key(tensor);
+  }
 }
 
 /// Whether every value of the call's index arguments, which are real by now, is in bounds.
@@ -170,6 +162,25 @@ bool indices_in_bounds(const Call& call) {
 }
 
 }  // namespace
+
+std::vector<at::Tensor> lazy_checked_tensors(const Call& call) {
+  const bool index = call.traits.index_rule != IndexRule::none;
+  std::vector<at::Tensor> lazy;
+  const auto arguments = call.arguments();
+  const auto& written = call.traits.written;
+  for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
+    const bool checked = index || (call.traits.random && wanted_of(call, i) != Wanted::anything);
+    if (!checked || std::find(written.begin(), written.end(), i) != written.end()) {
+      continue;
+    }
+    for_each_tensor(arguments[i], [&](const at::Tensor& tensor) {
+      if (is_lazy(tensor) && !(index && c10::isFloatingType(tensor.scalar_type()))) {
+        lazy.push_back(tensor);
+      }
+    });
+  }
+  return lazy;
+}
 
 bool values_in_range(const Call& call) {
   if (call.traits.index_rule != IndexRule::none) {

@@ -2,7 +2,6 @@
 
 #include <ATen/core/MT19937RNGEngine.h>
 #include <ATen/ops/full.h>
-#include <c10/core/DefaultDtype.h>
 
 #include <algorithm>
 #include <string>
@@ -217,23 +216,12 @@ class Lowering {
            add_operator(program, std::move(step), written, depth);
   }
 
-  /// Whether a tile, which has one dimension, and this thread's default dtype lead to the dtype
-  /// that the operator computed in.
+  /// Whether a tile, which has one dimension, leads to the dtype that the operator computed in.
   static bool computes_the_same(const Node& node, const Operand& written) {
-    const bool same_default =
-        node.default_dtype == c10::typeMetaToScalarType(c10::get_default_dtype());
     return std::all_of(node.operands.begin(), node.operands.end(), [&](const Operand& operand) {
-      if (&operand == &written) {
-        return true;
-      }
       // A tensor without dimensions gives way to one that has some.
-      const bool same_rank = !written.geometry.sizes.empty() || operand.geometry.wrapped_number ||
-                             operand.geometry.dtype == written.geometry.dtype;
-      // Operators give integers the default dtype; it belongs to the process, not to a thread.
-      const bool by_default = c10::isFloatingType(written.geometry.dtype) &&
-                              !c10::isFloatingType(operand.geometry.dtype) &&
-                              !operand.geometry.wrapped_number;
-      return same_rank && (same_default || !by_default);
+      return &operand == &written || !written.geometry.sizes.empty() ||
+             operand.geometry.wrapped_number || operand.geometry.dtype == written.geometry.dtype;
     });
   }
 
