@@ -1,4 +1,4 @@
-"""Writes fuzz/corpus/recipe anew: recipes of tensors as real models make them, in the format of fuzz/recipe.cpp.
+"""Rewrites fuzz/corpus/recipe: tensors as real models make them, for fuzz/recipe.cpp.
 
 PYTHONPATH=python .venv/bin/python tests/recipe_corpus.py
 """
