@@ -55,7 +55,7 @@ TEST(Recipe, OfARealStorageIsRefused) {
 
 TEST(Recipe, OperatorsThatAreNotOnTheListAreNotWritten) {
   const LazyInit guard;
-  const auto tensor = at::upsample_nearest1d(at::ones({1, 1, 4}), {8}, 2.0);
+  const auto tensor = at::mvlgamma(at::full({3}, 4.0), 1);
   ASSERT_TRUE(record::is_lazy(tensor));
   EXPECT_THROW(write(tensor.storage()), c10::NotImplementedError);
 }
