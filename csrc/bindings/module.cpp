@@ -6,6 +6,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -23,6 +24,7 @@
 #include "record/replay.h"
 #include "record/snapshot.h"
 #include "record/source_node.h"
+#include "system/faults.h"
 #include "tile/engine.h"
 #include "tile/materialize_over.h"
 #include "tile/sink.h"
@@ -81,7 +83,7 @@ std::function<void(size_t, size_t)> interruptible(const OnStep& on_step) {
   };
 }
 
-/// A Snapshot, and the storages that were being written when work over it stopped.
+/// A Snapshot, and the storages whose memory work over it has written, wholly or in part.
 struct HeldTensors {
   Snapshot snapshot;
   std::vector<const c10::StorageImpl*> begun;
@@ -275,6 +277,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("view_as", &view_as);
   m.def("dump", &dump);
   m.def("load", &load);
+  m.def(
+      "set_faults",
+      [](const std::string& text) {
+        const auto [allocate, read, write] = dormant::system::set_faults(text);
+        return std::map<std::string, uint64_t>{
+            {"allocate", allocate}, {"read", read}, {"write", write}};
+      },
+      py::arg("text"), py::pos_only());
   m.def("torch_version", [] { return std::string(TORCH_VERSION); });
   dormant::bindings::bind_checkpoint(m);
   dormant::bindings::bind_quantize(m);

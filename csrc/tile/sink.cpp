@@ -14,6 +14,7 @@
 
 #include "record/lazy_storage.h"
 #include "system/dispatch_state.h"
+#include "system/faults.h"
 #include "system/fork.h"
 #include "tile/engine.h"
 #include "tile/pass.h"
@@ -34,7 +35,9 @@ constexpr Medium kFile{/*in_place=*/false, /*row_bytes=*/512, /*rectangle_bytes=
 void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) {
   const auto* bytes = static_cast<const char*>(data);
   while (count > 0) {
-    const auto written = ::pwrite(sink.descriptor, bytes, count, offset);
+    const auto written = system::is_due(system::Fault::write)
+                             ? ssize_t{-1}
+                             : ::pwrite(sink.descriptor, bytes, count, offset);
     if (written < 0 && errno == EINTR) {
       continue;
     }

@@ -77,6 +77,10 @@ def dump(tensor: torch.Tensor, /) -> tuple[bytes, list[torch.Tensor]]: ...
 def load(document: bytes, tensors: Sequence[torch.Tensor], /) -> torch.Tensor: ...
 def torch_version() -> str: ...
 
+# For tests.
+def set_faults(text: str, /) -> dict[str, int]:
+    """Lets calls fail (csrc/system/faults.h); returns how many were counted since the last time."""
+
 # Files, and what the formats of checkpoints say about them.
 class File:
     """An open regular file. Raises OSError or ValueError where `path` is none."""
