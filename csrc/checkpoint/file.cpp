@@ -19,6 +19,7 @@
 #include <system_error>
 #include <utility>
 
+#include "system/faults.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -40,15 +41,24 @@ class File::Mapping {
  public:
   /// Null where the system has no room for it.
   static std::shared_ptr<Mapping> make(int descriptor, size_t size) {
+    // The owner first: where there is no memory for it, nothing is mapped.
+    const std::shared_ptr<Mapping> mapping(new Mapping(size));
     // Without MAP_NORESERVE the system would set aside memory for a copy of every page.
-    void* memory =
-        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, descriptor, 0);
+    void* memory = system::is_due(system::Fault::allocate)
+                       ? MAP_FAILED
+                       : ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE,
+                                descriptor, 0);
     if (memory == MAP_FAILED) {
       return nullptr;
     }
-    return std::shared_ptr<Mapping>(new Mapping(static_cast<std::byte*>(memory), size));
+    mapping->memory_ = static_cast<std::byte*>(memory);
+    return mapping;
   }
-  ~Mapping() { ::munmap(memory_, size_); }
+  ~Mapping() {
+    if (memory_ != nullptr) {
+      ::munmap(memory_, size_);
+    }
+  }
   Mapping(const Mapping&) = delete;
   Mapping& operator=(const Mapping&) = delete;
 
@@ -68,24 +78,25 @@ class File::Mapping {
   std::byte* memory() const noexcept { return memory_; }
 
  private:
-  Mapping(std::byte* memory, size_t size) : memory_(memory), size_(size) {}
+  explicit Mapping(size_t size) : size_(size) {}
 
-  std::byte* memory_;
+  std::byte* memory_ = nullptr;
   size_t size_;
   std::map<uint64_t, uint64_t> claimed_;  ///< begin -> end
 };
 
 std::shared_ptr<const File> File::open(const std::string& path) {
+  // The owner first: where there is no memory for it, nothing is open.
+  const std::shared_ptr<File> file(new File(absolute(path)));
   // O_NONBLOCK: a named pipe would block until somebody writes to it. It means nothing to a file.
-  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-  if (descriptor < 0) {
+  constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+  file->descriptor_ = system::is_due(system::Fault::read) ? -1 : ::open(path.c_str(), kFlags);
+  if (file->descriptor_ < 0) {
     throw std::system_error(errno, std::generic_category(),
                             "dormant: open_checkpoint: opening " + text::printable(path));
   }
-  // From here on the object closes the descriptor.
-  const std::shared_ptr<File> file(new File(absolute(path), descriptor));
   struct ::stat status{};
-  if (::fstat(descriptor, &status) != 0) {
+  if (::fstat(file->descriptor_, &status) != 0) {
     file->fail(errno, "asking for the size of");
   }
   TORCH_CHECK_VALUE(S_ISREG(status.st_mode), "dormant: open_checkpoint: ", file->name(), " is ",
@@ -95,10 +106,13 @@ std::shared_ptr<const File> File::open(const std::string& path) {
   return file;
 }
 
-File::File(std::string path, int descriptor)
-    : path_(std::move(path)), name_(text::printable(path_)), descriptor_(descriptor) {}
+File::File(std::string path) : path_(std::move(path)), name_(text::printable(path_)) {}
 
-File::~File() { ::close(descriptor_); }
+File::~File() {
+  if (descriptor_ >= 0) {
+    ::close(descriptor_);
+  }
+}
 
 File::Identity File::identity_of(const struct ::stat& status) noexcept {
 #ifdef __APPLE__
@@ -157,7 +171,10 @@ void File::read(uint64_t offset, size_t count, void* out) const {
   auto* bytes = static_cast<std::byte*>(out);
   for (size_t done = 0; done < count;) {
     const auto place = static_cast<off_t>(offset + done);
-    const auto got = ::pread(descriptor_, bytes + done, std::min(count - done, kMostBytes), place);
+    const auto most = std::min(count - done, kMostBytes);
+    const auto got = system::is_due(system::Fault::read)
+                         ? ssize_t{-1}
+                         : ::pread(descriptor_, bytes + done, most, place);
     if (got < 0 && errno == EINTR) {
       continue;
     }

@@ -56,14 +56,14 @@ class DORMANT_API File final : public record::Source {
     int64_t modified;  ///< nanoseconds
   };
 
-  File(std::string path, int descriptor);
+  explicit File(std::string path);
   static Identity identity_of(const struct ::stat& status) noexcept;
   void check_same(const Identity& now, const char* where) const;
   [[noreturn]] void fail(int error, const std::string& what) const;
 
   const std::string path_;
   const std::string name_;
-  const int descriptor_;
+  int descriptor_ = -1;
   Identity identity_{};
   mutable system::Mutex mutex_;
   /// The latest; kept alive by its DataPtrs.

@@ -315,21 +315,26 @@ void below_autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
 
 bool returns_below_autograd(const c10::OperatorHandle& op) {
   static std::mutex mutex;
-  static std::unordered_map<const c10::FunctionSchema*, bool> known;
+  static std::unordered_map<const c10::FunctionSchema*, std::optional<bool>> known;
   static torch::Library library(torch::Library::IMPL, "aten", kBelowAutograd, __FILE__, __LINE__);
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [entry, is_new] = known.emplace(&op.schema(), false);
+  auto& returns = known[&op.schema()];
+  if (returns) {
+    return *returns;
+  }
   // An extension for that device comes first; and the kernel would make it ambiguous what autograd
   // takes for a composite operator.
-  if (is_new && !op.hasKernelForDispatchKey(kBelowAutograd) &&
+  if (!op.hasKernelForDispatchKey(kBelowAutograd) &&
       !op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) {
     const auto& name = op.operator_name();
     const auto overload = name.overload_name.empty() ? "" : "." + name.overload_name;
     library.impl((name.name + overload).c_str(),
                  torch::CppFunction::makeFromBoxedFunction<&below_autograd>());
-    entry->second = true;
+    returns = true;
+  } else {
+    returns = false;
   }
-  return entry->second;
+  return *returns;
 }
 
 void without_lazy_arguments(const Call& call, bool has_tensors) {

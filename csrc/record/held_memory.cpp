@@ -4,7 +4,10 @@
 
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <utility>
+
+#include "system/faults.h"
 
 namespace dormant::record {
 
@@ -20,9 +23,19 @@ HeldMemory::~HeldMemory() = default;
 
 void HeldMemory::detach() {
   const std::unique_lock<std::shared_mutex> lock(mutex_);
-  if (copy_.empty() && nbytes_ > 0) {
+  if (copy_.empty() && data_ != nullptr && nbytes_ > 0) {
+    system::fail_if_due_to_allocate();
     copy_.assign(data_, data_ + nbytes_);
     data_ = copy_.data();
+  }
+}
+
+void HeldMemory::detach_or_lose() noexcept {
+  try {
+    detach();
+  } catch (const std::bad_alloc&) {
+    const std::unique_lock<std::shared_mutex> lock(mutex_);
+    data_ = nullptr;
   }
 }
 
@@ -30,6 +43,9 @@ void HeldMemory::read(uint64_t offset, size_t count, void* out) const {
   TORCH_CHECK_VALUE(offset <= nbytes_ && count <= nbytes_ - offset, "dormant: read memory: ", count,
                     " bytes at offset ", offset, " of ", nbytes_);
   const std::shared_lock<std::shared_mutex> lock(mutex_);
+  TORCH_CHECK(data_ != nullptr || nbytes_ == 0, "dormant: read memory: ", nbytes_,
+              " bytes that a tensor was copied from are gone. Cause: loading gave them back to "
+              "their owner, and there was no memory for a copy. Next: build the copy again.");
   std::memcpy(out, data_ + offset, count);
 }
 

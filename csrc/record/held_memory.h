@@ -22,17 +22,22 @@ class DORMANT_API HeldMemory final : public Source {
   explicit HeldMemory(c10::Storage storage);
   ~HeldMemory() override;
 
-  /// From now on the bytes are those of a copy: the memory may be written to, or freed.
+  /// From now on the bytes are those of a copy: the memory may be written to, or freed. Where
+  /// std::bad_alloc is thrown, nothing has changed.
   void detach();
 
-  /// ValueError where the range is not within the memory.
+  /// The same where the memory changes hands whatever happens: without memory for a copy, reading
+  /// fails from now on.
+  void detach_or_lose() noexcept;
+
+  /// ValueError where the range is not within the memory, RuntimeError where it is lost.
   void read(uint64_t offset, size_t count, void* out) const override;
   const std::string& name() const override;
 
  private:
   mutable std::shared_mutex mutex_;
   c10::Storage storage_;
-  const std::byte* data_;
+  const std::byte* data_;  ///< null where it is lost
   const size_t nbytes_;
   std::vector<std::byte> copy_;
 };

@@ -83,7 +83,8 @@ void guard_pointer(c10::StorageImpl* storage, const History& history) noexcept
   try {
     storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kRawAccess);
   } catch (const std::bad_alloc&) {
-    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(std::nullopt);
+    // No memory for our text: it refuses already, in PyTorch's words, once it looks.
+    storage->clear_materializer();
   }
 }
 

@@ -12,6 +12,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <optional>
 
@@ -146,11 +147,18 @@ at::Generator generator_of(const Call& call) {
   return generator.device().type() == c10::DeviceType::CPU ? generator : at::Generator();
 }
 
-/// What a recorded call draws: moves the generator as eager would, and back where the call is not
-/// recorded after all.
+/// What a recorded call draws: moves the generator as eager would, and back, when this is
+/// destroyed, where the call was not recorded after all.
 class Drawing {
  public:
   explicit Drawing(const Call& call) : call_(call) {}
+  ~Drawing() {
+    if (before_ && !recorded_) {
+      undo();
+    }
+  }
+  Drawing(const Drawing&) = delete;
+  Drawing& operator=(const Drawing&) = delete;
 
   /// False if only running the call can tell how far the generator moves.
   bool draw(Node& node) {
@@ -167,22 +175,31 @@ class Drawing {
     return true;
   }
 
+  /// The generator stays where it is.
+  void keep() noexcept { recorded_ = true; }
+
+ private:
   /// Puts the generator back, unless somebody else has moved it meanwhile.
-  void undo() {
-    if (!before_) {
-      return;
-    }
-    const auto again = before_->restore();
-    auto* moved = again.get<at::CPUGeneratorImpl>();
-    random::skip(call_.op, call_.arguments(), *moved);
+  void undo() noexcept {
     auto* cpu = generator_.get<at::CPUGeneratorImpl>();
     const std::lock_guard<std::mutex> lock(cpu->mutex_);
-    if (random::Position::of(*cpu) == random::Position::of(*moved)) {
+    if (!moved_by_others(*cpu)) {
       before_->restore_to(*cpu);
     }
   }
 
- private:
+  /// Taken for no where there is no memory to find out.
+  bool moved_by_others(at::CPUGeneratorImpl& generator) const noexcept {
+    try {
+      const auto again = before_->restore();
+      auto* moved = again.get<at::CPUGeneratorImpl>();
+      random::skip(call_.op, call_.arguments(), *moved);
+      return !(random::Position::of(generator) == random::Position::of(*moved));
+    } catch (const std::exception&) {
+      return false;
+    }
+  }
+
   bool move() {
     generator_ = generator_of(call_);
     if (!generator_.defined()) {
@@ -192,9 +209,14 @@ class Drawing {
     auto* cpu = generator_.get<at::CPUGeneratorImpl>();
     const std::lock_guard<std::mutex> lock(cpu->mutex_);
     auto before = random::Position::of(*cpu);
-    const auto drawn = random::skip(call_.op, call_.arguments(), *cpu);
-    if (drawn != random::Draw::none && drawn != random::Draw::skipped) {
-      return false;
+    try {
+      const auto drawn = random::skip(call_.op, call_.arguments(), *cpu);
+      if (drawn != random::Draw::none && drawn != random::Draw::skipped) {
+        return false;
+      }
+    } catch (...) {
+      before.restore_to(*cpu);
+      throw;
     }
     before_ = std::move(before);
     return true;
@@ -203,6 +225,7 @@ class Drawing {
   const Call& call_;
   at::Generator generator_;
   std::optional<random::Position> before_;  ///< where the generator stood, once it was moved
+  bool recorded_ = false;
 };
 
 const c10::OperatorHandle& copy_operator() {
@@ -298,7 +321,7 @@ bool publish(const NodePtr& node, const WrittenTensors& written) {
 
 void push_returns(const Call& call) {
   const auto arguments = call.arguments();
-  std::vector<c10::IValue> results;
+  c10::SmallVector<c10::IValue, 4> results;  // in place: the write has happened
   for (const auto argument : call.traits.return_alias) {
     results.push_back(arguments[argument]);
   }
@@ -444,11 +467,11 @@ bool record_in_place(const Call& call) {
   do {  // once, unless another thread writes to the same storage
     if (!look_at_written(call, changed, written) || shares_what_grows(call, written) ||
         !(node = independent.new_node(NodeKind::in_place, written)) || !drawing.draw(*node)) {
-      drawing.undo();
       return false;
     }
     node->sequence = next_sequence();
   } while (!publish(node, written));
+  drawing.keep();
   for (const auto& each : written) {
     bump_version(each.tensor);
   }
@@ -477,7 +500,8 @@ bool record_functional(const Call& call) {
   for (const auto& geometry : *results) {
     histories.push_back({make_buffer(geometry.nbytes_needed(), nullptr), node});
   }
-  if (Drawing drawing(call); !drawing.draw(*node)) {
+  Drawing drawing(call);
+  if (!drawing.draw(*node)) {
     return false;
   }
   node->sequence = next_sequence();
@@ -504,6 +528,7 @@ bool record_functional(const Call& call) {
       call.stack->emplace_back(std::move(list));
     }
   }
+  drawing.keep();
   return true;
 }
 

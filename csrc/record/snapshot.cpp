@@ -75,28 +75,32 @@ bool Snapshot::needed_by(c10::ArrayRef<c10::Storage> storages) const {
 
 void Snapshot::begin_writing() {
   for (auto& real : real_) {
-    const auto history = history_of(real.storage.unsafeGetStorageImpl());
-    if (!history || *history != real.history) {
-      detach_if_read(real);
+    if (is_read_by_others(real)) {
+      real.source->detach();
     }
   }
 }
 
-/// Nobody else refers to the read unless a history still leads to it.
-void Snapshot::detach_if_read(Real& real) {
-  if (real.history.tail.use_count() > 1) {
-    real.source->detach();
-  }
+/// Nobody but the snapshot and the storage itself refers to the read unless another history leads
+/// to it.
+bool Snapshot::is_read_by_others(const Real& real) {
+  const auto is_unchanged = [&] {
+    const auto history = history_of(real.storage.unsafeGetStorageImpl());
+    return history && *history == real.history;
+  };
+  return real.history.tail.use_count() > (is_unchanged() ? 2U : 1U);
 }
 
-void Snapshot::give_back(Real& real) {
+void Snapshot::give_back(Real& real) noexcept {
   // What the storage was meanwhile is dropped first, so that its own history does not count.
   static_cast<void>(swap_memory(real.storage.unsafeGetStorageImpl(), std::move(real.memory),
                                 real.nbytes, real.copies_on_write));
-  detach_if_read(real);
+  if (real.history.tail.use_count() > 1) {
+    real.source->detach_or_lose();
+  }
 }
 
-void Snapshot::restore() {
+void Snapshot::restore() noexcept {
   for (auto& lazy : lazy_) {
     bool copies_on_write = false;
     static_cast<void>(swap_memory(lazy.storage.unsafeGetStorageImpl(), std::move(lazy.history),
@@ -110,11 +114,11 @@ void Snapshot::restore() {
 }
 
 void Snapshot::keep() {
+  begin_writing();
   lazy_.clear();
   for (auto& real : real_) {
     auto* storage = real.storage.unsafeGetStorageImpl();
     if (!is_lazy(storage)) {
-      detach_if_read(real);
       if (!real.fits(storage->nbytes())) {
         continue;
       }

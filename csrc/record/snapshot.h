@@ -45,16 +45,18 @@ class DORMANT_API Snapshot {
   bool needed_by(c10::ArrayRef<c10::Storage> storages) const;
 
   /// To be called before bytes go to the memory of `changed`: what histories other than those of
-  /// the held storages still read of it is copied for them.
+  /// the held storages still read of held memory is copied for them. Where std::bad_alloc is
+  /// thrown, nothing has changed.
   void begin_writing();
 
   /// Everything as it was; of storages that had memory, the memory as it is. Allocates nothing but
-  /// what copies taken meanwhile need.
-  void restore();
+  /// what copies taken meanwhile need; without memory for that, they can no longer be read.
+  void restore() noexcept;
 
   /// Lazy storages stay what they have become; those that had memory get it back, and where they
   /// were given other memory meanwhile, the bytes of that are copied over. One that has another
-  /// size now, or that shared its memory until it is written to, keeps the other memory.
+  /// size now, or that shared its memory until it is written to, keeps the other memory. Where
+  /// std::bad_alloc is thrown, everything is still held.
   void keep();
 
  private:
@@ -77,8 +79,8 @@ class DORMANT_API Snapshot {
 
   Snapshot() = default;
   void hold(const c10::Storage& storage);
-  static void give_back(Real& real);
-  static void detach_if_read(Real& real);
+  static bool is_read_by_others(const Real& real);
+  static void give_back(Real& real) noexcept;
 
   std::vector<Lazy> lazy_;
   std::vector<Real> real_;

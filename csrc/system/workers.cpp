@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <system_error>
 #include <vector>
 
 #include "system/dispatch_state.h"
@@ -41,8 +40,8 @@ void Workers::run_in_new_threads(size_t count, const std::function<void(size_t)>
     while (threads.size() + 1 < wanted) {
       threads.emplace_back([&] { run_here(count, work); });
     }
-  } catch (const std::system_error&) {
-    // The system gives no more: those that there are do the work.
+  } catch (const std::exception&) {
+    // The system gives no more threads, or no memory for them: those that there are do the work.
   }
   run_here(count, work);
   for (auto& thread : threads) {

@@ -23,14 +23,20 @@ std::vector<Materialized> materialize_over(record::Snapshot& snapshot,
     }
   }
   options.destinations = &destinations;
-  try {
-    return materialize(wanted, options);
-  } catch (...) {
+  begun.reserve(begun.size() + destinations.size());  // to say so must not fail
+  const auto note_begun = [&] {
     for (const auto& [storage, destination] : destinations) {
       if (destination.begun) {
         begun.push_back(storage);
       }
     }
+  };
+  try {
+    auto done = materialize(wanted, options);
+    note_begun();
+    return done;
+  } catch (...) {
+    note_begun();
     throw;
   }
 }

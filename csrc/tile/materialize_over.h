@@ -13,8 +13,9 @@ namespace dormant::tile {
 
 /// Materialises the lazy ones among `storages`, and every storage that had memory when the snapshot
 /// was taken and has been written to since. The bytes of the latter go straight to the memory that
-/// they had, unless something still reads what it holds. Where it throws, `begun` are the storages
-/// whose memory was written, wholly or in part; what to do then, restore or keep, is the caller's.
+/// they had, unless something still reads what it holds. `begun` gets the storages whose memory was
+/// written, wholly or in part, also where it throws; what to do then, restore or keep, is the
+/// caller's.
 DORMANT_API std::vector<Materialized> materialize_over(record::Snapshot& snapshot,
                                                        c10::ArrayRef<c10::Storage> storages,
                                                        Options options,

@@ -1,6 +1,7 @@
 #include "tile/sole_view.h"
 
 #include "record/lazy_storage.h"
+#include "system/faults.h"
 #include "tile/region.h"
 #include "tile/walk.h"
 
@@ -79,12 +80,16 @@ c10::DataPtr reserve_part(const Part& part, size_t nbytes, size_t itemsize) {
 
 c10::DataPtr reserve(size_t nbytes) {
 #ifdef __linux__
-  auto* memory = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // The owner first: where there is no memory for it, nothing is mapped.
+  auto context = std::make_unique<Reserved>(Reserved{nullptr, nbytes});
+  auto* memory = system::is_due(system::Fault::allocate)
+                     ? MAP_FAILED
+                     : mmap(nullptr, nbytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     return {};
   }
-  auto context = std::make_unique<Reserved>(Reserved{memory, nbytes});
+  context->memory = memory;
   return {memory, context.release(), &release, c10::Device(c10::DeviceType::CPU)};
 #else
   static_cast<void>(nbytes);
