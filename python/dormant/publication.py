@@ -35,7 +35,8 @@ class Publication:
     """New files of one folder, under temporary names until `publish` gives them their own.
 
     As a context manager it removes what was not published, whatever ends it. A killed process
-    leaves at most temporary files: they begin with a dot and end in ".tmp".
+    leaves at most temporary files, those of an earlier save among them: they begin with a dot and
+    end in ".tmp".
 
     Args:
         folder: an existing folder.
@@ -47,7 +48,6 @@ class Publication:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._waiting: dict[Path, Path] = {}
-        self._incomplete: list[Path] = []
 
     def __enter__(self) -> Publication:
         return self
@@ -58,7 +58,7 @@ class Publication:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for path in (*self._waiting, *self._incomplete):
+        for path in self._waiting:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
 
@@ -90,7 +90,7 @@ class Publication:
         Raises:
             OSError: it cannot be created, or the device reports that it did not take the bytes.
         """
-        temporary = self.folder / f".{name}.{secrets.token_hex(4)}.tmp"
+        temporary = self._temporary(name)
         # Noted first: an interrupt may come as soon as the file is there.
         self._waiting[temporary] = self.folder / name
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -111,6 +111,9 @@ class Publication:
     def publish(self, *, before: Iterable[Path] = (), after: Iterable[Path] = ()) -> None:
         """Gives all files their names, in the order in which they were created.
 
+        What they replace, and what is removed, is only set aside until all have succeeded: where
+        this raises, the folder has the files that it had.
+
         Args:
             before: files to remove first; those that are not there are no error.
             after: files to remove once the last new one has its name.
@@ -118,20 +121,47 @@ class Publication:
         Raises:
             OSError: the folder does not let files be renamed or removed.
         """
-        for path in before:
-            path.unlink(missing_ok=True)
-        self._sync_folder()
-        for temporary, final in list(self._waiting.items()):
-            if len(self._waiting) == 1:
-                # Others must not be met without the last one, nor the last one without them.
-                self._sync_folder()
-            temporary.rename(final)
-            del self._waiting[temporary]
-            self._incomplete.append(final)
-        self._incomplete.clear()
-        self._sync_folder()
-        for path in after:
-            path.unlink(missing_ok=True)
+        aside: list[Path] = []
+        with contextlib.ExitStack() as undo:
+            for path in before:
+                self._set_aside(path, aside, undo)
+                path.unlink(missing_ok=True)
+            self._sync_folder()
+            waiting = list(self._waiting.items())
+            for number, (temporary, final) in enumerate(waiting, 1):
+                if number == len(waiting):
+                    # Others must not be met without the last one, nor the last one without them.
+                    self._sync_folder()
+                self._set_aside(final, aside, undo)
+                temporary.rename(final)
+            self._sync_folder()
+            for path in after:
+                self._set_aside(path, aside, undo)
+                path.unlink(missing_ok=True)
+            undo.pop_all()
+        self._waiting.clear()
+        for path in aside:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _set_aside(self, path: Path, aside: list[Path], undo: contextlib.ExitStack) -> None:
+        """Keeps a file that is about to be replaced or removed; `undo` puts it back."""
+        kept = self._temporary(path.name)
+        aside.append(kept)
+        undo.callback(_put_back, kept, path)
+        if not os.path.lexists(path):
+            undo.callback(path.unlink, missing_ok=True)
+            return
+        try:
+            # A second name, so that the first one is never missing while it is replaced.
+            os.link(path, kept, follow_symlinks=False)
+        except OSError:  # a filesystem without second names, or a folder, which cannot be replaced
+            if path.is_dir():
+                raise
+            path.rename(kept)
+
+    def _temporary(self, name: str) -> Path:
+        return self.folder / f".{name}.{secrets.token_hex(4)}.tmp"
 
     def _sync_folder(self) -> None:
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -139,3 +169,9 @@ class Publication:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _put_back(kept: Path, path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it was never set aside
+        kept.replace(path)
+        kept.unlink(missing_ok=True)  # where both are names of one file, replacing does nothing

@@ -57,8 +57,8 @@ def save(
     once, under the name that transformers keeps (a module's `_tied_weights_keys`), else the first;
     other views of one storage each as a tensor of its own.
 
-    Files are written under temporary names, synced and then renamed, the index last, so whatever
-    stops it leaves no file that looks whole.
+    Files are written under temporary names, synced and then renamed, the index last. Whatever stops
+    it leaves no file that looks whole, and an error leaves those of an earlier save as they were.
 
     Args:
         model_or_state: a module, of which the state dict is saved, or a dict of tensors.
