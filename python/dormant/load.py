@@ -34,6 +34,10 @@ Mmap = Literal["auto", "always", "never"]
 
 _EXTRA_STATE = "_extra_state"  # torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX
 
+# load_state_dict makes text of what is raised while it copies: these are the words of
+# c10/core/impl/alloc_cpu.cpp and of C++.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc")
+
 # Tied names that are both in a checkpoint are compared in parts of this size.
 _COMPARED_BYTES = 16 << 20
 
@@ -105,6 +109,8 @@ def load(
         KeyError: names that are missing, unexpected or of another shape, all of them listed, with
             the prefix to rename where one would help.
         NotImplementedError: a format or an operator that is not supported; the message names it.
+        RuntimeError: an operator failed, as where memory is exhausted; its message says which.
+        MemoryError: memory is exhausted.
         OSError: the system could not read a file; with its errno.
         KeyboardInterrupt: the user interrupted it.
 
@@ -219,7 +225,7 @@ def _load(
     except BaseException as error:
         written = held.partly_written()
         held.restore()
-        if written and isinstance(error, (ValueError, OSError, RuntimeError)):
+        if written and isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
             raise _with_names(error, written) from error
         raise
     held.keep()
@@ -336,6 +342,8 @@ def _take(
                 and not _uninitialised(tensor)
                 and not _fits(given[name], tensor)
             }
+            if not mismatched and any(words in str(error) for words in _NO_MEMORY):
+                raise RuntimeError(f"load: there was no memory for a copy: {error}") from error
             if not mismatched:
                 raise ValueError(f"load: the module refused the checkpoint: {error}") from error
             absent = tuple(name for name in tensors if name not in given)
@@ -562,5 +570,6 @@ def _with_names(error: Exception, written: Sequence[str]) -> Exception:
     text = f"These tensors, real before, were written in whole or in part: {', '.join(written)}."
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, f"{error.strerror} {text}")
-    kind = next(k for k in (ValueError, OSError, RuntimeError) if isinstance(error, k))
+    kinds = (ValueError, OSError, RuntimeError, MemoryError)
+    kind = next(kind for kind in kinds if isinstance(error, kind))
     return kind(f"{error} {text}")

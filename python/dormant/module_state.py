@@ -43,12 +43,12 @@ class HeldModule:
         ]
         self._quantization = HeldQuantization(module)
         self._tensors: dict[int, _Tensor] = {}
-        self._names: dict[int, str] = {}
+        self._names: dict[int, list[str]] = {}  # by storage: tied tensors and views share one
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for name, tensor in reachable_tensors(module):
                 if not _can_be_held(tensor):
                     continue
-                self._names[_C.storage_id(tensor)] = name
+                self._names.setdefault(_C.storage_id(tensor), []).append(name)
                 if id(tensor) not in self._tensors:
                     alias = tensor.detach()
                     # Tensors of inference mode count no versions.
@@ -58,12 +58,20 @@ class HeldModule:
         self.tensors = _C.HeldTensors(everything)
 
     def partly_written(self) -> list[str]:
-        """Names of tensors that had memory and were being written to when the work stopped."""
-        return sorted(self._names[storage] for storage in self.tensors.begun())
+        """All names of tensors that had memory and have been written to, wholly or in part."""
+        return sorted({name for storage in self.tensors.begun() for name in self._names[storage]})
 
     def keep(self) -> None:
-        """What was materialised stays; tensors that had memory have that memory again."""
-        self.tensors.keep()
+        """What was materialised stays; tensors that had memory have that memory again.
+
+        Raises:
+            MemoryError: a copy that was taken meanwhile found no memory; all is restored.
+        """
+        try:
+            self.tensors.keep()
+        except MemoryError:
+            self.restore()
+            raise
         self._settle()
 
     def restore(self) -> None:

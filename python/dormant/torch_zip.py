@@ -35,11 +35,16 @@ class Record:
 
 
 class _Bounded:
-    """A file that refuses to be read into memory whole, as a directory of absurd size would."""
+    """A file that refuses to be read into memory whole, as a directory of absurd size would.
+
+    Attributes:
+        error: what the system said when it could not read, which zipfile takes for a damaged file.
+    """
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream = stream
         self._size = size
+        self.error: OSError | None = None
         self.seek = stream.seek
         self.tell = stream.tell
         self.seekable = stream.seekable
@@ -51,7 +56,11 @@ class _Bounded:
             raise zipfile.BadZipFile(
                 f"a directory of {count} bytes, expected at most {_LONGEST_DIRECTORY}"
             )
-        return self._stream.read(count)
+        try:
+            return self._stream.read(count)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def read_directory(stream: BinaryIO, size: int, path: str) -> dict[str, Record]:
@@ -66,11 +75,15 @@ def read_directory(stream: BinaryIO, size: int, path: str) -> dict[str, Record]:
         ValueError: the directory is missing or contradicts the records, records overlap or are
             compressed or encrypted, a name is given twice or leads out of the archive, something
             lies before the archive, or it is no archive of torch.save.
+        OSError: the system could not read it.
     """
+    bounded = _Bounded(stream, size)
     try:
-        archive = zipfile.ZipFile(_Bounded(stream, size))
+        archive = zipfile.ZipFile(bounded)
     # zipfile lets errors of struct, of text decoding and of arithmetic through.
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as e:
+        if bounded.error is not None:
+            raise bounded.error from None
         raise ValueError(
             f"open_checkpoint: {path} begins as a zip file and has no readable directory in its "
             f"{size} bytes: {e}. It is cut short or damaged; get it again."

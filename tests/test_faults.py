@@ -1,0 +1,682 @@
+"""What fails half-way changes nothing that can be seen, and succeeds when it is tried again.
+
+Each test lets the first call of a kind fail, then the second, and so on: an allocation, a read from
+a file, a write to one (`_C.set_faults`). Where there are many, it takes some of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import gc
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import dormant
+from compare import assert_same_bits, geometry, storage_key
+from dormant import _C
+from dormant.memory import resident_bytes
+from reachable import holdings
+
+Kind = Literal["allocate", "read", "write"]
+
+# Most faults of one sweep, evenly spread.
+MOST = 6
+
+
+class Model(nn.Module):
+    """Made in tiles and by replay, transposed, tied, quantizable, with a buffer and a counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(40, 64)
+        self.linear = nn.Linear(64, 128)
+        self.norm = nn.BatchNorm1d(128)
+        self.orthogonal = nn.Linear(24, 24)
+        nn.init.orthogonal_(self.orthogonal.weight)
+        self.turned = nn.Parameter(torch.randn(96, 72).t().contiguous())
+        self.head = nn.Linear(64, 40, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def eager(seed: int = 5) -> Model:
+    torch.manual_seed(seed)
+    return Model()
+
+
+def lazy(seed: int = 5) -> Model:
+    torch.manual_seed(seed)
+    with dormant.lazy_init():
+        return Model()
+
+
+def mixed() -> Model:
+    model = lazy()
+    dormant.materialize([model.linear, model.norm.running_mean])
+    return model
+
+
+BUILDS: dict[str, Callable[[], Model]] = {"lazy": lazy, "real": eager, "mixed": mixed}
+
+
+def quantized_lazily() -> Model:
+    model = lazy()
+    dormant.quantize(model, "nf4", skip=["orthogonal", "head"])
+    return model
+
+
+def bits_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The values of all tensors that are real."""
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in holdings(model).tensors.items()
+        if not dormant.is_lazy(tensor)
+    }
+
+
+def fingerprint(model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """Everything but values: objects, storages, histories, versions, geometry.
+
+    The offset of a nested statistic is left out: saving needs its value.
+    """
+    return {
+        name: (
+            id(tensor),
+            storage_key(tensor),
+            tuple(_C.operators(tensor)) if dormant.is_lazy(tensor) else None,
+            geometry(tensor),
+        )
+        for name, tensor in holdings(model).tensors.items()
+        if not name.endswith("quant_state.offset")
+    }
+
+
+def assert_same_values(expected: nn.Module, got: nn.Module) -> None:
+    one, other = holdings(expected).tensors, holdings(got).tensors
+    assert list(one) == list(other)
+    for name, tensor in one.items():
+        assert not dormant.is_lazy(other[name]), name
+        assert_same_bits(tensor, other[name], name)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class FailingCall:
+    """A function whose `n`-th call fails as where a device does not answer."""
+
+    def __init__(self, function: Callable[..., Any], n: int) -> None:
+        self.function, self.n, self.calls = function, n, 0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.n:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.function(*args, **options)
+
+
+def open_files() -> int | None:
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else None
+
+
+def assert_expected(error: BaseException, kind: Kind) -> None:
+    """An error of the kind that the real failure would have caused."""
+    if kind == "allocate":
+        assert isinstance(error, (MemoryError, RuntimeError)), repr(error)
+        assert isinstance(error, MemoryError) or "can't allocate memory" in str(error), repr(error)
+    else:
+        number = errno.EIO if kind == "read" else errno.ENOSPC
+        assert isinstance(error, OSError), repr(error)
+        assert error.errno == number, repr(error)
+
+
+def sweep(
+    kind: Kind,
+    prepare: Callable[[], Any],
+    attempt: Callable[[Any], object],
+    check: Callable[[Any, BaseException | None], None],
+    *,
+    and_all_after: bool = False,
+) -> int:
+    """Attempts it with one fault after the other.
+
+    Args:
+        kind: what fails.
+        prepare: makes what is worked on.
+        attempt: the work.
+        check: gets what `prepare` made and what `attempt` raised, None where it got through.
+        and_all_after: whether what follows the n-th call fails, too.
+
+    Returns:
+        How many faults there were.
+    """
+    subject = prepare()
+    _C.set_faults(f"{kind}:0")
+    attempt(subject)
+    calls = _C.set_faults("")[kind]
+    check(subject, None)
+    del subject
+    gc.collect()
+    live = _C.live_storages()
+    tried = sorted({1 + i * (calls - 1) // (MOST - 1) for i in range(MOST)}) if calls else []
+    for n in tried:
+        subject, caught = prepare(), None
+        _C.set_faults(f"{kind}:{n}{'+' if and_all_after else ''}")
+        try:
+            attempt(subject)
+        except (MemoryError, RuntimeError, OSError) as error:
+            caught = error
+        finally:
+            _C.set_faults("")
+        if caught is not None:
+            assert_expected(caught, kind)
+        try:
+            check(subject, caught)
+        except AssertionError as error:
+            raise AssertionError(f"with {kind}:{n} of {calls}: {error}") from caught
+        del subject, caught
+    gc.collect()
+    assert _C.live_storages() == live
+    return len(tried)
+
+
+@pytest.fixture(autouse=True)
+def no_faults() -> Iterator[None]:
+    yield
+    _C.set_faults("")
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in eager(seed=6).state_dict().items()}
+
+
+def write_checkpoint(kind: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
+    if kind == "torch":
+        torch.save(state, folder / "model.pt")
+        return folder / "model.pt"
+    untied = {name: tensor.clone() for name, tensor in state.items()}
+    safetensors.torch.save_file(untied, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+# ---- load
+
+
+@pytest.mark.parametrize("kind", ["read", "allocate"])
+@pytest.mark.parametrize(
+    ("saved", "build", "mmap"),
+    [
+        ("safetensors", "lazy", "never"),
+        ("safetensors", "real", "auto"),
+        ("safetensors", "mixed", "never"),
+        ("torch", "lazy", "auto"),
+        ("torch", "mixed", "auto"),
+    ],
+)
+def test_a_load_that_fails_leaves_the_model_as_it_was(
+    saved: str, build: str, mmap: Any, kind: Kind, state: Any, tmp_path: Path
+) -> None:
+    path = write_checkpoint(saved, state, tmp_path)
+    expected = eager()
+    expected.load_state_dict(state)
+    before: dict[str, Any] = {}
+
+    def prepare() -> Model:
+        model = BUILDS[build]()
+        before["fingerprint"], before["bits"] = fingerprint(model), bits_of(model)
+        return model
+
+    def check(model: Model, error: BaseException | None) -> None:
+        if error is not None:
+            assert fingerprint(model) == before["fingerprint"]
+            for name, bits in before["bits"].items():
+                if not named_as_written(error, name):
+                    assert_same_bits(bits, holdings(model).tensors[name], name)
+            dormant.load(model, path, mmap=mmap)
+        assert_same_values(expected, model)
+
+    faults = sweep(kind, prepare, lambda model: dormant.load(model, path, mmap=mmap), check)
+    assert faults > 0
+
+
+def named_as_written(error: BaseException, name: str) -> bool:
+    _, _, names = str(error).partition("were written in whole or in part: ")
+    return name.removeprefix(".") in names.rstrip("'\").").split(", ")
+
+
+@pytest.mark.parametrize("kind", ["read", "allocate"])
+def test_a_load_into_quantized_layers_that_fails_leaves_them_lazy(
+    kind: Kind, state: Any, tmp_path: Path
+) -> None:
+    path = write_checkpoint("safetensors", state, tmp_path)
+    expected = quantized_lazily()
+    dormant.load(expected, path)
+    before: dict[str, Any] = {}
+
+    def prepare() -> Model:
+        model = quantized_lazily()
+        before["fingerprint"] = fingerprint(model)
+        return model
+
+    def check(model: Model, error: BaseException | None) -> None:
+        if error is not None:
+            assert fingerprint(model) == before["fingerprint"]
+            dormant.load(model, path)
+        assert_same_values(expected, model)
+
+    assert sweep(kind, prepare, lambda model: dormant.load(model, path), check) > 0
+
+
+def test_a_load_of_a_state_dict_without_any_memory_is_restored(state: Any) -> None:
+    """From the n-th on all allocations fail, those of what puts the model back, too."""
+    before: dict[str, Any] = {}
+
+    def prepare() -> Model:
+        model = mixed()
+        before["fingerprint"] = fingerprint(model)
+        return model
+
+    def check(model: Model, error: BaseException | None) -> None:
+        if error is not None:
+            assert fingerprint(model) == before["fingerprint"]
+            dormant.load(model, state)
+        assert_same_bits(state["linear.weight"], model.linear.weight)
+
+    def attempt(model: Model) -> None:
+        dormant.load(model, state)
+
+    assert sweep("allocate", prepare, attempt, check, and_all_after=True) > 0
+
+
+class Shadowed(nn.Module):
+    """Copies its weight, which the checkpoint lacks, while it is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(5000.0))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.shadow: torch.Tensor | None = None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.shadow = self.weight.detach().clone()
+
+
+def test_a_copy_taken_while_loading_finds_memory_or_the_load_fails() -> None:
+    def prepare() -> Shadowed:
+        return Shadowed()
+
+    def attempt(model: Shadowed) -> None:
+        dormant.load(model, {"bias": torch.ones(3)}, materialize=False)
+
+    def check(model: Shadowed, error: BaseException | None) -> None:
+        assert not dormant.is_lazy(model.weight)
+        assert torch.equal(model.weight, torch.arange(5000.0))
+        if error is not None:
+            assert torch.equal(model.bias, torch.zeros(3)) or named_as_written(error, "bias")
+            model.shadow = None
+            attempt(model)
+        assert torch.equal(model.bias, torch.ones(3))
+        assert model.shadow is not None
+        dormant.materialize(model.shadow)
+        assert torch.equal(model.shadow, torch.arange(5000.0))
+
+    assert sweep("allocate", prepare, attempt, check, and_all_after=True) > 0
+
+
+# ---- materialize
+
+
+def materialize_one_by_one(model: nn.Module) -> None:
+    for tensor in holdings(model).tensors.values():
+        dormant.materialize(tensor)
+
+
+ATTEMPTS: dict[str, Callable[[nn.Module], object]] = {
+    "whole": dormant.materialize,
+    "one by one": materialize_one_by_one,
+    "budget": lambda model: dormant.materialize(model, memory_budget=200_000),
+    "fast": lambda model: dormant.materialize(model, values="fast"),
+    "empty": lambda model: dormant.materialize(model, values="empty"),
+}
+
+
+@pytest.mark.parametrize(
+    ("build", "way"),
+    [
+        ("plain", "whole"),
+        ("plain", "one by one"),
+        ("plain", "budget"),
+        ("quantized", "whole"),
+        ("quantized", "budget"),
+    ],
+)
+def test_materialize_leaves_each_tensor_lazy_or_done(build: str, way: str) -> None:
+    prepare: Callable[[], Model] = lazy if build == "plain" else quantized_lazily
+    expected = prepare()
+    dormant.materialize(expected)
+    if build == "plain":
+        assert_same_values(eager(), expected)
+
+    def check(model: Model, error: BaseException | None) -> None:
+        for name, tensor in holdings(model).tensors.items():
+            if not dormant.is_lazy(tensor):
+                assert not _C.carries_key(tensor), name
+                assert_same_bits(holdings(expected).tensors[name], tensor, name)
+        if error is not None:
+            dormant.materialize(model)
+        assert_same_values(expected, model)
+
+    assert sweep("allocate", prepare, ATTEMPTS[way], check) > 0
+
+
+@pytest.mark.parametrize("way", ["fast", "empty"])
+def test_materialize_without_exact_values_leaves_each_tensor_lazy_or_done(way: str) -> None:
+    def check(model: Model, error: BaseException | None) -> None:
+        ATTEMPTS[way](model)
+        assert not dormant.is_lazy(model)
+
+    assert sweep("allocate", lazy, ATTEMPTS[way], check) > 0
+
+
+@pytest.mark.parametrize("kind", ["read", "allocate"])
+def test_materialize_of_a_checkpoint_leaves_each_tensor_lazy_or_done(
+    kind: Kind, state: Any, tmp_path: Path
+) -> None:
+    path = write_checkpoint("safetensors", state, tmp_path)
+
+    def prepare() -> dict[str, torch.Tensor]:
+        return dict(dormant.open_checkpoint(path))
+
+    def check(tensors: dict[str, torch.Tensor], error: BaseException | None) -> None:
+        if error is not None:
+            dormant.materialize(tensors, mmap="never")
+        for name, tensor in tensors.items():
+            assert_same_bits(state[name], tensor, name)
+
+    def attempt(tensors: dict[str, torch.Tensor]) -> None:
+        dormant.materialize(tensors, mmap="never")
+
+    assert sweep(kind, prepare, attempt, check) > 0
+
+
+def test_an_operator_that_needs_values_fails_and_can_be_called_again() -> None:
+    expected = eager().linear(torch.ones(2, 64))
+
+    def check(model: Model, error: BaseException | None) -> None:
+        if error is not None:
+            model.linear(torch.ones(2, 64))
+        assert_same_bits(expected, model.linear(torch.ones(2, 64)))
+
+    assert sweep("allocate", lazy, lambda model: model.linear(torch.ones(2, 64)), check) > 0
+
+
+# ---- save
+
+
+def save_over(folder: Path, shards: bool) -> Callable[[nn.Module], object]:
+    size = "20KB" if shards else "5GB"
+    return lambda model: dormant.save(model, folder, max_shard_size=size)
+
+
+@pytest.mark.parametrize("kind", ["write", "allocate"])
+@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
+@pytest.mark.parametrize("build", ["lazy", "real", "quantized"])
+def test_a_save_that_fails_keeps_the_earlier_one(
+    build: str, shards: bool, kind: Kind, tmp_path: Path
+) -> None:
+    prepare_model = quantized_lazily if build == "quantized" else BUILDS[build]
+    folder, reference = tmp_path / "saved", tmp_path / "reference"
+    save_over(reference, shards)(prepare_model())
+    expected = files_of(reference)
+    before: dict[str, Any] = {}
+
+    def prepare() -> Model:
+        for path in folder.iterdir() if folder.exists() else ():
+            path.unlink()
+        dormant.save(eager(seed=9), folder, max_shard_size="30KB")
+        before["files"] = files_of(folder)
+        model = prepare_model()
+        before["fingerprint"] = fingerprint(model)
+        return model
+
+    def check(model: Model, error: BaseException | None) -> None:
+        if error is not None:
+            assert files_of(folder) == before["files"]
+            assert fingerprint(model) == before["fingerprint"]
+            save_over(folder, shards)(model)
+        assert files_of(folder) == expected
+        if build != "quantized":
+            assert_same_saved(eager(), folder)
+
+    faults = sweep(kind, prepare, save_over(folder, shards), check)
+    assert faults > 0 or (kind == "allocate" and build == "real")
+
+
+def assert_same_saved(expected: nn.Module, folder: Path) -> None:
+    saved = dormant.open_checkpoint(folder)
+    for name, tensor in expected.state_dict().items():
+        if name in saved:
+            assert_same_bits(tensor.contiguous(), saved[name].clone(), name)
+
+
+def test_a_save_of_what_cannot_be_read_keeps_the_earlier_one(state: Any, tmp_path: Path) -> None:
+    path = write_checkpoint("safetensors", state, tmp_path)
+    folder = tmp_path / "saved"
+    dormant.save(eager(seed=9), folder)
+    before = files_of(folder)
+
+    def prepare() -> dict[str, torch.Tensor]:
+        dormant.save(eager(seed=9), folder)
+        return dict(dormant.open_checkpoint(path))
+
+    def check(tensors: dict[str, torch.Tensor], error: BaseException | None) -> None:
+        assert all(dormant.is_lazy(tensor) for tensor in tensors.values())
+        if error is not None:
+            assert files_of(folder) == before
+            dormant.save(tensors, folder)
+        saved = dormant.open_checkpoint(folder)
+        for name, tensor in state.items():
+            assert_same_bits(tensor, saved[name].clone(), name)
+
+    assert sweep("read", prepare, lambda tensors: dormant.save(tensors, folder), check) > 0
+
+
+CALLS = ["open", "pwrite", "fsync", "link", "rename", "replace", "unlink", "statvfs", "fstat"]
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("shards", [(False, True), (True, False), (True, True)], ids=str)
+def test_a_system_call_that_fails_leaves_the_old_files_or_the_new_ones(
+    shards: tuple[bool, bool], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of a save over an earlier one: of (`shards`) one file or several."""
+    folder = tmp_path / "saved"
+    old, new = eager(seed=9), eager()
+    save_over(folder, shards[1])(new)
+    expected = files_of(folder)
+    n, call = 0, None
+    while call is None or call.calls >= n:
+        n += 1
+        for path in folder.iterdir():
+            path.unlink()
+        save_over(folder, shards[0])(old)
+        before, call, error = files_of(folder), FailingCall(getattr(os, name), n), None
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, call)
+            try:
+                save_over(folder, shards[1])(new)
+            except OSError as caught:
+                error = caught
+        after = files_of(folder)
+        # What could not be removed is still there, under no name that anybody looks for.
+        named = {file: data for file, data in after.items() if not file.endswith(".tmp")}
+        assert named == (before if error else expected), f"call {n}: {error}"
+        assert error is None or error.errno == errno.EIO
+        assert name == "unlink" or named == after
+
+
+# ---- quantize, copies, pickles
+
+
+@pytest.mark.parametrize("build", ["lazy", "real"])
+def test_quantize_does_a_layer_or_leaves_it(build: str) -> None:
+    def attempt(model: Model) -> None:
+        dormant.quantize(model, "nf4", skip=["head"])
+
+    expected = eager()
+    attempt(expected)
+
+    def check(model: Model, error: BaseException | None) -> None:
+        if error is not None:
+            for name in ("linear", "orthogonal"):
+                layer, reference = getattr(model, name), getattr(expected, name)
+                done = type(layer) is not nn.Linear
+                if build == "lazy":
+                    assert dormant.is_lazy(layer.weight)
+                else:
+                    weight = reference.weight if done else getattr(eager(), name).weight
+                    assert_same_bits(weight, layer.weight)
+                if done:
+                    assert type(layer) is type(reference)
+            attempt(model)
+        dormant.materialize(model)
+        assert_same_values(expected, model)
+
+    assert sweep("allocate", BUILDS[build], attempt, check) > 0
+
+
+COPIES: dict[str, Callable[[nn.Module], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "state dict": lambda model: copy.deepcopy(model.state_dict()),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_that_fails_leaves_the_original_as_it_was(way: str) -> None:
+    before: dict[str, Any] = {}
+
+    def prepare() -> Model:
+        model = mixed()
+        before["fingerprint"], before["bits"] = fingerprint(model), bits_of(model)
+        return model
+
+    def check(model: Model, error: BaseException | None) -> None:
+        assert fingerprint(model) == before["fingerprint"]
+        for name, bits in before["bits"].items():
+            assert_same_bits(bits, holdings(model).tensors[name], name)
+        copied = COPIES[way](model)
+        dormant.materialize(copied)
+        state = copied.state_dict() if isinstance(copied, nn.Module) else copied
+        for name, tensor in eager().state_dict().items():
+            assert_same_bits(tensor, state[name], name)
+
+    sweep("allocate", prepare, COPIES[way], check)
+
+
+# ---- recording
+
+
+def test_a_construction_that_fails_can_be_begun_again() -> None:
+    """What construction reads needs memory; the generator is where the last operator left it."""
+    torch.manual_seed(5)
+    expected = eager()
+
+    def attempt(_: None) -> None:
+        lazy()
+        with dormant.lazy_init():
+            float(nn.init.normal_(torch.empty(70, 80)).sum())
+
+    def check(_: None, error: BaseException | None) -> None:
+        assert not _C.recording()
+        model = lazy()
+        dormant.materialize(model)
+        assert_same_values(expected, model)
+
+    assert sweep("allocate", lambda: None, attempt, check) > 0
+
+
+# ---- nothing is lost
+
+
+def test_failures_lose_no_memory(state: Any, tmp_path: Path) -> None:
+    """Each failed load and save takes megabytes meanwhile; hundreds of them leave none."""
+    big = {"weight": torch.ones(1024, 1024), "bias": torch.ones(1024)}
+    path = tmp_path / "big.safetensors"
+    safetensors.torch.save_file(big, path)
+    with dormant.lazy_init():
+        layer = nn.Linear(1024, 1024)
+
+    def fail(kind: Kind, attempt: Callable[[], object]) -> None:
+        for n in (1, 2, 3):
+            _C.set_faults(f"{kind}:{n}")
+            try:
+                attempt()
+            except (MemoryError, RuntimeError, OSError):
+                pass
+            finally:
+                _C.set_faults("")
+
+    def load() -> None:
+        with dormant.lazy_init():
+            target = nn.Linear(1024, 1024)
+        dormant.load(target, path, mmap="never")
+
+    def round_of_failures() -> None:
+        fail("read", load)
+        fail("allocate", load)
+        fail("write", lambda: dormant.save(layer, tmp_path / "saved"))
+        gc.collect()
+
+    for _ in range(3):
+        round_of_failures()
+    live, before = _C.live_storages(), resident_bytes()
+    files = open_files()
+    for _ in range(20):
+        round_of_failures()
+    assert _C.live_storages() == live
+    assert open_files() == files
+    after = resident_bytes()
+    if before is not None and after is not None:
+        assert after - before < 16 << 20  # 180 failures over tensors of 4 MiB
+
+
+# ---- the switch itself
+
+
+def test_the_environment_arms_a_whole_process(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"weight": torch.ones(3)}, path)
+    program = (
+        "import dormant, json, sys\n"
+        "try: dormant.open_checkpoint(sys.argv[1]); print('null')\n"
+        "except OSError as error: print(json.dumps([error.errno, str(error)]))\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    environment = {**os.environ, "DORMANT_FAULTS": "read:2"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    number, message = json.loads(result.stdout)
+    assert number == errno.EIO
+    assert "reading" in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("text", ["read", "read:x", "paint:1", "read:1,,"])
+def test_a_misspelled_switch_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="expected allocate, read or write"):
+        _C.set_faults(text)
