@@ -23,8 +23,8 @@
 #include "record/recorder.h"
 #include "record/source.h"
 #include "record/source_node.h"
+#include "system/faults.h"
 #include "tile/eager_comparison.h"
-#include "tile/failing_allocator.h"
 
 namespace dormant::tile {
 namespace {
@@ -384,7 +384,7 @@ TEST(EngineThreads, ExhaustedMemoryLeavesEverythingToBeMadeAgain) {
       [] { return whole().cumsum(0); },
   };
   const Threads threads(2);
-  for (int n = 0;; ++n) {
+  for (uint64_t n = 1;; ++n) {
     std::vector<Tensor> lazy;
     std::vector<c10::Storage> storages;
     for (const auto& build : builds) {
@@ -392,22 +392,21 @@ TEST(EngineThreads, ExhaustedMemoryLeavesEverythingToBeMadeAgain) {
       storages.push_back(lazy.back().storage());
     }
     bool failed = false;
-    {
-      const FailingAllocator allocator(n);
-      try {
-        materialize(storages, {});
-      } catch (const c10::OutOfMemoryError&) {
-        failed = true;
-      }
-      EXPECT_EQ(failed, allocator.failed()) << "at allocation " << n;
+    system::set_faults("allocate:" + std::to_string(n));
+    try {
+      materialize(storages, {});
+    } catch (const c10::Error&) {
+      failed = true;
     }
+    const auto allocations = system::set_faults("")[0];
+    EXPECT_EQ(failed, allocations >= n) << "at allocation " << n;
     materialize(storages, {});
     for (size_t i = 0; i < builds.size(); ++i) {
       record::settle(lazy[i]);
       EXPECT_TRUE(same_bits(lazy[i], eagerly(builds[i]))) << "tensor " << i << ", " << n;
     }
     if (!failed) {
-      EXPECT_GT(n, 4);
+      EXPECT_GT(n, 5U);
       return;
     }
   }
