@@ -22,6 +22,7 @@ import functools
 import json
 import os
 import re
+import resource
 import selectors
 import subprocess
 import sys
@@ -40,7 +41,8 @@ from random_programs.program import Program, parse
 
 SEEDS_APART = 1_000_000  # between two values of --seed
 HANG_SECONDS = 45.0  # more than random_programs.run.THREAD_SECONDS
-MINIMIZE_SECONDS = 60.0
+LARGEST_PROCESS = 8 << 30  # bytes: a program that goes wrong must not take the machine with it
+MINIMIZE_SECONDS = 90.0
 
 
 def say(**facts: Any) -> None:
@@ -256,9 +258,13 @@ def main() -> None:
         program = parse(text)
         if options.child:
             faulthandler.enable()
-            say(stage="done", **verdict_facts(check(program)))
+            verdict = check(program)
+            if verdict.unsteady:
+                print("eager reads memory that nobody wrote", file=sys.stderr)
+            say(stage="done", **verdict_facts(verdict))
             return
     elif options.child:
+        resource.setrlimit(resource.RLIMIT_AS, (LARGEST_PROCESS, LARGEST_PROCESS))
         first, count = options.child
         work(first, count, options.threads)
         return

@@ -256,10 +256,14 @@ class Arguments:
         except Unfit:
             return f"torch.full({tuple(shape)}, 3, dtype={dtype})"
 
+    def pickled(self) -> str:
+        """A tensor of a dtype that pickle knows; others have no class of storages in PyTorch."""
+        return self._read(_pickles)
+
     def apart(self) -> str:
-        """A tensor that shares no memory with the subject."""
+        """One more that shares no memory with the subject: pickle would make it two storages."""
         key = storage_key(self.subject)
-        return self._read(lambda t: _dense(t) and storage_key(t) != key)
+        return self._read(lambda t: _pickles(t) and storage_key(t) != key)
 
     def mask(self) -> str:
         if self.choose.random() < 0.3:
@@ -526,6 +530,12 @@ def _is_leaf(tensor: torch.Tensor) -> bool:
         return tensor.requires_grad and tensor.is_leaf
     except RuntimeError:  # a view of several whose base was written
         return False
+
+
+def _pickles(tensor: torch.Tensor) -> bool:
+    return (
+        _dense(tensor) and "uint16" not in str(tensor.dtype) and "float8" not in str(tensor.dtype)
+    )
 
 
 def _broadcasts(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -21,7 +21,10 @@ _SIZES = (
     (1.0, (40, 64, 129)),
     (0.3, (1100, 70_000)),
 )
+_MOST = 2 * LARGEST  # elements of a tensor that is kept
+_MOST_VIEWS = 40  # tensors of a sequence that is kept
 _HOSTILE = 0.08  # share of the lines that take what does not fit
+_MODE = 0.04  # share of the new variables that are made in one of these
 _MODES = ("no_grad", "no_grad", "inference_mode", "enable_grad")
 _GROUPS = [(weight, lines(group), group) for weight, group in GROUPS]
 
@@ -88,16 +91,15 @@ class _Writer:
         new = f"p{thread}_{next(self._counter)}" if thread else f"v{next(self._counter)}"
         if code.startswith("="):
             code = f"{new} = {code[1:]}"
-            return f"with torch.{self.choose.choice(_MODES)}(): {code}" if self._seldom() else code
+            if "nn." in code or self.choose.random() > _MODE:
+                return code
+            return f"with torch.{self.choose.choice(_MODES)}(): {code}"
         keeps = re.match(r"[\w.\[\]]+_\(", code) or code.startswith("torch.")
         writes = re.search(r"_\(|[-+*/]=|out=|\]\s=|init", code)
         chosen = self.choose.random()
         if writes and (self.arguments.subject.requires_grad or chosen < 0.1) and chosen < 0.8:
             return f"with torch.no_grad(): {code}"
         return f"{new} = {code}" if keeps and chosen > 0.8 else code
-
-    def _seldom(self) -> bool:
-        return self.choose.random() < 0.04
 
     def add(self, *, lazy: bool) -> None:
         """Adds a line that eager has run, or refused."""
@@ -107,11 +109,15 @@ class _Writer:
                 break
             self._start()
         self.steps.append(Step(code, lazy, self.arguments.thread))
-        for name, tensor in list(self.arguments.tensors()):
-            if min(tensor.shape, default=0) < 0 or tensor.numel() > 2 * LARGEST:
-                code = f"del {name.split('[')[0]}"
-                if self._runs(code):
-                    self.steps.append(Step(code, lazy, self.arguments.thread))
+        sizes = [(name, tensor.shape) for name, tensor in self.arguments.tensors()]
+        large = [n for n, shape in sizes if min(shape, default=0) < 0 or shape.numel() > _MOST]
+        for name, value in self.arguments.variables():
+            if isinstance(value, (tuple, list)) and len(value) > _MOST_VIEWS:
+                large.append(name)
+        for name in dict.fromkeys(name.split("[")[0] for name in large):
+            code = f"del {name}"
+            self._runs(code)
+            self.steps.append(Step(code, lazy, self.arguments.thread))
 
     def begin_thread(self, thread: int, foreign: set[int]) -> None:
         """What follows is the thread's, which writes none of the storages there are now."""

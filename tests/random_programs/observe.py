@@ -121,16 +121,21 @@ def structure(outcome: Outcome) -> dict[str, Facts]:
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
-    return bits(tensor).numpy().tobytes()
+    try:
+        return bits(tensor).numpy().tobytes()
+    except RuntimeError as error:  # a view of an inference tensor made outside that mode
+        return repr(error).encode()
 
 
 def values(outcome: Outcome) -> dict[str, Facts]:
     """The bytes of all tensors and of the storages behind them, by path."""
     seen: dict[str, Facts] = {}
+    storages: set[int] = set()
     for name, tensor in tensors(outcome).items():
         parts = components(tensor)
         seen[name] = {f"bits {part}".rstrip(): _bytes(t) for part, t in parts.items()}
-        if set(parts) == {""}:
+        if set(parts) == {""} and storage_key(tensor) not in storages:
+            storages.add(storage_key(tensor))
             storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
             seen[name]["storage"] = storage.numpy().tobytes()
     return seen
