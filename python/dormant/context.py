@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -27,6 +28,11 @@ class _DefaultDtype:
 
     _lock = threading.Lock()
     _open: ClassVar[list[_DefaultDtype]] = []
+
+    # A child must not find it held by a thread that it does not have.
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype

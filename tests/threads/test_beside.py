@@ -160,6 +160,15 @@ def test_checkpoints_are_opened_and_read_in_four_threads(tmp_path: Path) -> None
     assert patches.installed() == []
 
 
+def test_the_patches_stay_while_somebody_makes_lazy_tensors_and_go_then() -> None:
+    patches.uninstall_if_idle()
+    assert patches.installed() == []
+    with patches.in_use():
+        together(patches.uninstall_if_idle)  # another thread has materialized the last one
+        assert patches.installed()
+    assert patches.installed() == []
+
+
 @pytest.mark.threads
 def test_a_copy_made_while_another_thread_materializes_can_be_read_by_python() -> None:
     """The copy is lazy or real; where it is lazy, the patches are in place."""
