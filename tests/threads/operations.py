@@ -229,7 +229,7 @@ OPERATIONS: dict[str, Operation] = {
     "save": Operation(_save),
     "materialize": Operation(_materialize),
     "materialize parts": Operation(_materialize_parts),
-    "quantize": Operation(_quantize),
+    "quantize": Operation(_quantize, is_slow=True),
     "deepcopy": Operation(_deepcopy),
     "pickle": Operation(_pickle),
     "torch.save": Operation(_torch_save),

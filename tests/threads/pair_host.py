@@ -149,6 +149,8 @@ def main() -> None:
     sys.setswitchinterval(1e-5)  # lets threads meet at more places
     with tempfile.TemporaryDirectory() as folder:
         pairs = Pairs(Path(folder))
+        gc.collect()
+        gc.freeze()  # what importing made is not looked at after each pair
         for line in sys.stdin:
             request = json.loads(line)
             faulthandler.dump_traceback_later(request["seconds"], exit=True)
