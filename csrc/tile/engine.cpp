@@ -85,7 +85,7 @@ class Work {
     const bool wanted = options_.values != Values::empty && history->buffer->nbytes > 0;
     if (wanted && history->tail && history->tail->kind == record::NodeKind::quantize) {
       results_.push_back(result(target, Way::tiles, {}));
-      quantised_[history->tail->sequence].push_back(std::move(target));
+      quantized_[history->tail->sequence].push_back(std::move(target));
       return;
     }
     auto program = wanted ? Program::of(*history->buffer, history->tail) : nullptr;
@@ -94,9 +94,7 @@ class Work {
       return;
     }
     const auto origins = program->origins();
-    for (const auto* source : origins.sources) {
-      sources_.insert(source);
-    }
+    sources_.insert(origins.sources.begin(), origins.sources.end());
     results_.push_back(result(target, Way::tiles, origins));
     if (target.destination == nullptr) {
       target.memory = mapped(*program, options_.mmap);
@@ -115,12 +113,12 @@ class Work {
 
   /// Bytes that are needed besides the final tensors if tiles and threads are as few as can be.
   size_t least_bytes() {
-    add_quantised();
+    add_quantized();
     return bytes_of(plan_for(jobs_, 0));
   }
 
   std::vector<Materialized> run() {
-    add_quantised();
+    add_quantized();
     for (const auto* source : sources_) {
       source->check();
     }
@@ -140,7 +138,7 @@ class Work {
     for (const auto& storage : rest_) {
       replayed_bytes += storage.nbytes();
     }
-    // A quantised tensor is counted by what it is made from, as it is made.
+    // A quantized tensor is counted by what it is made from, as it is made.
     size_t made_bytes = 0;
     for (const auto& job : jobs_) {
       made_bytes += static_cast<size_t>(job->numel() * job->itemsize());
@@ -196,22 +194,20 @@ class Work {
     if (options_.values != Values::empty) {
       origins = origins_of_replay(target.history);
     }
-    for (const auto* source : origins.sources) {
-      sources_.insert(source);
-    }
+    sources_.insert(origins.sources.begin(), origins.sources.end());
     rest_results_[target.storage.unsafeGetStorageImpl()] = results_.size();
     rest_.push_back(target.storage);
     results_.push_back(result(target, Way::replay, origins));
   }
 
-  void add_quantised() {
-    for (auto& [number, targets] : quantised_) {
-      add_quantised(std::move(targets));
+  void add_quantized() {
+    for (auto& [number, targets] : quantized_) {
+      add_quantized(std::move(targets));
     }
-    quantised_.clear();
+    quantized_.clear();
   }
 
-  void add_quantised(std::vector<Target> targets) {
+  void add_quantized(std::vector<Target> targets) {
     std::vector<size_t> indices;
     std::vector<c10::Storage> storages;
     for (const auto& target : targets) {
@@ -296,7 +292,7 @@ class Work {
   std::vector<Materialized> results_;
   Jobs jobs_;
   std::vector<Target> mapped_;
-  std::map<uint64_t, std::vector<Target>> quantised_;  ///< by the number of the node
+  std::map<uint64_t, std::vector<Target>> quantized_;  ///< by the number of the node
   std::vector<c10::Storage> rest_;
   std::unordered_map<const c10::StorageImpl*, size_t> rest_results_;
   std::set<const record::Source*> sources_;

@@ -54,13 +54,13 @@ struct Options : MaterializeOptions {
   std::unordered_map<const c10::StorageImpl*, Destination>* destinations = nullptr;
 };
 
-/// Materialises the lazy ones among `storages`, each once. A storage gets its memory soon
+/// Materializes the lazy ones among `storages`, each once. A storage gets its memory soon
 /// after all of it is done, so whatever stops the work leaves the others lazy as they were.
 /// ValueError where `memory_budget` is too small to work in.
 DORMANT_API std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                                   const Options& options);
 
-/// The smallest `memory_budget` with which they can be materialised.
+/// The smallest `memory_budget` with which they can be materialized.
 DORMANT_API size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options);
 
 }  // namespace dormant::tile

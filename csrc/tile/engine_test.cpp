@@ -31,7 +31,7 @@ namespace {
 
 using at::Tensor;
 
-/// How the tensor's own storage was brought to life.
+/// How the tensor's own storage was made real.
 Way bring_to_life(const Tensor& lazy, const Options& options = {}) {
   const auto done = materialize({lazy.storage()}, options);
   record::settle(lazy);

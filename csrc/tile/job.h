@@ -108,7 +108,7 @@ using Jobs = std::vector<std::unique_ptr<Job>>;
 DORMANT_API std::unique_ptr<Job> make_storage_job(Target target,
                                                   std::shared_ptr<const Program> program);
 
-/// Storages that one quantise node writes, some or all of them. Null where the tensor that it reads
+/// Storages that one quantize node writes, some or all of them. Null where the tensor that it reads
 /// has no program.
 DORMANT_API std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets);
 

@@ -1,4 +1,4 @@
-// Materialising what was recorded over a snapshot: tensors that had memory are written in place.
+// Materializing what was recorded over a snapshot: tensors that had memory are written in place.
 #pragma once
 
 #include <c10/core/Storage.h>
@@ -11,7 +11,7 @@
 
 namespace dormant::tile {
 
-/// Materialises the lazy ones among `storages`, and every storage that had memory when the snapshot
+/// Materializes the lazy ones among `storages`, and every storage that had memory when the snapshot
 /// was taken and has been written to since. The bytes of the latter go straight to the memory that
 /// they had, unless something still reads what it holds. `begun` gets the storages whose memory was
 /// written, wholly or in part, also where it throws; what to do then, restore or keep, is the

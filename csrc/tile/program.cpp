@@ -412,7 +412,7 @@ class Lowering {
       return false;
     }
     if (program->steps_.empty() && !program->table_.defined()) {
-      return false;  // reads memory that nobody initialised
+      return false;  // reads memory that nobody initialized
     }
     step.inputs.push_back({std::move(program), *mapping, index});
     return true;

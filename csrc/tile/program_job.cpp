@@ -61,7 +61,7 @@ bool ProgramJob::run(int64_t begin, int64_t end, int64_t tile, system::Pages& /*
       reader.read(runs, memory() + begin * itemsize());
     } else {
       if (!medium_.in_place) {
-        // What nobody initialised must not show what this process had in its memory.
+        // What nobody initialized must not show what this process had in its memory.
         std::fill_n(buffer.begin(), nbytes, std::byte{0});
       }
       reader.read(runs, buffer.data());

@@ -106,7 +106,7 @@ class CopyJob final : public Job {
 
 /// Lazy storages that one node makes and that have to be whole while views of them are written.
 struct Group {
-  /// By the storage that stays lazy: another one with the same history, to be materialised.
+  /// By the storage that stays lazy: another one with the same history, to be materialized.
   std::map<const c10::StorageImpl*, c10::Storage> twins;
   std::vector<const Output*> views;
 
