@@ -163,10 +163,6 @@ Position Position::deserialize(std::string_view bytes) {
     position.cached_float_normal_ =
         std::bit_cast<float>(reader.get<uint32_t>("the cached float normal"));
   }
-  TORCH_CHECK_VALUE(std::isfinite(position.cached_normal_.value_or(0)) &&
-                        std::isfinite(position.cached_float_normal_.value_or(0)),
-                    "Position::deserialize: a cached normal is not finite. The data is not a "
-                    "position; save it again.");
   if ((flags & kSinceSeeding) != 0) {
     position.draws_ = reader.get<uint64_t>("the count of draws");
     reader.expect_end();

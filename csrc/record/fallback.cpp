@@ -6,7 +6,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DispatchKeySet.h>
-#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/strides.h>
 #include <torch/library.h>
@@ -92,6 +91,15 @@ bool writes_to_leaf(const Call& call) {
   return false;
 }
 
+bool writes_are_refused(const Call& call) {
+  bool refused = false;
+  for (const auto argument : call.traits.written) {
+    for_each_tensor(call.arguments()[argument],
+                    [&](const at::Tensor& tensor) { refused = refused || refuses_writes(tensor); });
+  }
+  return refused;
+}
+
 bool autocast_active(const Call& call) {
   return call.traits.autocast && call.keys.has(c10::DispatchKey::AutocastCPU);
 }
@@ -107,8 +115,7 @@ bool replaces_all(const Call& call) {
   const auto history = history_of(self);
   return history && !is_lazy(source) && source.sizes() == self.sizes() && source.is_cpu() &&
          source.layout() == c10::kStrided && !source.is_quantized() && !source._is_zerotensor() &&
-         (!self.is_inference() || c10::InferenceMode::is_enabled()) &&
-         Geometry::of(self).covers(history->buffer->nbytes);
+         !refuses_writes(self) && Geometry::of(self).covers(history->buffer->nbytes);
 }
 
 /// A copy_ to a meta tensor moves nothing.
@@ -248,7 +255,8 @@ void set_storage(const Call& call) {
              : wanted              ? wanted
                                    : flat_geometry(self, source);
     // Of a tensor that requires grad, autograd notes that its storage was exchanged.
-    if (wanted && wanted->nbytes_needed() <= source.nbytes() && !autograd_would_track(call)) {
+    if (wanted && wanted->nbytes_needed() <= source.nbytes() && !autograd_would_track(call) &&
+        !refuses_writes(self)) {
       auto* impl = self.unsafeGetTensorImpl();
       impl->set_storage_keep_dtype(source);
       impl->set_sizes_and_strides(wanted->sizes, wanted->strides, wanted->offset);
@@ -343,7 +351,8 @@ void without_lazy_arguments(const Call& call, bool has_tensors) {
       fill_if_deterministic(call.stack->back().toTensor());
       return;
     }
-    if (call.traits.route == Route::decompose && (call.traits.factory || !has_tensors)) {
+    const bool makes_tensors = call.traits.factory && call.traits.written.empty();
+    if (call.traits.route == Route::decompose && (makes_tensors || !has_tensors)) {
       decompose(call);
       return;
     }
@@ -365,7 +374,11 @@ void with_lazy_arguments(const Call& call) {
         run_below(call);
         return;
       }
-      if (call.traits.factory || !call.traits.below_autograd || !autograd_would_track(call)) {
+      if (writes_are_refused(call)) {
+        break;
+      }
+      if (!call.traits.below_autograd || (call.traits.factory && call.traits.written.empty()) ||
+          !autograd_would_track(call)) {
         if (!autocast_active(call)) {
           decompose(call);
           return;

@@ -444,10 +444,8 @@ bool all_contiguous(const Call& call) {
 bool record_in_place(const Call& call) {
   for (const auto argument : call.traits.written) {
     const auto& tensor = call.arguments()[argument].toTensor();
-    // A tensor of inference mode cannot count the write outside it: eager raises.
     if (!is_lazy(tensor) || at::has_internal_overlap(tensor) == at::MemOverlap::Yes ||
-        operands_overlap(call, tensor) ||
-        (tensor.is_inference() && !c10::InferenceMode::is_enabled())) {
+        operands_overlap(call, tensor) || refuses_writes(tensor)) {
       return false;
     }
   }
@@ -537,7 +535,8 @@ bool record_resize(const Call& call) {
   const auto arguments = call.arguments();
   const auto& tensor = arguments[0].toTensor();
   // Eager refuses to resize what requires grad, whatever the grad mode.
-  if (tensor.requires_grad() || !arguments[1].isIntList() || !arguments[2].isNone()) {
+  if (tensor.requires_grad() || refuses_writes(tensor) || !arguments[1].isIntList() ||
+      !arguments[2].isNone()) {
     return false;
   }
   const auto sizes = arguments[1].toIntVector();
@@ -573,6 +572,10 @@ bool record_resize(const Call& call) {
 }
 
 }  // namespace
+
+bool refuses_writes(const at::Tensor& tensor) {
+  return tensor.is_inference() && !c10::InferenceMode::is_enabled();
+}
 
 void bump_version(const at::Tensor& tensor) {
   const auto& excluded = c10::impl::tls_local_dispatch_key_set().excluded_;

@@ -20,6 +20,9 @@ inline constexpr size_t kCaptureLimit = size_t{64} * 1024;
 /// lock is held meanwhile: Meta kernels may be written in Python.
 DORMANT_API bool record(const Call& call);
 
+/// Whether eager refuses any write to the tensor: one of inference mode, outside it.
+bool refuses_writes(const at::Tensor& tensor);
+
 /// Counts a write as ADInplaceOrView, which is below the fallback, does in eager.
 void bump_version(const at::Tensor& tensor);
 
