@@ -214,11 +214,14 @@ class Operation:
       run: does it and returns what came out.
       loads: the model may have the checkpoint's values afterwards.
       is_slow: takes so long that few rounds must do.
+      refuses_held: raises NotImplementedError where another thread loads the same model, whose
+        real tensors are reads of memory meanwhile: no recipe can keep these.
     """
 
     run: Callable[[Subject], Any]
     loads: bool = False
     is_slow: bool = False
+    refuses_held: bool = False
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -231,8 +234,8 @@ OPERATIONS: dict[str, Operation] = {
     "materialize parts": Operation(_materialize_parts),
     "quantize": Operation(_quantize, is_slow=True),
     "deepcopy": Operation(_deepcopy),
-    "pickle": Operation(_pickle),
-    "torch.save": Operation(_torch_save),
+    "pickle": Operation(_pickle, refuses_held=True),
+    "torch.save": Operation(_torch_save, refuses_held=True),
     "summary": Operation(_summary),
     "is_lazy": Operation(_is_lazy),
     "open_checkpoint": Operation(_open_and_read),

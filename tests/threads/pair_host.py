@@ -112,9 +112,11 @@ class Pairs:
             for place, name in enumerate(names)
         ]
         results, errors = run_together(works)
-        if errors:
-            raise errors[0]
         loads = any(OPERATIONS[name].loads for name in names)
+        may_refuse = loads and any(OPERATIONS[name].refuses_held for name in names)
+        for error in errors:
+            if not (may_refuse and isinstance(error, NotImplementedError)):
+                raise error
         states = self._states if loads else self._states[:1]
         for name, result in zip(names, results, strict=True):
             found = settled(result)
