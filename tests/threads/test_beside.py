@@ -119,6 +119,19 @@ def test_a_deepcopy_taken_while_another_thread_materializes_has_the_values() -> 
 
 
 @pytest.mark.threads
+def test_tuples_are_made_while_another_thread_quantizes() -> None:
+    """Whoever lists all objects of the process takes part in tuples that are not finished."""
+
+    pytest.importorskip("bitsandbytes")
+
+    def quantize() -> None:
+        for _ in range(5):
+            dormant.quantize(linear(64), "nf4")
+
+    while_running(quantize, lambda: tuple(number + 1 for number in range(200)))
+
+
+@pytest.mark.threads
 def test_models_are_built_while_another_thread_materializes_its_own() -> None:
     def materialize() -> None:
         for _ in range(200):

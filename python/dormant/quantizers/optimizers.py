@@ -11,8 +11,7 @@ import torch
 def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
     """Raises where an optimizer that is alive has one of `weights` among its parameters.
 
-    It looks at every object that Python's garbage collector knows: an optimizer tells nobody what
-    it holds.
+    Python's garbage collector is asked who refers to them: an optimizer tells nobody what it holds.
 
     Args:
         weights: names and parameters that are about to be replaced.
@@ -22,17 +21,15 @@ def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
     """
     by_id = {id(weight): name for name, weight in weights.items()}
     held: dict[str, list[str]] = {}
-    for candidate in gc.get_objects():
-        if not issubclass(type(candidate), torch.optim.Optimizer):
-            continue
+    for optimizer in _optimizers_around(weights):
         names = [
             by_id[id(parameter)]
-            for group in vars(candidate).get("param_groups", ())
+            for group in vars(optimizer).get("param_groups", ())
             for parameter in group["params"]
             if id(parameter) in by_id
         ]
         if names:
-            held.setdefault(type(candidate).__name__, []).extend(names)
+            held.setdefault(type(optimizer).__name__, []).extend(names)
     if held:
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in held.items())
         raise ValueError(
@@ -40,3 +37,28 @@ def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
             f"tensors that are no longer in the model ({listed}). Make the optimizer after "
             "quantising, from what is left to train."
         )
+
+
+def _optimizers_around(weights: Mapping[str, torch.Tensor]) -> list[torch.optim.Optimizer]:
+    """The optimizers from which lists and dicts lead to one of `weights`.
+
+    `gc.get_objects` would be simpler, but it also hands out the tuples that other threads are just
+    filling, and those threads then fail with a SystemError (_PyTuple_Resize in CPython's
+    Objects/tupleobject.c wants to be the only owner).
+    """
+    found: dict[int, torch.optim.Optimizer] = {}
+    ours: list[object] = [weights]  # what refers to them here and in the caller
+    level: list[object] = list(weights.values())
+    # A parameter is in a list, in a group, in a list of groups, in attributes, of the optimizer.
+    for _ in range(5):
+        ours.append(level)
+        known = {id(each) for each in ours}
+        referrers = gc.get_referrers(*level) if level else []
+        ours.append(referrers)
+        level = []
+        for referrer in referrers:
+            if issubclass(type(referrer), torch.optim.Optimizer):
+                found[id(referrer)] = referrer
+            elif type(referrer) in (list, dict) and id(referrer) not in known:
+                level.append(referrer)
+    return list(found.values())
