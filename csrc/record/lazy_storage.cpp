@@ -71,9 +71,8 @@ void give_memory(c10::StorageImpl* storage) {
 }
 
 /// How a storage answers who asks for its pointer: with memory of its own where nothing was
-/// written to it, else with an error.
-void guard_pointer(c10::StorageImpl* storage, const History& history) noexcept
-    DORMANT_REQUIRES(mutex()) {
+/// written to it, else with an error. The caller holds the mutex, or alone knows the storage.
+void guard_pointer(c10::StorageImpl* storage, const History& history) noexcept {
   storage->clear_materializer();
   if (!history.tail) {
     storage->clear_data_ptr_access_error_msg_();
@@ -149,7 +148,6 @@ c10::Storage make_twin_storage(const History& history) {
   auto storage = c10::make_intrusive<c10::StorageImpl>(
       c10::StorageImpl::use_byte_size_t(), static_cast<int64_t>(history.buffer->nbytes),
       lazy_data_ptr(history), c10::GetCPUAllocator(), /*resizable=*/true);
-  const system::MutexLock lock(mutex());
   guard_pointer(storage.get(), history);
   return c10::Storage(std::move(storage));
 }
@@ -165,7 +163,14 @@ at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides, c10:
   geometry.sizes.assign(sizes.begin(), sizes.end());
   geometry.strides.assign(strides.begin(), strides.end());
   geometry.dtype = dtype;
-  return make_tensor(make_lazy_storage(geometry.nbytes_needed()), geometry);
+  return make_lazy_tensor({make_buffer(geometry.nbytes_needed(), nullptr), nullptr}, geometry);
+}
+
+at::Tensor make_lazy_tensor(const History& history, const Geometry& geometry) {
+  auto tensor = geometry.over(make_first_storage(history));
+  auto& impl = *tensor.unsafeGetTensorImpl();
+  KeySet::store(impl, KeySet::load(impl).add(c10::DispatchKey::DeferredInit));
+  return tensor;
 }
 
 bool exchange(c10::ArrayRef<Exchange> exchanges) {

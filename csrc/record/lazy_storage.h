@@ -56,6 +56,9 @@ DORMANT_API at::Tensor make_tensor(c10::Storage storage, const Geometry& geometr
 DORMANT_API at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides,
                                         c10::ScalarType dtype);
 
+/// A new lazy tensor over a storage of its own, as make_first_storage gives it.
+DORMANT_API at::Tensor make_lazy_tensor(const History& history, const Geometry& geometry);
+
 /// A buffer for another history of a lazy storage: `storage` may be null.
 DORMANT_API BufferPtr make_buffer(size_t nbytes, c10::StorageImpl* storage);
 

@@ -394,7 +394,8 @@ bool record_empty(const Call& call) {
     }
   }
   geometry.strides.assign(strides.begin(), strides.end());
-  auto tensor = make_tensor(make_lazy_storage(geometry.nbytes_needed()), geometry);
+  auto tensor =
+      make_lazy_tensor({make_buffer(geometry.nbytes_needed(), nullptr), nullptr}, geometry);
   torch::jit::drop(*call.stack, arguments.size());
   call.stack->emplace_back(std::move(tensor));
   return true;
@@ -420,10 +421,13 @@ class IndependentCall {
   }
 
   NodePtr new_node(NodeKind kind, const WrittenTensors& written = {}) {
-    if (depends_ && !converted_) {
+    if (!depends_) {
+      return record::new_node(call_, kind, written);
+    }
+    if (!converted_) {
       return {};
     }
-    Call call(call_.op, call_.keys, converted_ ? &*converted_ : call_.stack);
+    Call call(call_.op, call_.keys, &*converted_);
     call.threads = call_.threads;
     return record::new_node(call, kind, written);
   }
@@ -510,7 +514,7 @@ bool record_functional(const Call& call) {
   std::vector<at::Tensor> tensors;
   tensors.reserve(results->size());
   for (size_t i = 0; i < results->size(); ++i) {
-    tensors.push_back(make_tensor(make_first_storage(histories[i]), (*results)[i]));
+    tensors.push_back(make_lazy_tensor(histories[i], (*results)[i]));
   }
   torch::jit::drop(*call.stack, call.arguments().size());
   size_t next = 0;

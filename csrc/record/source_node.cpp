@@ -76,7 +76,8 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
   const auto geometries = quantizer->outputs(tensor.sizes());
   if (outputs.empty()) {
     for (const auto& geometry : geometries) {
-      outputs.push_back(make_tensor(make_lazy_storage(geometry.nbytes_needed()), geometry));
+      outputs.push_back(
+          make_lazy_tensor({make_buffer(geometry.nbytes_needed(), nullptr), nullptr}, geometry));
     }
   }
   TORCH_CHECK_VALUE(outputs.size() == geometries.size(), "dormant: quantize: got ", outputs.size(),
