@@ -120,7 +120,20 @@ def structure(outcome: Outcome) -> dict[str, Facts]:
     return seen
 
 
+def _lies_outside(tensor: torch.Tensor) -> bool:
+    """Whether PyTorch made a tensor over bytes that its storage does not have (resize_, set_)."""
+    if tensor.layout is not torch.strided or any(size == 0 for size in tensor.size()):
+        return False
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
+    )
+    end = (tensor.storage_offset() + last + 1) * tensor.element_size()
+    return min(tensor.size(), default=1) < 0 or end > tensor.untyped_storage().nbytes()
+
+
 def _bytes(tensor: torch.Tensor) -> bytes:
+    if _lies_outside(tensor):
+        return b"outside its storage"
     try:
         return bits(tensor).numpy().tobytes()
     except RuntimeError as error:  # a view of an inference tensor made outside that mode
