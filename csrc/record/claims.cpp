@@ -108,12 +108,14 @@ void make_each_once(c10::ArrayRef<c10::Storage> storages, const Making& making) 
     std::vector<c10::Storage> others;
     {
       Claims claims(wanted);
-      if (!may_wait || claims.others.empty()) {
-        making.make(wanted);
-        continue;
+      const bool waits = may_wait && !claims.others.empty();
+      // What another thread made between the look and the claim is made.
+      const auto mine = wanted_of(waits ? claims.mine : wanted, making);
+      if (!mine.empty()) {
+        making.make(mine);
       }
-      if (!claims.mine.empty()) {
-        making.make(claims.mine);
+      if (!waits) {
+        continue;
       }
       others = std::move(claims.others);
     }
