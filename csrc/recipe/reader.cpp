@@ -15,6 +15,7 @@
 #include "record/recorder.h"
 #include "record/value_checks.h"
 #include "system/dispatch_state.h"
+#include "system/refusal.h"
 #include "text/printable.h"
 
 namespace dormant::recipe {
@@ -67,6 +68,9 @@ class Reader {
       try {
         step(encoded);
       } catch (const c10::Error& error) {
+        if (system::is_exhausted_memory(error)) {
+          throw;
+        }
         TORCH_CHECK_VALUE(false, "step ", number, ": ", error.what_without_backtrace());
       }
       ++number;
@@ -283,6 +287,9 @@ c10::Storage read(std::string_view document, c10::ArrayRef<at::Tensor> tensors) 
                       ", this release reads ", kSchemaVersion);
     return Reader(tensors).read(parsed);
   } catch (const c10::Error& error) {
+    if (system::is_exhausted_memory(error)) {
+      throw;
+    }
     TORCH_CHECK_VALUE(false, "dormant: recipe: ", error.what_without_backtrace(), ".", kDamaged);
   }
 }

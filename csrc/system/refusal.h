@@ -10,6 +10,9 @@
 
 namespace dormant::system {
 
+/// Whether `error` is std::bad_alloc, or what PyTorch's allocator makes of it.
+DORMANT_API bool is_exhausted_memory(const std::exception& error);
+
 /// Whether `error` means that an operator refuses its arguments. To be asked while it is being
 /// handled; where the answer is no, rethrow it unchanged. Any thread, with or without Python's
 /// lock.

@@ -1,5 +1,7 @@
 #include "system/refusal.h"
 
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
@@ -23,7 +25,16 @@ TEST(IsRefusal, HoldsForErrorsOfPyTorch) {
   }
 }
 
-TEST(IsRefusal, DoesNotHoldForExhaustedMemory) { EXPECT_FALSE(is_refusal(std::bad_alloc())); }
+TEST(IsRefusal, DoesNotHoldForExhaustedMemory) {
+  EXPECT_FALSE(is_refusal(std::bad_alloc()));
+  try {
+    c10::GetDefaultCPUAllocator()->allocate(size_t{1} << 62);
+    FAIL() << "so much memory";
+  } catch (const c10::Error& error) {
+    EXPECT_TRUE(is_exhausted_memory(error));
+    EXPECT_FALSE(is_refusal(error));
+  }
+}
 
 TEST(IsRefusal, IsDecidedByTheTestForOtherExceptions) {
   EXPECT_TRUE(is_refusal(Interrupt()));
