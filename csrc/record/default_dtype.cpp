@@ -28,7 +28,7 @@ bool is_written(const Call& call, size_t argument) {
 }
 
 bool is_read(const Call& call, size_t argument) {
-  return !is_written(call, argument) || !call.traits.write_only;
+  return !call.traits.write_only || !is_written(call, argument);
 }
 
 /// A tensor that selects and takes no part in type promotion.
@@ -113,9 +113,15 @@ bool depends_on_default_dtype(const Call& call, const std::vector<Geometry>& res
   if (reads.dtype || !(reads.tensors || reads.scalars)) {
     return false;
   }
-  return reads.fraction_scalars ||
-         std::any_of(results.begin(), results.end(),
-                     [](const Geometry& result) { return is_fraction(result.dtype); });
+  bool gives_fractions = reads.fraction_scalars;
+  for (const auto& result : results) {
+    gives_fractions = gives_fractions || is_fraction(result.dtype);
+  }
+  for (const auto argument : call.traits.written) {
+    gives_fractions =
+        gives_fractions || is_fraction(call.arguments()[argument].toTensor().scalar_type());
+  }
+  return gives_fractions;
 }
 
 std::optional<torch::jit::Stack> convert_integers(const Call& call,
@@ -133,7 +139,7 @@ std::optional<torch::jit::Stack> convert_integers(const Call& call,
     const c10::impl::ForceDispatchKeyGuard recorded(state.included_.add(kKey),
                                                     state.excluded_.remove(kKey));
     for (size_t i = 0; i < arguments.size(); ++i) {
-      if (!is_read(call, i) || selects(formals[i])) {
+      if (selects(formals[i])) {
         continue;
       }
       const bool is_integer_or_scalar = arguments[i].isTensor() &&
@@ -150,9 +156,6 @@ std::optional<torch::jit::Stack> convert_integers(const Call& call,
       if (is_wrapped(tensor) && reads.tensors) {
         continue;
       }
-      if (is_written(call, i)) {
-        return std::nullopt;
-      }
       const bool is_complex = tensor.is_complex();
       // A copy of a Python scalar is a tensor like any other.
       converted[i] = tensor.to(is_complex ? c10::toComplexType(dtype) : dtype,
@@ -161,13 +164,8 @@ std::optional<torch::jit::Stack> convert_integers(const Call& call,
   }
   const c10::impl::ExcludeDispatchKeyGuard no_recording(kKey);
   const Call same(call.op, call.keys, &converted);
-  std::optional<std::vector<Geometry>> found;
-  if (call.traits.route == Route::functional) {
-    found = infer_elementwise(same);
-    found = found ? found : infer_results(same);
-  } else {
-    found = infer_written(same);
-  }
+  auto found = infer_elementwise(same);
+  found = found ? found : infer_results(same);
   return found == results ? std::make_optional(std::move(converted)) : std::nullopt;
 }
 

@@ -108,8 +108,6 @@ std::vector<Case> dependent() {
       {"lt", "Scalar", {a, 1000.6}},
       {"xlogy", "Tensor", {a, b}},
       {"copysign", "Tensor", {a, wrapped(-1.5)}},
-      {"sub", "out", {a, wrapped(0.3), 1, at::empty({3, 4}, at::kDouble)}},
-      {"sqrt", "out", {a, at::empty({3, 4}, at::kDouble)}},
   };
   for (const char* name :
        {"sqrt", "rsqrt", "exp", "log", "sigmoid", "sin", "cos", "tanh", "reciprocal", "erf",
@@ -151,7 +149,13 @@ TEST(ConvertIntegers, GivesTheSameBitsWhateverTheDefaultDtypeIs) {
 TEST(ConvertIntegers, RefusesWhatIsNotPointwiseAndWhatWouldChange) {
   EXPECT_FALSE(convert({"logsumexp", "", {integers(), std::vector<int64_t>{0}, false}}));
   EXPECT_FALSE(convert({"masked_fill", "Scalar", {integers(), integers() > 5, 2.5}}));
-  EXPECT_FALSE(convert({"eq_", "Scalar", {integers(), 1001.2}}));
+}
+
+TEST(DependsOnDefaultDtype, HoldsWhereFractionsOfIntegersAreWritten) {
+  const auto a = integers();
+  EXPECT_TRUE(depends({"sub", "out", {a, wrapped(0.3), 1, at::empty({3, 4}, at::kDouble)}}));
+  EXPECT_TRUE(depends({"sqrt", "out", {a, at::empty({3, 4}, at::kDouble)}}));
+  EXPECT_TRUE(depends({"eq_", "Scalar", {a.clone(), 1001.2}}));
 }
 
 TEST(DependsOnDefaultDtype, HoldsNotWhereTheDtypeIsGiven) {

@@ -455,6 +455,8 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
     run_below(call);
     return;
   }
+  // From the look at the arguments to the result: no thread finds the last lazy tensor gone between.
+  const StorageToCome result;
   bool has_tensors = false;
   bool has_lazy = false;
   for_each_tensor(call, [&](const at::Tensor& tensor) {

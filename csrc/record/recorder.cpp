@@ -401,42 +401,19 @@ bool record_empty(const Call& call) {
   return true;
 }
 
-/// The geometry of what the call writes.
-std::vector<Geometry> written_geometries(const Call& call) {
-  std::vector<Geometry> written;
-  for (const auto argument : call.traits.written) {
-    written.push_back(Geometry::of(call.arguments()[argument].toTensor()));
+/// The node computes the same whatever the default dtype is at replay.
+NodePtr new_functional_node(const Call& call, const std::vector<Geometry>& results) {
+  if (!depends_on_default_dtype(call, results)) {
+    return new_node(call, NodeKind::functional);
   }
-  return written;
+  auto converted = convert_integers(call, results);
+  if (!converted) {
+    return {};
+  }
+  Call independent(call.op, call.keys, &*converted);
+  independent.threads = call.threads;
+  return new_node(independent, NodeKind::functional);
 }
-
-/// The call as its node keeps it: one that computes the same whatever the default dtype is.
-class IndependentCall {
- public:
-  IndependentCall(const Call& call, const std::vector<Geometry>& results)
-      : call_(call), depends_(depends_on_default_dtype(call, results)) {
-    if (depends_) {
-      converted_ = convert_integers(call, results);
-    }
-  }
-
-  NodePtr new_node(NodeKind kind, const WrittenTensors& written = {}) {
-    if (!depends_) {
-      return record::new_node(call_, kind, written);
-    }
-    if (!converted_) {
-      return {};
-    }
-    Call call(call_.op, call_.keys, &*converted_);
-    call.threads = call_.threads;
-    return record::new_node(call, kind, written);
-  }
-
- private:
-  const Call& call_;
-  const bool depends_;
-  std::optional<torch::jit::Stack> converted_;
-};
 
 bool all_contiguous(const Call& call) {
   bool contiguous = true;
@@ -460,15 +437,15 @@ bool record_in_place(const Call& call) {
   if (!changed.empty() && !all_contiguous(call)) {
     return false;  // the new strides follow those of the inputs, which Meta kernels may not tell
   }
-  const bool computes = !call.traits.movement && !call.traits.random;
-  IndependentCall independent(call,
-                              computes && changed.empty() ? written_geometries(call) : changed);
+  if (depends_on_default_dtype(call, {})) {
+    return false;  // what it computes in is not what it writes: converted first, it may differ
+  }
   Drawing drawing(call);
   WrittenTensors written;
   NodePtr node;
   do {  // once, unless another thread writes to the same storage
     if (!look_at_written(call, changed, written) || shares_what_grows(call, written) ||
-        !(node = independent.new_node(NodeKind::in_place, written)) || !drawing.draw(*node)) {
+        !(node = new_node(call, NodeKind::in_place, written)) || !drawing.draw(*node)) {
       return false;
     }
     node->sequence = next_sequence();
@@ -494,7 +471,7 @@ bool record_functional(const Call& call) {
   if (!results) {
     return false;
   }
-  const auto node = IndependentCall(call, *results).new_node(NodeKind::functional);
+  const auto node = new_functional_node(call, *results);
   if (!node) {
     return false;
   }
@@ -606,7 +583,6 @@ c10::Storage clone_storage(const c10::Storage& source) {
 bool record(const Call& call) {
   // What recording itself calls (copies of captured tensors, checks of arguments) is not recorded.
   const c10::impl::ExcludeDispatchKeyGuard no_recording(c10::DispatchKey::DeferredInit);
-  const StorageToCome result;
   switch (call.traits.route) {
     case Route::make_empty:
       return record_empty(call);
