@@ -214,14 +214,14 @@ class Operation:
       run: does it and returns what came out.
       loads: the model may have the checkpoint's values afterwards.
       is_slow: takes so long that few rounds must do.
-      refuses_held: raises NotImplementedError where another thread loads the same model, whose
-        real tensors are reads of memory meanwhile: no recipe can keep these.
+      reads_memory: may be refused where another thread loads the same model, whose real tensors are
+        reads of held memory meanwhile: no recipe can keep these, and their memory is not there.
     """
 
     run: Callable[[Subject], Any]
     loads: bool = False
     is_slow: bool = False
-    refuses_held: bool = False
+    reads_memory: bool = False
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -234,14 +234,14 @@ OPERATIONS: dict[str, Operation] = {
     "materialize parts": Operation(_materialize_parts),
     "quantize": Operation(_quantize, is_slow=True),
     "deepcopy": Operation(_deepcopy),
-    "pickle": Operation(_pickle, refuses_held=True),
-    "torch.save": Operation(_torch_save, refuses_held=True),
+    "pickle": Operation(_pickle, reads_memory=True),
+    "torch.save": Operation(_torch_save, reads_memory=True),
     "summary": Operation(_summary),
     "is_lazy": Operation(_is_lazy),
     "open_checkpoint": Operation(_open_and_read),
     "load_state_dict": Operation(_state_dict_of_checkpoint),
-    "forward": Operation(_forward),
-    "compile": Operation(_compile, is_slow=True),
+    "forward": Operation(_forward, reads_memory=True),
+    "compile": Operation(_compile, is_slow=True, reads_memory=True),
 }
 
 

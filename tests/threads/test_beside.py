@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import pickle
 import sys
@@ -46,6 +47,13 @@ def state_of(value: float, width: int) -> dict[str, torch.Tensor]:
         .state_dict()
         .items()
     }
+
+
+def assert_patched_only_for_lazy_tensors() -> None:
+    """Of this test there are none any more; others may have left some."""
+    gc.collect()
+    patches.uninstall_if_idle()
+    assert bool(patches.installed()) == bool(_C.live_storages())
 
 
 def written_often(tensor: torch.Tensor) -> torch.Tensor:
@@ -169,17 +177,15 @@ def test_checkpoints_are_opened_and_read_in_four_threads(tmp_path: Path) -> None
             assert dormant.open_checkpoint(path)["weight"].numpy()[3] == 3
 
     together(read, read, read, read)
-    patches.uninstall_if_idle()
-    assert patches.installed() == []
+    assert_patched_only_for_lazy_tensors()
 
 
 def test_the_patches_stay_while_somebody_makes_lazy_tensors_and_go_then() -> None:
-    patches.uninstall_if_idle()
-    assert patches.installed() == []
+    assert_patched_only_for_lazy_tensors()
     with patches.in_use():
         together(patches.uninstall_if_idle)  # another thread has materialized the last one
         assert patches.installed()
-    assert patches.installed() == []
+    assert_patched_only_for_lazy_tensors()
 
 
 @pytest.mark.threads
@@ -198,7 +204,7 @@ def test_the_default_dtype_of_other_threads_stays_while_one_materializes() -> No
         generator = torch.Generator().manual_seed(0)
         tensor = torch.empty(200, 200).normal_(generator=generator)
         tensor = tensor.cumsum(0).cumsum(1)
-    seen = set()
+    seen = {(torch.zeros(1) / 2).dtype}
     while_running(lambda: dormant.materialize(tensor), lambda: seen.add((torch.zeros(1) / 2).dtype))
     assert seen == {torch.float32}
     assert tensor.dtype is torch.float64
@@ -210,7 +216,7 @@ def test_the_thread_count_of_other_threads_stays_while_one_materializes() -> Non
     with dormant.lazy_init():
         tensor = torch.ones(200, 200).cumsum(0).sum(1)
     torch.set_num_threads(3)  # replay restores what was recorded, for its own thread
-    seen = set()
+    seen = {3}
 
     def look() -> None:
         seen.add(torch.get_num_threads())
@@ -259,7 +265,11 @@ def test_loading_a_folder_while_another_thread_saves_to_it_finds_whole_files(
     def load() -> None:
         for _ in range(20):
             model = linear(40)
-            dormant.load(model, path)
+            try:
+                dormant.load(model, path)
+            except ValueError as error:
+                assert "lies another file" in str(error)  # noticed between its header and bytes
+                continue
             found = {p.unique().item() for p in model.parameters()}
             assert len(found) == 1
             assert found <= {1.0, 2.0, 3.0}

@@ -62,6 +62,7 @@ def split_whole() -> dict[str, Any]:
 
 def eager_output() -> torch.Tensor:
     """What the pipeline computes, on one process: the model on each microbatch."""
+    torch.set_num_threads(1)  # as the ranks
     model = eager_model("Stages")
     tokens = torch.arange(ROWS - 1)
     return torch.cat([model(part) for part in tokens.chunk(MICROBATCHES)]).detach()
