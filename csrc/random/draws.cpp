@@ -20,10 +20,38 @@
 #include "random/law_check.h"
 
 namespace dormant::random {
-namespace {
 
 using at::ScalarType;
 using Arguments = c10::ArrayRef<c10::IValue>;
+
+// A law, and the dtypes of the first tensor for which it was tried in this process. Threads may try
+// at the same time; they come to the same result.
+struct CheckedLaw {
+  CheckedLaw(Law law)
+      : law(law) {}  // NOLINT(google-explicit-constructor): the table below lists laws
+
+  bool holds(const c10::OperatorHandle& op, Arguments args) {
+    const auto tensor = std::find_if(args.begin(), args.end(),
+                                     [](const c10::IValue& value) { return value.isTensor(); });
+    static_assert(static_cast<int>(ScalarType::NumOptions) <= 64);
+    const uint64_t bit =
+        uint64_t{1} << (tensor == args.end() ? 0
+                                             : static_cast<int>(tensor->toTensor().scalar_type()));
+    if ((tried.load(std::memory_order_acquire) & bit) == 0) {
+      if (!law_holds(op, args, law)) {
+        failed.fetch_or(bit, std::memory_order_relaxed);
+      }
+      tried.fetch_or(bit, std::memory_order_release);
+    }
+    return (failed.load(std::memory_order_relaxed) & bit) == 0;
+  }
+
+  const Law law;
+  std::atomic<uint64_t> tried = 0;
+  std::atomic<uint64_t> failed = 0;
+};
+
+namespace {
 
 bool is_plain_cpu_tensor(const at::Tensor& tensor) {
   return tensor.defined() && tensor.layout() == at::kStrided && tensor.is_cpu() &&
@@ -336,33 +364,6 @@ Draw attention(Arguments args, at::CPUGeneratorImpl&) {
   return number(args[kDropout]) == 0.0 ? Draw::none : Draw::unknown;
 }
 
-// A law, and the dtypes of the first tensor for which it was tried in this process. Threads may try
-// at the same time; they come to the same result.
-struct CheckedLaw {
-  CheckedLaw(Law law)
-      : law(law) {}  // NOLINT(google-explicit-constructor): the table below lists laws
-
-  bool holds(const c10::OperatorHandle& op, Arguments args) {
-    const auto tensor = std::find_if(args.begin(), args.end(),
-                                     [](const c10::IValue& value) { return value.isTensor(); });
-    static_assert(static_cast<int>(ScalarType::NumOptions) <= 64);
-    const uint64_t bit =
-        uint64_t{1} << (tensor == args.end() ? 0
-                                             : static_cast<int>(tensor->toTensor().scalar_type()));
-    if ((tried.load(std::memory_order_acquire) & bit) == 0) {
-      if (!law_holds(op, args, law)) {
-        failed.fetch_or(bit, std::memory_order_relaxed);
-      }
-      tried.fetch_or(bit, std::memory_order_release);
-    }
-    return (failed.load(std::memory_order_relaxed) & bit) == 0;
-  }
-
-  const Law law;
-  std::atomic<uint64_t> tried = 0;
-  std::atomic<uint64_t> failed = 0;
-};
-
 std::unordered_map<c10::OperatorName, CheckedLaw>& laws() {
   static const std::initializer_list<std::pair<c10::OperatorName, Law>> kLaws = {
       {{"aten::normal_", ""}, on_self<normal>},
@@ -439,49 +440,52 @@ std::unordered_map<c10::OperatorName, CheckedLaw>& laws() {
   return table;
 }
 
-bool takes_generator(const c10::FunctionSchema& schema) {
-  return std::any_of(schema.arguments().begin(), schema.arguments().end(),
-                     [](const c10::Argument& argument) {
-                       const c10::TypePtr& type = argument.type();
-                       const auto* optional = type->castRaw<c10::OptionalType>();
-                       const c10::TypePtr& plain = optional ? optional->getElementType() : type;
-                       return plain->kind() == c10::TypeKind::GeneratorType;
-                     });
-}
-
 // A law reads geometry: anything but a defined, dense tensor on the CPU has another kernel.
 bool readable(const c10::IValue& value) {
   return !value.isTensor() || is_plain_cpu_tensor(value.toTensor());
 }
 
-// The law for a call, if there is one that reads its arguments.
-CheckedLaw* find_law(const c10::OperatorHandle& op, Arguments args) {
-  const auto law = laws().find(op.operator_name());
-  if (law == laws().end()) {
-    return nullptr;
+// Whether the law, if there is one, reads these arguments.
+bool applies(const CheckedLaw* law, const c10::OperatorHandle& op, Arguments args) {
+  if (law == nullptr) {
+    return false;
   }
   TORCH_CHECK_VALUE(args.size() == op.schema().arguments().size(), "skip: ", op.operator_name(),
                     ": got ", args.size(), " arguments, expected ", op.schema().arguments().size(),
                     ". Fill in the schema's defaults.");
-  return std::all_of(args.begin(), args.end(), readable) ? &law->second : nullptr;
+  return std::all_of(args.begin(), args.end(), readable);
 }
 
 }  // namespace
 
-void prepare(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args) {
-  if (auto* law = find_law(op, args)) {
+std::optional<size_t> generator_argument(const c10::FunctionSchema& schema) {
+  const auto& arguments = schema.arguments();
+  const auto found = std::find_if(arguments.begin(), arguments.end(), [](const auto& argument) {
+    const auto* optional = argument.type()->template castRaw<c10::OptionalType>();
+    const auto& type = optional ? *optional->getElementType() : *argument.type();
+    return type.kind() == c10::TypeKind::GeneratorType;
+  });
+  return found == arguments.end() ? std::nullopt : std::optional<size_t>(found - arguments.begin());
+}
+
+CheckedLaw* law_of(const c10::OperatorHandle& op) {
+  const auto law = laws().find(op.operator_name());
+  return law == laws().end() ? nullptr : &law->second;
+}
+
+void prepare(CheckedLaw* law, const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args) {
+  if (applies(law, op, args)) {
     law->holds(op, args);
   }
 }
 
-Draw skip(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
+Draw skip(CheckedLaw* law, const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
           at::CPUGeneratorImpl& generator) {
-  auto* law = find_law(op, args);
-  if (law != nullptr) {
+  if (applies(law, op, args)) {
     return law->holds(op, args) ? law->law(args, generator) : Draw::unknown;
   }
-  const bool random = laws().count(op.operator_name()) != 0 ||
-                      op.hasTag(at::Tag::nondeterministic_seeded) || takes_generator(op.schema());
+  const bool random = law != nullptr || op.hasTag(at::Tag::nondeterministic_seeded) ||
+                      generator_argument(op.schema()).has_value();
   return random ? Draw::unknown : Draw::none;
 }
 

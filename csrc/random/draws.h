@@ -11,6 +11,8 @@
 #include <ATen/core/ivalue.h>
 #include <c10/util/ArrayRef.h>
 
+#include <optional>
+
 namespace dormant::random {
 
 enum class Draw {
@@ -26,14 +28,23 @@ enum class Draw {
   unknown,
 };
 
+// The argument that takes a generator, if any.
+std::optional<size_t> generator_argument(const c10::FunctionSchema& schema);
+
+// A consumption law, and for which dtypes it was tried in this process.
+struct CheckedLaw;
+
+// The law of an operator, null where there is none. It lives as long as the process; any thread.
+CheckedLaw* law_of(const c10::OperatorHandle& op);
+
 // Tries the law that `skip` will follow, if that was not done before: it runs `op` on small
 // tensors. To be called before generator.mutex_ is taken, with the arguments of `skip`.
-void prepare(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args);
+void prepare(CheckedLaw* law, const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args);
 
 // Advances `generator`, engine and cached normal, by exactly what eager CPU `op(args)` would draw
 // from it.
 //
-// Runs no operator if `prepare` was called before.
+// Runs no operator if `prepare` was called before. `law` is law_of(op).
 //
 // `args` are all arguments in schema order, defaults filled in, out= included. Of tensors only
 // sizes, strides and dtype are read, from their TensorImpl: they may be lazy. A Generator among
@@ -45,7 +56,7 @@ void prepare(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args);
 //
 // A law does not look at values: whether eager would raise an error for one (a probability above 1
 // in a tensor, a negative standard deviation in a tensor) is for the caller to check.
-Draw skip(const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
+Draw skip(CheckedLaw* law, const c10::OperatorHandle& op, c10::ArrayRef<c10::IValue> args,
           at::CPUGeneratorImpl& generator);
 
 }  // namespace dormant::random

@@ -44,6 +44,11 @@ c10::OperatorHandle find(const std::string& name, const std::string& overload) {
                                                         overload.c_str());
 }
 
+Draw skip_of(const c10::OperatorHandle& op, const Stack& arguments,
+             at::CPUGeneratorImpl& generator) {
+  return skip(law_of(op), op, arguments, generator);
+}
+
 // The same geometry over a storage of its own: without memory, so that whoever reads or writes it
 // crashes, or with a copy of the data, so that a run that writes or resizes it leaves the others
 // alone.
@@ -214,7 +219,7 @@ class Skip : public testing::Test {
           empty = empty || std::count(size.begin(), size.end(), 0) != 0;
         }
       }
-      const Draw draw = skip(op, lazy, *skipped);
+      const Draw draw = skip(law_of(op), op, lazy, *skipped);
       const bool accepted = run_eagerly(op, real, *eager);
       compared_ += accepted ? 1 : 0;
       if (!accepted || expected == Expected::run) {
@@ -510,13 +515,13 @@ TEST_F(Skip, LeavesRejectionSamplingToBeRun) {
 TEST_F(Skip, DistinguishesOperatorsThatDrawNothingFromThoseWithoutALaw) {
   at::CPUGeneratorImpl generator(1);
   const at::Tensor tensor = at::ones({20});
-  EXPECT_EQ(skip(find("fill_", "Scalar"), Stack{tensor, 1.0}, generator), Draw::none);
-  EXPECT_EQ(skip(find("add", "Tensor"), Stack{tensor, tensor, 1}, generator), Draw::none);
-  EXPECT_EQ(skip(find("_fused_dropout", ""), Stack{tensor, 0.5, c10::IValue()}, generator),
+  EXPECT_EQ(skip_of(find("fill_", "Scalar"), Stack{tensor, 1.0}, generator), Draw::none);
+  EXPECT_EQ(skip_of(find("add", "Tensor"), Stack{tensor, tensor, 1}, generator), Draw::none);
+  EXPECT_EQ(skip_of(find("_fused_dropout", ""), Stack{tensor, 0.5, c10::IValue()}, generator),
             Draw::unknown);
-  EXPECT_EQ(skip(find("dropout", ""), Stack{tensor, 0.5, true}, generator), Draw::unknown);
-  EXPECT_EQ(skip(find("rrelu_with_noise_functional", ""),
-                 Stack{tensor, tensor, 0.1, 0.3, true, c10::IValue()}, generator),
+  EXPECT_EQ(skip_of(find("dropout", ""), Stack{tensor, 0.5, true}, generator), Draw::unknown);
+  EXPECT_EQ(skip_of(find("rrelu_with_noise_functional", ""),
+                    Stack{tensor, tensor, 0.1, 0.3, true, c10::IValue()}, generator),
             Draw::unknown);
   at::CPUGeneratorImpl untouched(1);
   expect_same(generator, untouched, "none of these draws");
@@ -528,7 +533,7 @@ TEST_F(Skip, LeavesTensorsWithOtherKernelsToBeRun) {
   const at::Tensor complex = at::zeros({20}, at::kComplexFloat).conj();
   for (const at::Tensor& tensor : {at::empty({20}, at::device(at::kMeta)),
                                    at::zeros({4, 5}).to_sparse(), complex, at::Tensor()}) {
-    EXPECT_EQ(skip(find("normal_", ""), Stack{tensor, 0.0, 1.0, c10::IValue()}, generator),
+    EXPECT_EQ(skip_of(find("normal_", ""), Stack{tensor, 0.0, 1.0, c10::IValue()}, generator),
               Draw::unknown);
   }
   expect_same(generator, untouched, "none of these may draw");
@@ -536,7 +541,7 @@ TEST_F(Skip, LeavesTensorsWithOtherKernelsToBeRun) {
 
 TEST_F(Skip, RefusesAnIncompleteArgumentList) {
   at::CPUGeneratorImpl generator(1);
-  EXPECT_THROW(skip(find("normal_", ""), Stack{at::ones({20})}, generator), c10::ValueError);
+  EXPECT_THROW(skip_of(find("normal_", ""), Stack{at::ones({20})}, generator), c10::ValueError);
 }
 
 // Large tensors are jumped over, and only these two ever reach the jump.

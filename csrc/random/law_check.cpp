@@ -55,15 +55,6 @@ std::vector<c10::IValue> probe_arguments(const c10::OperatorHandle& op, Argument
   return probe;
 }
 
-bool takes_generator(const c10::OperatorHandle& op) {
-  for (const c10::Argument& argument : op.schema().arguments()) {
-    if (argument.name() == "generator") {
-      return true;
-    }
-  }
-  return false;
-}
-
 // Inside a block, so that the draws cross into the next.
 void start(at::CPUGeneratorImpl& generator, bool cached_normal) {
   constexpr int kDraws = 610;
@@ -89,7 +80,7 @@ bool same(at::CPUGeneratorImpl& a, at::CPUGeneratorImpl& b) {
 }  // namespace
 
 bool law_holds(const c10::OperatorHandle& op, Arguments args, Law law) {
-  if (!takes_generator(op)) {
+  if (!generator_argument(op.schema())) {
     return true;
   }
   // Straight to the CPU kernels: no recording, no autograd, no mode of Python's.

@@ -49,11 +49,6 @@ c10::OperatorHandle find_operator(const json& encoded) {
   return *op;
 }
 
-bool takes_generator(const c10::Type& type) {
-  const auto* optional = type.castRaw<c10::OptionalType>();
-  return (optional ? *optional->getElementType() : type).kind() == c10::TypeKind::GeneratorType;
-}
-
 class Reader {
  public:
   explicit Reader(c10::ArrayRef<at::Tensor> captured) : captured_(captured) {}
@@ -183,9 +178,6 @@ class Reader {
         return element.is_null() ? Optional() : tensor(element);
       });
     }
-    if (takes_generator(type)) {
-      return position_from_json(encoded).restore();
-    }
     if (encoded.is_object() && type.kind() == c10::TypeKind::OptionalType) {
       TORCH_CHECK_VALUE(type.isSubtypeOf(*c10::OptionalType::ofTensor()), "a tensor where ",
                         type.str(), " is expected");
@@ -204,8 +196,10 @@ class Reader {
                       formals.size());
     operands_.clear();
     torch::jit::Stack stack;
+    const auto generator = record::traits_of(op).generator;
     for (size_t i = 0; i < formals.size(); ++i) {
-      stack.push_back(argument(arguments[i], formals[i]));
+      stack.push_back(generator == i ? position_from_json(arguments[i]).restore()
+                                     : argument(arguments[i], formals[i]));
     }
     record::Call call(op, c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
     call.threads = static_cast<int32_t>(

@@ -103,7 +103,7 @@ c10::ScalarType promoted_dtype(const Reads& reads) {
 }  // namespace
 
 bool depends_on_default_dtype(const Call& call, const std::vector<Geometry>& results) {
-  if (call.traits.movement || call.traits.random || call.traits.index_rule != IndexRule::none) {
+  if (call.traits.movement || call.traits.random || call.traits.index != IndexRule::none) {
     return false;
   }
   if (reads_fractions(call)) {

@@ -18,16 +18,16 @@
 namespace dormant::record {
 
 /// Whether the default dtype decides what the call computes, `results` being the geometry of the
-/// tensors that it returns, if they are new: no tensor that it reads is floating or complex, but a result, one that it writes, or a Python
-/// scalar among the arguments, is. False where the call moves data, draws random numbers or names
-/// its dtype. Takes no lock, runs no operator.
+/// tensors that it returns, if they are new: no tensor that it reads is floating or complex, but a
+/// result, one that it writes, or a Python scalar among the arguments, is. False where the call
+/// moves data, draws random numbers or names its dtype. Takes no lock, runs no operator.
 DORMANT_API bool depends_on_default_dtype(const Call& call, const std::vector<Geometry>& results);
 
-/// The arguments of a functional pointwise call that depends on the default dtype, integers and bools
-/// converted to it, but not conditions and masks: with them the operator gives the same bits in the
-/// same geometry whatever the default dtype is, for converting is what TensorIterator does first.
-/// Python scalars stay what they are, unless there is no other tensor. The conversions of lazy
-/// tensors are recorded, recording being on or not.
+/// The arguments of a functional pointwise call that depends on the default dtype, integers and
+/// bools converted to it, but not conditions and masks: with them the operator gives the same bits
+/// in the same geometry whatever the default dtype is, for converting is what TensorIterator does
+/// first. Python scalars stay what they are, unless there is no other tensor. The conversions of
+/// lazy tensors are recorded, recording being on or not.
 ///
 /// Empty where the call is not pointwise or would have other results.
 /// Runs operators and Meta kernels: to be called without locks.

@@ -6,32 +6,12 @@
 #include <ATen/WrapDimUtils.h>
 
 #include <cmath>
-#include <string_view>
-#include <unordered_map>
 
 #include "record/numbers.h"
 #include "system/refusal.h"
 
 namespace dormant::record {
 namespace {
-
-/// The TensorIterator configuration that the operator's structured kernel uses
-/// (ATen/native/BinaryOps.cpp, UnaryOps.cpp).
-enum class Rule : uint8_t { unary, unary_float, binary, binary_float, comparison };
-
-const std::unordered_map<std::string_view, Rule> kRules = {
-    {"aten::neg", Rule::unary},           {"aten::floor", Rule::unary},
-    {"aten::ceil", Rule::unary},          {"aten::sin", Rule::unary_float},
-    {"aten::cos", Rule::unary_float},     {"aten::exp", Rule::unary_float},
-    {"aten::log", Rule::unary_float},     {"aten::sqrt", Rule::unary_float},
-    {"aten::rsqrt", Rule::unary_float},   {"aten::tanh", Rule::unary_float},
-    {"aten::sigmoid", Rule::unary_float}, {"aten::reciprocal", Rule::unary_float},
-    {"aten::add", Rule::binary},          {"aten::sub", Rule::binary},
-    {"aten::mul", Rule::binary},          {"aten::maximum", Rule::binary},
-    {"aten::minimum", Rule::binary},      {"aten::div", Rule::binary_float},
-    {"aten::eq", Rule::comparison},       {"aten::ne", Rule::comparison},
-    {"aten::lt", Rule::comparison},       {"aten::le", Rule::comparison},
-    {"aten::gt", Rule::comparison},       {"aten::ge", Rule::comparison}};
 
 bool plain(const at::Tensor& tensor) {
   return tensor.layout() == c10::kStrided && tensor.is_cpu() && !tensor.is_conj() &&
@@ -58,14 +38,12 @@ at::Tensor stand_in(const c10::IValue& value, bool& usable) {
   return {};
 }
 
-std::optional<std::vector<Geometry>> by_rule(const Call& call, Rule rule) {
+std::optional<std::vector<Geometry>> by_iterator(const Call& call, GeometryRule rule) {
   const auto arguments = call.arguments();
-  const bool unary = rule == Rule::unary || rule == Rule::unary_float;
-  const auto& name = call.op.operator_name();
+  const bool unary = rule == GeometryRule::unary || rule == GeometryRule::unary_float;
   // self; self, other; self, other, alpha. A rounding mode or anything else is left to the Meta
   // kernel.
-  const bool alpha =
-      arguments.size() == 3 && (name.name == "aten::add" || name.name == "aten::sub");
+  const bool alpha = arguments.size() == 3 && rule == GeometryRule::sum;
   if (arguments.size() != (unary ? 1U : 2U) && !(alpha && is_real_number(arguments[2]))) {
     return std::nullopt;
   }
@@ -84,21 +62,24 @@ std::optional<std::vector<Geometry>> by_rule(const Call& call, Rule rule) {
   at::Tensor out;
   try {
     switch (rule) {
-      case Rule::unary:
+      case GeometryRule::unary:
         out = at::TensorIterator::unary_op(out, self).output();
         break;
-      case Rule::unary_float:
+      case GeometryRule::unary_float:
         out = at::TensorIterator::unary_float_op(out, self).output();
         break;
-      case Rule::binary:
+      case GeometryRule::binary:
+      case GeometryRule::sum:
         out = at::TensorIterator::binary_op(out, self, other).output();
         break;
-      case Rule::binary_float:
+      case GeometryRule::binary_float:
         out = at::TensorIterator::binary_float_op(out, self, other).output();
         break;
-      case Rule::comparison:
+      case GeometryRule::comparison:
         out = at::TensorIterator::comparison_op(out, self, other).output();
         break;
+      default:
+        return std::nullopt;
     }
   } catch (const std::exception& error) {
     if (!system::is_refusal(error)) {
@@ -169,24 +150,24 @@ std::optional<std::vector<Geometry>> joined(const Call& call, bool new_dimension
 }  // namespace
 
 std::optional<std::vector<Geometry>> infer_elementwise(const Call& call) {
-  const auto& name = call.op.operator_name().name;
-  if (const auto rule = kRules.find(name); rule != kRules.end()) {
-    return by_rule(call, rule->second);
+  switch (const auto rule = call.traits.geometry) {
+    case GeometryRule::ask:
+    case GeometryRule::index:
+      return std::nullopt;
+    case GeometryRule::cat:
+      return joined(call, /*new_dimension=*/false);
+    case GeometryRule::stack:
+      return joined(call, /*new_dimension=*/true);
+    default:
+      return by_iterator(call, rule);
   }
-  if (name == "aten::cat" && call.op.operator_name().overload_name.empty()) {
-    return joined(call, /*new_dimension=*/false);
-  }
-  if (name == "aten::stack" && call.op.operator_name().overload_name.empty()) {
-    return joined(call, /*new_dimension=*/true);
-  }
-  return std::nullopt;
 }
 
 std::optional<int64_t> arange_length(const Call& call) {
   // (start, end, step, *, out), as at::native::arange_out computes it.
   const auto arguments = call.arguments();
-  if (call.op.operator_name().name != "aten::arange" || arguments.size() != 4 ||
-      !arguments[3].isTensor() || !is_real_number(arguments[0]) || !is_real_number(arguments[1]) ||
+  if (call.traits.write != WriteRule::range || arguments.size() != 4 || !arguments[3].isTensor() ||
+      !is_real_number(arguments[0]) || !is_real_number(arguments[1]) ||
       !is_real_number(arguments[2])) {
     return std::nullopt;
   }

@@ -107,7 +107,7 @@ bool autocast_active(const Call& call) {
 /// A copy_ that replaces all of a lazy storage by plain real values and that nobody has to note:
 /// nothing needs to be initialized first.
 bool replaces_all(const Call& call) {
-  if (call.op.operator_name().name != "aten::copy_" || autograd_would_track(call)) {
+  if (call.traits.write != WriteRule::copy || autograd_would_track(call)) {
     return false;
   }
   const auto& self = call.arguments()[0].toTensor();
@@ -120,12 +120,12 @@ bool replaces_all(const Call& call) {
 
 /// A copy_ to a meta tensor moves nothing.
 bool copies_to_meta(const Call& call) {
-  return call.op.operator_name().name == "aten::copy_" && call.arguments()[0].toTensor().is_meta();
+  return call.traits.write == WriteRule::copy && call.arguments()[0].toTensor().is_meta();
 }
 
 /// _to_copy to the meta device makes a tensor without values, whatever autograd notes of it.
 bool moves_to_meta(const Call& call) {
-  if (call.op.operator_name().name != "aten::_to_copy") {
+  if (call.traits.kind != Kind::composite || call.op.operator_name().name != "aten::_to_copy") {
     return false;
   }
   const auto& device = call.arguments()[3];
@@ -455,7 +455,8 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
     run_below(call);
     return;
   }
-  // From the look at the arguments to the result: no thread finds the last lazy tensor gone between.
+  // From the look at the arguments to the result: no thread finds the last lazy tensor gone
+  // between.
   const StorageToCome result;
   bool has_tensors = false;
   bool has_lazy = false;

@@ -21,9 +21,8 @@ namespace {
 /// meta_index_Tensor) gives other strides than the CPU kernel where an index is transposed; the one
 /// in C++, which it hides, shares its iterator with the CPU kernel.
 bool is_index(const Call& call) {
-  const auto& name = call.op.operator_name();
-  return name.overload_name == "Tensor" &&
-         (name.name == "aten::index" || name.name == "aten::_unsafe_index");
+  return call.traits.geometry == GeometryRule::index &&
+         call.op.operator_name().overload_name == "Tensor";
 }
 
 /// Runs the call on meta tensors. False if the kernel is missing or refuses the arguments.

@@ -1,5 +1,5 @@
-// What recording must know about an operator, worked out once from its schema and its registered
-// kernels.
+// What recording must know about an operator, worked out once from its row in operator_table.cpp,
+// its schema and its registered kernels.
 #pragma once
 
 #include <dormant/export.h>
@@ -10,6 +10,9 @@
 #include <cstdint>
 #include <optional>
 #include <vector>
+
+#include "random/draws.h"
+#include "record/operator_table.h"
 
 namespace dormant::record {
 
@@ -26,17 +29,7 @@ enum class Route : uint8_t {
   real,         ///< needs values or cannot be recorded: its inputs are materialised and it runs
 };
 
-/// How the values of an index argument are bounded, so that an index error is raised at once, as in
-/// eager.
-enum class IndexRule : uint8_t {
-  none,
-  along_dim,    ///< 0 <= index < self.size(dim)
-  first_dim,    ///< 0 <= index < weight.size(0)
-  per_element,  ///< a list: the i-th index addresses dimension i, negative values count from the
-                ///< end
-};
-
-struct OperatorTraits {
+struct OperatorTraits : OperatorFacts {
   Route route = Route::real;
   /// decompose: the key whose kernel is called.
   c10::DispatchKey composite_key = c10::DispatchKey::CompositeImplicitAutograd;
@@ -52,9 +45,12 @@ struct OperatorTraits {
   bool write_only = false;
   /// Autocast may change what it computes.
   bool autocast = false;
-  IndexRule index_rule = IndexRule::none;
   /// The argument that takes a generator, if any.
   std::optional<size_t> generator;
+  /// How far it moves the generator; null where nothing is known.
+  random::CheckedLaw* law = nullptr;
+  /// The tensor whose values `values` is about, if any.
+  std::optional<size_t> checked;
   std::vector<size_t> written;       ///< indices of the written arguments; lists where decomposed
   std::vector<size_t> return_alias;  ///< in_place: return i is argument return_alias[i]
 };

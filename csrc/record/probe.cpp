@@ -317,7 +317,7 @@ bool has_small_numbers(const Call& call) {
 /// and only running it tells whether they fit. Where there is an index rule, values_in_range has
 /// looked.
 bool reads_positions(const Call& call) {
-  if (call.traits.movement || call.traits.random || call.traits.index_rule != IndexRule::none ||
+  if (call.traits.movement || call.traits.random || call.traits.index != IndexRule::none ||
       call.op.hasTag(at::Tag::pointwise)) {
     return false;
   }
@@ -339,13 +339,6 @@ bool reads_positions(const Call& call) {
     });
   }
   return integers && fractions;
-}
-
-bool takes_generator(const c10::FunctionSchema& schema) {
-  return std::any_of(schema.arguments().begin(), schema.arguments().end(),
-                     [](const c10::Argument& argument) {
-                       return argument.type()->str().find("Generator") != std::string::npos;
-                     });
 }
 
 class Probe {
@@ -439,7 +432,7 @@ bool cpu_accepts(const Call& call, const std::vector<Geometry>& results) {
   if (!on_cpu) {
     return true;
   }
-  if (call.traits.random && !takes_generator(call.op.schema())) {
+  if (call.traits.random && !call.traits.generator) {
     return false;  // it would draw from the default generator
   }
   if (reads_positions(call)) {

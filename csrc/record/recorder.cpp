@@ -193,7 +193,7 @@ class Drawing {
     try {
       const auto again = before_->restore();
       auto* moved = again.get<at::CPUGeneratorImpl>();
-      random::skip(call_.op, call_.arguments(), *moved);
+      random::skip(call_.traits.law, call_.op, call_.arguments(), *moved);
       return !(random::Position::of(generator) == random::Position::of(*moved));
     } catch (const std::exception&) {
       return false;
@@ -205,12 +205,12 @@ class Drawing {
     if (!generator_.defined()) {
       return false;
     }
-    random::prepare(call_.op, call_.arguments());
+    random::prepare(call_.traits.law, call_.op, call_.arguments());
     auto* cpu = generator_.get<at::CPUGeneratorImpl>();
     const std::lock_guard<std::mutex> lock(cpu->mutex_);
     auto before = random::Position::of(*cpu);
     try {
-      const auto drawn = random::skip(call_.op, call_.arguments(), *cpu);
+      const auto drawn = random::skip(call_.traits.law, call_.op, call_.arguments(), *cpu);
       if (drawn != random::Draw::none && drawn != random::Draw::skipped) {
         return false;
       }

@@ -24,57 +24,52 @@ bool is_real_operand(const c10::IValue& other) {
 /// Calls that no shape or dtype rule can refuse: neither a Meta kernel nor the CPU kernel needs to
 /// be asked.
 bool obviously_valid(const Call& call) {
-  const auto& name = call.op.operator_name().name;
-  const auto arguments = call.arguments();
-  if (call.traits.written.size() != 1 || call.traits.written[0] != 0) {
+  const auto rule = call.traits.write;
+  if (rule == WriteRule::ask || call.traits.written.size() != 1 || call.traits.written[0] != 0) {
     return false;
   }
+  const auto arguments = call.arguments();
   const auto& self = arguments[0].toTensor();
   const auto dtype = self.scalar_type();
-  if (name == "aten::zero_") {
-    return true;
-  }
-  if (name == "aten::fill_") {
-    return fits(arguments[1], dtype);
-  }
-  if (name == "aten::copy_") {
-    const auto& source = arguments[1].toTensor();
-    const auto is_common = [](c10::ScalarType type) {
-      return is_common_number(type) || c10::isComplexType(type) || type == c10::ScalarType::Bool;
-    };
-    return source.layout() == c10::kStrided && is_common(dtype) &&
-           is_common(source.scalar_type()) && at::is_expandable_to(source.sizes(), self.sizes());
-  }
-  if (!is_common_floating(dtype)) {
-    return false;
-  }
-  if (name == "aten::erfinv_") {
-    return true;
-  }
-  // Parameters that fit every floating dtype.
-  constexpr double kLargest = 1e4;
-  if (name == "aten::normal_") {
-    return arguments[2].isDouble() && arguments[2].toDouble() >= 0;
-  }
-  if (name == "aten::uniform_") {
-    return arguments[1].isDouble() && arguments[2].isDouble() &&
-           arguments[1].toDouble() >= -kLargest &&
-           arguments[1].toDouble() <= arguments[2].toDouble() &&
-           arguments[2].toDouble() <= kLargest;
-  }
-  if (name == "aten::mul_" || name == "aten::div_") {
-    return arguments.size() == 2 && is_real_operand(arguments[1]);
-  }
-  if (name == "aten::add_" || name == "aten::sub_") {
-    return is_real_operand(arguments[1]) && is_real_number(arguments[2]) &&
-           fits(arguments[2], dtype);
-  }
-  if (name == "aten::clamp_" && call.op.operator_name().overload_name.empty()) {
-    const auto bounds = [&](const c10::IValue& bound) {
-      return bound.isNone() || (is_real_number(bound) && fits(bound, dtype));
-    };
-    return bounds(arguments[1]) && bounds(arguments[2]) &&
-           !(arguments[1].isNone() && arguments[2].isNone());
+  const bool floating = is_common_floating(dtype);
+  constexpr double kLargest = 1e4;  // fits every floating dtype
+  switch (rule) {
+    case WriteRule::ask:
+    case WriteRule::range:
+      return false;
+    case WriteRule::always:
+      return true;
+    case WriteRule::value:
+      return fits(arguments[1], dtype);
+    case WriteRule::copy: {
+      const auto& source = arguments[1].toTensor();
+      const auto is_common = [](c10::ScalarType type) {
+        return is_common_number(type) || c10::isComplexType(type) || type == c10::ScalarType::Bool;
+      };
+      return source.layout() == c10::kStrided && is_common(dtype) &&
+             is_common(source.scalar_type()) && at::is_expandable_to(source.sizes(), self.sizes());
+    }
+    case WriteRule::floating:
+      return floating;
+    case WriteRule::normal:
+      return floating && arguments[2].isDouble() && arguments[2].toDouble() >= 0;
+    case WriteRule::uniform:
+      return floating && arguments[1].isDouble() && arguments[2].isDouble() &&
+             arguments[1].toDouble() >= -kLargest &&
+             arguments[1].toDouble() <= arguments[2].toDouble() &&
+             arguments[2].toDouble() <= kLargest;
+    case WriteRule::factor:
+      return floating && arguments.size() == 2 && is_real_operand(arguments[1]);
+    case WriteRule::summand:
+      return floating && is_real_operand(arguments[1]) && is_real_number(arguments[2]) &&
+             fits(arguments[2], dtype);
+    case WriteRule::bounds: {
+      const auto bounds = [&](const c10::IValue& bound) {
+        return bound.isNone() || (is_real_number(bound) && fits(bound, dtype));
+      };
+      return floating && bounds(arguments[1]) && bounds(arguments[2]) &&
+             !(arguments[1].isNone() && arguments[2].isNone());
+    }
   }
   return false;
 }

@@ -28,49 +28,24 @@ bool is_index_type(const at::Tensor& tensor) {
   return c10::isIntegralType(tensor.scalar_type(), /*includeBool=*/false);
 }
 
-/// Values that eager wants of a tensor parameter of a random operator.
-enum class Wanted : uint8_t {
-  anything,
-  deviation,    ///< >= 0
-  probability,  ///< 0 <= p <= 1
-  weights,      ///< finite and >= 0, in each row not all 0
-};
-
-Wanted wanted_of(const Call& call, size_t argument) {
-  const auto& schema = call.op.schema();
-  const auto& formal = schema.arguments()[argument].name();
-  const auto& name = call.op.operator_name().name;
-  if (formal == "std") {
-    return Wanted::deviation;
-  }
-  if (name == "aten::multinomial") {
-    return formal == "self" ? Wanted::weights : Wanted::anything;
-  }
-  // bernoulli(self) draws with self's values; where there is a p, self is only a shape.
-  const bool probability =
-      formal == "p" || (formal == "self" && !schema.argumentIndexWithName("p"));
-  return probability && name.find("bernoulli") != std::string::npos ? Wanted::probability
-                                                                    : Wanted::anything;
-}
-
-bool holds(const at::Tensor& tensor, Wanted wanted) {
+bool holds(const at::Tensor& tensor, ValueRule rule) {
   if (tensor.is_complex()) {
     return false;
   }
   if (tensor.numel() == 0) {
-    return wanted != Wanted::weights;
+    return rule != ValueRule::weights;
   }
   const auto [smallest, largest] = at::aminmax(tensor);
   const auto least = smallest.item<double>();
   const auto most = largest.item<double>();
-  switch (wanted) {
-    case Wanted::anything:
+  switch (rule) {
+    case ValueRule::none:
       return true;
-    case Wanted::deviation:
+    case ValueRule::deviation:
       return least >= 0;
-    case Wanted::probability:
+    case ValueRule::probability:
       return least >= 0 && most <= 1;
-    case Wanted::weights:
+    case ValueRule::weights:
       return tensor.dim() > 0 && least >= 0 && std::isfinite(most) &&
              tensor.sum(-1).gt(0).all().item<bool>();
   }
@@ -88,16 +63,14 @@ at::Tensor values_of(const at::Tensor& tensor) {
   return Geometry::of(tensor).over(copy);
 }
 
-bool parameters_in_range(const Call& call) {
-  const auto arguments = call.arguments();
-  for (size_t i = 0; i < arguments.size(); ++i) {
-    const auto wanted = wanted_of(call, i);
-    if (wanted != Wanted::anything && arguments[i].isTensor() &&
-        arguments[i].toTensor().defined() && !holds(values_of(arguments[i].toTensor()), wanted)) {
-      return false;
-    }
+/// The values of the call's tensor parameter that eager looks at, if it has one.
+bool parameter_in_range(const Call& call) {
+  if (!call.traits.checked) {
+    return true;
   }
-  return true;
+  const system::PlainDispatch plain;
+  const auto& parameter = call.arguments()[*call.traits.checked].toTensor();
+  return !parameter.defined() || holds(values_of(parameter), call.traits.values);
 }
 
 /// The indices themselves become real: they are small, and many calls look at the same ones.
@@ -118,7 +91,7 @@ bool indices_in_bounds(const Call& call) {
   const auto& schema = call.op.schema();
   const auto arguments = call.arguments();
   const auto& self = arguments[0].toTensor();
-  if (call.traits.index_rule == IndexRule::per_element) {
+  if (call.traits.index == IndexRule::per_element) {
     const auto indices = arguments[1].toOptionalTensorVector();
     for (size_t i = 0; i < indices.size(); ++i) {
       if (!indices[i] || !indices[i]->defined()) {
@@ -139,7 +112,7 @@ bool indices_in_bounds(const Call& call) {
     return true;
   }
   int64_t dim = 0;
-  if (call.traits.index_rule == IndexRule::along_dim) {
+  if (call.traits.index == IndexRule::along_dim) {
     const auto position = schema.argumentIndexWithName("dim");
     if (!position || !arguments[static_cast<size_t>(*position)].isInt()) {
       return false;
@@ -164,12 +137,12 @@ bool indices_in_bounds(const Call& call) {
 }  // namespace
 
 std::vector<at::Tensor> lazy_checked_tensors(const Call& call) {
-  const bool index = call.traits.index_rule != IndexRule::none;
+  const bool index = call.traits.index != IndexRule::none;
   std::vector<at::Tensor> lazy;
   const auto arguments = call.arguments();
   const auto& written = call.traits.written;
   for (size_t i = index ? 1 : 0; i < arguments.size(); ++i) {
-    const bool checked = index || (call.traits.random && wanted_of(call, i) != Wanted::anything);
+    const bool checked = index || call.traits.checked == i;
     if (!checked || std::find(written.begin(), written.end(), i) != written.end()) {
       continue;
     }
@@ -183,13 +156,12 @@ std::vector<at::Tensor> lazy_checked_tensors(const Call& call) {
 }
 
 bool values_in_range(const Call& call) {
-  if (call.traits.index_rule != IndexRule::none) {
+  if (call.traits.index != IndexRule::none) {
     materialize_indices(call);
     const system::PlainDispatch plain;
     return indices_in_bounds(call);
   }
-  const system::PlainDispatch plain;
-  return !call.traits.random || parameters_in_range(call);
+  return parameter_in_range(call);
 }
 
 }  // namespace dormant::record

@@ -4,13 +4,10 @@
 #include <ATen/ops/full.h>
 
 #include <algorithm>
-#include <string>
-#include <string_view>
-#include <unordered_map>
-#include <unordered_set>
 #include <utility>
 
 #include "random/exact_path.h"
+#include "record/operator_traits.h"
 #include "record/replay.h"
 #include "tile/layout.h"
 #include "tile/walk.h"
@@ -21,6 +18,7 @@ using record::Geometry;
 using record::Node;
 using record::NodePtr;
 using record::Operand;
+using record::TileRule;
 
 namespace {
 
@@ -35,30 +33,15 @@ constexpr int kMaxSources = 64;
 // table.
 constexpr int64_t kMaxTable = 4096;
 
-/// Elementwise operators whose value at an element is the same wherever a tile starts (tests
-/// compare each), which also exist in place. Not here: maximum and minimum, whose NaN has other
-/// bits in vectors than in the elements left over, and what is computed by a mathematical library.
-const std::unordered_set<std::string_view> kCompute = {
-    "aten::mul",         "aten::add",         "aten::sub",         "aten::div",
-    "aten::clamp",       "aten::clamp_min",   "aten::clamp_max",   "aten::neg",
-    "aten::sqrt",        "aten::abs",         "aten::floor",       "aten::ceil",
-    "aten::round",       "aten::trunc",       "aten::sign",        "aten::reciprocal",
-    "aten::masked_fill", "aten::relu",        "aten::logical_not", "aten::logical_and",
-    "aten::logical_or",  "aten::logical_xor", "aten::bitwise_not", "aten::bitwise_and",
-    "aten::bitwise_or",  "aten::bitwise_xor"};
-const std::unordered_set<std::string_view> kOnlyFunctional = {
-    "aten::rsub", "aten::where", "aten::eq", "aten::ne",
-    "aten::lt",   "aten::le",    "aten::gt", "aten::ge"};
-const std::unordered_set<std::string_view> kOnlyInPlace = {"aten::fill_", "aten::zero_",
-                                                           "aten::erfinv_"};
-
-bool computes_anywhere(std::string_view name) {
-  return kCompute.count(name) != 0 || kOnlyFunctional.count(name) != 0;
-}
-
-bool computes_anywhere_in_place(std::string_view name) {
-  return kOnlyInPlace.count(name) != 0 ||
-         (name.back() == '_' && kCompute.count(name.substr(0, name.size() - 1)) != 0);
+/// Whether the operator of `node`, which writes in place or returns a tensor, computes elements
+/// that are the same wherever a tile starts.
+bool computes_anywhere(const Node& node, const record::OperatorTraits& traits) {
+  if (node.kind == record::NodeKind::functional) {
+    return traits.tile == TileRule::compute || traits.tile == TileRule::compute_functional;
+  }
+  const bool in_place = traits.written == std::vector<size_t>{0};  // not out=
+  return in_place &&
+         (traits.tile == TileRule::compute || traits.tile == TileRule::compute_in_place);
 }
 
 /// Whether `node` is a sum with a factor. ATen's add rounds alpha * other + self once in vectors
@@ -79,12 +62,11 @@ double number(const record::Argument& argument) {
 
 /// Draws of one element, where an operator without kernel takes a fixed number for each; 0 where it
 /// doesn't.
-uint64_t draws_per_element(const Node& node, c10::ScalarType dtype) {
-  const auto& name = node.op.operator_name().name;
-  if (name == "aten::exponential_" || name == "aten::geometric_" || name == "aten::cauchy_") {
+uint64_t draws_per_element(const Node& node, TileRule rule, c10::ScalarType dtype) {
+  if (rule == TileRule::draw_twice) {
     return 2;
   }
-  if (name == "aten::random_" && node.op.operator_name().overload_name.empty()) {
+  if (rule == TileRule::draw_integer && node.op.operator_name().overload_name.empty()) {
     return dtype == c10::ScalarType::Long || dtype == c10::ScalarType::Double ? 2 : 1;
   }
   return 0;
@@ -191,29 +173,26 @@ class Lowering {
       program.steps_.push_back(std::move(step));
       return true;
     }
-    const auto& name = node->op.operator_name().name;
+    const auto& traits = record::traits_of(node->op);
     if (has_factor(*node) || !computes_the_same(*node, written)) {
       return false;
     }
     if (node->position) {
-      return add_random(program, std::move(step), geometry, name);
+      return add_random(program, std::move(step), geometry, traits.tile);
     }
-    if (name == "aten::copy_") {
-      return add_copy(program, std::move(step), written, depth);
+    const bool functional = node->kind == record::NodeKind::functional;
+    switch (traits.tile) {
+      case TileRule::copy:
+        return add_copy(program, std::move(step), written, depth);
+      case TileRule::join:
+        return functional && add_joined(program, node, written, depth);
+      case TileRule::pad:
+        return functional && add_padded(program, std::move(step), written, depth);
+      default:
+        step.kind = functional ? StepKind::compute : StepKind::in_place;
+        return computes_anywhere(*node, traits) &&
+               add_operator(program, std::move(step), written, depth);
     }
-    if (node->kind == record::NodeKind::functional) {
-      if (name == "aten::cat" || name == "aten::stack") {
-        return add_joined(program, node, written, depth);
-      }
-      if (name == "aten::constant_pad_nd") {
-        return add_padded(program, std::move(step), written, depth);
-      }
-      step.kind = StepKind::compute;
-      return computes_anywhere(name) && add_operator(program, std::move(step), written, depth);
-    }
-    step.kind = StepKind::in_place;
-    return computes_anywhere_in_place(name) &&
-           add_operator(program, std::move(step), written, depth);
   }
 
   /// Whether a tile, which has one dimension, leads to the dtype that the operator computed in.
@@ -225,28 +204,27 @@ class Lowering {
     });
   }
 
-  static bool add_random(Program& program, Step step, const Geometry& geometry,
-                         const std::string& name) {
+  static bool add_random(Program& program, Step step, const Geometry& geometry, TileRule rule) {
     const auto& node = *step.node;
     const auto& path = random::exact_path();
     const auto index = static_cast<size_t>(program.dtype_);
     const auto usable = [&](const std::vector<random::Path>& paths) {
       return index < paths.size() && paths[index] != random::Path::whole;
     };
-    if (name == "aten::uniform_" && usable(path.uniform)) {
+    if (rule == TileRule::uniform && usable(path.uniform)) {
       step.kind = StepKind::uniform;
       step.a = number(node.arguments[1]);
       step.b = number(node.arguments[2]);
-    } else if (name == "aten::normal_" && usable(path.normal) && is_contiguous(geometry) &&
+    } else if (rule == TileRule::normal && usable(path.normal) && is_contiguous(geometry) &&
                geometry.numel() >= 16) {
       step.kind = StepKind::normal;
       step.a = number(node.arguments[1]);
       step.b = number(node.arguments[2]);
-    } else if (name == "aten::bernoulli_" && usable(path.bernoulli) &&
+    } else if (rule == TileRule::bernoulli && usable(path.bernoulli) &&
                node.op.operator_name().overload_name == "float") {
       step.kind = StepKind::bernoulli;
       step.a = number(node.arguments[1]);
-    } else if (const auto draws = draws_per_element(node, program.dtype_);
+    } else if (const auto draws = draws_per_element(node, rule, program.dtype_);
                draws != 0 && is_contiguous(geometry)) {
       step.kind = StepKind::draw;
       step.draws = draws;
@@ -298,7 +276,7 @@ class Lowering {
     const auto rank = static_cast<int64_t>(written.geometry.sizes.size());
     auto dim = std::get<c10::IValue>(node->arguments[1]).toInt();
     dim += dim < 0 ? rank : 0;
-    const bool new_dimension = node->op.operator_name().name == "aten::stack";
+    const bool new_dimension = record::traits_of(node->op).geometry == record::GeometryRule::stack;
     auto part = written;
     const auto stride = written.geometry.strides[static_cast<size_t>(dim)];
     for (const auto index : std::get<record::TensorListSlot>(node->arguments[0]).operands) {
