@@ -16,22 +16,11 @@ bool is_lazy(const at::Tensor& tensor) noexcept {
 }
 
 Report materialize(const std::vector<at::Tensor>& tensors, const MaterializeOptions& options) {
-  tile::Options engine{options};
-  engine.sole_views = tile::sole_views(tensors);
-  std::vector<c10::Storage> storages;
-  for (const auto& tensor : tensors) {
-    if (is_lazy(tensor)) {
-      storages.push_back(tensor.storage());
-    }
-  }
   Report report;
-  for (const auto& storage : tile::materialize(storages, engine)) {
+  for (const auto& storage : tile::materialize_tensors(tensors, {options})) {
     report.storages += 1;
     report.bytes += storage.nbytes;
     report.operators += storage.operators;
-  }
-  for (const auto& tensor : tensors) {
-    record::settle(tensor);
   }
   return report;
 }

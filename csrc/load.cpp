@@ -18,7 +18,7 @@
 #include "record/snapshot.h"
 #include "record/source_node.h"
 #include "text/printable.h"
-#include "tile/materialize_over.h"
+#include "tile/held_tensors.h"
 
 namespace dormant {
 namespace {
@@ -42,17 +42,17 @@ std::string joined(const std::vector<std::string>& parts) {
 }
 
 /// One tensor of the module under all names that it has there.
-struct Target {
+struct ModuleTensor {
   at::Tensor tensor;
   std::vector<std::string> names;
   std::vector<std::string> sources;  ///< names in the checkpoint, under which it is
 };
 
-std::vector<Target> targets_of(const NamedTensors& tensors) {
+std::vector<ModuleTensor> distinct(const NamedTensors& tensors) {
   using Identity = std::tuple<const c10::StorageImpl*, int64_t, std::vector<int64_t>,
                               std::vector<int64_t>, c10::ScalarType>;
   std::map<Identity, size_t> known;
-  std::vector<Target> targets;
+  std::vector<ModuleTensor> found;
   for (const auto& [name, tensor] : tensors) {
     if (!tensor.defined()) {
       continue;  // libtorch's way to say that a layer has no bias
@@ -63,13 +63,13 @@ std::vector<Target> targets_of(const NamedTensors& tensors) {
                                 ", expected a strided one on the CPU");
     const Identity identity{tensor.storage().unsafeGetStorageImpl(), tensor.storage_offset(),
                             tensor.sizes().vec(), tensor.strides().vec(), tensor.scalar_type()};
-    const auto [found, added] = known.emplace(identity, targets.size());
+    const auto [place, added] = known.emplace(identity, found.size());
     if (added) {
-      targets.push_back({tensor, {}, {}});
+      found.push_back({tensor, {}, {}});
     }
-    targets[found->second].names.push_back(name);
+    found[place->second].names.push_back(name);
   }
-  return targets;
+  return found;
 }
 
 /// Names of the checkpoint by what the module calls them.
@@ -91,13 +91,13 @@ std::map<std::string, std::string> renamed(
 }
 
 /// c10::ValueError unless all tensors have the same bytes.
-void check_equal(const checkpoint::Catalogue& catalogue, const Target& target) {
+void check_equal(const checkpoint::Catalogue& catalogue, const ModuleTensor& tensor) {
   constexpr size_t kBlock = 1024 * 1024;
   std::vector<char> one(kBlock);
   std::vector<char> other(kBlock);
-  const auto& first = find(catalogue, target.sources.front());
-  for (size_t i = 1; i < target.sources.size(); ++i) {
-    const auto& second = find(catalogue, target.sources[i]);
+  const auto& first = find(catalogue, tensor.sources.front());
+  for (size_t i = 1; i < tensor.sources.size(); ++i) {
+    const auto& second = find(catalogue, tensor.sources[i]);
     bool equal = first.entry.dtype == second.entry.dtype;
     for (uint64_t done = 0; equal && done < first.entry.nbytes; done += kBlock) {
       const auto count = std::min<uint64_t>(kBlock, first.entry.nbytes - done);
@@ -105,8 +105,8 @@ void check_equal(const checkpoint::Catalogue& catalogue, const Target& target) {
       second.file->read(second.entry.offset + done, count, other.data());
       equal = std::memcmp(one.data(), other.data(), count) == 0;
     }
-    TORCH_CHECK_VALUE(equal, "dormant: load: ", in_quotes(target.names[0]), " and ",
-                      in_quotes(target.names[1]),
+    TORCH_CHECK_VALUE(equal, "dormant: load: ", in_quotes(tensor.names[0]), " and ",
+                      in_quotes(tensor.names[1]),
                       " are one tensor in the module, and the checkpoint has different values for "
                       "them: ",
                       in_quotes(first.entry.name), " in ", first.file->name(), " and ",
@@ -116,19 +116,19 @@ void check_equal(const checkpoint::Catalogue& catalogue, const Target& target) {
 }
 
 /// What will be done, decided before anything is.
-struct Plan {
-  std::vector<Target> targets;
+struct Match {
+  std::vector<ModuleTensor> tensors;
   LoadReport report;
 };
 
-Plan plan(const NamedTensors& tensors, const Checkpoint& checkpoint, const LoadOptions& options) {
-  Plan result;
-  result.targets = targets_of(tensors);
+Match match(const NamedTensors& tensors, const Checkpoint& checkpoint, const LoadOptions& options) {
+  Match result;
+  result.tensors = distinct(tensors);
   auto available = renamed(checkpoint, options.rename);
   std::vector<std::string> missing;
   std::vector<std::string> mismatched;
-  for (auto& target : result.targets) {
-    for (const auto& name : target.names) {
+  for (auto& tensor : result.tensors) {
+    for (const auto& name : tensor.names) {
       const auto found = available.find(name);
       if (found == available.end()) {
         continue;
@@ -136,21 +136,21 @@ Plan plan(const NamedTensors& tensors, const Checkpoint& checkpoint, const LoadO
       const auto source = found->second;
       available.erase(found);
       const auto entry = checkpoint.entry(source);
-      if (target.tensor.sizes() == at::IntArrayRef(entry.sizes)) {
-        target.sources.push_back(source);
+      if (tensor.tensor.sizes() == at::IntArrayRef(entry.sizes)) {
+        tensor.sources.push_back(source);
       } else {
         mismatched.push_back(c10::str(in_quotes(name), " has sizes ", at::IntArrayRef(entry.sizes),
                                       " in ", text::printable(entry.file), " at byte ",
-                                      entry.offset, ", expected ", target.tensor.sizes()));
+                                      entry.offset, ", expected ", tensor.tensor.sizes()));
       }
     }
-    const bool found = !target.sources.empty();
+    const bool found = !tensor.sources.empty();
     auto& list = found                    ? result.report.loaded
-                 : is_lazy(target.tensor) ? result.report.initialised
+                 : is_lazy(tensor.tensor) ? result.report.initialised
                                           : result.report.kept;
-    list.insert(list.end(), target.names.begin(), target.names.end());
+    list.insert(list.end(), tensor.names.begin(), tensor.names.end());
     if (!found) {
-      missing.push_back(in_quotes(target.names.front()));
+      missing.push_back(in_quotes(tensor.names.front()));
     }
   }
   TORCH_CHECK_INDEX(mismatched.empty() || options.mismatched == Mismatched::initialise,
@@ -161,7 +161,7 @@ Plan plan(const NamedTensors& tensors, const Checkpoint& checkpoint, const LoadO
                     ". Next: build the model that was saved, or pass "
                     "mismatched = Mismatched::initialise.");
   TORCH_CHECK_INDEX(missing.empty() || options.missing == Missing::initialise,
-                    "dormant: load: ", missing.size(), " of ", result.targets.size(),
+                    "dormant: load: ", missing.size(), " of ", result.tensors.size(),
                     " tensors of the module are not in the checkpoint: ", joined(missing),
                     ". Next: pass `rename`, or missing = Missing::initialise.");
   std::vector<std::string> unexpected;
@@ -177,13 +177,13 @@ Plan plan(const NamedTensors& tensors, const Checkpoint& checkpoint, const LoadO
 }
 
 /// For an error: which real tensors are no longer what they were.
-std::string begun_names(const std::vector<Target>& targets,
+std::string begun_names(const std::vector<ModuleTensor>& tensors,
                         const std::vector<const c10::StorageImpl*>& begun) {
   const std::set<const c10::StorageImpl*> storages(begun.begin(), begun.end());
   std::vector<std::string> names;
-  for (const auto& target : targets) {
-    if (storages.contains(target.tensor.storage().unsafeGetStorageImpl())) {
-      names.push_back(in_quotes(target.names.front()));
+  for (const auto& tensor : tensors) {
+    if (storages.contains(tensor.tensor.storage().unsafeGetStorageImpl())) {
+      names.push_back(in_quotes(tensor.names.front()));
     }
   }
   return names.empty() ? "" : "dormant: load: written before, wholly or in part: " + joined(names);
@@ -237,34 +237,29 @@ Checkpoint open_checkpoint(const std::string& path) {
 
 LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
                 const LoadOptions& options) {
-  auto [targets, report] = plan(tensors, checkpoint, options);
-  std::vector<c10::Storage> storages;
-  for (const auto& target : targets) {
-    storages.push_back(target.tensor.storage());
-    if (target.sources.size() > 1) {
-      check_equal(*checkpoint.catalogue_, target);
+  auto [matched, report] = match(tensors, checkpoint, options);
+  std::vector<at::Tensor> all;
+  for (const auto& each : matched) {
+    all.push_back(each.tensor);
+    if (each.sources.size() > 1) {
+      check_equal(*checkpoint.catalogue_, each);
     }
   }
-  record::Snapshot snapshot(storages);
-  std::vector<const c10::StorageImpl*> begun;
-  const auto put_back = [&, &targets = targets] {
-    snapshot.restore();
-    for (const auto& target : targets) {
-      record::settle(target.tensor);
-    }
-    return begun_names(targets, begun);
+  tile::HeldTensors held(all);
+  const auto put_back = [&, &matched = matched] {
+    held.restore();
+    return begun_names(matched, held.begun());
   };
   try {
     const at::NoGradGuard values_only;
-    for (const auto& target : targets) {
-      record::settle(target.tensor);
-      if (!target.sources.empty()) {
-        target.tensor.copy_(checkpoint[target.sources.front()]);
+    for (const auto& each : matched) {
+      if (!each.sources.empty()) {
+        each.tensor.copy_(checkpoint[each.sources.front()]);
       }
     }
     const tile::Options engine{
         {.memory_budget = options.memory_budget, .mmap = options.mmap, .on_step = options.on_step}};
-    for (const auto& storage : tile::materialize_over(snapshot, storages, engine, begun)) {
+    for (const auto& storage : held.materialize(all, engine)) {
       report.bytes += storage.nbytes;
     }
   } catch (c10::Error& error) {
@@ -282,10 +277,7 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
     put_back();
     throw;
   }
-  snapshot.keep();
-  for (const auto& target : targets) {
-    record::settle(target.tensor);
-  }
+  held.keep();
   return report;
 }
 

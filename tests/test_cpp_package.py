@@ -153,7 +153,7 @@ def test_library_hides_what_is_not_marked_for_export() -> None:
     library = Path(dormant.__file__).parent / "lib" / "libdormant.so"
     symbols = run("nm", "--dynamic", "--defined-only", "--demangle", library, cwd=ROOT).stdout
     assert " dormant::materialize(" in symbols
-    # Internals without DORMANT_API, and a header-only library that another one may bring too.
+    # Internals that are not marked, and a header-only library that another one may bring too.
     assert " dormant::random::advance(" not in symbols
     assert "nlohmann::" not in symbols
 

@@ -653,7 +653,8 @@ def test_failures_lose_no_memory(state: Any, tmp_path: Path) -> None:
     assert open_files() == files
     after = resident_bytes()
     if before is not None and after is not None:
-        assert after - before < 16 << 20  # 180 failures over tensors of 4 MiB
+        # A leak in one place takes 20 times 4 MiB; what the allocator keeps is less.
+        assert after - before < 64 << 20
 
 
 # ---- the switch itself

@@ -22,15 +22,15 @@
 #include "record/node.h"
 #include "record/recorder.h"
 #include "record/replay.h"
-#include "record/snapshot.h"
 #include "record/source_node.h"
 #include "system/faults.h"
 #include "tile/engine.h"
-#include "tile/materialize_over.h"
+#include "tile/held_tensors.h"
 #include "tile/sink.h"
 
 namespace py = pybind11;
 using namespace dormant::record;
+using dormant::tile::HeldTensors;
 
 namespace {
 
@@ -46,27 +46,10 @@ at::Tensor flat(const c10::Storage& storage) {
   return make_tensor(storage, Geometry::bytes(storage.nbytes()));
 }
 
-std::vector<std::string> operators(const at::Tensor& tensor) {
-  std::vector<std::string> names;
-  if (const auto history = history_of(tensor); history && history->tail) {
-    for (const auto* node : closure({history->tail.get()})) {
-      names.push_back(full_name(node->op));
-    }
-  }
-  return names;
-}
-
-/// Names of the files, and of other memory, that a lazy tensor's elements are made of.
-std::set<std::string> sources(const at::Tensor& tensor) {
-  std::set<std::string> names;
-  if (const auto history = history_of(tensor); history && history->tail) {
-    for (const auto* node : closure({history->tail.get()})) {
-      if (node->source) {
-        names.insert(node->source->name());
-      }
-    }
-  }
-  return names;
+/// The last node of a lazy tensor's history; null where it has none.
+NodePtr tail_of(const at::Tensor& tensor) {
+  const auto history = history_of(tensor);
+  return history ? history->tail : NodePtr();
 }
 
 /// Looks for Ctrl-C, then calls `on_step` where there is something to tell, from a thread without
@@ -81,24 +64,6 @@ std::function<void(size_t, size_t)> interruptible(const OnStep& on_step) {
       (*on_step)(done, total);
     }
   };
-}
-
-/// A Snapshot, and the storages whose memory work over it has written, wholly or in part.
-struct HeldTensors {
-  Snapshot snapshot;
-  std::vector<const c10::StorageImpl*> begun;
-};
-
-std::unique_ptr<HeldTensors> hold(const std::vector<at::Tensor>& tensors) {
-  std::vector<c10::Storage> storages;
-  for (const auto& tensor : tensors) {
-    storages.push_back(storage_of(tensor));
-  }
-  auto held = std::make_unique<HeldTensors>(HeldTensors{Snapshot(storages), {}});
-  for (const auto& tensor : tensors) {
-    settle(tensor);
-  }
-  return held;
 }
 
 dormant::Mmap mmap_from(const std::string& name) {
@@ -120,32 +85,27 @@ const char* name_of(dormant::tile::Way way) {
   }
 }
 
+dormant::Values values_from(const std::string& name) {
+  TORCH_CHECK_VALUE(name == "exact" || name == "fast" || name == "empty",
+                    "dormant: materialize: values=\"", name,
+                    "\", expected \"exact\", \"fast\" or \"empty\"");
+  return name == "exact"  ? dormant::Values::exact
+         : name == "fast" ? dormant::Values::fast
+                          : dormant::Values::empty;
+}
+
 py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::string& values,
                              const OnStep& on_step, std::optional<size_t> memory_budget,
                              const std::string& mmap, HeldTensors* held) {
-  TORCH_CHECK_VALUE(values == "exact" || values == "fast" || values == "empty",
-                    "dormant: materialize: values=\"", values,
-                    "\", expected \"exact\", \"fast\" or \"empty\"");
-  dormant::tile::Options options;
-  options.sole_views = dormant::tile::sole_views(tensors);
-  std::vector<c10::Storage> storages;
-  for (const auto& tensor : tensors) {
-    if (is_lazy(tensor)) {
-      storages.push_back(tensor.storage());
-    }
-  }
-  options.values = values == "exact"  ? dormant::Values::exact
-                   : values == "fast" ? dormant::Values::fast
-                                      : dormant::Values::empty;
-  options.memory_budget = memory_budget;
-  options.mmap = mmap_from(mmap);
-  options.on_step = interruptible(on_step);
+  const dormant::tile::Options options{{.values = values_from(values),
+                                        .memory_budget = memory_budget,
+                                        .mmap = mmap_from(mmap),
+                                        .on_step = interruptible(on_step)}};
   std::vector<dormant::tile::Materialized> done;
   {
     const py::gil_scoped_release other_threads_may_run;
-    done = held == nullptr
-               ? dormant::tile::materialize(storages, options)
-               : dormant::tile::materialize_over(held->snapshot, storages, options, held->begun);
+    done = held == nullptr ? dormant::tile::materialize_tensors(tensors, options)
+                           : held->materialize(tensors, options);
   }
   py::list result;
   for (const auto& storage : done) {
@@ -159,9 +119,6 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
     entry["initialised_bytes"] = storage.initialised_bytes;
     entry["sources"] = storage.sources;
     result.append(entry);
-  }
-  for (const auto& tensor : tensors) {
-    sync_key(tensor);
   }
   return result;
 }
@@ -248,18 +205,24 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("storage_nbytes", [](const at::Tensor& tensor) { return storage_of(tensor).nbytes(); });
   m.def("tensor_over", &flat, "All bytes of a storage as a uint8 tensor over it, lazy or real.");
   m.def("live_storages", &live_storages);
-  m.def("operators", &operators);
-  m.def("sources", &sources);
+  m.def("operators", [](const at::Tensor& tensor) { return operator_names(tail_of(tensor)); });
+  m.def("sources", [](const at::Tensor& tensor) { return source_names(tail_of(tensor)); });
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),
         py::arg("on_step"), py::arg("memory_budget") = std::nullopt, py::arg("mmap") = "auto",
         py::arg("held") = nullptr);
   py::class_<HeldTensors>(m, "HeldTensors")
-      .def(py::init(&hold), py::arg("tensors"), py::pos_only())
-      .def("restore", [](HeldTensors& held) { held.snapshot.restore(); })
-      .def("keep", [](HeldTensors& held) { held.snapshot.keep(); })
+      .def(py::init([](const std::vector<at::Tensor>& tensors) {
+             for (const auto& tensor : tensors) {
+               (void)storage_of(tensor);
+             }
+             return std::make_unique<HeldTensors>(tensors);
+           }),
+           py::arg("tensors"), py::pos_only())
+      .def("restore", &HeldTensors::restore)
+      .def("keep", &HeldTensors::keep)
       .def("begun", [](const HeldTensors& held) {
         std::vector<uintptr_t> storages;
-        for (const auto* storage : held.begun) {
+        for (const auto* storage : held.begun()) {
           storages.push_back(reinterpret_cast<uintptr_t>(storage));
         }
         return storages;

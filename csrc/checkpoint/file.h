@@ -6,20 +6,19 @@
 // must stay as it is.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <memory>
 #include <string>
 
 #include "record/source.h"
+#include "system/export.h"
 #include "system/mutex.h"
 
 struct stat;
 
 namespace dormant::checkpoint {
 
-class DORMANT_API File final : public record::Source {
+class DORMANT_BINDINGS_API File final : public record::Source {
  public:
   /// Opens a regular file for reading. std::system_error where the system refuses; c10::ValueError
   /// where it is no regular file.

@@ -5,18 +5,17 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/util/intrusive_ptr.h>
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <memory>
 
 #include "record/node.h"
 #include "record/source.h"
+#include "system/export.h"
 #include "system/mutex.h"
 
 namespace dormant::checkpoint {
 
-class DORMANT_API FileStorage {
+class DORMANT_BINDINGS_API FileStorage {
  public:
   /// Bytes [offset, offset + nbytes) of `source`, of which most tensors see elements of `dtype`.
   /// c10::ValueError where they are no whole number of elements. The caller has checked that the

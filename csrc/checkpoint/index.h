@@ -2,11 +2,11 @@
 // the file beside the index that has it, and "metadata" of any shape.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <map>
 #include <string>
 #include <string_view>
+
+#include "system/export.h"
 
 namespace dormant::checkpoint {
 
@@ -18,10 +18,10 @@ struct Index {
 /// Parses an index; the paths are relative, and lead neither out of the folder nor, in two ways, to
 /// one file. c10::ValueError, with file, tensor, byte, what was found and what was expected, where
 /// anything is wrong. `file` is printable text for messages.
-DORMANT_API Index parse_index(std::string_view document, const std::string& file);
+Index parse_index(std::string_view document, const std::string& file);
 
 /// Reads the index at `path`; the paths are absolute and there are files. c10::ValueError as above,
 /// and where files are absent, which it lists; std::system_error where the index can't be read.
-DORMANT_API Index read_index(const std::string& path);
+DORMANT_BINDINGS_API Index read_index(const std::string& path);
 
 }  // namespace dormant::checkpoint

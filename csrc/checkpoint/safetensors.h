@@ -10,8 +10,6 @@
 // bytes.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -20,6 +18,7 @@
 #include <vector>
 
 #include "checkpoint/entry.h"
+#include "system/export.h"
 
 namespace dormant::checkpoint {
 
@@ -37,15 +36,15 @@ struct Safetensors {
 
 /// Bytes of the header whose length the first 8 bytes of a file state. `file` is printable text for
 /// messages. c10::ValueError where a file of `file_size` bytes cannot have such a header.
-DORMANT_API uint64_t safetensors_header_size(std::string_view first_bytes, uint64_t file_size,
-                                             const std::string& file);
+uint64_t safetensors_header_size(std::string_view first_bytes, uint64_t file_size,
+                                 const std::string& file);
 
 /// Parses the header of a file of `file_size` bytes. c10::ValueError, with file, tensor, byte, what
 /// was found and what was expected, where anything is wrong with it.
-DORMANT_API Safetensors parse_safetensors_header(std::string_view header, uint64_t file_size,
-                                                 const std::string& file);
+Safetensors parse_safetensors_header(std::string_view header, uint64_t file_size,
+                                     const std::string& file);
 
 /// Reads and parses the header of a file; std::system_error where it cannot be read.
-DORMANT_API Safetensors read_safetensors_header(const File& file);
+DORMANT_BINDINGS_API Safetensors read_safetensors_header(const File& file);
 
 }  // namespace dormant::checkpoint

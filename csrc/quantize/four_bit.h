@@ -3,8 +3,6 @@
 #pragma once
 
 #include <c10/util/ArrayRef.h>
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -13,13 +11,14 @@
 #include "quantize/dynamic_map.h"
 #include "quantize/kernels.h"
 #include "record/quantizer.h"
+#include "system/export.h"
 
 namespace dormant::quantize {
 
 /// Outputs for N elements in B blocks: the packed codes, uint8 [(N + 1) / 2, 1], and the absmax,
 /// float32 [B]. Nested: the packed codes, the absmax as codes, uint8 [B], the absmax of those, one
 /// for 256, and the number subtracted from them, float32 [].
-class DORMANT_API FourBit final : public record::Quantizer {
+class DORMANT_BINDINGS_API FourBit final : public record::Quantizer {
  public:
   /// `kind` is a name; `values` are those of the 16 codes, within [-1, 1] (bitsandbytes'
   /// get_4bit_type); `block_size` is a power of two from 32 to 4096; `nested_map` quantises the

@@ -2,19 +2,18 @@
 // on a CPU.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "record/quantizer.h"
+#include "system/export.h"
 
 namespace dormant::quantize {
 
 /// Outputs for a source of [rows, columns], which is rounded to float16 first: int8 [rows, columns]
 /// and the absmax of each row, float32 [rows], which bitsandbytes calls SCB.
-class DORMANT_API Int8Rows final : public record::Quantizer {
+class DORMANT_BINDINGS_API Int8Rows final : public record::Quantizer {
  public:
   std::vector<record::Geometry> outputs(c10::IntArrayRef sizes) const override;
   std::vector<record::Geometry> scratch(c10::IntArrayRef sizes) const override;

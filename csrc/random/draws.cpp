@@ -58,18 +58,18 @@ bool is_plain_cpu_tensor(const at::Tensor& tensor) {
          !tensor.is_nested() && !tensor.is_conj() && !tensor.is_neg();
 }
 
-Target in_place(const at::Tensor& tensor) {
+FilledTensor in_place(const at::Tensor& tensor) {
   return {tensor.scalar_type(), static_cast<uint64_t>(tensor.numel()), tensor.is_contiguous(),
           at::has_internal_overlap(tensor.unsafeGetTensorImpl()) == at::MemOverlap::Yes};
 }
 
-Target dense(ScalarType dtype, c10::IntArrayRef sizes) {
+FilledTensor dense(ScalarType dtype, c10::IntArrayRef sizes) {
   return {dtype, static_cast<uint64_t>(c10::multiply_integers(sizes)), /*contiguous=*/true,
           /*overlaps=*/false};
 }
 
 // out= after resize_(sizes): the strides stay where the sizes do.
-Target resized(const at::Tensor& out, c10::IntArrayRef sizes) {
+FilledTensor resized(const at::Tensor& out, c10::IntArrayRef sizes) {
   return out.sizes() == sizes ? in_place(out) : dense(out.scalar_type(), sizes);
 }
 
@@ -85,8 +85,8 @@ bool is_contiguous(c10::IntArrayRef sizes, c10::IntArrayRef strides) {
 }
 
 // tensor.clone(): strides are kept where they are dense, else made dense in the same order.
-Target cloned(const at::Tensor& tensor) {
-  Target target = in_place(tensor);
+FilledTensor cloned(const at::Tensor& tensor) {
+  FilledTensor target = in_place(tensor);
   target.overlaps = false;
   if (!tensor.is_non_overlapping_and_dense()) {
     target.contiguous =
@@ -120,21 +120,21 @@ double number(const c10::IValue& value) {
 
 // A law sees the tensor to be filled and all arguments of an operator whose numbers stand where
 // those of the in-place operator do.
-using FillLaw = Draw (*)(const Target&, Arguments, at::CPUGeneratorImpl&);
+using FillLaw = Draw (*)(const FilledTensor&, Arguments, at::CPUGeneratorImpl&);
 
-Draw normal(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw normal(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   return fill_normal(target, /*std=*/number(args[2]), generator);
 }
 
-Draw uniform(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw uniform(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   return fill_uniform(target, number(args[1]), number(args[2]), generator);
 }
 
-Draw bernoulli(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw bernoulli(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   return fill_bernoulli(target, number(args[1]), generator);
 }
 
-Draw bernoulli_of(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw bernoulli_of(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   const at::Tensor& probabilities = args[1].toTensor();
   const c10::IntArrayRef sizes = args[0].toTensor().sizes();
   const auto shape = broadcast(sizes, probabilities.sizes());
@@ -142,32 +142,32 @@ Draw bernoulli_of(const Target& target, Arguments args, at::CPUGeneratorImpl& ge
                                   : Draw::unknown;
 }
 
-Draw exponential(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw exponential(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   return fill_exponential(target, number(args[1]), generator);
 }
 
-Draw cauchy(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw cauchy(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   return fill_cauchy(target, /*sigma=*/number(args[2]), generator);
 }
 
-Draw geometric(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw geometric(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   return fill_geometric(target, number(args[1]), generator);
 }
 
-Draw log_normal(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw log_normal(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   return fill_log_normal(target, /*std=*/number(args[2]), generator);
 }
 
-Draw random(const Target& target, Arguments, at::CPUGeneratorImpl& generator) {
+Draw random(const FilledTensor& target, Arguments, at::CPUGeneratorImpl& generator) {
   return fill_integers(target, generator);
 }
 
-Draw random_from(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw random_from(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   const auto to = args[2].isNone() ? std::nullopt : std::optional<int64_t>(args[2].toInt());
   return fill_integers(target, args[1].toInt(), to, generator);
 }
 
-Draw random_to(const Target& target, Arguments args, at::CPUGeneratorImpl& generator) {
+Draw random_to(const FilledTensor& target, Arguments args, at::CPUGeneratorImpl& generator) {
   return fill_integers(target, 0, args[1].toInt(), generator);
 }
 
@@ -255,7 +255,7 @@ Draw normal_tensor_tensor_out(Arguments args, at::CPUGeneratorImpl& generator) {
 // out= factories (aten/src/ATen/native/TensorFactories.cpp): out.resize_(size), then an in-place
 // operator. kSize is the index of `size`; a size that is symbolic or negative gives none.
 template <size_t kSize>
-std::optional<Target> factory_target(Arguments args) {
+std::optional<FilledTensor> factory_target(Arguments args) {
   if (!args[kSize].isIntList()) {
     return std::nullopt;
   }

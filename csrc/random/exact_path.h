@@ -5,8 +5,6 @@
 // ATen's operator.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
@@ -14,6 +12,7 @@
 #include <vector>
 
 #include "random/stream_kernels.h"
+#include "system/export.h"
 
 namespace dormant::random {
 
@@ -38,7 +37,7 @@ struct ExactPath {
 };
 
 // Compares on first use (about a millisecond), then costs a load. Any thread may call it.
-DORMANT_API const ExactPath& exact_path();
+DORMANT_BINDINGS_API const ExactPath& exact_path();
 
 // The comparison itself, for a given level.
 ExactPath check_exactness(const StreamKernels& kernels);

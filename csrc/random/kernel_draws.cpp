@@ -34,7 +34,7 @@ double largest(ScalarType dtype) {
 }
 
 // view_as_real: what normal_ and uniform_ fill in place of a complex tensor.
-Target parts_of(Target target) {
+FilledTensor parts_of(FilledTensor target) {
   if (c10::isComplexType(target.dtype)) {
     target.dtype = c10::toRealValueType(target.dtype);
     target.numel *= 2;
@@ -81,7 +81,7 @@ Draw take_normals(at::CPUGeneratorImpl& generator, uint64_t count) {
 }
 
 // Kernels that make one double of every two draws, whatever the dtype that they write.
-Draw fill_by_doubles(const Target& target, bool accepted, at::CPUGeneratorImpl& generator) {
+Draw fill_by_doubles(const FilledTensor& target, bool accepted, at::CPUGeneratorImpl& generator) {
   return accepted && !target.overlaps ? take(generator, 2 * target.numel) : Draw::unknown;
 }
 
@@ -135,8 +135,8 @@ Draw take(at::CPUGeneratorImpl& generator, uint64_t draws) {
   return Draw::skipped;
 }
 
-Draw fill_normal(const Target& whole, double std, at::CPUGeneratorImpl& generator) {
-  const Target target = parts_of(whole);
+Draw fill_normal(const FilledTensor& whole, double std, at::CPUGeneratorImpl& generator) {
+  const FilledTensor target = parts_of(whole);
   const uint64_t n = target.numel;
   if (!is_floating(target.dtype) || !(std >= 0.0)) {
     return Draw::unknown;
@@ -152,13 +152,14 @@ Draw fill_normal(const Target& whole, double std, at::CPUGeneratorImpl& generato
   return take(generator, target.dtype == ScalarType::Double ? 2 * uniforms : uniforms);
 }
 
-Draw fill_log_normal(const Target& target, double std, at::CPUGeneratorImpl& generator) {
+Draw fill_log_normal(const FilledTensor& target, double std, at::CPUGeneratorImpl& generator) {
   const bool accepted = is_floating(target.dtype) && !target.overlaps && std > 0.0;
   return accepted ? take_normals(generator, target.numel) : Draw::unknown;
 }
 
-Draw fill_uniform(const Target& whole, double from, double to, at::CPUGeneratorImpl& generator) {
-  const Target target = parts_of(whole);
+Draw fill_uniform(const FilledTensor& whole, double from, double to,
+                  at::CPUGeneratorImpl& generator) {
+  const FilledTensor target = parts_of(whole);
   const double limit = largest(target.dtype);
   if (!is_floating(target.dtype) || target.overlaps ||
       !(from >= -limit && to <= limit && from <= to && to - from <= limit)) {
@@ -172,24 +173,24 @@ Draw fill_uniform(const Target& whole, double from, double to, at::CPUGeneratorI
   return take(generator, target.dtype == ScalarType::Double ? 2 * target.numel : target.numel);
 }
 
-Draw fill_exponential(const Target& target, double lambda, at::CPUGeneratorImpl& generator) {
+Draw fill_exponential(const FilledTensor& target, double lambda, at::CPUGeneratorImpl& generator) {
   return fill_by_doubles(target, is_floating(target.dtype) && lambda > 0.0, generator);
 }
 
-Draw fill_cauchy(const Target& target, double sigma, at::CPUGeneratorImpl& generator) {
+Draw fill_cauchy(const FilledTensor& target, double sigma, at::CPUGeneratorImpl& generator) {
   return fill_by_doubles(target, is_floating(target.dtype) && sigma > 0.0, generator);
 }
 
-Draw fill_geometric(const Target& target, double p, at::CPUGeneratorImpl& generator) {
+Draw fill_geometric(const FilledTensor& target, double p, at::CPUGeneratorImpl& generator) {
   const bool accepted = is_floating(target.dtype) || is_plain_integer(target.dtype);
   return fill_by_doubles(target, accepted && p > 0.0 && p < 1.0, generator);
 }
 
-Draw fill_bernoulli(const Target& target, double p, at::CPUGeneratorImpl& generator) {
+Draw fill_bernoulli(const FilledTensor& target, double p, at::CPUGeneratorImpl& generator) {
   return fill_by_doubles(target, is_real_or_bool(target.dtype) && p >= 0.0 && p <= 1.0, generator);
 }
 
-Draw fill_bernoulli(const Target& target, ScalarType probabilities,
+Draw fill_bernoulli(const FilledTensor& target, ScalarType probabilities,
                     at::CPUGeneratorImpl& generator) {
   if (!is_real_or_bool(target.dtype) || !is_floating(probabilities) || target.overlaps) {
     return Draw::unknown;
@@ -197,7 +198,7 @@ Draw fill_bernoulli(const Target& target, ScalarType probabilities,
   return take(generator, probabilities == ScalarType::Double ? 2 * target.numel : target.numel);
 }
 
-Draw fill_integers(const Target& target, at::CPUGeneratorImpl& generator) {
+Draw fill_integers(const FilledTensor& target, at::CPUGeneratorImpl& generator) {
   if (!is_real_or_bool(target.dtype) || target.overlaps) {
     return Draw::unknown;
   }
@@ -205,7 +206,7 @@ Draw fill_integers(const Target& target, at::CPUGeneratorImpl& generator) {
   return take(generator, wide ? 2 * target.numel : target.numel);
 }
 
-Draw fill_integers(const Target& target, int64_t from, std::optional<int64_t> to,
+Draw fill_integers(const FilledTensor& target, int64_t from, std::optional<int64_t> to,
                    at::CPUGeneratorImpl& generator) {
   if (target.overlaps) {
     return Draw::unknown;

@@ -18,7 +18,7 @@
 namespace dormant::random {
 
 // What a kernel sees of the tensor that it fills.
-struct Target {
+struct FilledTensor {
   at::ScalarType dtype;
   uint64_t numel;
   bool contiguous;
@@ -35,22 +35,23 @@ bool is_plain_integer(at::ScalarType dtype);
 // Takes `draws` 32-bit numbers off the generator and leaves its cached normal alone.
 Draw take(at::CPUGeneratorImpl& generator, uint64_t draws);
 
-Draw fill_normal(const Target& target, double std, at::CPUGeneratorImpl& generator);
-Draw fill_log_normal(const Target& target, double std, at::CPUGeneratorImpl& generator);
-Draw fill_uniform(const Target& target, double from, double to, at::CPUGeneratorImpl& generator);
-Draw fill_exponential(const Target& target, double lambda, at::CPUGeneratorImpl& generator);
-Draw fill_cauchy(const Target& target, double sigma, at::CPUGeneratorImpl& generator);
-Draw fill_geometric(const Target& target, double p, at::CPUGeneratorImpl& generator);
+Draw fill_normal(const FilledTensor& target, double std, at::CPUGeneratorImpl& generator);
+Draw fill_log_normal(const FilledTensor& target, double std, at::CPUGeneratorImpl& generator);
+Draw fill_uniform(const FilledTensor& target, double from, double to,
+                  at::CPUGeneratorImpl& generator);
+Draw fill_exponential(const FilledTensor& target, double lambda, at::CPUGeneratorImpl& generator);
+Draw fill_cauchy(const FilledTensor& target, double sigma, at::CPUGeneratorImpl& generator);
+Draw fill_geometric(const FilledTensor& target, double p, at::CPUGeneratorImpl& generator);
 
 // One probability for all elements; a tensor of probabilities, of which only the dtype matters.
-Draw fill_bernoulli(const Target& target, double p, at::CPUGeneratorImpl& generator);
-Draw fill_bernoulli(const Target& target, at::ScalarType probabilities,
+Draw fill_bernoulli(const FilledTensor& target, double p, at::CPUGeneratorImpl& generator);
+Draw fill_bernoulli(const FilledTensor& target, at::ScalarType probabilities,
                     at::CPUGeneratorImpl& generator);
 
 // random_(), the full range of the dtype; random_(from, to), with no `to` up to the dtype's last
 // exact integer.
-Draw fill_integers(const Target& target, at::CPUGeneratorImpl& generator);
-Draw fill_integers(const Target& target, int64_t from, std::optional<int64_t> to,
+Draw fill_integers(const FilledTensor& target, at::CPUGeneratorImpl& generator);
+Draw fill_integers(const FilledTensor& target, int64_t from, std::optional<int64_t> to,
                    at::CPUGeneratorImpl& generator);
 
 // How many integers random_(from, to) chooses from in this dtype; none where eager refuses them.

@@ -22,11 +22,11 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
-#include <dormant/export.h>
-
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "system/export.h"
 
 namespace dormant::recipe {
 
@@ -42,11 +42,12 @@ struct Recipe {
 
 /// The recipe of a whole lazy storage. ValueError where the storage has memory,
 /// NotImplementedError where read() would refuse what was recorded. Any thread may call it.
-DORMANT_API Recipe write(const c10::Storage& storage);
+DORMANT_BINDINGS_API Recipe write(const c10::Storage& storage);
 
 /// A new lazy storage with that recipe. ValueError, and nothing else is changed, for a document
 /// that is damaged, of another version, or asks for what recording would not have recorded. Runs
 /// Meta kernels, some of which take Python's lock; it may be held or not.
-DORMANT_API c10::Storage read(std::string_view document, c10::ArrayRef<at::Tensor> tensors);
+DORMANT_BINDINGS_API c10::Storage read(std::string_view document,
+                                       c10::ArrayRef<at::Tensor> tensors);
 
 }  // namespace dormant::recipe

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <c10/util/hash.h>
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -29,6 +27,6 @@ struct CallKeyHash {
 };
 
 /// The key of a call; empty where an argument is of a kind that cannot be compared.
-DORMANT_API std::optional<CallKey> key_of(const Call& call);
+std::optional<CallKey> key_of(const Call& call);
 
 }  // namespace dormant::record

@@ -7,8 +7,6 @@
 
 #include <c10/core/Storage.h>
 #include <c10/util/ArrayRef.h>
-#include <dormant/export.h>
-
 #include <functional>
 #include <vector>
 
@@ -26,6 +24,6 @@ struct Making {
 /// Makes the lazy ones among `storages`, each once, until none of them is wanted any more: those
 /// that another thread is making are waited for, and made here if it fails, or if somebody has
 /// written to them meanwhile. Any thread may call it; nothing is locked meanwhile.
-DORMANT_API void make_each_once(c10::ArrayRef<c10::Storage> storages, const Making& making);
+void make_each_once(c10::ArrayRef<c10::Storage> storages, const Making& making);
 
 }  // namespace dormant::record

@@ -7,8 +7,6 @@
 // or can't be converted, runs at once.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <optional>
 #include <vector>
 
@@ -21,7 +19,7 @@ namespace dormant::record {
 /// tensors that it returns, if they are new: no tensor that it reads is floating or complex, but a
 /// result, one that it writes, or a Python scalar among the arguments, is. False where the call
 /// moves data, draws random numbers or names its dtype. Takes no lock, runs no operator.
-DORMANT_API bool depends_on_default_dtype(const Call& call, const std::vector<Geometry>& results);
+bool depends_on_default_dtype(const Call& call, const std::vector<Geometry>& results);
 
 /// The arguments of a functional pointwise call that depends on the default dtype, integers and
 /// bools converted to it, but not conditions and masks: with them the operator gives the same bits
@@ -31,7 +29,7 @@ DORMANT_API bool depends_on_default_dtype(const Call& call, const std::vector<Ge
 ///
 /// Empty where the call is not pointwise or would have other results.
 /// Runs operators and Meta kernels: to be called without locks.
-DORMANT_API std::optional<torch::jit::Stack> convert_integers(const Call& call,
-                                                              const std::vector<Geometry>& results);
+std::optional<torch::jit::Stack> convert_integers(const Call& call,
+                                                  const std::vector<Geometry>& results);
 
 }  // namespace dormant::record

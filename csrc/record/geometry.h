@@ -5,8 +5,6 @@
 // got by then.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/Storage.h>
@@ -14,9 +12,11 @@
 
 #include <cstdint>
 
+#include "system/export.h"
+
 namespace dormant::record {
 
-struct DORMANT_API Geometry {
+struct DORMANT_BINDINGS_API Geometry {
   c10::SmallVector<int64_t, 5> sizes;
   c10::SmallVector<int64_t, 5> strides;  ///< in elements
   int64_t offset = 0;                    ///< in elements

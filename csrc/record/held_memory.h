@@ -2,8 +2,6 @@
 #pragma once
 
 #include <c10/core/Storage.h>
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <shared_mutex>
 #include <vector>
@@ -14,7 +12,7 @@ namespace dormant::record {
 
 /// Shared by the histories that read it and by whoever may write to the memory, who calls `detach`
 /// first. Any thread; its mutex is held while bytes are copied and for nothing else.
-class DORMANT_API HeldMemory final : public Source {
+class HeldMemory final : public Source {
  public:
   /// `nbytes` at `data`, which stay there until this is detached or destroyed.
   HeldMemory(const void* data, size_t nbytes);

@@ -13,14 +13,13 @@
 // `commit`, which change nothing where another thread was faster.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
 
 #include <optional>
 
 #include "record/node.h"
+#include "system/export.h"
 
 namespace dormant::record {
 
@@ -33,34 +32,33 @@ struct History {
 };
 
 /// The history of a lazy storage as it is now; empty where the storage has memory.
-DORMANT_API std::optional<History> history_of(const c10::StorageImpl* storage);
-DORMANT_API std::optional<History> history_of(const at::Tensor& tensor);
+DORMANT_BINDINGS_API std::optional<History> history_of(const c10::StorageImpl* storage);
+DORMANT_BINDINGS_API std::optional<History> history_of(const at::Tensor& tensor);
 
-DORMANT_API bool is_lazy(const c10::StorageImpl* storage) noexcept;
-DORMANT_API bool is_lazy(const at::Tensor& tensor) noexcept;
+DORMANT_BINDINGS_API bool is_lazy(const c10::StorageImpl* storage) noexcept;
+DORMANT_BINDINGS_API bool is_lazy(const at::Tensor& tensor) noexcept;
 
 /// A new lazy storage of `nbytes` without history.
-DORMANT_API c10::Storage make_lazy_storage(size_t nbytes);
+c10::Storage make_lazy_storage(size_t nbytes);
 
 /// A new lazy storage with a history whose buffer was made for it, and has no owner yet.
-DORMANT_API c10::Storage make_first_storage(const History& history);
+c10::Storage make_first_storage(const History& history);
 
 /// A new lazy storage with a history that another one has or had: made separately, it gets the same
 /// bytes.
-DORMANT_API c10::Storage make_twin_storage(const History& history);
+c10::Storage make_twin_storage(const History& history);
 
 /// A new tensor over `storage` (its own key set carries DeferredInit when the storage is lazy).
-DORMANT_API at::Tensor make_tensor(c10::Storage storage, const Geometry& geometry);
+DORMANT_BINDINGS_API at::Tensor make_tensor(c10::Storage storage, const Geometry& geometry);
 
 /// A new lazy tensor with its own storage, contiguous from `sizes` or with the given strides.
-DORMANT_API at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides,
-                                        c10::ScalarType dtype);
+at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides, c10::ScalarType dtype);
 
 /// A new lazy tensor over a storage of its own, as make_first_storage gives it.
-DORMANT_API at::Tensor make_lazy_tensor(const History& history, const Geometry& geometry);
+at::Tensor make_lazy_tensor(const History& history, const Geometry& geometry);
 
 /// A buffer for another history of a lazy storage: `storage` may be null.
-DORMANT_API BufferPtr make_buffer(size_t nbytes, c10::StorageImpl* storage);
+BufferPtr make_buffer(size_t nbytes, c10::StorageImpl* storage);
 
 /// What one storage is to have in place of what it had.
 struct Exchange {
@@ -71,46 +69,46 @@ struct Exchange {
 
 /// Gives each storage, which is the size of its new buffer from then on, its new history. False,
 /// and nothing is changed, where one of them no longer has the history that it had before.
-DORMANT_API bool exchange(c10::ArrayRef<Exchange> exchanges);
+bool exchange(c10::ArrayRef<Exchange> exchanges);
 
 /// Gives a lazy storage its memory; the history is released. `memory` must hold at least the
 /// storage's bytes, or `nbytes`, which then is its size. False, and nothing is changed, where its
 /// history is no longer `before`.
-DORMANT_API bool commit(c10::StorageImpl* storage, const History& before, c10::DataPtr memory,
-                        std::optional<size_t> nbytes = {});
+bool commit(c10::StorageImpl* storage, const History& before, c10::DataPtr memory,
+            std::optional<size_t> nbytes = {});
 
 /// A DataPtr that makes a storage lazy, for `swap_memory`.
-DORMANT_API c10::DataPtr lazy_data_ptr(const History& history);
+c10::DataPtr lazy_data_ptr(const History& history);
 
 /// Gives a storage other memory, or other laziness, of `nbytes`, whatever it has; returns what it
 /// had. Tensors over it need sync_key. `copies_on_write` says of each whether it is to be, or was,
 /// memory that PyTorch copies when it is first written to.
-DORMANT_API c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t nbytes,
-                                     bool& copies_on_write) noexcept;
+c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t nbytes,
+                         bool& copies_on_write) noexcept;
 
 /// Memory for `nbytes` from the CPU allocator.
-DORMANT_API c10::Storage allocate(size_t nbytes);
+c10::Storage allocate(size_t nbytes);
 
 /// Makes the tensor's key set agree with its storage: DeferredInit present if and only if the
 /// storage is lazy.
-DORMANT_API void sync_key(const at::Tensor& tensor);
+void sync_key(const at::Tensor& tensor);
 
 /// sync_key for a tensor and the tensor it is a view of.
-DORMANT_API void settle(const at::Tensor& tensor);
+DORMANT_BINDINGS_API void settle(const at::Tensor& tensor);
 
 /// Whether the tensor's own key set has DeferredInit.
-DORMANT_API bool carries_key(const at::Tensor& tensor) noexcept;
+DORMANT_BINDINGS_API bool carries_key(const at::Tensor& tensor) noexcept;
 
 /// Number of lazy storages alive in this process, and of those to come.
-DORMANT_API int64_t live_storages() noexcept;
+DORMANT_BINDINGS_API int64_t live_storages() noexcept;
 
 /// Counts as a lazy storage while it lives. Who reads histories to make a lazy storage of them
 /// holds one from before the first read: so whoever looks in between, when another thread has given
 /// the last lazy storage its memory, does not take the process for one without lazy storages.
 class StorageToCome {
  public:
-  DORMANT_API StorageToCome() noexcept;
-  DORMANT_API ~StorageToCome();
+  StorageToCome() noexcept;
+  ~StorageToCome();
   StorageToCome(const StorageToCome&) = delete;
   StorageToCome& operator=(const StorageToCome&) = delete;
 };

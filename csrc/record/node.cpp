@@ -5,6 +5,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "record/operator_traits.h"
+
 namespace dormant::record {
 namespace {
 
@@ -71,9 +73,33 @@ std::vector<Node*> closure(c10::ArrayRef<Node*> tails) {
 }
 
 bool initialises(const Node& node) {
-  const auto& name = node.op.operator_name().name;
-  return node.position || name == "aten::fill_" || name == "aten::zero_" ||
-         (name == "aten::copy_" && !node.operands[1].buffer);
+  switch (traits_of(node.op).write) {
+    case WriteRule::always:
+    case WriteRule::value:
+      return true;
+    case WriteRule::copy:
+      return !node.operands[1].buffer;
+    default:
+      return node.position.has_value();
+  }
+}
+
+std::vector<std::string> operator_names(const NodePtr& tail) {
+  std::vector<std::string> names;
+  for (const auto* node : closure({tail.get()})) {
+    names.push_back(full_name(node->op));
+  }
+  return names;
+}
+
+std::set<std::string> source_names(const NodePtr& tail) {
+  std::set<std::string> names;
+  for (const auto* node : closure({tail.get()})) {
+    if (node->source) {
+      names.insert(node->source->name());
+    }
+  }
+  return names;
 }
 
 std::string full_name(const c10::OperatorHandle& op) {

@@ -11,8 +11,6 @@
 // to a node.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <c10/core/StorageImpl.h>
@@ -21,6 +19,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -29,6 +28,7 @@
 #include "record/geometry.h"
 #include "record/quantizer.h"
 #include "record/source.h"
+#include "system/export.h"
 
 namespace dormant::record {
 
@@ -77,7 +77,7 @@ enum class NodeKind : uint8_t {
   quantize,
 };
 
-struct DORMANT_API Node : c10::intrusive_ptr_target {
+struct Node : c10::intrusive_ptr_target {
   explicit Node(c10::OperatorHandle handle) : op(std::move(handle)) {}
   ~Node() override;
 
@@ -103,15 +103,21 @@ struct DORMANT_API Node : c10::intrusive_ptr_target {
 };
 
 /// Whether the node gives elements their first values: a fill, or random numbers.
-DORMANT_API bool initialises(const Node& node);
+bool initialises(const Node& node);
 
 /// A number for the next node; grows over the whole process.
-DORMANT_API uint64_t next_sequence();
+uint64_t next_sequence();
 
 /// The nodes that `tails` depend on, themselves included, in the order in which they were recorded.
-DORMANT_API std::vector<Node*> closure(c10::ArrayRef<Node*> tails);
+std::vector<Node*> closure(c10::ArrayRef<Node*> tails);
+
+/// Full names of the operators that a history ends in, in the order of recording.
+DORMANT_BINDINGS_API std::vector<std::string> operator_names(const NodePtr& tail);
+
+/// Names of the files, and of other memory, that it reads.
+DORMANT_BINDINGS_API std::set<std::string> source_names(const NodePtr& tail);
 
 /// "aten::normal_" or "aten::add.Tensor".
-DORMANT_API std::string full_name(const c10::OperatorHandle& op);
+DORMANT_BINDINGS_API std::string full_name(const c10::OperatorHandle& op);
 
 }  // namespace dormant::record

@@ -3,8 +3,6 @@
 // operator once; how far a random operator moves the generator is said in random/draws.cpp.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <c10/util/ArrayRef.h>
 
 #include <cstdint>
@@ -107,9 +105,9 @@ struct OperatorRow {
   OperatorFacts facts;
 };
 
-DORMANT_API c10::ArrayRef<OperatorRow> operator_table() noexcept;
+c10::ArrayRef<OperatorRow> operator_table() noexcept;
 
 /// Those of the operator with that name, without "aten::".
-DORMANT_API OperatorFacts facts_of(std::string_view name);
+OperatorFacts facts_of(std::string_view name);
 
 }  // namespace dormant::record

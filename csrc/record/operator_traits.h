@@ -2,8 +2,6 @@
 // its schema and its registered kernels.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DispatchKey.h>
 
@@ -56,6 +54,6 @@ struct OperatorTraits : OperatorFacts {
 };
 
 /// The traits of `op`; cached per thread, valid for the life of the thread.
-DORMANT_API const OperatorTraits& traits_of(const c10::OperatorHandle& op);
+const OperatorTraits& traits_of(const c10::OperatorHandle& op);
 
 }  // namespace dormant::record

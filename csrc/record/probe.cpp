@@ -30,7 +30,7 @@ constexpr int64_t kShrunk = 2;
 
 /// What the stand-ins hold, as fraction, integer and bool. The integers of operators that are not
 /// pointwise are 0 always: another could be a position that the kernel does not check.
-enum class Values : uint8_t {
+enum class Contents : uint8_t {
   ordinary,      ///< 0.5, which is a probability, too, 1, true
   zero,          ///< 0, 0, false
   negative,      ///< -1, -1, true
@@ -49,7 +49,7 @@ struct Trial {
   bool short_numbers = false;  ///< sizes among the integer arguments are shrunk as well
   bool only_sizes = false;     ///< 1 for every Python scalar, memory of its own for every tensor
   Dtypes dtypes = Dtypes::own;
-  Values values = Values::ordinary;
+  Contents values = Contents::ordinary;
 };
 
 enum class Verdict : uint8_t { accepted, refused, index_error, other_geometry };
@@ -378,7 +378,7 @@ class Probe {
     if (call_.traits.random) {
       return true;  // values_in_range looks at the values themselves
     }
-    for (const auto values : {Values::zero, Values::negative, Values::not_a_number}) {
+    for (const auto values : {Contents::zero, Contents::negative, Contents::not_a_number}) {
       trial.values = values;
       if (run(trial) != Verdict::accepted) {
         return false;

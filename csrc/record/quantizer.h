@@ -7,17 +7,16 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/ArrayRef.h>
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "record/geometry.h"
+#include "system/export.h"
 
 namespace dormant::record {
 
-class DORMANT_API Quantizer {
+class DORMANT_BINDINGS_API Quantizer {
  public:
   Quantizer() = default;
   virtual ~Quantizer() = default;
@@ -53,7 +52,7 @@ class DORMANT_API Quantizer {
 /// Quantises a tensor that exists, with PyTorch's threads: what the tile engine does tile by tile.
 /// `outputs` have the geometry that the quantizer says, each over memory of its own. ValueError
 /// where `source` is not a contiguous CPU tensor of a dtype that `run` takes, or does not fit.
-DORMANT_API void run_whole(const Quantizer& quantizer, const at::Tensor& source,
-                           c10::ArrayRef<at::Tensor> outputs, int threads);
+DORMANT_BINDINGS_API void run_whole(const Quantizer& quantizer, const at::Tensor& source,
+                                    c10::ArrayRef<at::Tensor> outputs, int threads);
 
 }  // namespace dormant::record

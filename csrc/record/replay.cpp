@@ -144,13 +144,14 @@ void run(const Node& node, Memory& memory) {
   }
 }
 
-struct Target {
+/// A storage and what it holds.
+struct Wanted {
   c10::Storage storage;
   History history;
 };
 
-std::vector<Target> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
-  std::vector<Target> targets;
+std::vector<Wanted> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
+  std::vector<Wanted> targets;
   std::unordered_set<const c10::StorageImpl*> seen;
   for (const auto& storage : storages) {
     const auto* impl = storage.unsafeGetStorageImpl();
@@ -161,7 +162,7 @@ std::vector<Target> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
   return targets;
 }
 
-std::vector<Node*> tails_of(const std::vector<Target>& targets) {
+std::vector<Node*> tails_of(const std::vector<Wanted>& targets) {
   std::vector<Node*> tails;
   for (const auto& target : targets) {
     tails.push_back(target.history.tail.get());
@@ -183,14 +184,14 @@ std::unordered_map<const Buffer*, size_t> last_uses(const std::vector<Node*>& no
 }
 
 /// Live storages, other than the targets, whose whole history is among `nodes`.
-std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
-                                        const std::vector<Target>& targets) {
+std::vector<Wanted> complete_bystanders(const std::vector<Node*>& nodes,
+                                        const std::vector<Wanted>& targets) {
   const std::unordered_set<const Node*> planned(nodes.begin(), nodes.end());
   std::unordered_set<const Buffer*> seen;
   for (const auto& target : targets) {
     seen.insert(target.history.buffer.get());
   }
-  std::vector<Target> found;
+  std::vector<Wanted> found;
   for (const auto* node : nodes) {
     for (const auto& operand : node->operands) {
       if (!operand.buffer || !seen.insert(operand.buffer.get()).second) {
@@ -211,7 +212,7 @@ std::vector<Target> complete_bystanders(const std::vector<Node*>& nodes,
 }  // namespace
 
 size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages, const ReplayOptions& options) {
-  if (options.values == Values::empty) {
+  if (!options.values) {
     return 0;
   }
   const auto targets = lazy_targets(storages);
@@ -260,9 +261,9 @@ at::Tensor run_functional(const Node& node, const std::vector<at::Tensor>& tenso
 namespace {
 
 /// One replay: gives `targets` their memory, or leaves those that were not finished as they were.
-std::vector<Materialized> replay(std::vector<Target> targets, const ReplayOptions& options) {
+std::vector<Materialized> replay(std::vector<Wanted> targets, const ReplayOptions& options) {
   std::vector<Node*> nodes;
-  if (options.values != Values::empty) {
+  if (options.values) {
     nodes = closure(tails_of(targets));
     if (options.keep_intermediates) {
       for (auto& bystander : complete_bystanders(nodes, targets)) {

@@ -7,8 +7,6 @@
 // again.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/Storage.h>
 
@@ -20,12 +18,6 @@
 
 namespace dormant::record {
 
-enum class Values : uint8_t {
-  exact,  ///< what eager construction would have given, bit for bit
-  fast,   ///< tiles draw from the same distributions, faster; replay gives exact values
-  empty,  ///< memory without values
-};
-
 struct Materialized {
   const c10::StorageImpl* storage;
   size_t nbytes;
@@ -34,7 +26,7 @@ struct Materialized {
 };
 
 struct ReplayOptions {
-  Values values = Values::exact;
+  bool values = true;  ///< false: memory without values
   /// Also give memory to live storages whose history happens to be run completely.
   bool keep_intermediates = false;
   /// Called before every node with (done, total); may throw to stop.
@@ -44,22 +36,20 @@ struct ReplayOptions {
 /// Materializes the lazy ones among `storages`, each once, by whichever thread comes first
 /// (claims.h). Atomic per storage. Any thread, with or without Python's lock; nothing is locked
 /// while operators and `on_step` run.
-DORMANT_API std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
-                                                  const ReplayOptions& options);
+std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
+                                      const ReplayOptions& options);
 
 /// Bytes of memory, besides the final tensors, that materialising `storages` by replay takes at its
 /// peak, as far as storages tell: what operators allocate inside is not counted.
-DORMANT_API size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages,
-                                 const ReplayOptions& options);
+size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages, const ReplayOptions& options);
 
 /// Runs one in-place node on `tensor` in place of the operand it writes; its other operands must be
 /// captured ones. `generator`, where given, is used in place of a new one at the node's position.
 /// Modes and recording must be off.
-DORMANT_API void run_in_place(const Node& node, const at::Tensor& tensor,
-                              const at::Generator& generator = {});
+void run_in_place(const Node& node, const at::Tensor& tensor, const at::Generator& generator = {});
 
 /// Runs one functional node with one result on `tensors` in place of its lazy operands, which are
 /// the defined ones.
-DORMANT_API at::Tensor run_functional(const Node& node, const std::vector<at::Tensor>& tensors);
+at::Tensor run_functional(const Node& node, const std::vector<at::Tensor>& tensors);
 
 }  // namespace dormant::record

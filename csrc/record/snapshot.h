@@ -9,8 +9,6 @@
 #pragma once
 
 #include <c10/core/Storage.h>
-#include <dormant/export.h>
-
 #include <memory>
 #include <vector>
 
@@ -20,7 +18,7 @@
 namespace dormant::record {
 
 /// Belongs to one thread at a time, with or without Python's lock.
-class DORMANT_API Snapshot {
+class Snapshot {
  public:
   /// Each storage once; of those with memory, only storages on the CPU are held. Where it throws,
   /// everything is as it was.

@@ -2,15 +2,15 @@
 #pragma once
 
 #include <c10/core/Allocator.h>
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
+#include "system/export.h"
+
 namespace dormant::record {
 
-class DORMANT_API Source {
+class DORMANT_BINDINGS_API Source {
  public:
   Source() = default;
   virtual ~Source() = default;

@@ -3,8 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -12,32 +10,33 @@
 #include "record/lazy_storage.h"
 #include "record/quantizer.h"
 #include "record/source.h"
+#include "system/export.h"
 
 namespace dormant::record {
 
 /// The history of a buffer whose bytes are `source`'s from `offset` on, of which most tensors see
 /// elements of `dtype`. ValueError where they are no whole number of elements.
-DORMANT_API History read_history(std::shared_ptr<const Source> source, uint64_t offset,
-                                 BufferPtr buffer, c10::ScalarType dtype);
+History read_history(std::shared_ptr<const Source> source, uint64_t offset, BufferPtr buffer,
+                     c10::ScalarType dtype);
 
 /// A lazy storage whose bytes are `source`'s from `offset` on; `nbytes` is a multiple of the size
 /// of `dtype`, the type of most tensors over it.
-DORMANT_API c10::Storage make_read_storage(std::shared_ptr<const Source> source, uint64_t offset,
-                                           size_t nbytes, c10::ScalarType dtype);
+c10::Storage make_read_storage(std::shared_ptr<const Source> source, uint64_t offset, size_t nbytes,
+                               c10::ScalarType dtype);
 
 /// A lazy tensor that fills such a storage, contiguous.
-DORMANT_API at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offset,
-                                        c10::IntArrayRef sizes, c10::ScalarType dtype);
+at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offset,
+                            c10::IntArrayRef sizes, c10::ScalarType dtype);
 
 /// A lazy tensor with the elements of a real contiguous one on the CPU, which it keeps alive and
 /// which must not change until the lazy one and its copies are real.
-DORMANT_API at::Tensor read_of(const at::Tensor& tensor);
+DORMANT_BINDINGS_API at::Tensor read_of(const at::Tensor& tensor);
 
 /// The outputs of quantising `tensor`: lazy where it is lazy. `outputs`, where given, are such
 /// tensors of an earlier call, whose storages lose their histories for the new one. ValueError
 /// where the dtype is not float32, bfloat16 or float16, or where the quantizer refuses the sizes.
-DORMANT_API std::vector<at::Tensor> quantize(const at::Tensor& tensor,
-                                             const std::shared_ptr<const Quantizer>& quantizer,
-                                             std::vector<at::Tensor> outputs = {});
+DORMANT_BINDINGS_API std::vector<at::Tensor> quantize(
+    const at::Tensor& tensor, const std::shared_ptr<const Quantizer>& quantizer,
+    std::vector<at::Tensor> outputs = {});
 
 }  // namespace dormant::record

@@ -6,13 +6,13 @@
 // variable DORMANT_FAULTS says the same for a whole process.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+
+#include "system/export.h"
 
 namespace dormant::system {
 
@@ -29,11 +29,11 @@ using FaultCounts = std::array<uint64_t, kFaultKinds>;
 ///
 /// Not to be called while another thread uses PyTorch: its CPU allocator is exchanged. Returns how
 /// many calls were counted since the last time.
-DORMANT_API FaultCounts set_faults(std::string_view text);
+DORMANT_BINDINGS_API FaultCounts set_faults(std::string_view text);
 
 namespace detail {
-DORMANT_API extern std::atomic<bool> faults_armed;
-DORMANT_API bool count_call(Fault kind) noexcept;
+extern std::atomic<bool> faults_armed;
+bool count_call(Fault kind) noexcept;
 }  // namespace detail
 
 /// Whether the call that comes next is to fail; errno is then what the system would have said. Any
@@ -43,6 +43,6 @@ inline bool is_due(Fault kind) noexcept {
 }
 
 /// Throws std::bad_alloc where the allocation that comes next is to fail.
-DORMANT_API void fail_if_due_to_allocate();
+void fail_if_due_to_allocate();
 
 }  // namespace dormant::system

@@ -4,8 +4,6 @@
 // of GCC waits for them forever; a lock that another thread held stays locked.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <optional>
 
 #include "system/thread_count.h"
@@ -13,11 +11,11 @@
 namespace dormant::system {
 
 /// Whether this process was made by fork after this library was loaded.
-DORMANT_API bool forked() noexcept;
+bool forked() noexcept;
 
 /// In such a process: PyTorch uses one thread while this lives. Threads of our own have no pool of
 /// OpenMP's to wait for.
-class DORMANT_API OneThreadIfForked {
+class OneThreadIfForked {
  public:
   OneThreadIfForked();
   ~OneThreadIfForked();

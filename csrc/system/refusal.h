@@ -4,24 +4,24 @@
 // caller must see it.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <exception>
+
+#include "system/export.h"
 
 namespace dormant::system {
 
 /// Whether `error` is std::bad_alloc, or what PyTorch's allocator makes of it.
-DORMANT_API bool is_exhausted_memory(const std::exception& error);
+bool is_exhausted_memory(const std::exception& error);
 
 /// Whether `error` means that an operator refuses its arguments. To be asked while it is being
 /// handled; where the answer is no, rethrow it unchanged. Any thread, with or without Python's
 /// lock.
-DORMANT_API bool is_refusal(const std::exception& error);
+bool is_refusal(const std::exception& error);
 
 using RefusalTest = bool (*)(const std::exception&);
 
 /// `test` decides about exceptions that are neither PyTorch's nor std::bad_alloc: the bindings know
 /// Python's. Without it they all are refusals.
-DORMANT_API void set_refusal_test(RefusalTest test);
+DORMANT_BINDINGS_API void set_refusal_test(RefusalTest test);
 
 }  // namespace dormant::system

@@ -1,13 +1,11 @@
 // How many threads PyTorch's operators use on the calling thread.
 #pragma once
 
-#include <dormant/export.h>
-
 namespace dormant::system {
 
 /// While it lives, operators that this thread calls split their work by `count`, and no other
 /// thread notices: at::set_num_threads also stores the number for threads that have not asked yet.
-class DORMANT_API ThreadCount {
+class ThreadCount {
  public:
   explicit ThreadCount(int count);
   ~ThreadCount();

@@ -237,8 +237,7 @@ class Work {
 
   record::ReplayOptions replay_options() const {
     record::ReplayOptions options;
-    options.values =
-        options_.values == Values::empty ? record::Values::empty : record::Values::exact;
+    options.values = options_.values != Values::empty;
     return options;
   }
 
@@ -334,6 +333,21 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, cons
     return record::is_lazy(storage) && written.count(storage) == 0;
   };
   record::make_each_once(storages, {make, while_waiting, is_wanted});
+  return done;
+}
+
+std::vector<Materialized> materialize_tensors(c10::ArrayRef<at::Tensor> tensors, Options options) {
+  options.sole_views = sole_views(tensors);
+  std::vector<c10::Storage> storages;
+  for (const auto& tensor : tensors) {
+    if (tensor.defined() && record::is_lazy(tensor)) {
+      storages.push_back(tensor.storage());
+    }
+  }
+  auto done = materialize(storages, options);
+  for (const auto& tensor : tensors) {
+    record::settle(tensor);
+  }
   return done;
 }
 

@@ -7,14 +7,13 @@
 
 #include <c10/core/Storage.h>
 #include <dormant/dormant.h>
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "record/replay.h"
+#include "system/export.h"
 #include "tile/sole_view.h"
 
 namespace dormant::tile {
@@ -57,10 +56,14 @@ struct Options : MaterializeOptions {
 /// Materializes the lazy ones among `storages`, each once. A storage gets its memory soon
 /// after all of it is done, so whatever stops the work leaves the others lazy as they were.
 /// ValueError where `memory_budget` is too small to work in.
-DORMANT_API std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
-                                                  const Options& options);
+std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, const Options& options);
+
+/// The same of tensors, whose keys then agree with their storages. Of a view that alone refers to
+/// its storage only that part is made (sole_view.h).
+DORMANT_BINDINGS_API std::vector<Materialized> materialize_tensors(
+    c10::ArrayRef<at::Tensor> tensors, Options options);
 
 /// The smallest `memory_budget` with which they can be materialized.
-DORMANT_API size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options);
+size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options);
 
 }  // namespace dormant::tile

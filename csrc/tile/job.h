@@ -2,8 +2,6 @@
 #pragma once
 
 #include <c10/core/Storage.h>
-#include <dormant/export.h>
-
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -50,7 +48,7 @@ constexpr int64_t kSmallestTileBytes = 4 * 1024;
 constexpr TileSize kTileInOrder{128 * 1024, kSmallestTileBytes};
 
 /// One thread makes it and destroys it; any number of threads may call `begin` and `run` at a time.
-class DORMANT_API Job {
+class Job {
  public:
   Job() = default;
   virtual ~Job() = default;
@@ -105,11 +103,10 @@ class DORMANT_API Job {
 using Jobs = std::vector<std::unique_ptr<Job>>;
 
 /// A storage whose history is `program`.
-DORMANT_API std::unique_ptr<Job> make_storage_job(Target target,
-                                                  std::shared_ptr<const Program> program);
+std::unique_ptr<Job> make_storage_job(Target target, std::shared_ptr<const Program> program);
 
 /// Storages that one quantize node writes, some or all of them. Null where the tensor that it reads
 /// has no program.
-DORMANT_API std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets);
+std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets);
 
 }  // namespace dormant::tile

@@ -8,8 +8,6 @@
 
 #include <c10/util/ArrayRef.h>
 #include <c10/util/SmallVector.h>
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -43,7 +41,7 @@ struct Box {
   c10::SmallVector<Dimension, 6> dimensions;
 };
 
-class DORMANT_API Mapping {
+class Mapping {
  public:
   /// The mapping of a copy from `source`, broadcast as copy_ does, to `destination`, no two
   /// elements of which share memory. None where the sizes don't fit.
@@ -81,6 +79,6 @@ struct BoxReading {
 /// At most this many elements are read for one that is wanted, where runs lie close together.
 constexpr int64_t kMostReadPerElement = 4;
 
-DORMANT_API BoxReading reading_of(const Box& box);
+BoxReading reading_of(const Box& box);
 
 }  // namespace dormant::tile

@@ -2,8 +2,6 @@
 // tiles are, and the loop in which they do.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -25,15 +23,14 @@ struct Plan {
 
 /// The plan under a budget; it may need more where even the smallest does. `unasked` is the bound
 /// where there is no budget: tiles stay comfortable.
-DORMANT_API Plan plan_for(const Jobs& jobs, std::optional<size_t> budget,
-                          std::optional<size_t> unasked = {});
+Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size_t> unasked = {});
 
 /// Bytes that the jobs need besides the final tensors.
-DORMANT_API size_t bytes_needed(const Jobs& jobs, const Plan& plan);
+size_t bytes_needed(const Jobs& jobs, const Plan& plan);
 
 /// Runs all pieces of the jobs on all threads; `on_bytes` is that of system::Workers. Whatever
 /// stops it, those jobs are done that say so.
-DORMANT_API void run(const Jobs& jobs, const Plan& plan, std::function<void(size_t)> on_bytes);
+void run(const Jobs& jobs, const Plan& plan, std::function<void(size_t)> on_bytes);
 
 /// ValueError about a `memory_budget` of `operation` that is less than what is needed.
 void check_budget(const char* operation, size_t budget, size_t needed, const char* cause,

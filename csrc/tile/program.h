@@ -7,8 +7,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -54,7 +52,7 @@ struct Step {
   std::vector<Input> inputs;
 };
 
-class DORMANT_API Program {
+class Program {
  public:
   /// The program of a history, or null where it has none.
   static std::shared_ptr<const Program> of(const record::Buffer& buffer,

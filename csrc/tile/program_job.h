@@ -2,8 +2,6 @@
 // a file.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -26,7 +24,7 @@ struct Medium {
   int64_t rectangle_bytes;  ///< that are best
 };
 
-class DORMANT_API ProgramJob : public Job {
+class ProgramJob : public Job {
  public:
   int64_t numel() const override { return elements_.count; }
   int64_t itemsize() const override { return static_cast<int64_t>(program_->itemsize()); }

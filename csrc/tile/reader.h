@@ -2,8 +2,6 @@
 #pragma once
 
 #include <ATen/core/Generator.h>
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -19,7 +17,7 @@ namespace dormant::tile {
 
 /// Holds the positions in random streams between tiles, so tiles in increasing order cost no jumps.
 /// One thread at a time may use it; it keeps a reference to the program.
-class DORMANT_API Reader {
+class Reader {
  public:
   /// With a `fast_seed`, uniform, normal and bernoulli steps draw from Philox instead of PyTorch's
   /// stream: the same distributions, other values (random/philox.h).

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <c10/util/SmallVector.h>
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -16,7 +14,7 @@ namespace dormant::tile {
 
 /// The elements of a tensor over a storage. Its places 0, 1, ... numel() - 1 are its elements in
 /// the order in which they lie in memory.
-class DORMANT_API Region {
+class Region {
  public:
   /// None where two places might share memory.
   static std::optional<Region> of(const record::Geometry& geometry);

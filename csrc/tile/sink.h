@@ -2,13 +2,13 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
+
+#include "system/export.h"
 
 namespace dormant::tile {
 
@@ -40,10 +40,10 @@ struct WriteOptions {
 /// Elements that nobody initialized are zero, or whatever memory held where there is no program.
 /// std::system_error with the system's number where the file cannot be written; ValueError, before
 /// anything is, where `memory_budget` is too small to work in.
-DORMANT_API void write(c10::ArrayRef<Output> outputs, const Sink& sink,
-                       const WriteOptions& options = {});
+DORMANT_BINDINGS_API void write(c10::ArrayRef<Output> outputs, const Sink& sink,
+                                const WriteOptions& options = {});
 
 /// The same ValueError, for who writes several files and wants to know before the first.
-DORMANT_API void check_write_budget(c10::ArrayRef<Output> outputs, size_t memory_budget);
+DORMANT_BINDINGS_API void check_write_budget(c10::ArrayRef<Output> outputs, size_t memory_budget);
 
 }  // namespace dormant::tile

@@ -7,8 +7,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
-#include <dormant/export.h>
-
 #include <cstddef>
 #include <optional>
 #include <unordered_map>
@@ -22,7 +20,7 @@ using SoleViews = std::unordered_map<const c10::StorageImpl*, at::Tensor>;
 
 /// Those among `tensors` whose lazy storages nothing else refers to. Ask before making a reference
 /// to any of the storages.
-DORMANT_API SoleViews sole_views(c10::ArrayRef<at::Tensor> tensors);
+SoleViews sole_views(c10::ArrayRef<at::Tensor> tensors);
 
 /// What is made of a storage for a view that alone owns it.
 struct Part {

@@ -6,8 +6,6 @@
 // and all rows.
 #pragma once
 
-#include <dormant/export.h>
-
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -30,7 +28,7 @@ struct Walk {
   std::optional<Transposed> transposed;  ///< undefined: in memory order
 };
 
-DORMANT_API Walk walk_of(const Program& program);
+Walk walk_of(const Program& program);
 
 /// How many columns a rectangle of about so many elements has: whole cache lines, where it can.
 int64_t rectangle_width(const Transposed& transposed, int64_t elements);

@@ -217,8 +217,6 @@ def _load(
                     tensors, "exact", on_step, memory_budget, mmap, held.tensors
                 ):
                     finished[storage["storage"]] = storage
-                for tensor in tensors:
-                    _C.settle(tensor)
 
             loaded = take_inventory([("", model)])
             realize(_wanted(loaded, inventory) if materialize else [])

@@ -192,8 +192,6 @@ def bring_to_life(
         def realize(tensors: list[torch.Tensor]) -> None:
             for storage in _C.materialize(tensors, values, on_step, memory_budget, mmap):
                 finished[storage["storage"]] = storage
-            for tensor in tensors:
-                _C.settle(tensor)
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             if _lacks_memory(tensor):

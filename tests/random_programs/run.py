@@ -78,9 +78,12 @@ def together(functions: Iterable[Callable[[], None]]) -> None:
 
 
 def _stored(value: Any) -> Any:
-    """What torch.save and torch.load make of it."""
+    """What torch.save and torch.load make of it.
+
+    Not as a zip: what torch.load takes from one cannot be resized, which nobody tells a lazy tensor.
+    """
     out = io.BytesIO()
-    torch.save(value, out)
+    torch.save(value, out, _use_new_zipfile_serialization=False)
     out.seek(0)
     return torch.load(out, weights_only=False)
 
