@@ -80,7 +80,7 @@ def together(functions: Iterable[Callable[[], None]]) -> None:
 def _stored(value: Any) -> Any:
     """What torch.save and torch.load make of it.
 
-    Not as a zip: what torch.load takes from one cannot be resized, which nobody tells a lazy tensor.
+    Not as a zip, from which torch.load takes storages that cannot be resized: a lazy one can.
     """
     out = io.BytesIO()
     torch.save(value, out, _use_new_zipfile_serialization=False)

@@ -268,8 +268,9 @@ def test_loading_a_folder_while_another_thread_saves_to_it_finds_whole_files(
             try:
                 dormant.load(model, path)
             except ValueError as error:
-                assert "lies another file" in str(error)  # noticed between its header and bytes
-                continue
+                if "lies another file" in str(error):  # noticed between its header and its bytes
+                    continue
+                raise
             found = {p.unique().item() for p in model.parameters()}
             assert len(found) == 1
             assert found <= {1.0, 2.0, 3.0}
