@@ -5,6 +5,6 @@ foreach(_source IN LISTS _benchmarks)
   # From the objects, as the tests are: benchmarks measure what libdormant.so hides.
   add_executable(${_name} EXCLUDE_FROM_ALL ${_source} $<TARGET_OBJECTS:dormant>)
   target_include_directories(${_name} PRIVATE include csrc)
-  target_link_libraries(${_name} PRIVATE torch nlohmann_json OpenMP::OpenMP_CXX)
+  target_link_libraries(${_name} PRIVATE dormant::torch nlohmann_json OpenMP::OpenMP_CXX)
   dormant_compile_options(${_name})
 endforeach()

@@ -22,7 +22,7 @@ if(_tests)
   # second copy of the registrations would be an error.
   add_executable(dormant_tests ${_tests} $<TARGET_OBJECTS:dormant> "${DORMANT_GOOGLETEST_DIR}/src/gtest_main.cc")
   target_include_directories(dormant_tests PRIVATE include csrc)
-  target_link_libraries(dormant_tests PRIVATE torch googletest nlohmann_json OpenMP::OpenMP_CXX)
+  target_link_libraries(dormant_tests PRIVATE dormant::torch googletest nlohmann_json OpenMP::OpenMP_CXX)
   dormant_compile_options(dormant_tests)
   include(GoogleTest)
   gtest_discover_tests(dormant_tests TEST_FILTER "-*Thread*" DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120)

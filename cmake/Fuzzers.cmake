@@ -13,7 +13,7 @@ foreach(_source IN LISTS _targets)
   cmake_path(GET _source STEM _name)
   add_executable(fuzz_${_name} ${_source} $<TARGET_OBJECTS:dormant>)
   target_include_directories(fuzz_${_name} PRIVATE "${_root}/include" "${_root}/csrc")
-  target_link_libraries(fuzz_${_name} PRIVATE torch nlohmann_json
+  target_link_libraries(fuzz_${_name} PRIVATE dormant::torch nlohmann_json
                                               $<TARGET_NAME_IF_EXISTS:OpenMP::OpenMP_CXX>)
   dormant_compile_options(fuzz_${_name})
   add_dependencies(fuzzers fuzz_${_name})

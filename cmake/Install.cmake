@@ -16,6 +16,7 @@ install(EXPORT dormantTargets NAMESPACE dormant:: DESTINATION ${DORMANT_CMAKE_DI
 configure_package_config_file(cmake/dormantConfig.cmake.in dormantConfig.cmake INSTALL_DESTINATION ${DORMANT_CMAKE_DIR})
 write_basic_package_version_file(dormantConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/dormantConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/dormantConfigVersion.cmake"
+              cmake/DormantTorch.cmake
         DESTINATION ${DORMANT_CMAKE_DIR})
 
 if(TARGET _C)

@@ -1,33 +1,30 @@
-# Finds the libtorch inside the torch package of the Python that builds, unless Torch_DIR or CMAKE_PREFIX_PATH
-# already names one. Sets DORMANT_TORCH_VERSION (major.minor.patch).
+# Finds the torch of the Python that builds, whatever it was built for, unless DORMANT_TORCH_DIR names the folder of one
+# (it holds include/ and lib/). Gives the target dormant::torch and DORMANT_TORCH_VERSION (major.minor.patch).
+include(DormantTorch)
 if(DORMANT_PYTHON)
   find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 else()
   find_package(Python 3.10 COMPONENTS Interpreter)
 endif()
 
-if(NOT Torch_DIR AND Python_EXECUTABLE)
+if(NOT DORMANT_TORCH_DIR AND Python_EXECUTABLE)
   execute_process(
-    COMMAND ${Python_EXECUTABLE} -c "import torch.utils; print(torch.utils.cmake_prefix_path)"
-    OUTPUT_VARIABLE _torch_prefix
+    COMMAND ${Python_EXECUTABLE} -c "import importlib.util; print(*importlib.util.find_spec('torch').submodule_search_locations)"
+    OUTPUT_VARIABLE DORMANT_TORCH_DIR
     OUTPUT_STRIP_TRAILING_WHITESPACE
-    RESULT_VARIABLE _torch_missing
     ERROR_QUIET)
-  if(NOT _torch_missing)
-    list(APPEND CMAKE_PREFIX_PATH "${_torch_prefix}")
-  endif()
 endif()
-
-# TorchConfig.cmake warns that the optional kineto library is absent from the wheel; nothing here needs it.
-find_package(Torch REQUIRED)
-
-file(STRINGS "${TORCH_INSTALL_PREFIX}/include/torch/headeronly/version.h" _torch_version_lines
-     REGEX "define TORCH_VERSION_(MAJOR|MINOR|PATCH) ")
-string(REGEX MATCHALL "[0-9]+" _torch_version "${_torch_version_lines}")
-list(JOIN _torch_version "." DORMANT_TORCH_VERSION)
-if(DORMANT_TORCH_VERSION VERSION_LESS 2.13 OR DORMANT_TORCH_VERSION VERSION_GREATER_EQUAL 2.16)
+if(NOT EXISTS "${DORMANT_TORCH_DIR}/include/torch/headeronly/version.h")
+  message(
+    FATAL_ERROR
+      "dormant: no torch of 2.11 to 2.15 in '${DORMANT_TORCH_DIR}'. Install one of them into the Python that builds "
+      "(${Python_EXECUTABLE}; another one: -DPython_EXECUTABLE=...), or set DORMANT_TORCH_DIR to the folder of a libtorch.")
+endif()
+dormant_add_torch("${DORMANT_TORCH_DIR}")
+set(DORMANT_TORCH_VERSION "${dormant_TORCH_FOUND_VERSION}")
+if(DORMANT_TORCH_VERSION VERSION_LESS 2.11 OR DORMANT_TORCH_VERSION VERSION_GREATER_EQUAL 2.16)
   message(
     WARNING
-      "dormant: building against torch ${DORMANT_TORCH_VERSION}; 2.13 to 2.15 are supported. Other releases may lack "
+      "dormant: building against torch ${DORMANT_TORCH_VERSION}; 2.11 to 2.15 are supported. Other releases may lack "
       "headers, or draw other random numbers. Install a supported torch, or run all tests before relying on this build.")
 endif()

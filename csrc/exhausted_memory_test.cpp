@@ -65,20 +65,33 @@ bool is_due() noexcept {
 
 }  // namespace
 
-// NOLINTBEGIN: the program's own operator new and delete, for all libraries in it.
-void* operator new(size_t size) {
+// NOLINTBEGIN: the program's own operators new and delete, for all libraries in it; all forms,
+// since a sanitizer has its own of each.
+void* operator new(size_t size, const std::nothrow_t&) noexcept {
   void* memory = is_due() ? nullptr : std::malloc(size == 0 ? 1 : size);
+  blocks += memory != nullptr;
+  return memory;
+}
+void* operator new(size_t size) {
+  void* memory = operator new(size, std::nothrow);
   if (memory == nullptr) {
     throw std::bad_alloc();
   }
-  ++blocks;
   return memory;
+}
+void* operator new[](size_t size) { return operator new(size); }
+void* operator new[](size_t size, const std::nothrow_t&) noexcept {
+  return operator new(size, std::nothrow);
 }
 void operator delete(void* memory) noexcept {
   blocks -= memory != nullptr;
   std::free(memory);
 }
 void operator delete(void* memory, size_t) noexcept { operator delete(memory); }
+void operator delete(void* memory, const std::nothrow_t&) noexcept { operator delete(memory); }
+void operator delete[](void* memory) noexcept { operator delete(memory); }
+void operator delete[](void* memory, size_t) noexcept { operator delete(memory); }
+void operator delete[](void* memory, const std::nothrow_t&) noexcept { operator delete(memory); }
 // NOLINTEND
 
 namespace dormant {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,11 +159,88 @@ def test_library_hides_what_is_not_marked_for_export() -> None:
     assert "nlohmann::" not in symbols
 
 
+@pytest.fixture(scope="module")
+def torch_for_cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This torch as one built for CUDA looks on a machine that has no CUDA toolkit.
+
+    Its libraries need one that lies elsewhere, and its CMake package wants the toolkit.
+    """
+    folder = tmp_path_factory.mktemp("torch")
+    real = Path(torch.__file__).parent
+    (folder / "include").symlink_to(real / "include")
+    (folder / "lib").mkdir()
+    for library in (real / "lib").glob("*.so*"):
+        if library.name != "libtorch.so":
+            (folder / "lib" / library.name).symlink_to(library)
+    config = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+    config.parent.mkdir(parents=True)
+    config.write_text('message(FATAL_ERROR "cannot find the CUDA libraries")')
+    source = folder / "lib" / "cuda.c"
+    source.write_text("void launch(void); void run(void) { launch(); }")
+    (folder / "runtime.c").write_text("void launch(void) {}")
+    shared = ("cc", "-shared", "-fPIC", "-Wl,--no-as-needed", "-L.")
+    for name, *inputs in (
+        ("libcudart.so.99", "../runtime.c"),
+        ("libtorch_cuda.so", "cuda.c", "-l:libcudart.so.99"),
+        ("libtorch.so", "-l:libtorch_cuda.so", "-l:libtorch_cpu.so"),
+    ):
+        made = run(*shared, "-o", name, f"-Wl,-soname,{name}", *inputs, cwd=folder / "lib")
+        assert made.returncode == 0, made.stderr
+    (folder / "lib" / "libcudart.so.99").unlink()
+    return folder
+
+
+ROOMS = (
+    "dormant", "system/fork", "text/printable", "simd/level", "random/position", "record/geometry",
+    "recipe/value", "tile/region", "checkpoint/index", "quantize/int8_rows",
+)  # fmt: skip
+
+
+@pytest.mark.timeout(900)
+def test_dormant_compiles_with_a_torch_built_for_cuda_and_no_toolkit(
+    torch_for_cuda: Path, tmp_path: Path
+) -> None:
+    build = tmp_path / "build"
+    configured = run(
+        CMAKE, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={CMAKE.with_name('ninja')}", "-S", ROOT, "-B",
+        build, f"-DDORMANT_TORCH_DIR={torch_for_cuda}", f"-DPython_EXECUTABLE={sys.executable}",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert configured.returncode == 0, configured.stdout + configured.stderr
+    objects = [f"CMakeFiles/dormant.dir/csrc/{name}.cpp.o" for name in ROOMS]
+    objects.append("CMakeFiles/_C.dir/csrc/bindings/refusal.cpp.o")
+    built = run(CMAKE.with_name("ninja"), *objects, cwd=build)
+    assert built.returncode == 0, built.stdout + built.stderr
+
+
+@pytest.mark.timeout(900)
+def test_a_program_links_to_a_torch_built_for_cuda_and_no_toolkit(
+    torch_for_cuda: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "program.cpp").write_text(
+        "#include <dormant/dormant.h>\nint main() { return dormant::is_lazy({}) ? 1 : 0; }"
+    )
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.26)\nproject(consumer LANGUAGES CXX)\n"
+        "set(CMAKE_CXX_FLAGS -O0)\nfind_package(dormant REQUIRED)\n"
+        f"if(NOT dormant_TORCH_DIR MATCHES ^{torch_for_cuda})\n"
+        "  message(FATAL_ERROR ${dormant_TORCH_DIR})\nendif()\n"
+        "add_executable(program program.cpp)\n"
+        "target_link_libraries(program dormant::dormant)\n"
+    )
+    prefixes = f"{dormant.cmake_prefix_path};{torch_for_cuda / 'share' / 'cmake'}"
+    configured = configure(tmp_path, tmp_path / "build", prefixes)
+    assert configured.returncode == 0, configured.stdout + configured.stderr
+    built = run(CMAKE, "--build", "build", cwd=tmp_path)
+    assert built.returncode == 0, built.stdout + built.stderr
+
+
 def test_package_of_another_torch_is_refused(tmp_path: Path, prefixes: str) -> None:
     package = tmp_path / "dormant" / "share" / "cmake" / "dormant"
-    package.mkdir(parents=True)
     installed = Path(dormant.__file__).parent / "share" / "cmake" / "dormant"
     config = (installed / "dormantConfig.cmake").read_text()
+    shutil.copytree(installed, package)
     built_for = f'dormant_TORCH_VERSION "{torch.__version__.split("+")[0]}"'
     assert built_for in config
     changed = config.replace(built_for, 'dormant_TORCH_VERSION "2.99.0"')
