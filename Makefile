@@ -98,7 +98,7 @@ SANITIZED = $(MAKE) BUILD=build-$(1) SITE=build-$(1)/site \
 preload = LD_PRELOAD="$$($(CXX) -print-file-name=$(1)) $$($(CXX) -print-file-name=libstdc++.so)"
 
 .PHONY: test-asan
-test-asan: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1
+test-asan: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
 test-asan: export UBSAN_OPTIONS := print_stacktrace=1
 test-asan: ## address and undefined-behaviour sanitizers: C++ tests and the Python tests marked core
 	@$(call SANITIZED,asan,address,undefined) test-cpp

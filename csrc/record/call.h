@@ -2,11 +2,13 @@
 // arguments on the stack.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 #include <c10/core/DispatchKeySet.h>
+
+#include <cstdint>
+#include <optional>
 
 #include "record/operator_traits.h"
 
@@ -25,8 +27,8 @@ struct Call {
   const c10::DispatchKeySet keys;
   torch::jit::Stack* const stack;
   const OperatorTraits& traits;
-  /// How many threads PyTorch uses: reductions split their sums by it.
-  int32_t threads = at::get_num_threads();
+  /// How many threads PyTorch is to use, where that is not as many as it uses now.
+  std::optional<int32_t> threads;
 };
 
 /// Calls f(tensor) for every defined tensor in `value`, however nested.

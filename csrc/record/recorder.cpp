@@ -135,7 +135,7 @@ class NodeBuilder {
 NodePtr new_node(const Call& call, NodeKind kind, const WrittenTensors& written = {}) {
   auto node = c10::make_intrusive<Node>(call.op);
   node->kind = kind;
-  node->threads = call.threads;
+  node->threads = call.threads ? *call.threads : at::get_num_threads();
   return NodeBuilder(*node, written).add(call) ? node : NodePtr();
 }
 
