@@ -328,6 +328,14 @@ def position(left: int, following: int, words: bytes, flags: int = 0, normal: by
     ).hex()
 
 
+def counted() -> torch.Tensor:
+    return torch.arange(0, 5, 1)
+
+
+def test_a_range_of_more_elements_than_memory_holds() -> None:
+    refuse(counted, argument("arange", 1, 1 << 40))
+
+
 WORDS = b"\1\2\3\4" * 624
 
 

@@ -166,32 +166,28 @@ std::optional<std::vector<Geometry>> infer_elementwise(const Call& call) {
 std::optional<int64_t> arange_length(const Call& call) {
   // (start, end, step, *, out), as at::native::arange_out computes it.
   const auto arguments = call.arguments();
-  if (call.traits.write != WriteRule::range || arguments.size() != 4 || !arguments[3].isTensor() ||
-      !is_real_number(arguments[0]) || !is_real_number(arguments[1]) ||
-      !is_real_number(arguments[2])) {
+  if (call.op.operator_name().name != "aten::arange" || arguments.size() != 4 ||
+      !arguments[3].isTensor()) {
     return std::nullopt;
   }
   const auto dtype = arguments[3].toTensor().scalar_type();
+  bool integers = true;
+  for (const auto& number : arguments.slice(0, 3)) {
+    if (!is_real_number(number)) {
+      return std::nullopt;
+    }
+    integers = integers && number.isInt();
+  }
   const auto start = arguments[0].toScalar().toDouble();
   const auto end = arguments[1].toScalar().toDouble();
   const auto step = arguments[2].toScalar().toDouble();
   constexpr double kLimit = 1e9;  // beyond, rounding and overflow are the kernel's to judge
-  if (!(step > 0) || !(start <= end) || !(std::abs(start) < kLimit) || !(std::abs(end) < kLimit) ||
-      !((end - start) / step < kLimit)) {
+  const auto length = (end - start) / step;
+  if (!(length >= 0 && length < kLimit) || std::abs(start) >= kLimit || std::abs(end) >= kLimit ||
+      !(integers ? is_common_number(dtype) : is_common_floating(dtype))) {
     return std::nullopt;
   }
-  const bool integers = arguments[0].isInt() && arguments[1].isInt() && arguments[2].isInt();
-  if (dtype == c10::ScalarType::Long) {
-    if (!integers) {
-      return std::nullopt;
-    }
-    const auto stride = arguments[2].toInt();
-    return (arguments[1].toInt() - arguments[0].toInt() + stride - 1) / stride;
-  }
-  if (!is_common_floating(dtype)) {
-    return std::nullopt;
-  }
-  return static_cast<int64_t>(std::ceil((end - start) / step));
+  return static_cast<int64_t>(std::ceil(length));
 }
 
 }  // namespace dormant::record

@@ -14,11 +14,11 @@ using W = WriteRule;
 const OperatorRow kRows[] = {
     // First values.
     {"empty_like empty_permuted new_empty new_empty_strided new_full new_ones new_zeros ones"
-     " ones_like zeros zeros_like full full_like eye scalar_tensor linspace logspace range"
+     " ones_like zeros zeros_like full full_like eye scalar_tensor linspace logspace"
      " hann_window hamming_window blackman_window bartlett_window fft_fftfreq fft_rfftfreq rand"
      " rand_like randn randn_like randint randint_like randperm",
      {.kind = Kind::factory}},
-    {"arange", {.kind = Kind::factory, .write = W::range}},
+    {"arange range", {.kind = Kind::factory, .write = W::range}},
     {"normal", {.kind = Kind::factory, .values = ValueRule::deviation}},
     {"zero_", {.kind = Kind::overwrite, .write = W::always, .tile = T::compute_in_place}},
     {"fill_", {.kind = Kind::overwrite, .write = W::value, .tile = T::compute_in_place}},

@@ -66,7 +66,7 @@ enum class WriteRule : uint8_t {
   factor,
   summand,
   bounds,
-  range,  ///< arange, whose length is known
+  range,  ///< the length, which only its numbers tell, is known
 };
 
 /// How the elements that an operator writes can be made in tiles (tile/program.h).

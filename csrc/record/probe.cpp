@@ -388,6 +388,9 @@ class Probe {
   }
 
   bool accepted_when_shrunk() const {
+    if (call_.traits.write == WriteRule::range) {
+      return false;  // it would make as many elements as its numbers say
+    }
     const auto trials = [small = has_small_numbers(call_)](Dtypes dtypes) {
       std::vector<Trial> result;
       if (small) {

@@ -50,6 +50,14 @@ TEST(CpuAccepts, NoDtypeWithoutAKernel) {
   }
 }
 
+TEST(CpuAccepts, NothingWhoseNumbersAskForMuchMemory) {
+  const std::vector<Geometry> many = {Geometry::contiguous({int64_t{1} << 40}, at::kFloat)};
+  for (const char* name : {"arange", "range"}) {
+    EXPECT_FALSE(accepted(name, name[0] == 'a' ? "start_out" : "out",
+                          {0, int64_t{1} << 40, 1, at::empty({3})}, many));
+  }
+}
+
 TEST(CpuAccepts, NoScalarThatOverflows) {
   for (const auto n : {kSmall, kLarge}) {
     const auto x = at::ones({n, n}, at::kHalf);

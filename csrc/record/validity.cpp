@@ -109,7 +109,8 @@ bool valid_write(const Call& call, std::vector<Geometry>& changed) {
   if (obviously_valid(call)) {
     return true;
   }
-  if (const auto length = arange_length(call)) {
+  if (const auto length =
+          call.traits.write == WriteRule::range ? arange_length(call) : std::nullopt) {
     const auto& out = call.arguments()[3].toTensor();
     if (out.numel() != *length) {
       auto geometry = Geometry::of(out);
