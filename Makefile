@@ -145,7 +145,7 @@ fuzz: build ## mutate what is read from files, under sanitizers (FUZZ_SECONDS=60
 .PHONY: clean
 clean: ## remove builds and caches; .venv stays (make distclean removes it too)
 	@rm -rf build build-* dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -rf python/dormant/_C*.so python/dormant/_build_info.py python/dormant/include python/dormant/lib python/dormant/share
+	rm -rf python/dormant/_builds python/dormant/include python/dormant/share
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 .PHONY: distclean

@@ -11,7 +11,8 @@ import torch
 
 import dormant
 from dormant import _C, _extension
-from dormant._build_info import TORCH_VERSION
+
+TORCH_VERSION = torch.__version__.partition("+")[0]
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -20,16 +21,38 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_another_torch_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_builds(folder: Path, *releases: str) -> Path:
+    for release in releases:
+        (folder / release).mkdir(parents=True)
+        (folder / release / "_C.cpython-27-none.so").touch()
+    return folder
+
+
+def test_another_torch_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch, "__version__", "9.8.7+cpu")
-    with pytest.raises(ImportError, match=rf"built for torch {TORCH_VERSION}, running torch 9.8.7"):
-        _extension.check_torch()
+    builds = fake_builds(tmp_path, "2.13.0", "2.9.1", "10.0.0")
+    with pytest.raises(
+        ImportError,
+        match=r"built for torch 2.9.1, 2.13.0, 10.0.0, running torch 9.8.7.* torch==10.0.0",
+    ):
+        _extension.load_extension(builds)
 
 
-def test_a_build_variant_of_the_same_torch_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for suffix in ("", "+cu130", "a0+git1234567"):
-        monkeypatch.setattr(torch, "__version__", TORCH_VERSION + suffix)
-        _extension.check_torch()
+@pytest.mark.parametrize("suffix", ["", "+cu130", "a0+git1234567"])
+def test_another_python_is_refused_and_a_variant_of_the_same_torch_is_not(
+    suffix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TORCH_VERSION + suffix)
+    builds = fake_builds(tmp_path, TORCH_VERSION)
+    with pytest.raises(ImportError, match="built for another Python"):
+        _extension.load_extension(builds)
+
+
+def test_a_checkout_that_was_not_built_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ImportError, match=r"extension is missing.*make build"):
+        _extension.load_extension(tmp_path)
 
 
 def test_the_check_comes_before_the_extension_is_loaded() -> None:

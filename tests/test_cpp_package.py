@@ -151,7 +151,7 @@ def test_reference_names_everything_public() -> None:
 
 
 def test_library_hides_what_is_not_marked_for_export() -> None:
-    library = Path(dormant.__file__).parent / "lib" / "libdormant.so"
+    (library,) = Path(dormant.__file__).parent.glob("_builds/*/libdormant.so")
     symbols = run("nm", "--dynamic", "--defined-only", "--demangle", library, cwd=ROOT).stdout
     assert " dormant::materialize(" in symbols
     # Internals that are not marked, and a header-only library that another one may bring too.
@@ -237,14 +237,9 @@ def test_a_program_links_to_a_torch_built_for_cuda_and_no_toolkit(
 
 
 def test_package_of_another_torch_is_refused(tmp_path: Path, prefixes: str) -> None:
-    package = tmp_path / "dormant" / "share" / "cmake" / "dormant"
-    installed = Path(dormant.__file__).parent / "share" / "cmake" / "dormant"
-    config = (installed / "dormantConfig.cmake").read_text()
-    shutil.copytree(installed, package)
-    built_for = f'dormant_TORCH_VERSION "{torch.__version__.split("+")[0]}"'
-    assert built_for in config
-    changed = config.replace(built_for, 'dormant_TORCH_VERSION "2.99.0"')
-    (package / "dormantConfig.cmake").write_text(changed)
+    package = tmp_path / "dormant"
+    shutil.copytree(Path(dormant.__file__).parent / "share", package / "share")
+    (package / "_builds" / "2.99.0").mkdir(parents=True)
     source = tmp_path / "source"
     source.mkdir()
     (source / "CMakeLists.txt").write_text(
@@ -252,6 +247,6 @@ def test_package_of_another_torch_is_refused(tmp_path: Path, prefixes: str) -> N
         "project(consumer LANGUAGES CXX)\n"
         "find_package(dormant REQUIRED)\n"
     )
-    refused = configure(source, tmp_path / "build", f"{tmp_path / 'dormant'};{prefixes}")
+    refused = configure(source, tmp_path / "build", f"{package};{prefixes}")
     assert refused.returncode != 0
     assert "was built for torch 2.99.0" in refused.stderr.replace("\n", " ").replace("  ", " ")

@@ -11,10 +11,10 @@ Example:
     (False, 1.0)
 """
 
-from dormant._extension import check_torch, cmake_prefix
+from dormant._extension import cmake_prefix, load_extension
 
-# First: the extension of another torch version would fail to load with a missing C++ symbol.
-check_torch()
+# First: everything below uses it.
+load_extension()
 
 from dormant.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
 from dormant.compat import LazyInitContext  # noqa: E402

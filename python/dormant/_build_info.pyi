@@ -1,3 +1,0 @@
-"""Written by the build: what the extension was compiled against."""
-
-TORCH_VERSION: str
