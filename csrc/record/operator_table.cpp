@@ -94,7 +94,7 @@ const OperatorRow kRows[] = {
      {.kind = Kind::real}},
     // Results that alias an input depending on values or geometry.
     {"_coalesced coalesce _conj_physical slice_inverse", {.kind = Kind::real}},
-    // Quantised tensors are real at once.
+    // Quantized tensors are real at once.
     {"quantize_per_tensor quantize_per_tensor_dynamic quantize_per_channel _empty_affine_quantized"
      " _empty_per_channel_affine_quantized _make_per_tensor_quantized_tensor"
      " _make_per_channel_quantized_tensor",

@@ -16,7 +16,7 @@ enum class Kind : uint8_t {
   metadata,   ///< reads or changes only geometry
   factory,    ///< a composite kernel of empty and writes in place; reads no value of its arguments
   composite,  ///< a composite kernel of empty and copy_
-  movement,   ///< moves or initialises data
+  movement,   ///< moves or initializes data
   overwrite,  ///< the same, in place, and never reads what it overwrites
   real,       ///< never recorded
 };
