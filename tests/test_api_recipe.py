@@ -140,6 +140,45 @@ def test_captured_real_data_travels_along() -> None:
     assert pickle.loads(data).tolist() == [2.0 * i for i in range(12)]
 
 
+@pytest.mark.parametrize("way", LOADERS)
+def test_captured_data_is_there_when_the_recipe_is_read(way: str, tmp_path: Path) -> None:
+    write, read = LOADERS[way]
+    real = {
+        "turned": torch.arange(12.0).view(4, 3).t(),
+        "complex": torch.complex(torch.ones(3), torch.tensor([1.0, -0.0, float("nan")])).conj(),
+        "bits": torch.tensor([True, False, True]),
+        "half": torch.tensor(0.1, dtype=torch.bfloat16),
+        "empty": torch.ones(0, 3),
+    }
+    with dormant.lazy_init():
+        made = {
+            "turned": torch.ones(3, 4) / real["turned"],
+            "complex": torch.ones(3) * real["complex"],
+            "bits": torch.ones(3).masked_fill(real["bits"], 2.5),
+            "half": torch.ones(2, dtype=torch.bfloat16) - real["half"],
+            "empty": torch.cat([torch.ones(1, 3), real["empty"]]),
+            "number": torch.ones(2) / -2.5,
+        }
+    lazy = {name for name, tensor in made.items() if dormant.is_lazy(tensor)}
+    assert lazy >= {"turned", "bits", "half", "number"}
+    write(made, tmp_path / "made")
+    with dormant.lazy_init():
+        loaded = read(tmp_path / "made")
+    assert all(dormant.is_lazy(loaded[name]) for name in lazy)
+    for name, tensor in made.items():
+        assert_same_bits(tensor.clone(), loaded[name], name)
+        assert tensor.stride() == loaded[name].stride(), name
+
+
+def test_draws_by_lazy_parameters_are_not_kept_as_a_recipe() -> None:
+    with dormant.lazy_init():
+        drawn = torch.bernoulli(torch.full((3,), 0.5))
+    with pytest.raises(NotImplementedError, match=r"bernoulli.*materialize"):
+        pickle.dumps(drawn)
+    dormant.materialize(drawn)
+    assert_same_bits(drawn, pickle.loads(pickle.dumps(drawn)))
+
+
 def test_real_tensors_of_a_lazy_model_are_pickled_as_usual() -> None:
     model = build(lazy=True)
     dormant.materialize(model.norm)
@@ -277,7 +316,7 @@ def test_a_document_cut_anywhere_is_refused() -> None:
     whole, tensors = _C.dump(lazy_normal())
     for length in range(0, len(whole) - 1, max(1, len(whole) // 50)):
         with pytest.raises(ValueError, match="recipe"):
-            recipe.load_storage(whole[:length], tensors)
+            recipe.load_storage(whole[:length], [recipe._packed(tensor) for tensor in tensors])
 
 
 def test_loading_puts_the_patches_in_place_and_materialising_takes_them_away() -> None:

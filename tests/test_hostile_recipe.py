@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dormant
-from dormant import _C
+from dormant import _C, recipe
 
 pytestmark = pytest.mark.core
 
@@ -476,3 +476,26 @@ def test_the_message_says_where_and_what() -> None:
     argument("cat", 1, HUGE)(document, tensors)
     with pytest.raises(ValueError, match=r"step 3: aten::cat would not be recorded"):
         load(document, tensors)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        None,
+        (),
+        (torch.float32, (2,), (1,), b"1234567"),
+        (torch.float32, (2,), (1,), b"123456789"),
+        (torch.float32, (2, 2), (1, 0), b"\0" * 16),
+        (torch.float32, (2,), (-1,), b"\0" * 8),
+        (torch.float32, (-2,), (1,), b"\0" * 8),
+        (torch.float32, (2,), (1 << 40,), b"\0" * 8),
+        (torch.float32, (1 << 62, 4), (4, 1), b""),
+        (torch.float32, (2,), (1, 1), b"\0" * 8),
+        (torch.float32, (2,), (1,), "12345678"),
+        (torch.quint8, (2,), (1,), b"12"),
+        ("float32", (2,), (1,), b"\0" * 8),
+    ],
+)
+def test_captured_tensors_that_cannot_be(packed: Any) -> None:
+    with pytest.raises(ValueError, match="dormant: recipe: a captured tensor cannot be"):
+        recipe.load_storage(b"{}", [packed])

@@ -10,6 +10,7 @@
 #include "recipe/value.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
+#include "record/operator_traits.h"
 
 namespace dormant::recipe {
 namespace {
@@ -95,6 +96,15 @@ class Writer {
         is_allowed(node.op), "dormant: recipe: a tensor made by ", record::full_name(node.op),
         " can't be kept as a recipe. Cause: the operator is not on the list of those that recipes "
         "may contain. Next: dormant.materialize the tensor first.");
+    const auto checked = record::traits_of(node.op).checked;
+    const auto* parameter =
+        checked ? std::get_if<record::TensorSlot>(&node.arguments[*checked]) : nullptr;
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        parameter == nullptr || !node.operands[static_cast<size_t>(parameter->operand)].buffer,
+        "dormant: recipe: a tensor made by ", record::full_name(node.op),
+        " can't be kept as a recipe. Cause: reading it would have to look at values of another "
+        "lazy "
+        "tensor. Next: dormant.materialize the tensor first.");
     auto arguments = json::array();
     for (const auto& one : node.arguments) {
       arguments.push_back(argument(node, one));

@@ -2,7 +2,8 @@
 
 A lazy tensor pickles as its geometry and one `RecipeStorage` for its storage, so ties and views
 survive through pickle's own memo. The recipe is a versioned JSON document, the operators and their
-arguments, with the real tensors that were captured while recording, which pickle as any tensor.
+arguments, with the bytes of the real tensors that were captured while recording: not the tensors,
+since `torch.load` of the format before zip fills these only after everything was rebuilt.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ import torch
 
 from dormant import _C
 from dormant.geometry import Geometry, geometry_of, lay_out
+from dormant.storage import unrecorded
+
+# A captured tensor: its dtype, sizes, strides, and the bytes of its elements in logical order.
+Packed = tuple[torch.dtype, tuple[int, ...], tuple[int, ...], bytes]
 
 
 class RecipeStorage:
@@ -32,7 +37,8 @@ class RecipeStorage:
         # Another thread may materialize it at any time after the tensor was reduced.
         if _C.is_lazy(self.flat):
             try:
-                return load_storage, _C.dump(self.flat)
+                document, tensors = _C.dump(self.flat)
+                return load_storage, (document, [_packed(tensor) for tensor in tensors])
             except ValueError:
                 if _C.is_lazy(self.flat):
                     raise
@@ -72,12 +78,36 @@ def reduce_tensor(tensor: torch.Tensor) -> tuple[Callable[..., torch.Tensor], tu
     )
 
 
-def load_storage(document: bytes, tensors: Sequence[torch.Tensor]) -> RecipeStorage:
+def _packed(tensor: torch.Tensor) -> Packed:
+    with unrecorded():
+        flat = tensor.contiguous().flatten().view(torch.uint8)
+    return tensor.dtype, tuple(tensor.size()), tensor.stride(), flat.numpy().tobytes()
+
+
+def _unpacked(packed: Packed) -> torch.Tensor:
+    """The captured tensor; ValueError where there is none of that geometry with so many bytes."""
+    try:
+        dtype, sizes, strides, data = packed
+        with unrecorded():
+            shape = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
+            if not len(data) == shape.nbytes == shape.untyped_storage().nbytes():
+                raise ValueError(f"{len(data)} bytes, expected {shape.nbytes}")
+            values = torch.empty(sizes, dtype=dtype)
+            values.flatten().view(torch.uint8).numpy()[:] = memoryview(data)
+            return torch.empty_strided(sizes, strides, dtype=dtype).copy_(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"dormant: recipe: a captured tensor cannot be: {error}. The file is damaged, or "
+            "another release wrote it; write it again with this release."
+        ) from error
+
+
+def load_storage(document: bytes, tensors: Sequence[Packed]) -> RecipeStorage:
     """A new lazy storage from its recipe.
 
     Args:
         document: the recipe, as `dormant._C.dump` wrote it.
-        tensors: the captured real tensors it refers to.
+        tensors: dtype, sizes, strides and bytes of the captured real tensors it refers to.
 
     Returns:
         The storage, lazy.
@@ -96,7 +126,7 @@ def load_storage(document: bytes, tensors: Sequence[torch.Tensor]) -> RecipeStor
             f"{len(document)}. The file is damaged, or no recipe; write it again."
         ) from error
     with patches.in_use():
-        return RecipeStorage(_C.load(document, list(tensors)))
+        return RecipeStorage(_C.load(document, [_unpacked(tensor) for tensor in tensors]))
 
 
 def rebuild_tensor(
