@@ -42,6 +42,7 @@ enum class Dtypes : uint8_t {
   float_for_fractions,  ///< float32 for every other floating or complex dtype
   float_for_all,        ///< float32 for integers and bool, too
   integer_for_all,      ///< int64 for every dtype
+  bool_for_all,
 };
 
 struct Trial {
@@ -240,6 +241,8 @@ class StandIns {
         return c10::ScalarType::Float;
       case Dtypes::integer_for_all:
         return c10::ScalarType::Long;
+      case Dtypes::bool_for_all:
+        return c10::ScalarType::Bool;
     }
     return dtype;
   }
@@ -412,7 +415,7 @@ class Probe {
     }
     // If the sizes are fine, it was something else that the kernel refused.
     for (const auto dtypes : {Dtypes::own, Dtypes::float_for_fractions, Dtypes::float_for_all,
-                              Dtypes::integer_for_all}) {
+                              Dtypes::integer_for_all, Dtypes::bool_for_all}) {
       for (auto trial : trials(dtypes)) {
         trial.only_sizes = true;
         if (run(trial) == Verdict::accepted) {

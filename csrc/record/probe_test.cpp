@@ -47,6 +47,7 @@ TEST(CpuAccepts, NoDtypeWithoutAKernel) {
     EXPECT_FALSE(accepted("mm", "", {x, x.to(at::kHalf)}, square(n, at::kFloat)));
     EXPECT_FALSE(accepted("mm", "", {x, x.to(at::kLong)}, square(n, at::kFloat)));
     EXPECT_FALSE(accepted("mul_", "Tensor", {x.to(at::kLong), x}, square(n, at::kLong)));
+    EXPECT_FALSE(accepted("masked_fill_", "Scalar", {x, x, 3}, square(n, at::kFloat)));
   }
 }
 
