@@ -270,13 +270,16 @@ void set_storage(const Call& call) {
     materialize({source}, options);
   }
   const auto before = self.storage();
-  if (is_lazy(self)) {
-    self.unsafeGetTensorImpl()->set_storage_keep_dtype(allocate(0));
-  }
+  const auto placeholder = is_lazy(self) ? allocate(0) : before;
+  self.unsafeGetTensorImpl()->set_storage_keep_dtype(placeholder);
   try {
     run_below(call);
   } catch (...) {
-    self.unsafeGetTensorImpl()->set_storage_keep_dtype(before);
+    // What the operator has exchanged before it raised stays so, sizes and storage, as in eager.
+    if (self.storage().is_alias_of(placeholder)) {
+      self.unsafeGetTensorImpl()->set_storage_keep_dtype(before);
+    }
+    sync_key(self);
     throw;
   }
   sync_key(self);

@@ -484,3 +484,21 @@ def test_a_common_operator_stays_lazy(name: str, size: int) -> None:
         reads = dormant._C.value_reads()
     assert dormant.is_lazy(result)
     assert reads == {}
+
+
+def test_a_set_that_raises_half_way_leaves_sizes_and_storage_that_fit() -> None:
+    """PyTorch gives a tensor of inference mode the other storage before it refuses to."""
+
+    def build() -> tuple[torch.Tensor, tuple[int, ...], int]:
+        large = torch.full((7, 17), 0.5)
+        with torch.inference_mode():
+            small = torch.dot(large[0], large[1])
+        with pytest.raises(RuntimeError, match="inference tensor"):
+            small.set_(large.detach())
+        return small, tuple(small.shape), small.untyped_storage().nbytes()
+
+    with dormant.lazy_init():
+        lazy, *geometry = build()
+    eager, *expected = build()
+    assert geometry == expected
+    assert_same_bits(eager.clone(), lazy.clone())
