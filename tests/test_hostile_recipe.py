@@ -486,6 +486,7 @@ def test_the_message_says_where_and_what() -> None:
         (torch.float32, (2,), (1,), b"1234567"),
         (torch.float32, (2,), (1,), b"123456789"),
         (torch.float32, (2, 2), (1, 0), b"\0" * 16),
+        (torch.float32, (2, 2), (3, 0), b"\0" * 16),
         (torch.float32, (2,), (-1,), b"\0" * 8),
         (torch.float32, (-2,), (1,), b"\0" * 8),
         (torch.float32, (2,), (1 << 40,), b"\0" * 8),

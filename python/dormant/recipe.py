@@ -86,20 +86,23 @@ def _packed(tensor: torch.Tensor) -> Packed:
 
 def _unpacked(packed: Packed) -> torch.Tensor:
     """The captured tensor; ValueError where there is none of that geometry with so many bytes."""
+    dense = torch.ops.aten.is_non_overlapping_and_dense.default
     try:
         dtype, sizes, strides, data = packed
         with unrecorded():
             shape = torch.empty_strided(sizes, strides, dtype=dtype, device="meta")
-            if not len(data) == shape.nbytes == shape.untyped_storage().nbytes():
-                raise ValueError(f"{len(data)} bytes, expected {shape.nbytes}")
-            values = torch.empty(sizes, dtype=dtype)
-            values.flatten().view(torch.uint8).numpy()[:] = memoryview(data)
-            return torch.empty_strided(sizes, strides, dtype=dtype).copy_(values)
+        nbytes = shape.untyped_storage().nbytes()
+        if not (isinstance(data, bytes) and len(data) == shape.nbytes == nbytes and dense(shape)):
+            raise ValueError(f"got {data!r:.40} for {shape.nbytes} bytes of strides {strides}")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"dormant: recipe: a captured tensor cannot be: {error}. The file is damaged, or "
             "another release wrote it; write it again with this release."
         ) from error
+    with unrecorded():
+        values = torch.empty(sizes, dtype=dtype)
+        values.flatten().view(torch.uint8).numpy()[:] = memoryview(data)
+        return torch.empty_strided(sizes, strides, dtype=dtype).copy_(values)
 
 
 def load_storage(document: bytes, tensors: Sequence[Packed]) -> RecipeStorage:
