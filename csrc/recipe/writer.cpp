@@ -102,9 +102,8 @@ class Writer {
     TORCH_CHECK_NOT_IMPLEMENTED(
         parameter == nullptr || !node.operands[static_cast<size_t>(parameter->operand)].buffer,
         "dormant: recipe: a tensor made by ", record::full_name(node.op),
-        " can't be kept as a recipe. Cause: reading it would have to look at values of another "
-        "lazy "
-        "tensor. Next: dormant.materialize the tensor first.");
+        " can't be kept as a recipe. Cause: to read it, values of another lazy tensor would have "
+        "to be looked at. Next: dormant.materialize the tensor first.");
     auto arguments = json::array();
     for (const auto& one : node.arguments) {
       arguments.push_back(argument(node, one));
