@@ -75,9 +75,7 @@ WHEEL_TORCH := 2.13.0 2.14.0 2.14.1 2.15.0
 
 .PHONY: wheel
 wheel: $(STAMPS)/packages ## one wheel in dist/ for several releases of torch, for this Python (WHEEL_TORCH="2.13.0 2.15.0")
-	@$(PROGRESS) "installing what makes a wheel" $(STAMPS)/wheel.log \
-		$(PIP) -r requirements/wheel.txt -c requirements/constraints.txt
-	$(PROGRESS) "building a wheel for torch $(WHEEL_TORCH)" $(STAMPS)/wheel-build.log \
+	@$(PROGRESS) "building a wheel for torch $(WHEEL_TORCH)" $(STAMPS)/wheel-build.log \
 		$(PY) tools/build_wheel.py $(WHEEL_TORCH)
 	ls dist/*.whl
 
