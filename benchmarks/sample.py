@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dormant.memory import highest_resident_bytes, resident_bytes
+from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 
 
 def sample(action: Callable[[], object]) -> dict[str, Any]:

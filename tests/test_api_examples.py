@@ -11,9 +11,10 @@ import pytest
 import dormant
 
 MODULES = ["dormant"] + [
-    f"dormant.{module.name}"
-    for module in pkgutil.iter_modules(dormant.__path__)
-    if module.name != "_C"
+    module.name
+    for module in pkgutil.walk_packages(dormant.__path__, "dormant.")
+    # Those of other libraries have tests of their own.
+    if not module.name.startswith(("dormant.cli", "dormant.integrations", "dormant.__main__"))
 ]
 
 

@@ -17,7 +17,8 @@ import torch.utils.dlpack
 
 import dormant
 from compare import assert_same_bits
-from dormant import _C, patches
+from dormant import _C
+from dormant.recording import patches
 
 pytestmark = pytest.mark.core
 

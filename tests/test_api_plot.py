@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 import dormant
-from dormant.memory import MemorySample, MemoryTrace, resident_and_mapped_bytes, thinned
-from dormant.plot import by_part
-from dormant.report import Report
-from dormant.table import format_html_table
+from dormant.reporting.memory import MemorySample, MemoryTrace, resident_and_mapped_bytes, thinned
+from dormant.reporting.plot import by_part
+from dormant.reporting.report import Report
+from dormant.text.table import format_html_table
 
 MIB = 1 << 20
 

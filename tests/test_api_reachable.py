@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dormant.reachable import reachable_tensors
+from dormant.tensors.reachable import reachable_tensors
 
 
 class Plain:

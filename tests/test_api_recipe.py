@@ -18,7 +18,8 @@ from torch import nn
 
 import dormant
 from compare import assert_same_bits
-from dormant import _C, patches, recipe
+from dormant import _C, recipes
+from dormant.recording import patches
 
 pytestmark = pytest.mark.core
 
@@ -264,12 +265,12 @@ def saved_state() -> io.BytesIO:
 
 
 def test_weights_only_refuses_a_recipe_and_names_what_to_allow() -> None:
-    with pytest.raises(pickle.UnpicklingError, match=r"dormant\.recipe\.\w+"):
+    with pytest.raises(pickle.UnpicklingError, match=r"dormant\.recipes\.\w+"):
         torch.load(saved_state(), weights_only=True)
 
 
 def test_weights_only_loads_a_recipe_once_it_is_allowed() -> None:
-    with torch.serialization.safe_globals(recipe.safe_globals()):
+    with torch.serialization.safe_globals(recipes.safe_globals()):
         state = torch.load(saved_state(), weights_only=True)
     assert real_names(state) == [REAL]
     dormant.materialize(state)
@@ -293,7 +294,7 @@ def test_an_operator_that_recipes_may_not_run_is_refused() -> None:
     for operator in ("aten::from_file", "aten::_no_such_operator"):
         changed = text.replace("aten::normal_", operator).encode()
         with pytest.raises(ValueError, match=operator):
-            recipe.load_storage(changed, [])
+            recipes.load_storage(changed, [])
 
 
 def test_another_version_is_refused() -> None:
@@ -301,7 +302,7 @@ def test_another_version_is_refused() -> None:
     assert content["version"] == 2
     content["version"] = 10_000
     with pytest.raises(ValueError, match="10000"):
-        recipe.load_storage(json.dumps(content).encode(), [])
+        recipes.load_storage(json.dumps(content).encode(), [])
 
 
 @pytest.mark.parametrize(
@@ -309,14 +310,14 @@ def test_another_version_is_refused() -> None:
 )
 def test_a_damaged_document_is_refused(damage: bytes) -> None:
     with pytest.raises(ValueError, match="recipe"):
-        recipe.load_storage(damage, [])
+        recipes.load_storage(damage, [])
 
 
 def test_a_document_cut_anywhere_is_refused() -> None:
     whole, tensors = _C.dump(lazy_normal())
     for length in range(0, len(whole) - 1, max(1, len(whole) // 50)):
         with pytest.raises(ValueError, match="recipe"):
-            recipe.load_storage(whole[:length], [recipe._packed(tensor) for tensor in tensors])
+            recipes.load_storage(whole[:length], [recipes._packed(tensor) for tensor in tensors])
 
 
 def test_loading_puts_the_patches_in_place_and_materialising_takes_them_away() -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import dormant
-from dormant.memory import PeakMemory, resident_bytes
-from dormant.table import format_bytes, format_table
+from dormant.reporting.memory import PeakMemory, resident_bytes
+from dormant.text.table import format_bytes, format_table
 
 
 class Tied(nn.Module):
@@ -65,7 +65,7 @@ def test_a_report_counts_storages_and_bytes_once(model: Tied) -> None:
 # In a process of its own: where other tests freed memory, nothing would grow.
 _MEASURED = """
 import dormant
-from dormant.memory import resident_bytes
+from dormant.reporting.memory import resident_bytes
 from torch import nn
 
 with dormant.lazy_init():

@@ -21,7 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dormant
-from dormant.safetensors_header import lay_out_file
+from dormant.saving.safetensors_header import lay_out_file
 
 State = dict[str, torch.Tensor]
 
@@ -502,7 +502,7 @@ def test_ctrl_c_stops_it_soon_and_leaves_no_file(tmp_path: Path) -> None:
 
 CHILD = """
 import sys, torch, dormant
-from dormant.memory import highest_resident_bytes
+from dormant.reporting.memory import highest_resident_bytes
 {setup}
 report = dormant.save({{"warm up": state.pop("small")}}, sys.argv[1] + "/warm.safetensors")
 before = highest_resident_bytes()

@@ -13,7 +13,7 @@ import torch
 import dormant
 from child import in_child
 from compare import assert_same_bits
-from dormant.quantizers.nested_offsets import compute_offsets
+from dormant.quantization.nested_offsets import compute_offsets
 
 MIB = 1 << 20
 # What a process takes besides: threads that start, code that runs for the first time, and what the
@@ -21,7 +21,7 @@ MIB = 1 << 20
 FIXED = 16 * MIB
 PRELUDE = """
     import json, sys, torch, dormant
-    from dormant.memory import highest_resident_bytes, resident_bytes
+    from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 
     torch.set_num_threads(8)
 

@@ -97,7 +97,7 @@ def measured_in_child(code: str) -> dict[str, Any]:
     """Runs `code` in a new process and returns what it prints as JSON."""
     prelude = """
         import json, torch, dormant
-        from dormant.memory import highest_resident_bytes, resident_bytes
+        from dormant.reporting.memory import highest_resident_bytes, resident_bytes
         MIB = 1 << 20
         # What a process needs once is not the tensors' own: the code itself, the threads.
         with dormant.lazy_init():

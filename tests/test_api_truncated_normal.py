@@ -12,7 +12,7 @@ from torch import nn
 import dormant
 from compare import assert_same_bits
 from dormant import _C
-from dormant.truncated_normal import one_round_suffices
+from dormant.recording.truncated_normal import one_round_suffices
 
 pytestmark = pytest.mark.core
 

@@ -26,7 +26,7 @@ from torch import nn
 import dormant
 from compare import assert_same_bits, geometry, storage_key
 from dormant import _C
-from dormant.memory import resident_bytes
+from dormant.reporting.memory import resident_bytes
 from reachable import holdings
 
 Kind = Literal["allocate", "read", "write"]

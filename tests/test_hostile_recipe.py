@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dormant
-from dormant import _C, recipe
+from dormant import _C, recipes
 
 pytestmark = pytest.mark.core
 
@@ -499,4 +499,4 @@ def test_the_message_says_where_and_what() -> None:
 )
 def test_captured_tensors_that_cannot_be(packed: Any) -> None:
     with pytest.raises(ValueError, match="dormant: recipe: a captured tensor cannot be"):
-        recipe.load_storage(b"{}", [packed])
+        recipes.load_storage(b"{}", [packed])

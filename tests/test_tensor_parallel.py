@@ -537,7 +537,7 @@ def measured_in_child(code: str) -> dict[str, int]:
     prelude = """
         import json, torch, dormant
         from dormant import tensor_parallel
-        from dormant.memory import highest_resident_bytes, resident_bytes
+        from dormant.reporting.memory import highest_resident_bytes, resident_bytes
         MIB = 1 << 20
         # What a process needs once is not the tensors' own: the code itself, the threads.
         with dormant.lazy_init():

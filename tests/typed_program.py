@@ -10,7 +10,7 @@ import torch
 from typing_extensions import assert_type
 
 import dormant
-import dormant.recipe
+import dormant.recipes
 from dormant import tensor_parallel
 from dormant.integrations import accelerate, llama2_accessory, peft, timm, torchvision
 from dormant.integrations import diffusers as lazy_diffusers
@@ -41,8 +41,10 @@ def main(folder: Path) -> None:
     checkpoint = dormant.open_checkpoint(folder)
     assert_type(checkpoint, dormant.Checkpoint)
     assert_type(checkpoint["0.weight"], torch.Tensor)
-    assert_type(checkpoint.entries["0.weight"].shape, tuple[int, ...])
-    assert_type(checkpoint.verify(progress=False).nbytes, int)
+    entry: dormant.Entry = checkpoint.entries["0.weight"]
+    assert_type(entry.shape, tuple[int, ...])
+    verification: dormant.Verification = checkpoint.verify(progress=False)
+    assert_type(verification.nbytes, int)
 
     report = dormant.load(model, checkpoint, missing="error", mmap="never", rename={"old.": ""})
     assert_type(report.missing, tuple[str, ...])
@@ -58,18 +60,21 @@ def schemes(model: torch.nn.Module, layer: Callable[[torch.nn.Module], torch.nn.
     dormant.quantize(model, "nf4", skip=["lm_head"])
     dormant.quantize(model, dormant.Int8(threshold=0.0))
     report: dormant.QuantizeReport = dormant.quantize(model, layer)
-    assert_type(report.layers[0].nbytes, int | None)
+    layer_of_report: dormant.QuantizedLayer = report.layers[0]
+    assert_type(layer_of_report.nbytes, int | None)
 
 
 def shown(summary: dormant.Summary, report: dormant.Report, tensor: dormant.TensorReport) -> None:
     summary.plot("summary.png")
     report.plot(Path("report.png"))
     assert_type(summary.lazy_rate, float)
-    assert_type(report.memory_trace[0].resident, int)
+    assert_type(summary.tensors, list[dormant.TensorSummary])
+    sample: dormant.MemorySample = report.memory_trace[0]
+    assert_type(sample.resident, int)
     assert_type(tensor.shape, tuple[int, ...])
     assert_type(report.to_dict(), dict[str, Any])
     assert_type(dormant.cmake_prefix_path, str)
-    torch.serialization.add_safe_globals(dormant.recipe.safe_globals())
+    torch.serialization.add_safe_globals(dormant.recipes.safe_globals())
 
 
 def several(parts: list[dormant.Checkpoint], paths: list[Path]) -> None:

@@ -11,7 +11,7 @@ from benchmarks.llama import llama
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.sample import median, sample
-from dormant.table import format_bytes
+from dormant.text.table import format_bytes
 
 NAME = "construct"
 TITLE = "building a model without its values"

@@ -16,7 +16,7 @@ from benchmarks.initialise.workloads import QUICK, WORKLOADS, workload
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.sample import median, sample
-from dormant.table import format_bytes
+from dormant.text.table import format_bytes
 
 NAME = "initialise"
 TITLE = "from nothing to a model with its initial values"

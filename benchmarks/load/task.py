@@ -20,7 +20,7 @@ from benchmarks.load.stored import FORMS, Stored, empty_model
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.sample import median, peak_over_final, sample
-from dormant.table import format_bytes
+from dormant.text.table import format_bytes
 
 NAME = "load"
 TITLE = "from checkpoint files in bfloat16 to a Llama with their values"

@@ -12,7 +12,7 @@ import dormant
 from benchmarks.fingerprint import bits
 from benchmarks.llama import llama
 from benchmarks.quantize_large.memory_limit import limit_memory
-from dormant.memory import highest_resident_bytes, resident_bytes
+from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 
 _SCHEME = "nf4"
 

@@ -13,7 +13,7 @@ from benchmarks.llama import layer_count
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.sample import median
-from dormant.table import format_bytes
+from dormant.text.table import format_bytes
 
 NAME = "quantize_large"
 TITLE = "lazy Llamas to nf4 under an enforced limit of memory"

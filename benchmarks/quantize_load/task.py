@@ -18,7 +18,7 @@ from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.quantize_load.schemes import SCHEMES
 from benchmarks.sample import median, peak_over_final, sample
-from dormant.table import format_bytes
+from dormant.text.table import format_bytes
 
 NAME = "quantize_load"
 TITLE = "from a checkpoint in bfloat16 to a Llama of 4 or 8 bits"

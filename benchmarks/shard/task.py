@@ -13,7 +13,7 @@ from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.sample import median, sample
 from benchmarks.shard.part import PARTS
-from dormant.table import format_bytes
+from dormant.text.table import format_bytes
 
 NAME = "shard"
 TITLE = f"1/{PARTS} of a large normal_ tensor"

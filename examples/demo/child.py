@@ -18,7 +18,7 @@ from typing import Any
 
 from case import Case, Way, read_once
 
-from dormant.memory import PeakMemory
+from dormant.reporting.memory import PeakMemory
 
 _TELL_EVERY = 0.05  # seconds
 

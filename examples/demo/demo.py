@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from dormant.table import format_bytes
+from dormant.text.table import format_bytes
 
 _WIDTH = 110  # columns, where no terminal has its own
 CASES = {**minilm.CASES, **llama.CASES}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import child
-from dormant.memory import MemorySample, MemoryTrace
+from dormant.reporting.memory import MemorySample, MemoryTrace
 
 _PRELOADED = ["torch", "dormant", "bitsandbytes", "child"]
 _PRELOADED += [f"transformers.models.{name}.modeling_{name}" for name in ("bert", "llama")]

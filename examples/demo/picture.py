@@ -8,7 +8,7 @@ from typing import Any
 
 from results import Result
 
-from dormant.plot import draw_memory
+from dormant.reporting.plot import draw_memory
 
 _COLUMNS = 3
 _COLOURS = {"ordinary": "#D55E00", "dormant": "#0072B2"}  # Okabe and Ito

@@ -14,7 +14,7 @@ from measurement import Measurement
 from rich import box
 from rich.table import Table
 
-from dormant.table import format_bytes
+from dormant.text.table import format_bytes
 
 
 @dataclass(frozen=True)

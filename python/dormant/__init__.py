@@ -11,34 +11,38 @@ Example:
     (False, 1.0)
 """
 
-from dormant._extension import cmake_prefix, load_extension
-
-# First: everything below uses it.
-load_extension()
-
-from dormant.checkpoint import Checkpoint, open_checkpoint  # noqa: E402
-from dormant.compat import LazyInitContext  # noqa: E402
-from dormant.context import lazy_init  # noqa: E402
-from dormant.load import load  # noqa: E402
-from dormant.materialize import is_lazy, materialize  # noqa: E402
-from dormant.quantize import QuantizeReport, quantize  # noqa: E402
-from dormant.quantizers.bitsandbytes import FourBit, Int8  # noqa: E402
-from dormant.report import Report, TensorReport  # noqa: E402
-from dormant.save import save  # noqa: E402
-from dormant.summary import Summary, summary  # noqa: E402
+from dormant._extension import cmake_prefix
+from dormant.checkpoint.api import Checkpoint, open_checkpoint
+from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.verification import Verification
+from dormant.integrations.colossalai import LazyInitContext
+from dormant.loading.api import load
+from dormant.materialization.api import is_lazy, materialize
+from dormant.quantization.api import QuantizedLayer, QuantizeReport, quantize
+from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.recording.context import lazy_init
+from dormant.reporting.memory import MemorySample
+from dormant.reporting.report import Report, TensorReport
+from dormant.reporting.summaries import Summary, TensorSummary, summary
+from dormant.saving.api import save
 
 cmake_prefix_path: str = cmake_prefix()
 """Directory to put on CMAKE_PREFIX_PATH so that `find_package(dormant)` succeeds."""
 
 __all__ = [
     "Checkpoint",
+    "Entry",
     "FourBit",
     "Int8",
     "LazyInitContext",
+    "MemorySample",
     "QuantizeReport",
+    "QuantizedLayer",
     "Report",
     "Summary",
     "TensorReport",
+    "TensorSummary",
+    "Verification",
     "cmake_prefix_path",
     "is_lazy",
     "lazy_init",

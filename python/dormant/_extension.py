@@ -11,6 +11,8 @@ from pathlib import Path
 # torch comes first: importing it loads the libraries that the extension links to.
 import torch
 
+__all__ = ["_C", "cmake_prefix", "load_extension"]
+
 _PACKAGE = Path(__file__).parent
 
 
@@ -69,3 +71,8 @@ def _release(version: str) -> str:
     """'2.13.0+cpu' and '2.13.0' are the same release; so are nightlies of one number."""
     found = re.match(r"\d+\.\d+\.\d+", version)
     return found.group() if found else version
+
+
+load_extension()
+
+import dormant._C as _C  # noqa: E402

@@ -58,7 +58,7 @@ def test_what_the_device_has_no_room_for_is_refused_before_it_is_written(tmp_pat
 CONVERT = """
 import sys
 import torch, dormant
-from dormant.memory import highest_resident_bytes
+from dormant.reporting.memory import highest_resident_bytes
 source, target, dtype = sys.argv[1:]
 dormant.save({n: t.to(torch.float16) for n, t in dormant.open_checkpoint(source).items()}
              if dtype else dormant.open_checkpoint(source), target)

@@ -11,7 +11,7 @@ from torch import nn
 
 import dormant
 from compare import assert_same_bits, build_both, compare
-from dormant.memory import resident_bytes
+from dormant.reporting.memory import resident_bytes
 from idiom import Idiom, Idioms
 
 idiom = Idioms()

@@ -112,7 +112,7 @@ def test_what_goes_to_disk_never_lies_in_memory_as_a_whole(tmp_path: Path) -> No
     code = f"""if True:
         import accelerate, torch, dormant
         from dormant.integrations.accelerate import dispatch_model
-        from dormant.memory import highest_resident_bytes
+        from dormant.reporting.memory import highest_resident_bytes
         def model(layers):
             with dormant.lazy_init():
                 return torch.nn.Sequential(*[torch.nn.Linear(2048, 2048) for _ in range(layers)])

@@ -250,7 +250,7 @@ def peak(folder: Path, load: str, small: Path) -> dict[str, int]:
     """Growth of the highest resident memory over a load, in a process of its own."""
     code = f"""if True:
         import json, torch, transformers, dormant
-        from dormant.memory import highest_resident_bytes
+        from dormant.reporting.memory import highest_resident_bytes
         kind = transformers.LlamaForCausalLM
         def load(folder):
             {load}

@@ -28,7 +28,7 @@ def measured_in_child(path: Path, code: str) -> dict[str, int]:
     """Runs `code` in a new process and returns what it prints as JSON."""
     prelude = f"""
         import json, pathlib, torch, dormant
-        from dormant.memory import highest_resident_bytes, resident_bytes
+        from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 
         path = pathlib.Path({str(path)!r})
 

@@ -21,7 +21,7 @@ from loaded_modules import Nested, Plain, Tied
 from torch import nn
 
 import dormant
-from dormant.names import renamed_prefix
+from dormant.tensors.names import renamed_prefix
 
 Start = Callable[[Callable[[], nn.Module]], nn.Module]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dormant.quantized_layers import quantized_weights
+from dormant.quantization.layers import quantized_weights
 
 
 def load_exposed(

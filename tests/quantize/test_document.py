@@ -57,5 +57,5 @@ def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["bitsandbytes"])
 def test_the_examples_of_a_module(name: str) -> None:
-    failed, _ = doctest.testmod(importlib.import_module(f"dormant.quantizers.{name}"))
+    failed, _ = doctest.testmod(importlib.import_module(f"dormant.quantization.{name}"))
     assert failed == 0

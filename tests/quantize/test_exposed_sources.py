@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 import dormant
 from compare import assert_same_bits
-from dormant.quantized_layers import QuantizedWeight, quantized_weights
+from dormant.quantization.layers import QuantizedWeight, quantized_weights
 
 SCHEMES: dict[str, Any] = {
     "nf4": "nf4",

@@ -17,7 +17,7 @@ from transformers import BitsAndBytesConfig
 
 import dormant
 from compare import assert_same_bits
-from dormant.quantized_layers import quantized_weights
+from dormant.quantization.layers import quantized_weights
 
 SCHEMES: dict[str, Any] = {
     "nf4": "nf4",

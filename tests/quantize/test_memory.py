@@ -15,7 +15,7 @@ FLOAT_LAYER = 4 * SIZE * SIZE
 BUDGET = 32 * MIB
 PRELUDE = """
     import json, sys, torch, dormant, bitsandbytes, safetensors.torch
-    from dormant.memory import highest_resident_bytes, resident_bytes
+    from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 
     def build(size, layers):
         with dormant.lazy_init():

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 import dormant
-from dormant import _C, patches
+from dormant import _C
+from dormant.recording import patches
 
 sys.path.insert(0, str(Path(__file__).parent))
 

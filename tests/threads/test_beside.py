@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 import dormant
-from dormant import _C, patches
+from dormant import _C
+from dormant.recording import patches
 
 sys.path.insert(0, str(Path(__file__).parent))
 

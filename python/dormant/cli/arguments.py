@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from dormant.byte_count import parse_bytes
+from dormant.text.byte_count import parse_bytes
 
 _DTYPES = {
     "float64": torch.float64,

@@ -29,8 +29,8 @@ from dormant.cli.measurements import (
 )
 from dormant.cli.outcome import NOT_OK, OK, Outcome, UsageError
 from dormant.cli.screen import format_columns
-from dormant.progress import wants_bar
-from dormant.table import format_bytes
+from dormant.reporting.progress import wants_bar
+from dormant.text.table import format_bytes
 
 NAME = "bench"
 SUMMARY = "measure this machine: build, initialise, save, load, quantise, beside eager PyTorch"

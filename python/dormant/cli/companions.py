@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dormant.publication import Publication
+from dormant.saving.publication import Publication
 
 _ENDINGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md"}
 _MOST_BYTES = 1 << 28

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from dormant.checkpoint import open_checkpoint
-from dormant.checkpoint_entry import Entry
+from dormant.checkpoint.api import open_checkpoint
+from dormant.checkpoint.entry import Entry
 from dormant.cli.arguments import (
     DTYPE_NAMES,
     add_output_options,
@@ -42,17 +42,17 @@ from dormant.cli.pretrained import (
     saved_state,
 )
 from dormant.cli.torch_archive import write_torch_archive
-from dormant.geometry import identity
-from dormant.memory import PeakMemory
-from dormant.names import renamed
-from dormant.names import renaming as as_function
-from dormant.parallel_rules import LLAMA, LLAMA3
-from dormant.progress import ProgressBar, wants_bar
-from dormant.publication import Publication
-from dormant.quantizers.nested_offsets import compute_offsets
-from dormant.save import save
-from dormant.table import format_bytes
-from dormant.tensor_parallel import split
+from dormant.quantization.nested_offsets import compute_offsets
+from dormant.reporting.memory import PeakMemory
+from dormant.reporting.progress import ProgressBar, wants_bar
+from dormant.saving.api import save
+from dormant.saving.publication import Publication
+from dormant.tensor_parallel.rules import LLAMA, LLAMA3
+from dormant.tensor_parallel.sets import split
+from dormant.tensors.geometry import identity
+from dormant.tensors.names import renamed
+from dormant.tensors.names import renaming as as_function
+from dormant.text.table import format_bytes
 
 NAME = "convert"
 SUMMARY = "make another checkpoint: format, dtype, quantised, merged or divided anew"

@@ -20,10 +20,10 @@ from dormant.cli.pretrained import (
     save_configuration,
     saved_state,
 )
-from dormant.context import lazy_init
-from dormant.memory import PeakMemory
-from dormant.save import save
-from dormant.table import format_bytes
+from dormant.recording.context import lazy_init
+from dormant.reporting.memory import PeakMemory
+from dormant.saving.api import save
+from dormant.text.table import format_bytes
 
 NAME = "init"
 SUMMARY = "write a checkpoint with random weights of a model, as eager construction would"

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from dormant.checkpoint import Checkpoint, open_checkpoint
-from dormant.checkpoint_entry import Entry
+from dormant.checkpoint.api import Checkpoint, open_checkpoint
+from dormant.checkpoint.entry import Entry
 from dormant.cli.arguments import positive
 from dormant.cli.outcome import Outcome
 from dormant.cli.screen import format_columns
 from dormant.cli.tree import Row, dtype_name, tree_rows
-from dormant.materialize import materialize
-from dormant.printable import printable
-from dormant.progress import Callback, ProgressBar, wants_bar
-from dormant.table import format_bytes
+from dormant.materialization.api import materialize
+from dormant.reporting.progress import Callback, ProgressBar, wants_bar
+from dormant.text.printable import printable
+from dormant.text.table import format_bytes
 
 NAME = "inspect"
 SUMMARY = "what is in a checkpoint: tensors, dtypes, sizes, duplicates, parts"

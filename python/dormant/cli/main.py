@@ -27,7 +27,7 @@ from dormant.cli.outcome import (
     message_of,
 )
 from dormant.cli.signals import Terminated, ending_raises
-from dormant.progress import Callback
+from dormant.reporting.progress import Callback
 
 _DESCRIPTION = """\
 Checkpoints of any size, on a machine of any size: what is in them, whether they can be read, and

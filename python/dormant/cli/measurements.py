@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from dormant.cli.torch_archive import write_torch_archive
-from dormant.context import lazy_init
-from dormant.load import load
-from dormant.materialize import materialize
-from dormant.memory import highest_resident_bytes, resident_bytes
-from dormant.publication import Publication
-from dormant.quantize import quantize
-from dormant.save import save
+from dormant.loading.api import load
+from dormant.materialization.api import materialize
+from dormant.quantization.api import quantize
+from dormant.recording.context import lazy_init
+from dormant.reporting.memory import highest_resident_bytes, resident_bytes
+from dormant.saving.api import save
+from dormant.saving.publication import Publication
 
 
 @dataclass(frozen=True)

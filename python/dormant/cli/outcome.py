@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dormant.printable import printable
+from dormant.text.printable import printable
 
 _PREFIX = re.compile(r"(\[Errno \d+\] )?(dormant: )?")
 

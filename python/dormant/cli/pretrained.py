@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from dormant.context import lazy_init
-from dormant.geometry import identity
 from dormant.integrations.library import imported
-from dormant.names import NamesError, listed
-from dormant.quantize import Scheme, quantize
+from dormant.quantization.api import Scheme, quantize
+from dormant.recording.context import lazy_init
+from dormant.tensors.geometry import identity
+from dormant.tensors.names import NamesError, listed
 
 
 def model_class(config: Any) -> Any:

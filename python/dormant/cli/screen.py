@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Collection, Sequence
 
-from dormant.printable import printable
+from dormant.text.printable import printable
 
 _WIDTH_OF_A_PIPE = 160
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from dormant import _C
+from dormant._extension import _C
 from dormant.cli.zip_layout import Record, ZipLayout
-from dormant.geometry import identity
-from dormant.progress import Callback
-from dormant.publication import write_bytes
+from dormant.reporting.progress import Callback
+from dormant.saving.publication import write_bytes
+from dormant.tensors.geometry import identity
 
 _ROOT = "archive"
 # Bytes that are read at a time for a checksum.

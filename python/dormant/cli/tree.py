@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from dormant.checkpoint_entry import Entry
+from dormant.checkpoint.entry import Entry
 
 # Names come from files: one of a thousand dots must not become a thousand levels.
 _MOST_LEVELS = 32

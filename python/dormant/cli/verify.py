@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dormant.checkpoint import open_checkpoint
+from dormant.checkpoint.api import open_checkpoint
 from dormant.cli.outcome import OK, Outcome, code_of, describe
-from dormant.printable import printable
+from dormant.text.printable import printable
 
 NAME = "verify"
 SUMMARY = "read every byte, and compare it with the checksums that the files have"

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from dormant.context import lazy_init
 from dormant.integrations.library import check_options, imported
-from dormant.layerwise import pending_layers
-from dormant.materialize import bring_to_life, is_lazy
-from dormant.progress import Callback
+from dormant.materialization.api import bring_to_life, is_lazy
+from dormant.quantization.layerwise import pending_layers
+from dormant.recording.context import lazy_init
+from dormant.reporting.progress import Callback
 
 
 def init_empty_weights(include_buffers: bool | None = None) -> lazy_init:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from dormant.context import lazy_init
 from dormant.integrations.library import check_folder, check_options, finish, imported
-from dormant.load import Mmap
-from dormant.progress import Callback
+from dormant.loading.api import Mmap
+from dormant.recording.context import lazy_init
+from dormant.reporting.progress import Callback
 
 
 def from_pretrained(

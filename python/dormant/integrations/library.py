@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from dormant.convert import as_dtype, convert
-from dormant.load import Mmap
-from dormant.materialize import bring_to_life
-from dormant.options import check_choice, check_memory_budget
-from dormant.progress import Callback
+from dormant.loading.api import Mmap
+from dormant.materialization.api import bring_to_life
+from dormant.materialization.options import check_choice, check_memory_budget
+from dormant.reporting.progress import Callback
+from dormant.tensors.conversion import as_dtype, convert
 
 
 def imported(module: str) -> Any:

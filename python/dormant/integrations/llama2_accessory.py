@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import torch
 
 from dormant import tensor_parallel
-from dormant.checkpoint import open_checkpoint
-from dormant.checkpoint_files import find_groups
-from dormant.context import lazy_init
-from dormant.load import load
-from dormant.progress import Callback
+from dormant.checkpoint.api import open_checkpoint
+from dormant.checkpoint.files import find_groups
+from dormant.loading.api import load
+from dormant.recording.context import lazy_init
+from dormant.reporting.progress import Callback
 from dormant.tensor_parallel import REPLICATED, Rule, Rules, Sharded
 
 # Meta's files lack the prefix of LLaMA2-Accessory's MetaModel (accessory/util/tensor_parallel.py).

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from dormant.context import lazy_init
 from dormant.integrations.library import check_options, finish, imported
-from dormant.load import CheckpointLike, Mmap, load
-from dormant.names import Rename
-from dormant.options import check_choice, check_dtype
-from dormant.progress import Callback
+from dormant.loading.api import CheckpointLike, Mmap, load
+from dormant.materialization.options import check_choice, check_dtype
+from dormant.recording.context import lazy_init
+from dormant.reporting.progress import Callback
+from dormant.tensors.names import Rename
 
 # Files of DenseNet from before torchvision 0.2 have "norm.1" for "norm1" (densenet.py there).
 _OLD_DENSENET = re.compile(

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import torch
 
-from dormant.context import lazy_init
 from dormant.integrations.library import check_folder, check_options, finish, imported
-from dormant.load import Mmap
-from dormant.names import NamesError, listed
-from dormant.options import check_choice
-from dormant.progress import Callback
-from dormant.quantize import Scheme, quantize
+from dormant.loading.api import Mmap
+from dormant.materialization.options import check_choice
+from dormant.quantization.api import Scheme, quantize
+from dormant.recording.context import lazy_init
+from dormant.reporting.progress import Callback
+from dormant.tensors.names import NamesError, listed
 
 # Which of the library's configurations are quantised while reading; it does the others itself.
 _OURS = "BitsAndBytesConfig"

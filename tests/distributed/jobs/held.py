@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 
 import dormant
 from dormant import _C
-from dormant.inventory import is_wrapper
-from dormant.reachable import reachable_tensors
+from dormant.tensors.inventory import is_wrapper
+from dormant.tensors.reachable import reachable_tensors
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import dormant
-from dormant.memory import highest_resident_bytes, resident_bytes
+from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 from jobs.models import SEED, Large
 from jobs.stages import keep_stage
 

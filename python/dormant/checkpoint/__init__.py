@@ -1,0 +1,1 @@
+"""Checkpoints as lazy tensors: which files, what is in them, whether they are sound."""

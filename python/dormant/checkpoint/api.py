@@ -1,0 +1,370 @@
+"""`open_checkpoint`: the tensors of checkpoint files by name, lazy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.checkpoint.composition import add_differences, join, merged_parts
+from dormant.checkpoint.entry import (
+    Checksum,
+    Contents,
+    Entry,
+    Item,
+    StoredTensor,
+    contiguous_strides,
+)
+from dormant.checkpoint.files import Group, find_groups
+from dormant.checkpoint.torch_file import is_torch_file, read_torch_file
+from dormant.checkpoint.verification import Verification, verify
+from dormant.recording import patches
+from dormant.reporting.progress import Callback
+from dormant.tensor_parallel.rules import Rules
+from dormant.text.table import format_bytes, format_html_table
+
+# What is often taken for a checkpoint, by its first bytes.
+_OTHER_FILES = {
+    b"version https://git-lfs": "It is a pointer of Git LFS: run 'git lfs pull' to get the file.",
+    b"<": "It looks like a web page: the download asked for a login, or the wrong address.",
+    b"GGUF": "It is a GGUF file: read it with gguf or transformers, and save its tensors.",
+    b"\x89HDF": "It is an HDF5 file: read it with h5py, and save its tensors.",
+    b"\x80": "It is a pickle, but not of torch.save: load it with the program that wrote it.",
+}
+
+# Contradictions that a message spells out: a hostile index has any number.
+_NAMED = 20
+
+PathLike = str | os.PathLike[str]
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """The tensors of checkpoint files by name; made by `open_checkpoint`.
+
+    A tensor is made when it is asked for, is lazy, and is read when it is materialised. Tensors
+    that share memory in a file share it here as long as one of them is held, so `dict(checkpoint)`
+    keeps ties. The files stay open while the checkpoint or one of its lazy tensors lives.
+
+    Example:
+        >>> import pathlib, tempfile, torch, dormant
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "model.pt")
+        ...     torch.save({"weight": torch.ones(2, 3)}, path)
+        ...     checkpoint = dormant.open_checkpoint(path)
+        >>> checkpoint.entries["weight"].shape, dormant.is_lazy(checkpoint["weight"])
+        ((2, 3), True)
+        >>> half = {name: tensor.to(torch.float16) for name, tensor in checkpoint.items()}
+        >>> dormant.is_lazy(half["weight"])
+        True
+    """
+
+    def __init__(
+        self,
+        items: Mapping[str, Item],
+        contents: Sequence[Contents],
+        metadata: Mapping[str, Any],
+        *,
+        are_differences: bool = False,
+    ) -> None:
+        self._items = dict(items)
+        self._are_differences = are_differences
+        self._contents = tuple(contents)
+        self._metadata_of_files = dict(metadata)
+        self._entries = {name: item.entry for name, item in self._items.items()}
+
+    @property
+    def are_differences(self) -> bool:
+        """Whether the tensors are differences, to be added to those of another checkpoint."""
+        return self._are_differences
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """A lazy tensor."""
+        item = self._items.get(name)
+        if item is None:
+            similar = get_close_matches(str(name), self._items, 3)
+            raise KeyError(
+                f"{self._title()} has no tensor {name!r}; "
+                + (f"similar names: {similar}." if similar else f"it has {len(self)}.")
+            )
+        with patches.in_use():
+            return item.tensor()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    # Those of Mapping would compare, and so read, tensors.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """For each name the dtype, the shape, and where the bytes lie."""
+        return MappingProxyType(self._entries)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the index and the files say of themselves; of several values the first."""
+        return MappingProxyType(self._metadata_of_files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold tensors, in the order in which they were opened."""
+        return tuple(Path(content.file.path) for content in self._contents)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements of all tensors, shared ones counted for each name."""
+        return sum(entry.nbytes for entry in self._entries.values())
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What files of torch.save hold beside tensors by name: numbers, an optimizer's state.
+
+        It is made anew for each access, with lazy tensors in it. Of several files' values under one
+        name it has the first.
+
+        Raises:
+            ValueError: it has a tensor whose bytes are not in the file, or nests without end.
+            NotImplementedError: it has a tensor that is no view of bytes in the file.
+        """
+        found: dict[str, Any] = {}
+        with patches.in_use():
+            for content in self._contents:
+                found = {**content.extra(), **found}
+        return found
+
+    def verify(self, *, progress: bool | Callback | None = None) -> Verification:
+        """Reads every byte of the files and compares it with the files' checksums.
+
+        Files of torch.save have a CRC-32 for each storage; other formats have none, so that only
+        their existence is verified.
+
+        Args:
+            progress: True shows a progress bar, False none; a function is called with (done, total)
+                bytes; None shows a bar where stderr is a terminal and it takes over a second.
+
+        Returns:
+            What was read.
+
+        Raises:
+            ValueError: checksums that do not fit, all of them listed; or a file changed since it
+                was opened.
+            OSError: the system could not read a file; with its errno.
+
+        Example:
+            >>> import pathlib, tempfile, torch, dormant
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = pathlib.Path(folder, "model.pt")
+            ...     torch.save({"weight": torch.ones(2, 3)}, path)
+            ...     result = dormant.open_checkpoint(path).verify()
+            >>> result.tensors, result.unchecked_nbytes
+            (1, 0)
+        """
+        return verify(self._contents, progress)
+
+    @property
+    def _metadata(self) -> dict[str, Any] | None:
+        """What `load_state_dict` looks for: the versions of the modules that were saved."""
+        versions = [content.versions for content in self._contents if content.versions is not None]
+        if not versions:
+            return None
+        merged: dict[str, Any] = {}
+        for one in versions:
+            merged = {**one, **merged}
+        return merged
+
+    def _title(self) -> str:
+        files = [content.file.path for content in self._contents]
+        return f"Checkpoint({files[0] if len(files) == 1 else f'{len(files)} files'})"
+
+    def __repr__(self) -> str:
+        """One line; reads nothing."""
+        files = ", ".join(repr(str(path)) for path in self.files[:3])
+        more = f", ... {len(self.files)} files" if len(self.files) > 3 else ""
+        return f"Checkpoint({files}{more}: {len(self)} tensors, {format_bytes(self.nbytes)})"
+
+    def _repr_html_(self) -> str:
+        """A table of the tensors, as notebooks show it; reads nothing."""
+        rows = [
+            (
+                name,
+                "x".join(map(str, entry.shape)) or "scalar",
+                str(entry.dtype).removeprefix("torch."),
+                format_bytes(entry.nbytes),
+                f"{len(entry.parts)} parts" if entry.file is None else entry.file.name,
+            )
+            for name, entry in self._entries.items()
+        ]
+        return format_html_table(("tensor", "shape", "dtype", "bytes", "file"), rows, [repr(self)])
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The files of one group."""
+
+    items: dict[str, Item]
+    contents: list[Contents]
+    metadata: dict[str, Any]
+
+
+def open_checkpoint(
+    path_or_paths: PathLike | Iterable[PathLike],
+    *,
+    key: str | None = None,
+    rules: Rules | None = None,
+) -> Checkpoint:
+    """Opens checkpoint files as a mapping of names to lazy tensors.
+
+    Everything in them but the tensors' bytes is read and checked at once. (Of a tensor-parallel set
+    the tensors that every rank has whole are compared, which reads those.)
+
+    Args:
+        path_or_paths: a safetensors file; a file of torch.save, zip or older layout, whose pickle
+            is read as `torch.load(weights_only=True)` does; an index of a sharded checkpoint
+            (`*.index.json`); or a folder, in which are looked for, in this order:
+            model.safetensors, model.safetensors.index.json, pytorch_model.bin,
+            pytorch_model.bin.index.json, a tensor-parallel set (consolidated.00.pth, ...;
+            consolidated.00-of-02.model.pth, ...), and the only file *.safetensors.index.json,
+            *.safetensors, *.bin.index.json, *.bin, *.pth or *.pt. Several paths are opened in
+            order: their names must differ, except that differences
+            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
+        key: which mapping in a file of torch.save holds the tensors. None takes the file's mapping
+            itself, or the only mapping in it that holds tensors ("model" or "state_dict", often).
+        rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
+            means LLaMA's.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or asks for
+            anything but tensors; a folder has nothing to open or several choices; a name is in two
+            files.
+        KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
+        NotImplementedError: TorchScript, torch's tar layout, tensors that are not strided.
+        OSError: the system cannot read a file; with its errno.
+
+    Example:
+        >>> import pathlib, tempfile, torch, dormant
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "model.pt")
+        ...     torch.save({"model": {"bias": torch.arange(3.0)}, "step": 7}, path)
+        ...     checkpoint = dormant.open_checkpoint(path)
+        ...     bias = checkpoint["bias"][1:]
+        ...     _ = dormant.materialize(bias)
+        >>> bias, checkpoint.extra
+        (tensor([1., 2.]), {'step': 7})
+    """
+    single = isinstance(path_or_paths, str | os.PathLike)
+    paths = [path_or_paths] if isinstance(path_or_paths, str | os.PathLike) else [*path_or_paths]
+    if not paths:
+        raise ValueError("open_checkpoint: got no path, expected at least one.")
+    groups = find_groups(paths)
+    items: dict[str, Item] = {}
+    contents: list[Contents] = []
+    metadata: dict[str, Any] = {}
+    for group in groups:
+        opened = _open(group, key, rules)
+        if group.kind == "differences" and not single and items:
+            add_differences(items, opened.items)
+        else:
+            join(items, opened.items)
+        contents += opened.contents
+        metadata = {**opened.metadata, **metadata}
+    are_differences = all(group.kind == "differences" for group in groups)
+    return Checkpoint(items, contents, metadata, are_differences=are_differences)
+
+
+def _open(group: Group, key: str | None, rules: Rules | None) -> _Opened:
+    if group.kind == "index":
+        return _open_index(group.files[0], key)
+    contents = [_read(path, key) for path in group.files]
+    metadata: dict[str, Any] = {}
+    for content in contents:
+        metadata = {**content.metadata, **metadata}
+    if len(contents) == 1:
+        return _Opened(dict(contents[0].tensors), contents, metadata)
+    return _Opened(merged_parts(contents, rules), contents, metadata)
+
+
+def _read(path: Path, key: str | None) -> Contents:
+    file = _C.File(path)
+    first = file.read(0, min(file.size, 512))
+    hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
+    if path.suffix == ".safetensors":
+        # No header of safetensors is so long that these bytes of its length are used.
+        if hint is None or first[4:8] == bytes(4):
+            return _read_safetensors(file)
+    elif is_torch_file(first):
+        return read_torch_file(file, key=key)
+    elif first[8:9] == b"{":
+        return _read_safetensors(file)
+    got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
+    raise ValueError(
+        f"open_checkpoint: {file.path} {got}, expected a safetensors file or one of torch.save. "
+        f"{hint or 'Pass the path of a checkpoint file.'}"
+    )
+
+
+def _read_safetensors(file: _C.File) -> Contents:
+    entries, metadata = _C.safetensors_entries(file)
+    path = Path(file.path)
+    tensors: dict[str, StoredTensor] = {}
+    for name, dtype, shape, offset, nbytes in entries:
+        tensors[name] = StoredTensor(
+            entry=Entry(dtype, shape, nbytes, path, offset),
+            storage=file.storage(dtype, offset, nbytes),
+            storage_offset=0,
+            strides=contiguous_strides(shape),
+        )
+    return Contents(
+        file=file,
+        tensors=tensors,
+        checksums=[Checksum("the file", 0, file.size, None)],
+        metadata=dict(metadata),
+    )
+
+
+def _open_index(path: Path, key: str | None) -> _Opened:
+    shards, about = _C.index_entries(path)
+    contents: dict[str, Contents] = {}
+    for shard in sorted(set(shards.values())):
+        contents[shard] = _read(Path(shard), key)
+    owners: dict[str, str] = {}
+    for shard, content in contents.items():
+        for name in content.tensors:
+            if name in owners:
+                raise ValueError(
+                    f"open_checkpoint: tensor {name!r} is in two files of {path}: {owners[name]} "
+                    f"and {shard}, expected one. Do not use a mixture of checkpoints."
+                )
+            owners[name] = shard
+    wrong = [
+        f"{name!r} is in {owners.get(name, 'no file')}, expected in {shard}"
+        for name, shard in shards.items()
+        if owners.get(name) != shard
+    ] + [f"{name!r} of {owners[name]} is not in the index" for name in owners if name not in shards]
+    if wrong:
+        named = "; ".join(wrong[:_NAMED]) + ("; ..." if len(wrong) > _NAMED else "")
+        raise ValueError(
+            f"open_checkpoint: {path} does not fit its files in {len(wrong)} tensors: {named}. Are "
+            "they of one checkpoint? Get them again."
+        )
+    items: dict[str, Item] = {name: contents[shard].tensors[name] for name, shard in shards.items()}
+    metadata: dict[str, Any] = dict(about)
+    for content in contents.values():
+        metadata = {**content.metadata, **metadata}
+    return _Opened(items, list(contents.values()), metadata)

@@ -1,0 +1,137 @@
+"""Tensors put together from those of several files: merged from parts, joined, summed.
+
+What is kept for a name is how to make its tensor, which is made anew for each access: a checkpoint
+must not keep tensors alive that somebody brings to life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dormant.checkpoint.entry import Contents, Entry, Item
+from dormant.tensor_parallel.rules import Rules, llama_rules
+from dormant.tensor_parallel.sets import apply_diffs, merge
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """A tensor that tensor-parallel ranks have parts of."""
+
+    name: str
+    parts: tuple[Item, ...]
+    rules: Rules
+    entry: Entry
+
+    def tensor(self) -> torch.Tensor:
+        parts = [{self.name: part.tensor()} for part in self.parts]
+        return merge(parts, rules=self.rules, check=False)[self.name]
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A tensor and what is added to it."""
+
+    name: str
+    base: Item
+    differences: tuple[Item, ...]
+    entry: Entry
+
+    def tensor(self) -> torch.Tensor:
+        differences = [{self.name: item.tensor()} for item in self.differences]
+        return apply_diffs({self.name: self.base.tensor()}, differences)[self.name]
+
+
+def merged_parts(contents: Sequence[Contents], rules: Rules | None) -> dict[str, Item]:
+    """What the parts of all ranks make together.
+
+    Raises:
+        ValueError: as `dormant.tensor_parallel.merge`.
+        KeyError: likewise.
+    """
+    # Merging all of them once checks everything; the tensors are not kept.
+    parts = [
+        {name: item.tensor() for name, item in content.tensors.items()} for content in contents
+    ]
+    rules = llama_rules(parts) if rules is None else rules
+    return {
+        name: _Merged(
+            name,
+            (items := tuple(content.tensors[name] for content in contents)),
+            rules,
+            _whole(whole, items),
+        )
+        for name, whole in merge(parts, rules=rules).items()
+    }
+
+
+def _whole(tensor: torch.Tensor, parts: Iterable[Item]) -> Entry:
+    return Entry(
+        dtype=tensor.dtype,
+        shape=tuple(tensor.shape),
+        nbytes=tensor.numel() * tensor.element_size(),
+        file=None,
+        offset=None,
+        parts=tuple(part.entry for part in parts),
+    )
+
+
+def join(items: dict[str, Item], more: dict[str, Item]) -> None:
+    """Adds `more` to `items`.
+
+    Raises:
+        ValueError: names that are in both.
+    """
+    twice = [
+        f"{name!r} in {_home(items[name].entry)} and {_home(more[name].entry)}"
+        for name in more
+        if name in items
+    ]
+    if twice:
+        raise ValueError(
+            f"open_checkpoint: {len(twice)} tensors are in two of the paths: "
+            f"{'; '.join(twice[:20])}. Open each checkpoint for itself and combine the mappings as "
+            "wanted, the later over the earlier: {**dict(first), **dict(second)}."
+        )
+    items.update(more)
+
+
+def add_differences(items: dict[str, Item], differences: dict[str, Item]) -> None:
+    """Lets `items` be sums with `differences`; a name that is new is taken as it is.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    wrong = [
+        f"{name!r} has shape {difference.entry.shape} in {_home(difference.entry)}, "
+        f"{items[name].entry.shape} before"
+        for name, difference in differences.items()
+        if name in items and items[name].entry.shape != difference.entry.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"open_checkpoint: {len(wrong)} differences do not fit what they are added to: "
+            f"{'; '.join(wrong)}. Are they of this model?"
+        )
+    for name, difference in differences.items():
+        base = items.get(name)
+        if base is None:
+            items[name] = difference
+            continue
+        earlier = (base.base, *base.differences) if isinstance(base, _Sum) else (base,)
+        summands: tuple[Item, ...] = (*earlier, difference)
+        entry = Entry(
+            base.entry.dtype,
+            base.entry.shape,
+            base.entry.nbytes,
+            file=None,
+            offset=None,
+            parts=tuple(item.entry for item in summands),
+        )
+        items[name] = _Sum(name, summands[0], summands[1:], entry)
+
+
+def _home(entry: Entry) -> str:
+    return str(entry.file) if entry.file is not None else "/".join(map(_home, entry.parts[:2]))

@@ -1,0 +1,165 @@
+"""What `safetensors.safe_open` and `torch.load` give inside the context: tensors still in the file.
+
+So every library that reads checkpoints through them reads lazily: what is cast, cut or put together
+is recorded, and each element is read once, when what is made of it comes to life.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.tensors.storage import realize
+
+Function = Callable[..., Any]
+
+# What is no floating point number is often read where no operator tells (states of generators,
+# texts as bytes): up to this size it is not worth being lazy.
+_READ_AT_ONCE = 64 << 10
+
+
+def open_lazily(original: Function) -> Function:
+    """`safetensors.safe_open` whose tensors are lazy where the thread records."""
+
+    @functools.wraps(original, updated=())
+    def replacement(filename: Any, framework: str, device: Any = "cpu", **options: Any) -> Any:
+        opened = original(filename, framework, device, **options)
+        if not _C.recording() or framework not in ("pt", "torch", "pytorch") or not _is_cpu(device):
+            return opened
+        if isinstance(opened, LazyFile):  # a module imported inside the context keeps our function
+            return opened
+        from dormant.checkpoint.api import (
+            open_checkpoint,  # which records, and so imports the patches
+        )
+
+        try:
+            return LazyFile(opened, open_checkpoint(filename))
+        except (NotImplementedError, ValueError):  # a dtype that we lack; safetensors checked it
+            return opened
+
+    return replacement
+
+
+class LazyFile:
+    """A safetensors file as `safe_open` shows it.
+
+    Args:
+        opened: what `safe_open` gave, which answers everything but what tensors hold.
+        tensors: the lazy tensors by name.
+    """
+
+    def __init__(self, opened: Any, tensors: Any) -> None:
+        self._opened = opened
+        self._tensors = tensors
+        self._given: set[str] = set()
+
+    def __enter__(self) -> LazyFile:
+        self._opened.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """A lazy tensor, with memory of its own when it comes to life."""
+        if name not in self._tensors:
+            tensor: torch.Tensor = self._opened.get_tensor(name)  # an error that names the others
+            return tensor
+        tensor = self._tensors[name]
+        # One made by torch.load counts as written once, one of safetensors as new.
+        torch._C._autograd._unsafe_set_version_counter((tensor,), (0,))
+        if name in self._given:
+            tensor = tensor.clone()
+        self._given.add(name)
+        return _read_if_small(tensor)[...]  # a view, as safetensors' own
+
+    def get_tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors, in the order of the file."""
+        return {name: self.get_tensor(name) for name in self._opened.offset_keys()}
+
+    def get_slice(self, name: str) -> LazySlice:
+        """The tensor, of which an index takes a part."""
+        return LazySlice(self, name)
+
+
+class LazySlice:
+    """A tensor of a safetensors file as `get_slice` shows it."""
+
+    def __init__(self, file: LazyFile, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._slice = file._opened.get_slice(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slice, name)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        whole = self._file.get_tensor(self._name)
+        if index is Ellipsis:
+            return whole
+        part = whole[index]
+        # A view of the whole would bring all of it to life.
+        return part if part.shape == whole.shape else part.clone()[...]
+
+
+def load_lazily(original: Function) -> Function:
+    """`torch.load` of a path whose tensors are lazy where the thread records."""
+
+    @functools.wraps(original)
+    def replacement(
+        f: Any,
+        map_location: Any = None,
+        pickle_module: Any = None,
+        *,
+        weights_only: bool | None = None,
+        mmap: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        if (
+            _C.recording()
+            and isinstance(f, (str, os.PathLike))
+            and (map_location is None or _is_cpu(map_location))
+            and pickle_module is None
+            and weights_only is not False
+        ):
+            from dormant.checkpoint.torch_file import read_objects  # see open_lazily
+
+            try:
+                return read_objects(_C.File(os.fspath(f)), _read_if_small)
+            except (NotImplementedError, OSError, ValueError):
+                pass  # PyTorch reads it, or says why not
+        return original(
+            f, map_location, pickle_module, weights_only=weights_only, mmap=mmap, **options
+        )
+
+    return replacement
+
+
+def in_this_thread(original: Function) -> Function:
+    """Transformers' `spawn_materialize`: what other threads do is not recorded."""
+
+    @functools.wraps(original)
+    def replacement(thread_pool: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(None if _C.recording() else thread_pool, *args, **kwargs)
+
+    return replacement
+
+
+def _is_cpu(device: Any) -> bool:
+    if isinstance(device, str):
+        return device == "cpu"
+    return isinstance(device, torch.device) and device.type == "cpu"
+
+
+def _read_if_small(tensor: torch.Tensor) -> torch.Tensor:
+    if not (tensor.is_floating_point() or tensor.is_complex()) and tensor.nbytes <= _READ_AT_ONCE:
+        realize(tensor)
+    return tensor

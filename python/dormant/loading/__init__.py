@@ -1,0 +1,1 @@
+"""Loading a checkpoint into a model, and initializing what is missing."""

@@ -1,0 +1,111 @@
+"""What a module is, kept so that work on it either succeeds or changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.quantization.layers import HeldQuantization
+from dormant.tensors.inventory import owns_storage
+from dormant.tensors.reachable import reachable_tensors
+
+
+@dataclass
+class _Tensor:
+    """One tensor object, and an alias that keeps what it was."""
+
+    tensor: torch.Tensor
+    alias: torch.Tensor
+    version: int
+    kind: type[torch.Tensor]
+
+
+class HeldModule:
+    """Holds a module's tensors as they are until `keep` or `restore`.
+
+    Tensors that have memory become lazy meanwhile, so that what is written to them is only
+    recorded; `_C.materialize(..., held=module.tensors)` writes it to the memory they had.
+
+    Attributes:
+        tensors: the held storages, as the core knows them.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._registries: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (registry, dict(registry))
+            for child in module.modules()
+            for registry in (child._parameters, child._buffers)
+            # Those of a TorchScript module are views of it, in which nothing can be exchanged.
+            if isinstance(registry, dict)
+        ]
+        self._quantization = HeldQuantization(module)
+        self._tensors: dict[int, _Tensor] = {}
+        self._names: dict[int, list[str]] = {}  # by storage: tied tensors and views share one
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            for name, tensor in reachable_tensors(module):
+                if not _can_be_held(tensor):
+                    continue
+                self._names.setdefault(_C.storage_id(tensor), []).append(name)
+                if id(tensor) not in self._tensors:
+                    alias = tensor.detach()
+                    # Tensors of inference mode count no versions.
+                    version = 0 if tensor.is_inference() else tensor._version
+                    self._tensors[id(tensor)] = _Tensor(tensor, alias, version, type(tensor))
+        everything = [each for held in self._tensors.values() for each in (held.tensor, held.alias)]
+        self.tensors = _C.HeldTensors(everything)
+
+    def partly_written(self) -> list[str]:
+        """All names of tensors that had memory and have been written to, wholly or in part."""
+        return sorted({name for storage in self.tensors.begun() for name in self._names[storage]})
+
+    def keep(self) -> None:
+        """What was materialised stays; tensors that had memory have that memory again.
+
+        Raises:
+            MemoryError: a copy that was taken meanwhile found no memory; all is restored.
+        """
+        try:
+            self.tensors.keep()
+        except MemoryError:
+            self.restore()
+            raise
+        self._settle()
+
+    def restore(self) -> None:
+        """Everything is as it was, except for the contents of `partly_written`."""
+        self.tensors.restore()
+        for registry, before in self._registries:
+            registry.clear()
+            registry.update(before)
+        self._quantization.restore()
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            for held in self._tensors.values():
+                if not _same_geometry(held.tensor, held.alias):
+                    held.tensor.data = held.alias
+                if type(held.tensor) is not held.kind:  # an UninitializedParameter has got a shape
+                    held.tensor.__class__ = held.kind
+                if not held.tensor.is_inference() and held.tensor._version != held.version:
+                    torch._C._autograd._unsafe_set_version_counter((held.tensor,), (held.version,))
+        self._settle()
+
+    def _settle(self) -> None:
+        for held in self._tensors.values():
+            _C.settle(held.tensor)
+            _C.settle(held.alias)
+
+
+def _can_be_held(tensor: torch.Tensor) -> bool:
+    return owns_storage(tensor) and tensor.device.type == "cpu" and not tensor.is_quantized
+
+
+def _same_geometry(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (
+        _C.storage_id(a) == _C.storage_id(b)
+        and a.dtype is b.dtype
+        and a.size() == b.size()
+        and a.stride() == b.stride()
+        and a.storage_offset() == b.storage_offset()
+    )

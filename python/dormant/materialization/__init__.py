@@ -1,0 +1,1 @@
+"""Giving lazy tensors their values."""

@@ -1,0 +1,1 @@
+"""Quantizing layers before they have values, and the libraries that do it."""

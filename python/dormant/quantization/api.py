@@ -1,0 +1,377 @@
+"""`quantize`: makes linear layers quantised ones before their weights exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy as is_uninitialized
+
+from dormant._extension import _C
+from dormant.quantization import bitsandbytes, layerwise, pretrained, torchao
+from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.quantization.layers import quantized_weights, register
+from dormant.quantization.linear_layers import LinearLayer, linear_kind
+from dormant.quantization.optimizers import check_no_optimizer_holds
+from dormant.quantization.skipping import (
+    ADAPTERS,
+    default_patterns,
+    is_pretrained,
+    is_skipped,
+    kept_by_configuration,
+    tied_names,
+)
+from dormant.tensors.inventory import is_wrapper, owns_storage
+from dormant.text.table import format_bytes, format_table
+
+Scheme: TypeAlias = (
+    'Literal["nf4", "fp4", "int8"] | FourBit | Int8 | Callable[[torch.nn.Module], torch.nn.Module]'
+    " | Any"
+)
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer that `quantize` made a quantised one.
+
+    Attributes:
+        name: its name in the model.
+        kind: the class it had.
+        shape: of its weight in full precision, as the layer had it.
+        nbytes_before: bytes of that weight.
+        nbytes: bytes of the packed weight and its statistics; None where they are not known yet,
+            because another library decides on them.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    nbytes_before: int
+    nbytes: int | None
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What `quantize` did.
+
+    Attributes:
+        scheme: the scheme in words.
+        layers: the layers that are quantised, or will be when they come to life.
+        skipped: linear layers that keep their precision, with the reason.
+    """
+
+    scheme: str
+    layers: list[QuantizedLayer]
+    skipped: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report in plain dicts, lists, numbers and strings, as for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A short table: what was quantised and what was not, then totals."""
+        rows = [
+            (
+                layer.name,
+                layer.kind,
+                "x".join(map(str, layer.shape)),
+                format_bytes(layer.nbytes_before),
+                "later" if layer.nbytes is None else format_bytes(layer.nbytes),
+            )
+            for layer in self.layers
+        ]
+        before = sum(layer.nbytes_before for layer in self.layers)
+        known = [layer.nbytes for layer in self.layers if layer.nbytes is not None]
+        total = f", {format_bytes(sum(known))} after" if len(known) == len(self.layers) else ""
+        footer = [
+            f"{self.scheme}: {len(self.layers)} layers, {format_bytes(before)} before{total}",
+            *(f"kept {name}: {reason}" for name, reason in self.skipped.items()),
+        ]
+        return format_table(("layer", "was", "shape", "before", "after"), rows, footer)
+
+
+def quantize(
+    model: torch.nn.Module, scheme: Scheme, *, skip: Iterable[str] | None = None
+) -> QuantizeReport:
+    """Makes the linear layers of a lazy model quantised ones, before their weights exist.
+
+    With the formats of bitsandbytes the packed bytes and the statistics are lazy tensors made from
+    the history of the weight, whatever that is by then: its initialisation, or what
+    `dormant.load` reads. `materialize` and `load` stream it through the quantiser in small tiles;
+    the weight in full precision never exists, and the result is bit for bit what bitsandbytes makes
+    of the eager weight. The modules stay the same objects and become `bitsandbytes.nn.Linear4bit`
+    or `Linear8bitLt`; biases, hooks and all other attributes stay the same objects, too.
+
+    Configuration objects of torchao and functions need a whole layer: `materialize` and `load`
+    bring one layer after the other to life, hand it over and put the result in its place.
+
+    Quantised are modules whose class is exactly `torch.nn.Linear`, transformers' `Conv1D`, and
+    column and row parallel layers, known by the attributes they have in fairscale and Megatron
+    (`gather_output` and `output_size_per_partition`, `input_is_parallel` and
+    `input_size_per_partition`). The last keep their class and forward, which must call
+    `torch.nn.functional.linear` with the weight. Layers that are already real are quantised at
+    once.
+
+    Args:
+        model: the model, lazy or not; inside `dormant.lazy_init` or outside.
+        scheme: "nf4" and "fp4" (as `FourBit(kind=...)`), "int8" (as `Int8()`), a `FourBit` or
+            `Int8` with options, a transformers `BitsAndBytesConfig` or `TorchAoConfig`, a
+            configuration object of torchao, or a function that maps a layer to the layer that takes
+            its place.
+        skip: module names of what keeps its precision, each a regular expression for the first
+            parts of the name or text it ends with, as transformers' `llm_int8_skip_modules`. They
+            replace the default: names with "lora" in them, tied weights, and the output head (what
+            transformers takes for it in its models, else the last module with parameters).
+
+    Returns:
+        The layers, and what was skipped for which reason.
+
+    Raises:
+        ImportError: the library that the scheme needs is not installed.
+        NotImplementedError: a weight is a DTensor, as after `fully_shard`, or not on the CPU.
+        TypeError: `model` is no module, or `scheme` nothing that is known.
+        ValueError: the name of the scheme is unknown; nothing in the model can be quantised; a
+            weight cannot be (tied to another, no floating point numbers, on the meta device); or an
+            optimizer holds it. The model is as it was.
+
+    Example:
+        >>> import torch, dormant
+        >>> with dormant.lazy_init():
+        ...     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8))
+        >>> def halve(layer):
+        ...     return layer.to(torch.bfloat16)
+        >>> report = dormant.quantize(model, halve)
+        >>> [layer.name for layer in report.layers], list(report.skipped)
+        (['0'], ['1'])
+        >>> report = dormant.materialize(model)
+        >>> model[0].weight.dtype, model[1].weight.dtype
+        (torch.bfloat16, torch.float32)
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"quantize: expected a module, got {type(model).__name__}.")
+    resolved, configured_skip = _resolve(scheme)
+    if isinstance(skip, str):
+        raise TypeError(f"quantize: skip must be a list of names; got the text {skip!r}.")
+    skip = None if skip is None else list(skip)
+    patterns = _patterns(model, skip, configured_skip)
+    layers, skipped = _choose(model, patterns)
+    if not layers:
+        raise ValueError(_nothing(model, skipped))
+    _check_layers(model, layers)
+    if isinstance(resolved, (FourBit, Int8)):
+        return _fused(model, resolved, layers, skipped, skip, configured_skip)
+    return _layer_by_layer(model, scheme, resolved, layers, skipped)
+
+
+def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantiser, list[str] | None]:
+    """The format or function that `scheme` stands for, and the modules it wants skipped."""
+    if isinstance(scheme, str):
+        if scheme not in ("nf4", "fp4", "int8"):
+            raise ValueError(
+                f'quantize: unknown scheme {scheme!r}; expected "nf4", "fp4" or "int8", a '
+                "configuration object, or a function from layer to layer."
+            )
+        bitsandbytes.library()
+        if scheme == "int8":
+            return Int8(), None
+        return FourBit(kind="nf4" if scheme == "nf4" else "fp4"), None
+    if isinstance(scheme, (FourBit, Int8)):
+        bitsandbytes.library()
+        return scheme, None
+    configuration: Any = scheme
+    if type(scheme).__name__ == "BitsAndBytesConfig":
+        bitsandbytes.library()
+        resolved = bitsandbytes.from_configuration(configuration)
+        return resolved, configuration.llm_int8_skip_modules
+    if type(scheme).__name__ == "TorchAoConfig":
+        quantiser = torchao.layer_quantiser(configuration.quant_type)
+        return quantiser, configuration.modules_to_not_convert
+    if torchao.is_configuration(scheme):
+        return torchao.layer_quantiser(scheme), None
+    if callable(scheme) and not isinstance(scheme, type):
+        return scheme, None
+    raise TypeError(
+        'quantize: scheme must be "nf4", "fp4", "int8", dormant.FourBit, dormant.Int8, a '
+        "BitsAndBytesConfig, a configuration object of torchao or a function from layer to layer; "
+        f"got {scheme!r}."
+    )
+
+
+def _patterns(
+    model: torch.nn.Module, skip: list[str] | None, configured: list[str] | None
+) -> dict[str, str]:
+    if skip is not None:
+        return dict.fromkeys(skip, "the caller skips it")
+    if configured is not None:
+        return kept_by_configuration(model, configured)
+    return default_patterns(model)
+
+
+def _choose(
+    model: torch.nn.Module, patterns: dict[str, str]
+) -> tuple[dict[str, LinearLayer], dict[str, str]]:
+    already = {id(weight.module) for weight in quantized_weights(model)}
+    already |= {id(layer) for _, layer in layerwise.pending_layers(model)}
+    layers: dict[str, LinearLayer] = {}
+    skipped: dict[str, str] = {}
+    for name, module in model.named_modules():
+        kind = linear_kind(module)
+        if kind is None or id(module) in already:
+            continue
+        pattern = is_skipped(name, patterns) if name else None
+        if pattern is not None:
+            skipped[name] = patterns[pattern]
+            continue
+        weight = module._parameters.get("weight")
+        if weight is None and hasattr(module, "_is_fsdp_managed_module"):
+            skipped[name] = "FSDP has taken its weight; quantise first and shard then"
+        elif weight is None:
+            skipped[name] = "its weight is computed: a parametrization or weight norm"
+        elif is_wrapper(weight) and not isinstance(weight, DTensor):
+            skipped[name] = f"its weight is a {type(weight).__name__} already"
+        else:
+            layers[name] = LinearLayer(module, kind)
+    return layers, skipped
+
+
+def _nothing(model: torch.nn.Module, skipped: dict[str, str]) -> str:
+    kept = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:8])
+    return (
+        f"quantize: there is no layer to quantise in {type(model).__name__}. Quantised are modules "
+        "of exactly torch.nn.Linear, transformers' Conv1D and column or row parallel layers"
+        + (f"; {len(skipped)} were skipped ({kept}). Pass skip=() to skip none." if kept else ".")
+    )
+
+
+def _weight_name(layer: str) -> str:
+    return f"{layer}.weight" if layer else "weight"
+
+
+def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> None:
+    tied = tied_names(model)
+    for name, layer in layers.items():
+        weight, full_name = layer.weight, _weight_name(name)
+        if isinstance(weight, DTensor) or weight.dim() != 2:
+            raise NotImplementedError(
+                f"quantize: {full_name} is a {type(weight).__name__} of shape "
+                f"{list(weight.shape)}, a shard of a weight whose statistics need the whole. "
+                "Quantise first and shard then: call dormant.quantize before fully_shard, FSDP or "
+                "parallelize_module."
+            )
+        if weight.is_meta or is_uninitialized(weight):
+            raise ValueError(
+                f"quantize: {full_name} has neither values nor a history (it is "
+                f"{'on the meta device' if weight.is_meta else 'uninitialized'}). Build the model "
+                "inside dormant.lazy_init instead."
+            )
+        if weight.device.type != "cpu":
+            raise NotImplementedError(
+                f"quantize: {full_name} is on {weight.device}; weights are quantised on the CPU. "
+                "Build the model there and move it when it is finished: dormant.materialize(model, "
+                'device="cuda").'
+            )
+        names = tied.get(_C.storage_id(weight)) if owns_storage(weight) else None
+        if names is not None:
+            raise ValueError(
+                f"quantize: {full_name} is tied: {', '.join(names)} share one storage, and a "
+                "quantised weight serves one layer only. Skip these layers, or untie them."
+            )
+        if "forward" in vars(layer.module):
+            raise ValueError(
+                f"quantize: the forward of {name or 'the model'} was replaced on the object (by "
+                "hooks of accelerate, for example) and would bypass the quantised layer. Quantise "
+                "first."
+            )
+    check_no_optimizer_holds({_weight_name(n): layer.weight for n, layer in layers.items()})
+
+
+def _fused(
+    model: torch.nn.Module,
+    scheme: FourBit | Int8,
+    layers: dict[str, LinearLayer],
+    skipped: dict[str, str],
+    skip: list[str] | None,
+    configured_skip: list[str] | None,
+) -> QuantizeReport:
+    for name, layer in layers.items():
+        scheme.check(layer.weight, _weight_name(name))
+    done: list[QuantizedLayer] = []
+    for name, layer in layers.items():
+        module, before = layer.module, layer.weight
+        was = type(module).__name__
+        with torch.no_grad():
+            source = before.detach()
+            weight = source.t().contiguous() if layer.transposed else source
+            scheme.install(module, weight, in_place=not layer.keeps_forward)
+        register(
+            module,
+            source,
+            transposed=layer.transposed,
+            requires_grad=before.requires_grad,
+            packed_format=scheme,
+        )
+        done.append(
+            QuantizedLayer(
+                name=name,
+                kind=was,
+                shape=tuple(source.shape),
+                nbytes_before=source.numel() * source.element_size(),
+                nbytes=scheme.nbytes(weight.shape),
+            )
+        )
+    if is_pretrained(model):
+        names = _patterns_to_save(skip, configured_skip, skipped)
+        pretrained.mark(model, pretrained.configuration_of(scheme, names))
+    return QuantizeReport(str(scheme), done, skipped)
+
+
+def _patterns_to_save(
+    skip: list[str] | None, configured_skip: list[str] | None, skipped: dict[str, str]
+) -> list[str] | None:
+    """What the configuration of a transformers model says about skipped layers.
+
+    None, its default, means the same layers as our default, but for the adapters.
+    """
+    if skip is not None:
+        return skip
+    if configured_skip is None and any("lora" in name for name in skipped):
+        return [ADAPTERS, *(name for name in skipped if "lora" not in name)]
+    return configured_skip
+
+
+def _layer_by_layer(
+    model: torch.nn.Module,
+    scheme: Scheme,
+    quantiser: layerwise.Quantiser,
+    layers: dict[str, LinearLayer],
+    skipped: dict[str, str],
+) -> QuantizeReport:
+    if torchao.is_configuration(getattr(scheme, "quant_type", scheme)):
+        for name, layer in list(layers.items()):
+            if layer.kind != "linear":
+                skipped[name] = "torchao quantises torch.nn.Linear only"
+                del layers[name]
+    chosen = {name: layer.module for name, layer in layers.items()}
+    report = QuantizeReport(
+        scheme=getattr(scheme, "__name__", type(scheme).__name__),
+        layers=[
+            QuantizedLayer(
+                name=name,
+                kind=type(layer.module).__name__,
+                shape=tuple(layer.weight.shape),
+                nbytes_before=layer.weight.numel() * layer.weight.element_size(),
+                nbytes=None,
+            )
+            for name, layer in layers.items()
+        ],
+        skipped=skipped,
+    )
+    lazy = {name: layer for name, layer in chosen.items() if _C.is_lazy(layers[name].weight)}
+    layerwise.postpone(model, lazy.items(), quantiser)
+    layerwise.quantise_now(
+        model, [(name, layer) for name, layer in chosen.items() if name not in lazy], quantiser
+    )
+    return report

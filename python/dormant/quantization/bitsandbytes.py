@@ -1,0 +1,442 @@
+"""The formats of bitsandbytes: nf4, fp4 and LLM.int8.
+
+The layers, parameters and states are bitsandbytes' own objects; only the packed bytes and the
+statistics come from Dormant's kernels, as lazy tensors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from dormant._extension import _C
+from dormant.quantization.foreign_layer import become, is_foreign, lend, multiply_through
+from dormant.quantization.prequantized import check_parts, check_tensor, read_state
+from dormant.tensors.storage import realize, unrecorded
+
+_SOURCES = (torch.float32, torch.bfloat16, torch.float16)
+_BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_NESTED_BLOCK = 256
+
+
+def library() -> Any:
+    """The bitsandbytes package.
+
+    Raises:
+        ImportError: it is not installed; the message says what to do.
+    """
+    try:
+        return importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise ImportError(
+            "quantize: this scheme makes layers of bitsandbytes, which cannot be imported "
+            f"({error}). Install it: pip install 'bitsandbytes>=0.50'. The rest of dormant does "
+            "not need it."
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourBit:
+    """The 4-bit formats of bitsandbytes: blocks of elements share a scale, each gets 4 bits.
+
+    A layer becomes a `bitsandbytes.nn.Linear4bit`.
+
+    Args:
+        kind: "nf4" (levels for normally distributed weights) or "fp4" (a 4-bit floating point).
+        block_size: elements that share a scale: 32, 64, 128, 256, 512, 1024, 2048 or 4096.
+        nested: quantise the scales too, to 8 bits ("double quantisation").
+        compute_dtype: dtype in which the layer multiplies; None takes that of its first input.
+        storage_dtype: dtype as which the packed bytes are kept, as FSDP needs; bytes are the same.
+
+    Raises:
+        ValueError: `kind` or `block_size` is none of these.
+
+    Example:
+        >>> import dormant
+        >>> dormant.FourBit(kind="nf4", block_size=128).nested
+        True
+    """
+
+    # The scales stay whole on every rank.
+    can_be_sharded: ClassVar[bool] = True
+
+    kind: Literal["nf4", "fp4"] = "nf4"
+    block_size: int = 64
+    nested: bool = True
+    compute_dtype: torch.dtype | None = None
+    storage_dtype: torch.dtype = torch.uint8
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("nf4", "fp4"):
+            raise ValueError(f'FourBit: kind must be "nf4" or "fp4", got {self.kind!r}.')
+        if self.block_size not in _BLOCK_SIZES:
+            raise ValueError(
+                f"FourBit: block_size must be one of {', '.join(map(str, _BLOCK_SIZES))}; got "
+                f"{self.block_size!r}."
+            )
+
+    def __str__(self) -> str:
+        nested = ", double quantised" if self.nested else ""
+        return f"{self.kind}, blocks of {self.block_size}{nested}"
+
+    def check(self, weight: torch.Tensor, name: str) -> None:
+        """ValueError where `weight` cannot be quantised."""
+        _check_source(weight, name, "4-bit formats")
+        packed = (weight.numel() + 1) // 2
+        size = self.storage_dtype.itemsize
+        if size > 1 and (packed % size or packed == 1):
+            raise ValueError(
+                f"quantize: {name} packs into {packed} bytes, which cannot be seen as "
+                f"{self.storage_dtype} ({size} bytes each). Use storage_dtype=torch.uint8, or skip "
+                "the layer."
+            )
+
+    def nbytes(self, shape: torch.Size) -> int:
+        """Bytes of a quantised weight of `shape` with its statistics."""
+        blocks = -(-shape.numel() // self.block_size)
+        statistics = blocks + -(-blocks // _NESTED_BLOCK) * 4 + 4 if self.nested else blocks * 4
+        return (shape.numel() + 1) // 2 + statistics
+
+    def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
+        """Makes `module` a Linear4bit; one that is not `in_place` keeps its class and forward."""
+        nn = library().nn
+        rows, columns = weight.shape
+        with torch.device("meta"):
+            layer = nn.Linear4bit(
+                columns,
+                rows,
+                bias=False,
+                compute_dtype=self.compute_dtype,
+                compress_statistics=self.nested,
+                quant_type=self.kind,
+                quant_storage=self.storage_dtype,
+            )
+        packed, state = self._quantize(weight)
+        if in_place:
+            become(module, layer)
+            layer = module
+        kind = nn.Params4bit if in_place else multiply_through(nn.Params4bit)
+        layer.weight = module._parameters["weight"] = kind(
+            packed,
+            requires_grad=False,
+            quant_state=state,
+            blocksize=self.block_size,
+            compress_statistics=self.nested,
+            quant_type=self.kind,
+            quant_storage=self.storage_dtype,
+            module=layer,
+            bnb_quantized=True,
+        )
+        layer.quant_state = state
+        _watch_offset(module)
+        if not in_place:
+            lend(module, layer)
+
+    def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
+        """Quantises `weight` anew into the Params4bit of `module`."""
+        self._put(module, *self._quantize(weight))
+        _watch_offset(module)
+
+    def follow(
+        self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
+    ) -> None:
+        """Gives the copied weight the copied layer and state: bitsandbytes leaves the old layer."""
+        weight: Any = module._parameters["weight"]
+        copied: Any = memo.get(id(weight))
+        if copied is not None and not is_foreign(weight):
+            copied.module = duplicate
+            copied.quant_state = memo.get(id(weight.quant_state), copied.quant_state)
+
+    def finish(self, module: torch.nn.Module) -> None:
+        """Leaves nothing of ours in `module`: its weight is real."""
+        _forget_offset(module)
+
+    def accept(
+        self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
+    ) -> None:
+        """Takes packed bytes and statistics as bitsandbytes saves them."""
+        where = f"a {self.kind} layer of shape {list(shape)}"
+        state_name = f"weight.quant_state.bitsandbytes__{self.kind}"
+        check_parts(
+            entries,
+            required=("weight", "weight.absmax", "weight.quant_map", state_name),
+            optional=("weight.nested_absmax", "weight.nested_quant_map", "bias"),
+            where=where,
+        )
+        state = read_state(entries[state_name], self.kind, shape, where)
+        block_size = state.block_size
+        nested = "weight.nested_absmax" in entries
+        blocks = -(-shape.numel() // block_size)
+        storage = entries["weight"].dtype
+        packed_bytes = (shape.numel() + 1) // 2
+        check_tensor(entries, "weight", storage, (packed_bytes // storage.itemsize, 1), where)
+        absmax_dtype = torch.uint8 if nested else torch.float32
+        check_tensor(entries, "weight.absmax", absmax_dtype, (blocks,), where)
+        check_tensor(entries, "weight.quant_map", torch.float32, (16,), where)
+        state2 = offset = None
+        if nested:
+            nested_blocks = -(-blocks // state.nested_block_size)
+            name = "weight.nested_absmax"
+            check_tensor(entries, name, torch.float32, (nested_blocks,), where)
+            check_tensor(entries, "weight.nested_quant_map", torch.float32, (256,), where)
+            offset = torch.tensor(state.nested_offset)
+            state2 = library().functional.QuantState(
+                absmax=entries[name].clone(),
+                blocksize=state.nested_block_size,
+                code=entries["weight.nested_quant_map"].clone(),
+                dtype=torch.float32,
+            )
+        quant_state = library().functional.QuantState(
+            quant_type=self.kind,
+            absmax=entries["weight.absmax"].clone(),
+            blocksize=block_size,
+            code=entries["weight.quant_map"].clone(),
+            dtype=state.dtype,
+            shape=shape,
+            offset=offset,
+            state2=state2,
+        )
+        weight: Any = module._parameters["weight"]
+        weight.quant_storage = storage
+        self._put(module, entries["weight"].clone(), quant_state)
+
+    def attributes(
+        self, module: torch.nn.Module
+    ) -> list[tuple[dict[str, object], dict[str, object]]]:
+        """The attributes of the weight and of the layer that multiplies, with their values."""
+        weight: Any = module._parameters["weight"]
+        return [(vars(owner), dict(vars(owner))) for owner in (weight, weight.module)]
+
+    def _put(self, module: torch.nn.Module, packed: torch.Tensor, state: Any) -> None:
+        weight: Any = module._parameters["weight"]
+        weight.data = packed
+        weight.quant_state = weight.module.quant_state = state
+        weight.blocksize = state.blocksize
+        weight.compress_statistics = state.nested
+
+    def _quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        functional = library().functional
+        nested_map = _nested_map() if self.nested else None
+        code = functional.get_4bit_type(self.kind, device="cpu")
+        quantizer = _C.FourBit(self.kind, self.block_size, code, nested_map)
+        packed, absmax, *nested = _run(weight, quantizer)
+        state2 = offset = None
+        if nested_map is not None:
+            nested_absmax, offset = nested
+            state2 = functional.QuantState(
+                absmax=nested_absmax,
+                blocksize=_NESTED_BLOCK,
+                code=nested_map.clone(),
+                dtype=torch.float32,
+            )
+        state = functional.QuantState(
+            absmax=absmax,
+            shape=weight.shape,
+            code=code,
+            blocksize=self.block_size,
+            quant_type=self.kind,
+            dtype=weight.dtype,
+            offset=offset,
+            state2=state2,
+        )
+        if self.storage_dtype is not torch.uint8:
+            packed = packed.squeeze().view(self.storage_dtype).unsqueeze(1)
+        return packed, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """LLM.int8 of bitsandbytes: one scale for each row, 8 bits for each element.
+
+    A layer becomes a `bitsandbytes.nn.Linear8bitLt`.
+
+    Args:
+        threshold: columns of the input with a value of at least this size are multiplied in full
+            precision; 0 multiplies all in int8. It has no influence on the weights.
+
+    Raises:
+        ValueError: `threshold` is negative.
+
+    Example:
+        >>> import dormant
+        >>> dormant.Int8(threshold=0.0).threshold
+        0.0
+    """
+
+    can_be_sharded: ClassVar[bool] = False
+
+    threshold: float = 6.0
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ValueError(f"Int8: threshold must not be negative, got {self.threshold!r}.")
+
+    def __str__(self) -> str:
+        return f"int8, threshold {self.threshold:g}"
+
+    def check(self, weight: torch.Tensor, name: str) -> None:
+        """ValueError where `weight` cannot be quantised."""
+        _check_source(weight, name, "LLM.int8")
+
+    def nbytes(self, shape: torch.Size) -> int:
+        """Bytes of a quantised weight of `shape` with its statistics."""
+        return shape.numel() + 4 * shape[0]
+
+    def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
+        """Makes `module` a Linear8bitLt; one that is not `in_place` keeps its class and forward."""
+        nn = library().nn
+        rows, columns = weight.shape
+        with torch.device("meta"):
+            layer = nn.Linear8bitLt(
+                columns, rows, bias=False, has_fp16_weights=False, threshold=self.threshold
+            )
+        codes, scales = _run(weight, _C.Int8Rows())
+        if in_place:
+            become(module, layer)
+            layer = module
+        kind = nn.Int8Params if in_place else multiply_through(nn.Int8Params)
+        layer.weight = module._parameters["weight"] = kind(
+            codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales
+        )
+        if not in_place:
+            lend(module, layer)
+
+    def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
+        """Quantises `weight` anew into the Int8Params of `module`."""
+        self._put(module, *_run(weight, _C.Int8Rows()))
+
+    def follow(
+        self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
+    ) -> None:
+        """Nothing: a copied weight knows no layer."""
+
+    def finish(self, module: torch.nn.Module) -> None:
+        """Nothing: there is nothing of ours in `module`."""
+
+    def accept(
+        self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
+    ) -> None:
+        """Takes codes and scales as bitsandbytes saves them."""
+        where = f"an int8 layer of shape {list(shape)}"
+        check_parts(
+            entries,
+            required=("weight", "SCB"),
+            optional=("weight_format", "bias"),
+            where=where,
+        )
+        check_tensor(entries, "weight", torch.int8, tuple(shape), where)
+        check_tensor(entries, "SCB", torch.float32, (shape[0],), where)
+        layout = entries.get("weight_format")
+        if layout is not None and int(layout) != 0:
+            raise ValueError(
+                f"accept_prequantized: weight_format of {where} is {int(layout)}; bitsandbytes "
+                "writes 0 (rows), and older layouts are not supported. Save the checkpoint again "
+                "with a current bitsandbytes."
+            )
+        self._put(module, entries["weight"].clone(), entries["SCB"].clone())
+
+    def attributes(
+        self, module: torch.nn.Module
+    ) -> list[tuple[dict[str, object], dict[str, object]]]:
+        """The attributes of the weight and of the state of the layer, with their values."""
+        weight: Any = module._parameters["weight"]
+        state = self._state(module)
+        return [(vars(owner), dict(vars(owner))) for owner in (weight, state)]
+
+    def _put(self, module: torch.nn.Module, codes: torch.Tensor, scales: torch.Tensor) -> None:
+        weight: Any = module._parameters["weight"]
+        weight.data = codes
+        weight.CB, weight.SCB = codes, scales
+        state = self._state(module)
+        # A forward moved earlier ones here.
+        state.CB = state.SCB = None
+
+    def _state(self, module: torch.nn.Module) -> Any:
+        weight: Any = module._parameters["weight"]
+        layer: Any = weight.layer if is_foreign(weight) else module
+        return layer.state
+
+
+def from_configuration(config: Any) -> FourBit | Int8:
+    """The scheme that a transformers BitsAndBytesConfig stands for.
+
+    Raises:
+        ValueError: it asks for neither 4 nor 8 bits, or for 16-bit weights.
+    """
+    if config.load_in_4bit:
+        return FourBit(
+            kind=config.bnb_4bit_quant_type,
+            nested=config.bnb_4bit_use_double_quant,
+            compute_dtype=config.bnb_4bit_compute_dtype,
+            storage_dtype=config.bnb_4bit_quant_storage,
+        )
+    if config.load_in_8bit and not config.llm_int8_has_fp16_weight:
+        return Int8(threshold=config.llm_int8_threshold)
+    raise ValueError(
+        "quantize: the BitsAndBytesConfig quantises nothing: set load_in_4bit=True, or "
+        "load_in_8bit=True without llm_int8_has_fp16_weight (which keeps 16-bit weights)."
+    )
+
+
+def _watch_offset(module: torch.nn.Module) -> None:
+    """Has `_offset_first` called by the layer while there is an offset that is lazy."""
+    hooks = module._state_dict_pre_hooks
+    if _lazy_offset(module) is not None and _offset_first not in hooks.values():
+        module.register_state_dict_pre_hook(_offset_first)  # type: ignore[no-untyped-call]
+
+
+def _forget_offset(module: torch.nn.Module) -> None:
+    hooks = module._state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if hook is _offset_first]:
+        del hooks[key]
+
+
+def _lazy_offset(module: torch.nn.Module) -> torch.Tensor | None:
+    state = getattr(module._parameters.get("weight"), "quant_state", None)
+    offset: torch.Tensor | None = getattr(state, "offset", None)
+    return offset if offset is not None and _C.is_lazy(offset) else None
+
+
+def _offset_first(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Makes the offset of the scales real, which a state dict has as text.
+
+    In tiles, like all of `materialize`: read by itself, as `item` does, it would have the whole
+    weight replayed, and the source would keep that.
+    """
+    offset = _lazy_offset(module)
+    if offset is not None:
+        realize(offset)
+
+
+def _check_source(weight: torch.Tensor, name: str, what: str) -> None:
+    if weight.dtype not in _SOURCES:
+        raise ValueError(
+            f"quantize: {name} is {weight.dtype}; {what} take torch.float32, torch.bfloat16 or "
+            "torch.float16. Convert the model first, which costs nothing while it is lazy: "
+            "model.to(torch.float32)."
+        )
+    if weight.numel() == 0:
+        raise ValueError(
+            f"quantize: {name} has no elements (shape {list(weight.shape)}). Skip the layer."
+        )
+
+
+def _run(weight: torch.Tensor, quantizer: _C.Quantizer) -> list[torch.Tensor]:
+    with torch.no_grad():
+        if _C.is_lazy(weight):
+            return _C.quantize(weight.detach(), quantizer)
+        return _C.quantize_now(weight.detach().contiguous(), quantizer, torch.get_num_threads())
+
+
+def _nested_map() -> torch.Tensor:
+    """The 256 values that bitsandbytes quantises scales to: its own tensor, made once."""
+    functional = library().functional
+    if "dynamic" not in functional.name2qmap:
+        with unrecorded(), torch.device("cpu"):
+            functional.name2qmap["dynamic"] = functional.create_dynamic_map()
+    nested_map: torch.Tensor = functional.name2qmap["dynamic"]
+    return nested_map

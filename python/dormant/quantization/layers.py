@@ -1,0 +1,378 @@
+"""Quantised weights that still know the full-precision tensor they are made of.
+
+A quantised layer holds packed bytes and statistics, so a checkpoint in full precision finds no
+parameter to go to. While its packed bytes are lazy, each weight therefore keeps its source: the
+lazy float tensor it is computed from. `load` shows the sources as ordinary parameters for the time
+of `load_state_dict`, and quantises again, from the new histories, into the same parameter objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from dormant._extension import _C
+from dormant.recording.context import lazy_init
+from dormant.tensors.inventory import is_wrapper
+
+State: TypeAlias = "dict[str, object]"
+
+
+class PackedFormat(Protocol):
+    """How one library keeps a quantised weight in a layer.
+
+    Attributes:
+        can_be_sharded: whether its layers work when the packed bytes are divided among ranks.
+    """
+
+    can_be_sharded: ClassVar[bool]
+
+    def check(self, weight: torch.Tensor, name: str) -> None:
+        """Raises ValueError where a weight like this, [out, in], can't be quantised."""
+
+    def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
+        """Makes `module` the library's layer, its weight the quantised `weight` ([out, in])."""
+
+    def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
+        """Quantises `weight` anew into the parameter object that `install` made."""
+
+    def follow(
+        self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
+    ) -> None:
+        """Called while `module` is deep-copied to `duplicate`, its parameters already in `memo`."""
+
+    def finish(self, module: torch.nn.Module) -> None:
+        """Called when the weight is real: `module` is the library's layer and nothing else."""
+
+    def accept(
+        self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
+    ) -> None:
+        """Takes what a checkpoint of quantised weights has for this layer."""
+
+    def attributes(self, module: torch.nn.Module) -> list[tuple[dict[str, object], State]]:
+        """Each dict that `refresh` and `accept` write to, with what is in it now."""
+
+
+@dataclass
+class _Source:
+    """What a quantised weight is made of; knows no module, so that it keeps none alive."""
+
+    tensor: torch.Tensor
+    transposed: bool
+    requires_grad: bool
+    format: PackedFormat
+
+    def weight(self) -> torch.Tensor:
+        """The tensor as it is quantised: [out, in]."""
+        return self.tensor.t().contiguous() if self.transposed else self.tensor
+
+
+_sources: weakref.WeakKeyDictionary[torch.nn.Module, _Source] = weakref.WeakKeyDictionary()
+
+
+class QuantizedWeight:
+    """The quantised weight of one layer.
+
+    Attributes:
+        name: its name in the state dict of the model.
+        module: the layer.
+        attribute: the name of the parameter in the layer.
+    """
+
+    attribute = "weight"
+
+    def __init__(self, name: str, module: torch.nn.Module, source: _Source) -> None:
+        self.name = name
+        self.module = module
+        self._source = source
+
+    @property
+    def source(self) -> torch.Tensor:
+        """The lazy float tensor that is quantised, laid out as a checkpoint has it."""
+        return self._source.tensor
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the packed bytes have no memory yet; True of sharded ones, which tell not."""
+        packed = _packed(self.module)
+        return packed is None or _C.is_lazy(packed)
+
+    @contextlib.contextmanager
+    def expose(self, *, dtype: torch.dtype | None = None) -> Iterator[torch.nn.Parameter]:
+        """Puts a float parameter in the place of the quantised one while open.
+
+        It starts with the history of the source. What was written to it, or to a parameter that
+        replaced it, is quantised at the end into the same parameter object as before, lazily; where
+        nothing was written, and no dtype asked for, everything is as it was. So it is after an
+        exception.
+
+        Args:
+            dtype: what is quantised gets this dtype first.
+
+        Yields:
+            The float parameter.
+
+        Raises:
+            NotImplementedError: the packed bytes are sharded.
+        """
+        packed = self._whole()
+        source = self._source
+        exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
+        version = exposed._version
+        self.module._parameters[self.attribute] = exposed
+        try:
+            yield exposed
+            written = self.module._parameters[self.attribute]
+        finally:
+            self.module._parameters[self.attribute] = packed
+        assert written is not None
+        changed = written is not exposed or written._version != version
+        if not changed and dtype in (None, source.tensor.dtype):
+            return
+        with torch.no_grad():
+            tensor = written.detach()
+            replaced = replace(source, tensor=tensor if dtype is None else tensor.to(dtype))
+            source.format.check(replaced.tensor, self.name)
+            source.format.refresh(self.module, replaced.weight())
+        self._source = _remember(self.module, _to_keep(replaced))
+
+    def accept_prequantized(self, entries: Mapping[str, torch.Tensor]) -> None:
+        """Takes a weight that a checkpoint has in quantised form, lazily where it is lazy.
+
+        Args:
+            entries: the checkpoint's tensors of this layer by their names within it: "weight",
+                "weight.absmax", "weight.quant_map", ... or "weight", "SCB", "weight_format".
+
+        Raises:
+            KeyError: a part is missing, or there is one too many.
+            NotImplementedError: the packed bytes are sharded.
+            ValueError: a part does not fit the layer, or is quantised another way.
+        """
+        self._whole()
+        tensor = self._source.tensor
+        sizes = tensor.shape[::-1] if self._source.transposed else tensor.shape
+        with torch.no_grad():
+            self._source.format.accept(self.module, entries, torch.Size(sizes))
+        # What was to be quantised is not the source of these bytes.
+        self._source = _remember(self.module, _placeholder(self._source))
+
+    def prequantized_names(self) -> tuple[str, ...]:
+        """Every name under which a checkpoint of quantised weights may keep parts of this one."""
+        prefix = self.name.removesuffix(self.attribute)
+        return tuple(prefix + part for part in _PARTS)
+
+    def _whole(self) -> torch.nn.Parameter:
+        packed = _packed(self.module)
+        if packed is None:
+            raise NotImplementedError(
+                f"load: {self.name} is quantised and sharded; its statistics need the whole "
+                "weight. Load first and shard then: dormant.quantize, dormant.load(..., "
+                "materialize=False), fully_shard, dormant.materialize."
+            )
+        return packed
+
+
+_PARTS = (
+    "weight",
+    "weight.absmax",
+    "weight.quant_map",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+    "SCB",
+    "weight_format",
+)
+
+
+def register(
+    module: torch.nn.Module,
+    weight: torch.Tensor,
+    *,
+    transposed: bool,
+    requires_grad: bool,
+    packed_format: PackedFormat,
+) -> None:
+    """Remembers `weight`, as the layer kept it, as the source of what `module` holds now."""
+    _remember(module, _to_keep(_Source(weight, transposed, requires_grad, packed_format)))
+
+
+def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
+    """The quantised weights in `model` that `dormant.quantize` made, each once.
+
+    Args:
+        model: the module, or one that holds it.
+
+    Returns:
+        The weights in the order of `named_modules`.
+    """
+    found: list[QuantizedWeight] = []
+    for prefix, module in model.named_modules():
+        source = _sources.get(module)
+        if source is not None:
+            name = f"{prefix}.weight" if prefix else "weight"
+            found.append(QuantizedWeight(name, module, source))
+    return found
+
+
+class HeldQuantization:
+    """What the quantised weights of a model are made of, and how they are held, until `restore`.
+
+    The tensors themselves are not held.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._sources = [(module, _sources[module]) for module in _registered(model)]
+        self._without_copier = [
+            module for module, _ in self._sources if _Copier.ATTRIBUTE not in vars(module)
+        ]
+        self._attributes = [
+            attributes
+            for module, source in self._sources
+            if _packed(module) is not None
+            for attributes in source.format.attributes(module)
+        ]
+
+    def restore(self) -> None:
+        """Everything is as it was when this was made."""
+        _sources.update(self._sources)
+        for module in self._without_copier:
+            vars(module).pop(_Copier.ATTRIBUTE, None)
+        for attributes, before in self._attributes:
+            attributes.clear()
+            attributes.update(before)
+
+
+def _packed(module: torch.nn.Module) -> torch.nn.Parameter | None:
+    """The packed weight; None where a sharding has taken it and left a part, or nothing."""
+    parameter = module._parameters.get("weight")
+    # FSDP1 leaves a run of its flat parameter, or no parameter at all.
+    if parameter is None or is_wrapper(parameter) or parameter.dim() != 2:
+        return None
+    return parameter
+
+
+def _registered(model: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in model.modules() if module in _sources]
+
+
+def check_sharding(roots: Iterable[object]) -> None:
+    """Raises where quantised weights were sharded whose layers cannot work with shards.
+
+    Args:
+        roots: modules, and anything else, which has none.
+
+    Raises:
+        NotImplementedError: there are such weights.
+    """
+    for root in roots:
+        for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
+            packed_format = weight._source.format
+            if _packed(weight.module) is None and not packed_format.can_be_sharded:
+                raise NotImplementedError(
+                    f"materialize: {weight.name} was quantised by {packed_format} and then "
+                    "sharded; the layers of bitsandbytes cannot compute with such shards. Quantise "
+                    "with dormant.FourBit, leave the layers out with fully_shard(..., "
+                    "ignored_params=...), or do not shard the model."
+                )
+            if _is_never_gathered(weight.module):
+                raise NotImplementedError(
+                    f"materialize: {weight.name} was quantised by {packed_format} and then "
+                    "divided by distribute_tensor or parallelize_module; the layers of "
+                    "bitsandbytes cannot compute with parts of a weight. Use fully_shard, which "
+                    "gathers them first. For tensor parallelism build each rank's part of the "
+                    "model, quantise that, and load its part of the checkpoint "
+                    "(dormant.tensor_parallel)."
+                )
+
+
+def _is_never_gathered(module: torch.nn.Module) -> bool:
+    """Whether the layer would compute with a part of its weight: no fully_shard gathers it."""
+    parameter = module._parameters.get("weight")
+    if not isinstance(parameter, DTensor):
+        return False
+    divisions = sum(not placement.is_replicate() for placement in parameter.placements)
+    # fully_shard marks the modules whose parameters it has taken, and undoes one division.
+    return divisions > int(hasattr(module, "_is_fsdp_managed_module"))
+
+
+def forget_sources(roots: Iterable[object]) -> None:
+    """Lets go of the histories of weights that are real now.
+
+    They are no longer needed, and a lazy tensor that is alive keeps Dormant's patches in place.
+
+    Args:
+        roots: modules, and anything else, which has none.
+    """
+    if not _sources:
+        return
+    for root in roots:
+        for module in root.modules() if isinstance(root, torch.nn.Module) else ():
+            source = _sources.get(module)
+            if source is None:
+                continue
+            packed = _packed(module)
+            if packed is None or not _C.is_lazy(packed):
+                source.format.finish(module)
+                vars(module).pop(_Copier.ATTRIBUTE, None)
+                _sources[module] = _placeholder(source)
+
+
+class _Copier:
+    """An attribute of a lazy quantised layer, by which a deep copy gets a source of its own."""
+
+    ATTRIBUTE: ClassVar[str] = "_dormant_copier"
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = weakref.ref(module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Copier | None:
+        module = self._module()
+        source = _sources.get(module) if module is not None else None
+        duplicate = memo.get(id(module))
+        if module is None or source is None or duplicate is None:
+            return None
+        source.format.follow(module, duplicate, memo)
+        _sources[duplicate] = _to_keep(source)
+        return _Copier(duplicate)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is pickled is the library's layer alone.
+        return type(None), ()
+
+
+def _remember(module: torch.nn.Module, source: _Source) -> _Source:
+    _sources[module] = source
+    packed = _packed(module)
+    if packed is not None and _C.is_lazy(packed):
+        vars(module)[_Copier.ATTRIBUTE] = _Copier(module)
+    return source
+
+
+def _to_keep(source: _Source) -> _Source:
+    """`source` over a tensor of its own, which no replay of the quantised one brings to life."""
+    if not _C.is_lazy(source.tensor):
+        return _placeholder(source)
+    with torch.no_grad():
+        return replace(source, tensor=source.tensor.detach().clone())
+
+
+def _placeholder(source: _Source) -> _Source:
+    """A source of the same geometry on the meta device: it has neither values nor a history."""
+    tensor = torch.empty(source.tensor.shape, dtype=source.tensor.dtype, device="meta")
+    return replace(source, tensor=tensor)
+
+
+def _copy(source: torch.Tensor) -> torch.Tensor:
+    """A lazy tensor with the history of `source`; without values where that has none."""
+    with torch.no_grad():
+        if not source.is_meta:
+            return source.detach().clone()
+        with lazy_init():
+            return torch.empty(source.shape, dtype=source.dtype, device="cpu")

@@ -1,0 +1,68 @@
+"""What transformers looks at to know that a model is quantised by bitsandbytes."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any
+
+from dormant.quantization.bitsandbytes import FourBit, Int8
+
+
+def configuration_of(scheme: FourBit | Int8, skipped: list[str] | None) -> Any:
+    """A BitsAndBytesConfig that says what `scheme` does.
+
+    Args:
+        scheme: the scheme.
+        skipped: patterns of the layers that keep their precision; None where they are
+            transformers' own choice.
+    """
+    kind = importlib.import_module("transformers").BitsAndBytesConfig
+    if isinstance(scheme, FourBit):
+        return kind(
+            load_in_4bit=True,
+            llm_int8_skip_modules=skipped,
+            bnb_4bit_quant_type=scheme.kind,
+            bnb_4bit_use_double_quant=scheme.nested,
+            bnb_4bit_compute_dtype=scheme.compute_dtype,
+            bnb_4bit_quant_storage=scheme.storage_dtype,
+        )
+    return kind(
+        load_in_8bit=True,
+        llm_int8_skip_modules=skipped,
+        llm_int8_threshold=float(scheme.threshold),
+    )
+
+
+def mark(model: Any, configuration: Any) -> None:
+    """Marks a transformers model as `from_pretrained` does with a quantization_config.
+
+    So it saves a configuration from which it can be loaded again, and peft finds the layers. The
+    configuration it was made from may be used for other models, so it gets a copy.
+    """
+    _take_own_configuration(model)
+    auto = importlib.import_module("transformers.quantizers.auto")
+    quantizer = auto.AutoHfQuantizer.from_config(configuration, pre_quantized=False)
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+    model.quantization_method = configuration.quant_method
+    model.config.quantization_config = configuration
+    if configuration.load_in_4bit:
+        model.is_loaded_in_4bit = True
+    else:
+        model.is_loaded_in_8bit = True
+    pretrained = importlib.import_module("transformers").PreTrainedModel
+    for module in model.modules():
+        if isinstance(module, pretrained):
+            module.config._is_quantized = True
+
+
+def _take_own_configuration(model: Any) -> None:
+    """Copies the configuration, and those in it, for all modules that hold one of them."""
+    kind = importlib.import_module("transformers").PreTrainedConfig
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, kind) and id(value) in copies:
+                vars(module)[name] = copies[id(value)]

@@ -1,0 +1,45 @@
+"""Configuration objects of torchao, applied to one layer."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from dormant.quantization.layerwise import Quantiser
+
+
+def is_configuration(scheme: object) -> bool:
+    """Whether `scheme` is a configuration object of torchao; imports nothing."""
+    return any(kind.__name__ == "AOBaseConfig" for kind in type(scheme).__mro__)
+
+
+def layer_quantiser(configuration: Any) -> Quantiser:
+    """The function that quantises one linear layer in place as `configuration` says.
+
+    Raises:
+        ImportError: torchao is not installed; the message says what to do.
+        NotImplementedError: it has a configuration for each of several names, which a layer by
+            itself does not know.
+    """
+    if any("fqn_to_config" in name for name in vars(configuration)):
+        raise NotImplementedError(
+            f"quantize: {type(configuration).__name__} chooses layers by their names, which is not "
+            "supported. Call dormant.quantize for each configuration in it, with skip for the "
+            "layers that are not meant."
+        )
+    try:
+        quantize_ = importlib.import_module("torchao.quantization").quantize_
+    except ImportError as error:
+        raise ImportError(
+            f"quantize: {type(configuration).__name__} is a configuration of torchao, which cannot "
+            f"be imported ({error}). Install it: pip install 'torchao>=0.18'. The rest of dormant "
+            "does not need it."
+        ) from error
+
+    def quantise(layer: torch.nn.Module) -> torch.nn.Module:
+        quantize_(layer, configuration)
+        return layer
+
+    return quantise

@@ -1,1 +1,0 @@
-"""What `dormant.quantize` knows about layers, and about the libraries that quantise them."""

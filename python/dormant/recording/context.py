@@ -1,0 +1,194 @@
+"""`lazy_init`: where construction is recorded instead of run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import ClassVar, ParamSpec, TypeVar
+
+import torch
+
+from dormant._extension import _C
+from dormant.recording import patches
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class _DefaultDtype:
+    """The process's default dtype while open.
+
+    Contexts of several threads, or of tasks that take turns, may end in any order: the last one
+    restores what was there before the first.
+    """
+
+    _lock = threading.Lock()
+    _open: ClassVar[list[_DefaultDtype]] = []
+
+    # A child must not find it held by a thread that it does not have.
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._previous = torch.get_default_dtype()
+            torch.set_default_dtype(self._dtype)
+            self._open.append(self)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            place = next(i for i, opened in enumerate(self._open) if opened is self)
+            if place == len(self._open) - 1:
+                torch.set_default_dtype(self._previous)
+            else:
+                self._open[place + 1]._previous = self._previous
+            del self._open[place]
+
+
+class _Recording(threading.local):
+    """Recording in this thread, on until the last of its contexts has ended, in whatever order."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._before = False
+
+    def __enter__(self) -> None:
+        before = _C.set_recording(True)
+        if not self._open:
+            self._before = before
+        self._open += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._open -= 1
+        _C.set_recording(self._before or self._open > 0)
+
+
+_recording = _Recording()
+
+
+def _recordable_device(device: torch.device | str | int) -> torch.device:
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise NotImplementedError(
+            f"lazy_init: device {str(resolved)!r} was asked for, but torch {torch.__version__} "
+            "sees no CUDA GPU, and recording for a GPU that is not there is not supported yet. "
+            "Record for the CPU (leave device out) and move the finished model: "
+            'dormant.materialize(model, device="cuda").'
+        )
+    return resolved
+
+
+class lazy_init:
+    """Records how tensors are built instead of building them: a context manager and a decorator.
+
+    Inside, everything that creates or initialises tensors returns at once and takes no memory; the
+    random generators advance as in eager construction. It nests, applies to the calling thread
+    only, and leaves no trace after an exception. What was built lazily stays so after the context
+    ends, until `dormant.materialize` or the first computation that reads its values. Code that
+    takes turns in one thread (generators, tasks of asyncio) is recorded while any of its contexts
+    is open.
+
+    Args:
+        device: the device that factories use when none is given, as in `with torch.device(device)`.
+            Tensors for the meta device are left to PyTorch.
+        dtype: the default floating point dtype inside, restored afterwards. PyTorch keeps the
+            default dtype per process, so other threads see it while the context is open.
+
+    Raises:
+        NotImplementedError: `device` is a GPU and this machine has none.
+        RuntimeError: `device` is not a device PyTorch knows; or the context is left in another
+            thread than it was entered.
+        TypeError: `dtype` is not a floating point `torch.dtype`; or, as a decorator, what is
+            decorated is a class, a generator or a coroutine function.
+
+    Example:
+        >>> import torch, dormant
+        >>> with dormant.lazy_init(dtype=torch.bfloat16):
+        ...     layer = torch.nn.Linear(4, 4)
+        >>> layer.weight.dtype, dormant.is_lazy(layer)
+        (torch.bfloat16, True)
+        >>> @dormant.lazy_init()
+        ... def build():
+        ...     return torch.nn.Linear(4, 4)
+        >>> dormant.is_lazy(build())
+        True
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(
+                "lazy_init: dtype sets the default floating point dtype; expected one like "
+                f"torch.bfloat16, got {dtype!r}."
+            )
+        self._device = None if device is None else _recordable_device(device)
+        self._dtype = dtype
+        # One object may be entered by several threads, and again inside itself.
+        self._entered = threading.local()
+
+    def __enter__(self) -> None:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(patches.in_use())
+            if self._dtype is not None:
+                stack.enter_context(_DefaultDtype(self._dtype))
+            if self._device is not None:
+                stack.enter_context(self._device)
+            stack.enter_context(_recording)
+            self._stacks().append(stack.pop_all())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        stacks = self._stacks()
+        if not stacks:
+            raise RuntimeError(
+                "lazy_init: left in a thread that did not enter it: recording belongs to the "
+                "thread of `with`. A generator that is suspended inside the context has to be "
+                "resumed or closed by the thread that started it."
+            )
+        stacks.pop().__exit__(kind, error, traceback)
+
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Decorates `function`: each call runs inside a context of its own."""
+        if inspect.isclass(function):
+            raise TypeError(
+                f"lazy_init: cannot decorate the class {function.__qualname__}: it would no longer "
+                "be a class. Decorate the function that builds it, or its __init__."
+            )
+        if (
+            inspect.isgeneratorfunction(function)
+            or inspect.iscoroutinefunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
+            raise TypeError(
+                f"lazy_init: cannot decorate {function.__qualname__}: its body runs after the call "
+                "has returned, outside the context. Use `with dormant.lazy_init():` in its body."
+            )
+
+        @functools.wraps(function)
+        def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with self:
+                return function(*args, **kwargs)
+
+        return inside
+
+    def _stacks(self) -> list[contextlib.ExitStack]:
+        stacks: list[contextlib.ExitStack] | None = getattr(self._entered, "stacks", None)
+        if stacks is None:
+            stacks = self._entered.stacks = []
+        return stacks

@@ -1,0 +1,109 @@
+"""What keeps the parts of sharded modules lazy while `load_state_dict` writes to them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+
+from dormant._extension import _C
+from dormant.tensors.storage import realize
+
+Function = Callable[..., Any]
+
+
+def own_part(whole: torch.Tensor, like: DTensor) -> DTensor:
+    """This rank's part of a tensor that every rank has; nothing is sent and nothing is read."""
+    with torch.no_grad():
+        return distribute_tensor(
+            whole.detach(), like.device_mesh, like.placements, src_data_rank=None
+        )
+
+
+def copy_parts(original: Function) -> Function:
+    """`copy_` of DTensors: where parts are lazy, a copy of this rank's part is recorded.
+
+    It computes the same: parts that are divided alike need no communication. A whole tensor that is
+    lazy, as a checkpoint gives it, is divided like the target, since every rank has the same.
+    """
+
+    @functools.wraps(original)
+    def replacement(self: DTensor, source: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = [_part(self), _part(source)]
+        lazy = [part for part in parts if part is not None and _C.is_lazy(part)]
+        if not lazy:
+            return original(self, source, *args, **kwargs)
+        if not _needs_grad(self, source):
+            if not isinstance(source, DTensor) and _C.is_lazy(source) and _is_whole(source, self):
+                source = own_part(source, self)
+            if _divided_alike(self, source):
+                if not _same_elements(self._local_tensor, source._local_tensor):
+                    self._local_tensor.copy_(source._local_tensor, *args, **kwargs)
+                return self
+        for part in lazy:
+            realize(part)
+        return original(self, source, *args, **kwargs)
+
+    return replacement
+
+
+def keep_lazy_part(original: Function) -> Function:
+    """FSDP2's `reset_sharded_param`, which has nothing to do where the part is still the same.
+
+    It looks by the data pointer, for which a lazy part would come to life; the storage tells, too.
+    """
+
+    @functools.wraps(original)
+    def replacement(self: Any) -> None:
+        held = self._module_info
+        parameter = getattr(held.module, held.param_name)
+        part = _part(parameter)
+        if (
+            parameter is self.sharded_param
+            and part is not None
+            and _C.is_lazy(part)
+            and _C.storage_id(part) == _C.storage_id(self._sharded_param_data)
+        ):
+            return
+        original(self)
+
+    return replacement
+
+
+def _part(tensor: object) -> torch.Tensor | None:
+    """The tensor that has the memory."""
+    found = getattr(tensor, "_local_tensor", tensor)
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def _needs_grad(target: DTensor, source: Any) -> bool:
+    return torch.is_grad_enabled() and (
+        target.requires_grad or getattr(source, "requires_grad", False)
+    )
+
+
+def _is_whole(source: torch.Tensor, target: DTensor) -> bool:
+    divided = not any(isinstance(placement, Partial) for placement in target.placements)
+    return divided and source.shape == target.shape and source.device == target.device
+
+
+def _divided_alike(a: DTensor, b: object) -> bool:
+    return (
+        isinstance(b, DTensor)
+        and a.device_mesh == b.device_mesh
+        and a.placements == b.placements
+        and a.shape == b.shape
+    )
+
+
+def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (
+        a.dtype is b.dtype
+        and _C.storage_id(a) == _C.storage_id(b)
+        and a.storage_offset() == b.storage_offset()
+        and a.size() == b.size()
+        and a.stride() == b.stride()
+    )

@@ -1,0 +1,70 @@
+"""Operators on DTensors whose parts are lazy.
+
+A DTensor calls operators on its parts with every dispatch key off that comes before its own, ours
+among them (pythonFallback, aten/src/ATen/core/PythonFallbackKernel.cpp), so they would meet a
+tensor without memory. Parts come to life before that; what only looks at a DTensor leaves them
+lazy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.tensors.inventory import is_wrapper
+from dormant.tensors.storage import realize
+
+Function = Callable[..., Any]
+
+_LOOKING = frozenset(
+    (
+        *("__get__", "__set__", "__delete__", "__hash__", "__len__", "__dir__"),
+        *("size", "stride", "dim", "ndimension", "numel", "nelement", "storage_offset"),
+        *("element_size", "is_contiguous", "is_floating_point", "is_complex", "is_signed"),
+        *("is_inference", "is_same_size", "is_set_to", "is_shared", "is_pinned", "get_device"),
+        *("detach", "detach_", "requires_grad_", "retain_grad", "register_hook"),
+        *("register_post_accumulate_grad_hook", "untyped_storage", "has_names"),
+        # Of these only the shape and dtype count.
+        *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
+        *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
+    )
+)
+
+
+class PartsFirst:
+    """`DTensor.__torch_function__` while lazy tensors are alive.
+
+    Not a function: looked up on an object, that would become a method of it.
+    """
+
+    def __init__(self, original: Function) -> None:
+        self._original = original
+
+    def __call__(
+        self,
+        function: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """`function(*args, **kwargs)`, whose parts have their values where it needs them."""
+        if getattr(function, "__name__", "") not in _LOOKING:
+            for part in _lazy_parts((args, kwargs or {})):
+                realize(part)
+        return self._original(function, types, args, kwargs or {})
+
+
+def _lazy_parts(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        part = getattr(value, "_local_tensor", value)
+        if not is_wrapper(part) and _C.is_lazy(part):
+            yield part
+    elif isinstance(value, dict):
+        for element in value.values():
+            yield from _lazy_parts(element)
+    elif isinstance(value, (list, tuple)):
+        for element in value:
+            yield from _lazy_parts(element)

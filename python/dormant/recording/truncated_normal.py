@@ -1,0 +1,153 @@
+"""How `nn.init.trunc_normal_` is recorded, which looks at the values it drew.
+
+Since torch 2.12 it draws normals until all lie within the bounds, and reads the values to know.
+A draw cannot be arbitrarily far out: it comes from a uniform number with a smallest step. Where
+both bounds lie beyond the farthest draw, one round is always enough, and it is plain `normal_`.
+Nearer bounds are tried out: how many rounds the values need is seen on memory that goes away again,
+and what is recorded takes the same decisions.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from dormant.tensors.storage import unrecorded
+
+# sqrt(-2 log u) for the smallest u of each way in which ATen draws on the CPU
+# (ATen/native/cpu/DistributionTemplates.h): in blocks of 16 from 24 random bits for float32 and
+# narrower, else one by one, or in float64, from 53.
+_FARTHEST_BLOCK = math.sqrt(2 * 24 * math.log(2))
+_FARTHEST_SERIAL = math.sqrt(2 * 53 * math.log(2))
+# For the rounding of log, sqrt, cos, and of mean + z * std in float32: a few units of 2^-24.
+_ROUNDING = 1e-6
+
+TruncNormal = Callable[..., torch.Tensor]
+
+
+def one_round_suffices(
+    tensor: torch.Tensor, mean: float, std: float, low: float, high: float
+) -> bool:
+    """Whether no normal draw for `tensor` can lie outside [low, high].
+
+    Args:
+        tensor: what is to be filled; only its dtype, device, size and strides are looked at.
+        mean: mean of the normal distribution.
+        std: its standard deviation.
+        low: lower bound.
+        high: upper bound.
+
+    Returns:
+        False also where it is not known: other devices, dtypes, or arguments that are an error.
+    """
+    if tensor.device.type != "cpu" or tensor.dtype not in (
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+    ):
+        return False
+    if not (std > 0 and math.isfinite(mean) and math.isfinite(std)):
+        return False
+    # A finite bound that the dtype cannot hold is an error in some versions.
+    largest = torch.finfo(tensor.dtype).max
+    if any(math.isnan(bound) or largest < abs(bound) < math.inf for bound in (low, high)):
+        return False
+    blocks = tensor.numel() >= 16 and tensor.is_contiguous() and tensor.dtype is not torch.float64
+    reach = (_FARTHEST_BLOCK if blocks else _FARTHEST_SERIAL) * std
+    reach += (reach + abs(mean)) * _ROUNDING
+    return low <= mean - reach and mean + reach <= high
+
+
+def fill_in_one_round(
+    tensor: torch.Tensor, mean: float, std: float, generator: torch.Generator | None
+) -> torch.Tensor:
+    """What `trunc_normal_` does to `tensor` where `one_round_suffices`."""
+    with torch.no_grad():
+        return tensor.normal_(mean, std, generator=generator)
+
+
+@functools.cache
+def draws_plain_normals(trunc_normal: TruncNormal) -> bool:
+    """Whether this torch's `trunc_normal_` is plain `normal_` where one round is enough.
+
+    torch 2.11 and older drew in another way, and the next one may again, so it is tried out once.
+
+    Args:
+        trunc_normal: `torch.nn.init._no_grad_trunc_normal_`.
+    """
+
+    def in_rounds(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return trunc_normal(tensor, 0.5, 2.0, -90.0, 90.0, generator=generator)
+
+    def in_one_round(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return fill_in_one_round(tensor, 0.5, 2.0, generator)
+
+    states, values = [], []
+    for fill in (in_rounds, in_one_round):
+        generator = torch.Generator()
+        generator.manual_seed(7)
+        # torch.tensor is real inside a context too.
+        values.append(fill(torch.tensor([0.0] * 40), generator).tolist())
+        states.append(generator.get_state().tolist())
+    return values[0] == values[1] and states[0] == states[1]
+
+
+class _Answers(TorchFunctionMode):
+    """Notes what `any` answers, or gives the answers noted before."""
+
+    def __init__(self, given: list[bool] | None = None) -> None:
+        super().__init__()
+        self.noted: list[bool] = []
+        self._given = None if given is None else iter(given)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is not torch.Tensor.any or len(args) != 1 or kwargs:
+            return function(*args, **(kwargs or {}))
+        if self._given is not None:
+            return next(self._given)
+        answer = bool(function(*args))
+        self.noted.append(answer)
+        return answer
+
+
+def fill_in_tried_rounds(
+    trunc_normal: TruncNormal,
+    tensor: torch.Tensor,
+    mean: float,
+    std: float,
+    low: float,
+    high: float,
+    generator: torch.Generator | None,
+) -> torch.Tensor:
+    """`trunc_normal_` of a lazy tensor on the CPU, recorded with the decisions that eager takes.
+
+    Args:
+        trunc_normal: `torch.nn.init._no_grad_trunc_normal_`.
+        tensor: what is filled; it stays lazy.
+        mean: mean of the normal distribution.
+        std: its standard deviation.
+        low: lower bound.
+        high: upper bound.
+        generator: where the numbers come from; None means the global one.
+
+    Returns:
+        `tensor`.
+    """
+    with unrecorded(), torch.no_grad(), _Answers() as answers:
+        trial = torch.empty_strided(
+            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device
+        )
+        drawn_from = torch.Generator()
+        drawn_from.set_state((generator or torch.default_generator).get_state())
+        trunc_normal(trial, mean, std, low, high, generator=drawn_from)
+        del trial
+    with _Answers(answers.noted):
+        return trunc_normal(tensor, mean, std, low, high, generator=generator)

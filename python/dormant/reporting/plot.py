@@ -1,0 +1,181 @@
+"""Pictures of reports and summaries; the only module that imports matplotlib."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dormant.reporting.memory import MemorySample
+from dormant.text.table import format_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+    from dormant.reporting.report import Report
+    from dormant.reporting.summaries import Summary
+
+_PARTS = 12  # bars; more could not be read
+# Okabe and Ito's colours, which people with any colour vision can tell apart.
+_COLOURS = {
+    "checkpoint": "#0072B2",
+    "initialised": "#E69F00",
+    "empty": "#CC79A7",
+    "already real": "#999999",
+    "real": "#0072B2",
+    "lazy": "#E69F00",
+}
+
+
+def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
+    """`Report.plot`."""
+    figure = new_figure("Report.plot", 2 if report.memory_trace else 1)
+    parts = by_part([(t.names[0], t.origin, t.nbytes) for t in report.tensors])
+    axes = figure.axes[0]
+    _draw_parts(axes, parts)
+    axes.set_title(f"{format_bytes(report.nbytes)}, {report.seconds:.3g} s")
+    if report.memory_trace:
+        axes = figure.axes[1]
+        draw_memory(axes, report.memory_trace)
+        axes.set_title("memory of the process")
+        axes.legend()
+    figure.savefig(Path(path))
+
+
+def plot_summary(summary: Summary, path: str | os.PathLike[str]) -> None:
+    """`Summary.plot`."""
+    figure = new_figure("Summary.plot", 1)
+    parts = by_part([(t.names[0], "lazy" if t.lazy else "real", t.nbytes) for t in summary.tensors])
+    axes = figure.axes[0]
+    _draw_parts(axes, parts)
+    axes.set_title(
+        f"{format_bytes(summary.bytes_now)} now, "
+        f"{format_bytes(summary.bytes_after)} once materialised"
+    )
+    figure.savefig(Path(path))
+
+
+def new_figure(operation: str, columns: int) -> Figure:
+    """An empty figure with axes side by side.
+
+    Args:
+        operation: who draws, for the error.
+        columns: number of axes.
+
+    Raises:
+        ImportError: matplotlib is not installed; says how to install it.
+    """
+    try:
+        # Not pyplot, which would choose a window system and keep the figure alive.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            f"{operation}: matplotlib is needed to draw, and it could not be imported ({error}). "
+            "Install it with: pip install 'dormant[plots]'"
+        ) from error
+    figure = Figure(figsize=(6.4 * columns, 4.8), dpi=120, layout="constrained")
+    figure.subplots(1, columns)
+    return figure
+
+
+def by_part(tensors: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
+    """Bytes of each part of a model by kind.
+
+    Args:
+        tensors: name, kind and bytes of each.
+
+    Returns:
+        For each part, in the model's order, its bytes by kind. Parts are modules as deep in the
+        model as at most twelve of them allow; else the largest, and the rest as one.
+    """
+    found: dict[str, dict[str, int]] = {}
+    # A deeper level has no fewer parts, and the deepest has the tensors themselves.
+    for depth in range(1, 1 + max((name.count(".") + 1 for name, _, _ in tensors), default=0)):
+        deeper = _by_prefix(tensors, depth)
+        if found and len(deeper) > _PARTS:
+            break
+        found = deeper
+    if len(found) <= _PARTS:
+        return found
+    largest = sorted(found, key=lambda part: -sum(found[part].values()))[: _PARTS - 1]
+    rest: dict[str, int] = {}
+    for part in found.keys() - set(largest):
+        for kind, nbytes in found[part].items():
+            rest[kind] = rest.get(kind, 0) + nbytes
+    chosen = {part: kinds for part, kinds in found.items() if part in largest}
+    return {**chosen, f"{len(found) - len(largest)} others": rest}
+
+
+def _by_prefix(tensors: Sequence[tuple[str, str, int]], depth: int) -> dict[str, dict[str, int]]:
+    parts: dict[str, dict[str, int]] = {}
+    for name, kind, nbytes in tensors:
+        kinds = parts.setdefault(".".join(name.split(".")[:depth]), {})
+        kinds[kind] = kinds.get(kind, 0) + nbytes
+    return parts
+
+
+def _draw_parts(axes: Axes, parts: Mapping[str, Mapping[str, int]]) -> None:
+    """A bar for each part, divided by kind, the first one on top."""
+    places = range(len(parts))
+    left = [0.0] * len(parts)
+    for kind, colour in _COLOURS.items():
+        widths = [float(kinds.get(kind, 0)) for kinds in parts.values()]
+        if any(kind in kinds for kinds in parts.values()):
+            axes.barh(places, widths, left=left, color=colour, label=kind)
+            left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_yticks(places, list(parts))
+    axes.invert_yaxis()
+    label_bytes(axes.xaxis, max(left, default=0))
+    if parts:
+        axes.legend()
+
+
+def draw_memory(
+    axes: Axes,
+    samples: Sequence[MemorySample],
+    *,
+    above: int = 0,
+    colour: str = "#0072B2",
+    label: str = "resident",
+) -> None:
+    """Memory over time: a line for all of it, and below it, filled, what is no page of a file.
+
+    Args:
+        axes: of matplotlib.
+        samples: in order of time.
+        above: bytes that count as nothing, as those that a process had before.
+        colour: of line and area.
+        label: of the line in the legend.
+    """
+    seconds = [sample.seconds for sample in samples]
+    resident = [float(sample.resident - above) for sample in samples]
+    # Pages of libraries were there before: only those that came since belong to the files read.
+    libraries = min((sample.mapped for sample in samples), default=0)
+    private = [
+        total - (sample.mapped - libraries) for total, sample in zip(resident, samples, strict=True)
+    ]
+    axes.plot(seconds, resident, color=colour, linewidth=1.2, label=label)
+    axes.fill_between(
+        seconds, private, color=colour, alpha=0.25, linewidth=0, label=f"{label}, without files"
+    )
+    axes.set_xlabel("seconds")
+    # Of everything drawn so far, as there may be several timelines.
+    lowest, highest = sorted(axes.dataLim.intervaly)
+    label_bytes(axes.yaxis, highest)
+    axes.set_ylim(min(0.0, lowest), 1.05 * max(highest, 1.0))
+
+
+def label_bytes(axis: Axis, highest: float) -> None:
+    """Labels an axis that shows up to `highest` bytes, at round numbers of binary units."""
+    from matplotlib.ticker import MultipleLocator
+
+    axis.set_major_locator(MultipleLocator(2 ** max(0, math.ceil(math.log2(highest / 6 + 1)))))
+    axis.set_major_formatter(_bytes_on_axis)
+
+
+def _bytes_on_axis(value: float, _position: Any) -> str:
+    return format_bytes(value) if value >= 0 else f"-{format_bytes(-value)}"

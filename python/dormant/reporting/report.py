@@ -1,0 +1,210 @@
+"""`Report`: what an operation did to each tensor, and what it cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from dormant.reporting.memory import MemorySample
+from dormant.text.table import format_bytes, format_count, format_html_table, format_table
+
+Origin = Literal["checkpoint", "initialised", "empty", "already real"]
+Way = Literal["tiles", "mapped", "replay"]
+
+_HEADER = ("origin", "dtype", "tensors", "bytes", "largest")
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor of a `Report`.
+
+    Attributes:
+        names: every name that leads to it: more than one for tied tensors and aliases.
+        shape: its sizes.
+        dtype: its dtype as text, "float32".
+        nbytes: bytes of its elements.
+        origin: "checkpoint" (its elements are made of what a file holds), "initialised" (its
+            history was run), "empty" (memory without values), or "already real".
+        operators: recorded operators run for its storage; 0 where it was already real.
+        storage: identity of its storage: equal for views of one storage.
+        way: how its storage came to life: "tiles" (piece by piece, in parallel), "mapped" (the
+            file's bytes are shown in place), "replay" (its history has an operator that only runs
+            whole); None where it was already real.
+        files: paths of the files it was read from.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    origin: Origin
+    operators: int
+    storage: int
+    way: Way | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `materialize`, `load` or `save` did.
+
+    Attributes:
+        tensors: every distinct tensor of the target, tied ones once.
+        storages: distinct storages among them.
+        nbytes: bytes of these storages.
+        lazy_nbytes: bytes of those that had no memory before.
+        operators: recorded operators run, those that several storages share counted for each.
+        seconds: time taken, on the wall clock.
+        peak_memory: highest resident memory of the process meanwhile, in bytes; None where the
+            system does not tell. Exact where it was the highest since the process started, else
+            the highest sample between storages.
+        value_reads: operators that needed values while this thread recorded, with the bytes that
+            had to be computed early for them.
+        random_path: which code draws random numbers on this machine, in words.
+        values: which values lazy tensors were given, as `materialize` was asked.
+        read_bytes: bytes of the elements that were made from what files hold.
+        initialised_bytes: bytes of the elements that were drawn or filled, those included that
+            something else overwrote.
+        missing: names that the model has and the checkpoint lacks: what `load` left to their own
+            initialisation, or as they were.
+        unexpected: names that the checkpoint has and the model lacks.
+        mismatched: names that both have in different shapes.
+        memory_trace: the memory of the process over time, where `trace_memory=True` asked for it
+            and the system tells.
+    """
+
+    tensors: list[TensorReport]
+    storages: int
+    nbytes: int
+    lazy_nbytes: int
+    operators: int
+    seconds: float
+    peak_memory: int | None
+    value_reads: dict[str, int] = field(default_factory=dict)
+    random_path: str = ""
+    values: Literal["exact", "fast", "empty"] = "exact"
+    read_bytes: int = 0
+    initialised_bytes: int = 0
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+    memory_trace: tuple[MemorySample, ...] = ()
+
+    @property
+    def lazy_rate(self) -> float:
+        """Share of the bytes that had no memory before; 1.0 where there are no bytes."""
+        return self.lazy_nbytes / self.nbytes if self.nbytes else 1.0
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes made from files, per second; 0.0 where there were none."""
+        return self.read_bytes / self.seconds if self.seconds > 0 else 0.0
+
+    def count(self, origin: Origin) -> int:
+        """Number of tensors of one origin."""
+        return sum(tensor.origin == origin for tensor in self.tensors)
+
+    def count_way(self, way: Way) -> int:
+        """Number of tensors whose storages came to life in one way."""
+        return sum(tensor.way == way for tensor in self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole report in plain dicts, lists, numbers and strings, as for JSON."""
+        return {**asdict(self), "lazy_rate": self.lazy_rate}
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws the bytes of the model's parts by origin and, where traced, memory over time.
+
+        Args:
+            path: the picture to write; its suffix chooses the format (.png, .svg, .pdf, ...).
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: there is no such format.
+            OSError: the system refused to write.
+
+        Example:
+            >>> import pathlib, tempfile, torch, dormant
+            >>> with dormant.lazy_init():
+            ...     model = torch.nn.Linear(64, 64)
+            >>> report = dormant.materialize(model, trace_memory=True)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     picture = pathlib.Path(folder, "report.svg")
+            ...     report.plot(picture)
+            ...     picture.read_text().startswith("<?xml")
+            True
+        """
+        from dormant.reporting.plot import plot_report
+
+        plot_report(self, path)
+
+    def __str__(self) -> str:
+        """A short table: one line for each origin and dtype, then totals."""
+        return format_table(_HEADER, *self._table())
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it."""
+        return format_html_table(_HEADER, *self._table())
+
+    def _table(self) -> tuple[list[Sequence[str]], list[str]]:
+        groups: dict[tuple[Origin, str], list[TensorReport]] = {}
+        for tensor in self.tensors:
+            groups.setdefault((tensor.origin, tensor.dtype), []).append(tensor)
+        rows: list[Sequence[str]] = [
+            (
+                origin,
+                dtype,
+                f"{len(group)}",
+                format_bytes(sum(tensor.nbytes for tensor in group)),
+                max(group, key=lambda tensor: tensor.nbytes).names[0],
+            )
+            for (origin, dtype), group in groups.items()
+        ]
+        footer = [
+            f"{format_count(len(self.tensors), 'tensor')} in "
+            f"{format_count(self.storages, 'storage')}, "
+            f"{format_bytes(self.nbytes)}, {self.lazy_rate:.1%} of it lazy before; "
+            f"{format_count(self.operators, 'operator')}, "
+            f"{self.seconds:.3f} s"
+            + (
+                ""
+                if self.peak_memory is None
+                else f", peak memory {format_bytes(self.peak_memory)}"
+            )
+        ]
+        ways = [f"{count} by {way}" for way in get_args(Way) if (count := self.count_way(way)) > 0]
+        if ways:
+            footer.append(", ".join(ways) + f"; random numbers: {self.random_path}")
+        if self.read_bytes:
+            footer.append(
+                f"{format_bytes(self.read_bytes)} from files, "
+                f"{format_bytes(int(self.bytes_per_second))}/s; "
+                f"{format_bytes(self.initialised_bytes)} initialised"
+            )
+        for title, names in (
+            ("missing in the checkpoint", self.missing),
+            ("unexpected in the checkpoint", self.unexpected),
+            ("of another shape in the checkpoint", self.mismatched),
+        ):
+            if names:
+                shown = ", ".join(names[:5])
+                footer.append(f"{title}: {shown}" + (", ..." if len(names) > 5 else ""))
+        if self.value_reads:
+            reads = sorted(self.value_reads.items(), key=lambda read: -read[1])
+            footer.append(
+                "values read while recording: "
+                + ", ".join(f"{name} ({format_bytes(nbytes)})" for name, nbytes in reads)
+            )
+        return rows, footer
+
+
+def with_memory_trace(report: Report, samples: Sequence[MemorySample]) -> Report:
+    """The report with a timeline of memory; its peak is at least that of the timeline."""
+    highest = [sample.resident for sample in samples]
+    if report.peak_memory is not None:
+        highest.append(report.peak_memory)
+    return replace(
+        report, memory_trace=tuple(samples), peak_memory=max(highest) if highest else None
+    )

@@ -1,0 +1,165 @@
+"""`summary`: what of a model is lazy, and what it will take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.tensors.inventory import take_inventory
+from dormant.text.table import (
+    format_bytes,
+    format_count,
+    format_html_table,
+    format_names,
+    format_table,
+)
+
+_HEADER = ("tensor", "shape", "dtype", "bytes", "state")
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """One tensor of a `Summary`.
+
+    Attributes:
+        names: every name that leads to it; tied tensors have several.
+        shape: its sizes.
+        dtype: its dtype as text, "float32".
+        nbytes: bytes of its elements.
+        lazy: whether its storage has no memory yet.
+        operators: recorded operators in the history of its storage; 0 where it is real.
+        storage: identity of its storage: equal for views of one storage.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    lazy: bool
+    operators: int
+    storage: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a model holds; `str()` is a table.
+
+    Attributes:
+        tensors: every distinct tensor, tied ones once.
+        bytes_now: bytes of the storages that have memory.
+        bytes_after: bytes of all storages once everything is materialised.
+        random_path: which code will draw PyTorch's random numbers on this machine, in words.
+    """
+
+    tensors: list[TensorSummary]
+    bytes_now: int
+    bytes_after: int
+    random_path: str = ""
+
+    @property
+    def lazy_rate(self) -> float:
+        """Share of the bytes that has no memory yet; 1.0 where there are no bytes."""
+        return 1.0 - self.bytes_now / self.bytes_after if self.bytes_after else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole summary in plain dicts, lists, numbers and strings, as for JSON."""
+        return {**asdict(self), "lazy_rate": self.lazy_rate}
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws the bytes of the model's parts: those that have memory, and those that will.
+
+        Args:
+            path: the picture to write; its suffix chooses the format (.png, .svg, .pdf, ...).
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: there is no such format.
+            OSError: the system refused to write.
+        """
+        from dormant.reporting.plot import plot_summary
+
+        plot_summary(self, path)
+
+    def __str__(self) -> str:
+        """A table: one line for each tensor, then totals."""
+        return format_table(_HEADER, *self._table())
+
+    def _repr_html_(self) -> str:
+        """The same as notebooks show it."""
+        return format_html_table(_HEADER, *self._table())
+
+    def _table(self) -> tuple[list[Sequence[str]], list[str]]:
+        rows: list[Sequence[str]] = [
+            (
+                format_names(tensor.names),
+                "x".join(map(str, tensor.shape)) or "scalar",
+                tensor.dtype,
+                format_bytes(tensor.nbytes),
+                format_count(tensor.operators, "operator") if tensor.lazy else "real",
+            )
+            for tensor in self.tensors
+        ]
+        lazy = sum(tensor.lazy for tensor in self.tensors)
+        footer = [
+            f"{format_count(len(self.tensors), 'tensor')}, "
+            f"{lazy} lazy ({self.lazy_rate:.1%} of the bytes); "
+            f"{format_bytes(self.bytes_now)} now, "
+            f"{format_bytes(self.bytes_after)} once materialised"
+        ]
+        if lazy:
+            footer.append(f"random numbers: {self.random_path}")
+        return rows, footer
+
+
+def summary(model: torch.nn.Module | torch.Tensor | dict[str, torch.Tensor]) -> Summary:
+    """Lists what `model` holds: what is lazy, the bytes it takes now and will take.
+
+    Nothing is materialised by it.
+
+    Args:
+        model: a module, a tensor or a state dict.
+
+    Returns:
+        Every distinct tensor, with totals.
+
+    Raises:
+        TypeError: `model` is none of these.
+
+    Example:
+        >>> import torch, dormant
+        >>> with dormant.lazy_init():
+        ...     model = torch.nn.Linear(1024, 1024, bias=False)
+        >>> found = dormant.summary(model)
+        >>> found.bytes_now, found.bytes_after
+        (0, 4194304)
+    """
+    if not isinstance(model, (torch.nn.Module, torch.Tensor, dict)):
+        raise TypeError(
+            f"summary: expected a module, a tensor or a state dict, got {type(model).__name__}."
+        )
+    inventory = take_inventory([("tensor" if isinstance(model, torch.Tensor) else "", model)])
+    operators = {
+        storage: len(_C.operators(tensor)) for storage, tensor in inventory.lazy_storages.items()
+    }
+    return Summary(
+        tensors=[
+            TensorSummary(
+                names=tuple(entry.names),
+                shape=entry.shape,
+                dtype=entry.dtype,
+                nbytes=entry.nbytes,
+                lazy=entry.lazy,
+                operators=operators.get(entry.storage, 0),
+                storage=entry.storage,
+            )
+            for entry in inventory.entries
+        ],
+        bytes_now=inventory.nbytes - inventory.lazy_nbytes,
+        bytes_after=inventory.nbytes,
+        random_path=_C.exact_path(),
+    )

@@ -1,0 +1,1 @@
+"""Writing models and state dicts to files, each tensor as it is materialized."""

@@ -1,0 +1,1 @@
+"""What tensors are and where they hang: storages, what is reachable, names, conversions."""

@@ -1,0 +1,149 @@
+"""The names of a checkpoint's tensors, brought to those of a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from dormant.text.printable import printable
+
+Rename = Mapping[str, str] | Callable[[str], str | None]
+
+
+class NamesError(KeyError):
+    """A KeyError whose message prints as it is, on several lines."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def renaming(rename: Rename | None) -> Callable[[str], str | None]:
+    """`rename` as a function.
+
+    Args:
+        rename: a function from a checkpoint's name to the model's, or to None for a tensor that is
+            to be left out; or a mapping, in which a name that is not there itself is looked up by
+            its longest beginning that is there, is "" or ends with ".".
+
+    Returns:
+        The function; names that the mapping does not mention stay as they are.
+
+    Raises:
+        TypeError: `rename` is neither.
+    """
+    if rename is None:
+        return lambda name: name
+    if isinstance(rename, Mapping):
+        exact = dict(rename)
+        if not all(isinstance(part, str) for pair in exact.items() for part in pair):
+            raise TypeError("load: rename must map str to str.")
+        prefixes = sorted((key for key in exact if key == "" or key.endswith(".")), key=len)[::-1]
+
+        def look_up(name: str) -> str:
+            if name in exact:
+                return exact[name]
+            prefix = next((key for key in prefixes if name.startswith(key)), None)
+            return name if prefix is None else exact[prefix] + name[len(prefix) :]
+
+        return look_up
+    if not callable(rename):
+        raise TypeError(
+            "load: rename must be a mapping of names or a function of a name, got "
+            f"{type(rename).__name__}."
+        )
+    return rename
+
+
+def renamed(state: Mapping[str, Any], rename: Callable[[str], str | None]) -> dict[str, Any]:
+    """`state` under the names that `rename` gives.
+
+    Raises:
+        TypeError: a name is no text; or `rename` gave something else than a name or None.
+        ValueError: two tensors got one name.
+    """
+    result: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"load: the checkpoint has a {type(name).__name__}, {name!r}, among its names, "
+                "expected str."
+            )
+        new = rename(name)
+        if new is None:
+            continue
+        if not isinstance(new, str):
+            raise TypeError(
+                f"load: rename gave {type(new).__name__} for {name!r}, expected str or None."
+            )
+        if new in result:
+            raise ValueError(
+                f"load: rename gives {origin[new]!r} and {name!r} the same name {new!r}. Rename "
+                "them apart, or leave one out by a function that returns None for it."
+            )
+        result[new] = value
+        origin[new] = name
+    return result
+
+
+def listed(title: str, lines: Iterable[str]) -> str:
+    """A title and a line for each of `lines`, or nothing where there are none."""
+    text = "".join(f"\n  {printable(line)}" for line in lines)
+    return f"\n{title}:{text}" if text else ""
+
+
+def renamed_prefix(theirs: Sequence[str], ours: Collection[str]) -> str:
+    """The `rename` of one prefix by which most of a checkpoint's names become the model's.
+
+    Args:
+        theirs: names that the model lacks.
+        ours: names that the checkpoint lacks.
+
+    Returns:
+        A sentence that proposes it; "" where no prefix helps at least half of `theirs`, or several
+        do equally.
+    """
+    wanted = set(ours)
+    votes = Counter(
+        pair for name in theirs[:_LOOKED_AT] for pair in _prefixes_to_longest_ending(name, ours)
+    )
+    # Names with nothing but "weight" in common vote for as many pairs as the model has layers.
+    fitting = {
+        pair: sum(_with_prefix(name, *pair) in wanted for name in theirs)
+        for pair, _ in votes.most_common(_TRIED)
+    }
+    most = max(fitting.values(), default=0)
+    best = [pair for pair, count in fitting.items() if count == most]
+    if len(best) != 1 or 2 * most < len(theirs):
+        return ""
+    old, new = best[0]
+    return f"{most} of {len(theirs)} fit with rename={{{old!r}: {new!r}}}."
+
+
+# Names of a checkpoint that are compared with all of the model's.
+_LOOKED_AT = 8
+# Pairs of prefixes that are tried on all names.
+_TRIED = 8
+
+
+def _with_prefix(name: str, old: str, new: str) -> str | None:
+    return new + name[len(old) :] if name.startswith(old) else None
+
+
+def _prefixes_to_longest_ending(name: str, ours: Iterable[str]) -> set[tuple[str, str]]:
+    """What comes before the longest ending that `name` shares with any of `ours`, in both."""
+    longest = 0
+    found: set[tuple[str, str]] = set()
+    parts = name.split(".")
+    for other in ours:
+        others = other.split(".")
+        shared = 0
+        while shared < min(len(parts), len(others)) and parts[-1 - shared] == others[-1 - shared]:
+            shared += 1
+        if shared and shared >= longest:
+            if shared > longest:
+                longest, found = shared, set()
+            heads = ("".join(f"{part}." for part in each[:-shared]) for each in (parts, others))
+            found.add((next(heads), next(heads)))
+    return found

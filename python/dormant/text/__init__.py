@@ -1,0 +1,1 @@
+"""Text that people read: byte counts, tables, what is safe to print."""

@@ -1,0 +1,103 @@
+"""Text tables and byte counts for reports and summaries."""
+
+from __future__ import annotations
+
+import html
+import io
+import sys
+from collections.abc import Sequence
+
+from dormant.text.printable import printable
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_ROWS = 40
+_WIDTH = 160
+
+
+def format_bytes(count: float) -> str:
+    """`count` bytes in the largest unit that leaves at least one: 1536 is '1.5 KiB'."""
+    unit = 0
+    while count >= 1024 and unit + 1 < len(_UNITS):
+        count /= 1024
+        unit += 1
+    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
+
+
+def format_count(count: int, noun: str) -> str:
+    """'1 tensor', '2 tensors'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def format_names(names: Sequence[str]) -> str:
+    """The first name, and the others behind it as its aliases."""
+    first, *aliases = names
+    return f"{first} (= {', '.join(aliases)})" if aliases else first
+
+
+def format_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]
+) -> str:
+    """A table of text, its first column to the left and the others to the right.
+
+    Args:
+        header: column titles.
+        rows: cells, as many as there are titles. The middle of a long table is left out.
+        footer: lines below it.
+
+    Returns:
+        The text, without a newline at its end.
+    """
+    # Imported here: only who prints a table waits for rich.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for position, title in enumerate(header):
+        table.add_column(title, justify="right" if position else "left", overflow="fold")
+    for row in _shortened(rows):
+        table.add_row(*map(printable, row))
+    text = io.StringIO()
+    console = Console(file=text, width=_WIDTH, color_system=None, markup=False, highlight=False)
+    console.print(table)
+    drawn = text.getvalue().replace("─", _rule())
+    lines = [line.rstrip() for line in drawn.splitlines()]
+    return "\n".join([*(line for line in lines if line), *map(printable, footer)])
+
+
+def format_html_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]
+) -> str:
+    """`format_table` as HTML, as notebooks show it; takes the same arguments."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        sides = ("left", *("right",) * (len(cells) - 1))
+        return "".join(
+            f'<{tag} style="text-align: {side}">{html.escape(printable(cell))}</{tag}>'
+            for side, cell in zip(sides, cells, strict=True)
+        )
+
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in _shortened(rows))
+    below = "".join(f"<div>{html.escape(printable(text))}</div>" for text in footer)
+    return (
+        f"<div><table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+        f"{below}</div>"
+    )
+
+
+def _rule() -> str:
+    """What the line below the titles is made of: something that `print` can write."""
+    try:
+        "─".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return "-"
+    return "─"
+
+
+def _shortened(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The rows; of many the first and the last."""
+    hidden = len(rows) - _ROWS
+    if hidden <= 0:
+        return list(rows)
+    half = _ROWS // 2
+    return [*rows[:half], (f"... {hidden} more ...",), *rows[half + hidden :]]
