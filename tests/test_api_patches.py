@@ -199,7 +199,7 @@ def _owner(patch: patches.Patch) -> Any:
 def _replaced() -> dict[str, object]:
     return {
         f"{_owner(patch).__name__}.{patch.name}": vars(_owner(patch)).get(patch.name)
-        for patch in patches.PATCHES
+        for patch in patches.declared()
     }
 
 
@@ -212,17 +212,17 @@ def originals() -> dict[str, object]:
 
 
 def test_every_entry_of_the_list_exists_and_has_a_reason() -> None:
-    assert len(patches.PATCHES) > 25
-    for patch in patches.PATCHES:
+    assert len(patches.declared()) > 25
+    for patch in patches.declared():
         assert callable(getattr(_owner(patch), patch.name)), patch
         assert len(patch.reason) > 10, patch
-    places = [(patch.owner, patch.name) for patch in patches.PATCHES]
+    places = [(patch.owner, patch.name) for patch in patches.declared()]
     assert len(set(places)) == len(places)
 
 
 def test_patches_are_in_place_inside_only(originals: dict[str, object]) -> None:
     with dormant.lazy_init():
-        assert len(patches.installed()) == len(patches.PATCHES)
+        assert len(patches.installed()) == len(patches.declared())
         changed = _replaced()
         assert all(changed[name] is not originals[name] for name in originals)
     assert _replaced() == originals

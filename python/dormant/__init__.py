@@ -11,7 +11,10 @@ Example:
     (False, 1.0)
 """
 
+# ruff: noqa: F401  some modules are imported for the functions that they replace
+from dormant import recipes
 from dormant._extension import cmake_prefix
+from dormant.checkpoint import reading
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.verification import Verification
@@ -20,6 +23,14 @@ from dormant.loading.api import load
 from dormant.materialization.api import is_lazy, materialize
 from dormant.quantization.api import QuantizedLayer, QuantizeReport, quantize
 from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.recording import (
+    constructors,
+    dtensor_copies,
+    dtensor_operators,
+    duplicate,
+    pointer_reads,
+    truncated_normal,
+)
 from dormant.recording.context import lazy_init
 from dormant.reporting.memory import MemorySample
 from dormant.reporting.report import Report, TensorReport

@@ -8,6 +8,7 @@ since `torch.load` of the format before zip fills these only after everything wa
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.recording.patches import Patch, declare, in_use
 from dormant.tensors.geometry import Geometry, geometry_of, lay_out
 from dormant.tensors.storage import unrecorded
 
@@ -119,8 +121,6 @@ def load_storage(document: bytes, tensors: Sequence[Packed]) -> RecipeStorage:
         ValueError: the document is damaged, its version is not one this release reads, or it names
             an operator that recipes may not run.
     """
-    from dormant.recording import patches  # which replaces functions by those of this file
-
     try:
         document.decode()
     except UnicodeDecodeError as error:
@@ -128,7 +128,7 @@ def load_storage(document: bytes, tensors: Sequence[Packed]) -> RecipeStorage:
             f"dormant: recipe: malformed document: it is no UTF-8 text at byte {error.start} of "
             f"{len(document)}. The file is damaged, or no recipe; write it again."
         ) from error
-    with patches.in_use():
+    with in_use():
         return RecipeStorage(_C.load(document, [_unpacked(tensor) for tensor in tensors]))
 
 
@@ -167,3 +167,21 @@ def safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
         True
     """
     return [load_storage, rebuild_tensor, RecipeStorage]
+
+
+def _reduce_to_recipe(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, proto: int) -> Any:
+        return reduce_tensor(self) if _C.is_lazy(self) else original(self, proto)
+
+    return replacement
+
+
+declare(
+    Patch(
+        torch.Tensor,
+        "_reduce_ex_internal",
+        "pickles the bytes of the storage: pickle, torch.save and copy.copy get the recipe",
+        _reduce_to_recipe,
+    ),
+)

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.checkpoint.api import open_checkpoint
+from dormant.checkpoint.torch_file import read_objects
+from dormant.recording.patches import Patch, declare
 from dormant.tensors.storage import realize
 
 Function = Callable[..., Any]
@@ -33,9 +36,6 @@ def open_lazily(original: Function) -> Function:
             return opened
         if isinstance(opened, LazyFile):  # a module imported inside the context keeps our function
             return opened
-        from dormant.checkpoint.api import (
-            open_checkpoint,  # which records, and so imports the patches
-        )
 
         try:
             return LazyFile(opened, open_checkpoint(filename))
@@ -130,8 +130,6 @@ def load_lazily(original: Function) -> Function:
             and pickle_module is None
             and weights_only is not False
         ):
-            from dormant.checkpoint.torch_file import read_objects  # see open_lazily
-
             try:
                 return read_objects(_C.File(os.fspath(f)), _read_if_small)
             except (NotImplementedError, OSError, ValueError):
@@ -163,3 +161,25 @@ def _read_if_small(tensor: torch.Tensor) -> torch.Tensor:
     if not (tensor.is_floating_point() or tensor.is_complex()) and tensor.nbytes <= _READ_AT_ONCE:
         realize(tensor)
     return tensor
+
+
+declare(
+    Patch(torch, "load", "reads into memory what is cast or cut next", load_lazily),
+    *(
+        Patch(module, "safe_open", "reads into memory what is cast or cut next", open_lazily)
+        # For an import inside the context; safetensors' own load_file; and where an import before
+        # has bound the name.
+        for module in (
+            "safetensors",
+            "safetensors.torch",
+            "transformers.modeling_utils",
+            "accelerate.utils.modeling",
+        )
+    ),
+    Patch(
+        "transformers.core_model_loading",
+        "spawn_materialize",
+        "casts in threads of its own, which do not record",
+        in_this_thread,
+    ),
+)

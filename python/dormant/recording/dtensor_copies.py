@@ -10,6 +10,7 @@ import torch
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from dormant._extension import _C
+from dormant.recording.patches import Patch, declare
 from dormant.tensors.storage import realize
 
 Function = Callable[..., Any]
@@ -107,3 +108,20 @@ def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
         and a.size() == b.size()
         and a.stride() == b.stride()
     )
+
+
+declare(
+    Patch(
+        DTensor,
+        "copy_",
+        "works on the parts with our key off (pythonFallback, aten/src/ATen/core/"
+        "PythonFallbackKernel.cpp)",
+        copy_parts,
+    ),
+    Patch(
+        "torch.distributed.fsdp._fully_shard._fsdp_param:FSDPParam",
+        "reset_sharded_param",
+        "compares data pointers after each load_state_dict",
+        keep_lazy_part,
+    ),
+)

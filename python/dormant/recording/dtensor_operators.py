@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from dormant._extension import _C
+from dormant.recording.patches import Patch, declare
 from dormant.tensors.inventory import is_wrapper
 from dormant.tensors.storage import realize
 
@@ -68,3 +70,13 @@ def _lazy_parts(value: object) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for element in value:
             yield from _lazy_parts(element)
+
+
+declare(
+    Patch(
+        DTensor,
+        "__torch_function__",
+        "every other operator works on the parts with our key off, too",
+        PartsFirst,
+    ),
+)

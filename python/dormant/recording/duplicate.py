@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.overrides import has_torch_function_unary
 
 from dormant._extension import _C
+from dormant.recording.patches import Patch, declare
 from dormant.tensors.geometry import geometry_of, lay_out
 
 
@@ -44,3 +48,23 @@ def _flat_copy(tensor: torch.Tensor, memo: dict[Any, Any]) -> torch.Tensor:
     if address not in storages:
         storages[address] = _C.clone_storage(tensor).untyped_storage()
     return _C.tensor_over(storages[address])
+
+
+def _copy_lazily(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, memo: dict[int, Any]) -> Any:
+        if not _C.is_lazy(self) or not self.is_leaf or has_torch_function_unary(self):
+            return original(self, memo)
+        return deepcopy_tensor(self, memo)
+
+    return replacement
+
+
+declare(
+    Patch(
+        torch.Tensor,
+        "__deepcopy__",
+        "copies the storage byte by byte; Parameter.__deepcopy__ clones, which is recorded",
+        _copy_lazily,
+    ),
+)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from dormant._extension import _C
+from dormant.recording.patches import Patch, declare
 from dormant.tensors.storage import unrecorded
 
 # sqrt(-2 log u) for the smallest u of each way in which ATen draws on the CPU
@@ -151,3 +153,38 @@ def fill_in_tried_rounds(
         del trial
     with _Answers(answers.noted):
         return trunc_normal(tensor, mean, std, low, high, generator=generator)
+
+
+def _record_the_rounds(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def replacement(
+        tensor: torch.Tensor,
+        mean: float,
+        std: float,
+        a: float,
+        b: float,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        if (
+            _C.is_lazy(tensor)
+            and one_round_suffices(tensor, mean, std, a, b)
+            and draws_plain_normals(original)
+        ):
+            return fill_in_one_round(tensor, mean, std, generator)
+        # A generator of another device cannot be tried out: its position is not known.
+        if _C.is_lazy(tensor) and _C.recording() and tensor.device.type == "cpu":
+            return fill_in_tried_rounds(original, tensor, mean, std, a, b, generator)
+        filled: torch.Tensor = original(tensor, mean, std, a, b, generator=generator)
+        return filled
+
+    return replacement
+
+
+declare(
+    Patch(
+        torch.nn.init,
+        "_no_grad_trunc_normal_",
+        "looks at the values after each round; records as many rounds as they need",
+        _record_the_rounds,
+    ),
+)

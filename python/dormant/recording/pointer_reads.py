@@ -1,0 +1,142 @@
+"""What reads or moves memory without a dispatched operator: the tensor gets its values first."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils.dlpack
+
+from dormant._extension import _C
+from dormant.recording.patches import Patch, declare, uninstall_if_idle
+from dormant.tensors.storage import is_lazy_storage, realize, realize_storage, unrecorded
+
+Function = Callable[..., Any]
+
+
+def _realize_tensor_first(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor) and _C.is_lazy(value):
+                realize(value)
+        uninstall_if_idle()
+        return original(*args, **kwargs)
+
+    return replacement
+
+
+def _realize_storage_first(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if is_lazy_storage(value):
+                realize_storage(value)
+        uninstall_if_idle()
+        with unrecorded():
+            return original(*args, **kwargs)
+
+    return replacement
+
+
+def _set_to_memory(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not _C.recording() and not _C.carries_key(self):
+            for value in (*args, *kwargs.values()):
+                if is_lazy_storage(value):
+                    realize_storage(value)
+        return original(self, *args, **kwargs)
+
+    return replacement
+
+
+def _no_for_lazy_tensors(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return False if _C.is_lazy(self) else original(self, *args, **kwargs)
+
+    return replacement
+
+
+def _no_for_lazy_storages(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
+        return False if is_lazy_storage(self) else original(self, *args, **kwargs)
+
+    return replacement
+
+
+_POINTER = "reads the data pointer without any dispatched operator"
+
+declare(
+    *(
+        Patch(torch.Tensor, name, reason, _realize_tensor_first)
+        for name, reason in (
+            ("numpy", _POINTER),  # __array__ goes through it
+            ("tolist", _POINTER),
+            ("data_ptr", _POINTER),
+            ("const_data_ptr", _POINTER),
+            ("__dlpack__", _POINTER),  # torch.from_dlpack and numpy.from_dlpack ask for it
+            ("apply_", _POINTER),
+            ("map_", _POINTER),
+            ("map2_", _POINTER),
+            ("pin_memory", "allocates and copies through the data pointer"),
+        )
+    ),
+    Patch(torch.utils.dlpack, "to_dlpack", _POINTER, _realize_tensor_first),
+    Patch(torch, "to_dlpack", "the same function under its second name", _realize_tensor_first),
+    Patch(
+        torch.Tensor,
+        "is_pinned",
+        "asks the driver about the pointer; memory that is not there is not pinned",
+        _no_for_lazy_tensors,
+    ),
+    Patch(
+        torch.Tensor,
+        "set_",
+        "takes a lazy storage as an argument that no dispatch key tells; recorded inside a context",
+        _set_to_memory,
+    ),
+    *(
+        Patch(torch.UntypedStorage, name, reason, _realize_storage_first)
+        for name, reason in (
+            ("data_ptr", _POINTER),
+            ("__getitem__", _POINTER),  # tolist iterates
+            ("__setitem__", _POINTER),
+            ("copy_", _POINTER),  # clone and deepcopy of a storage go through it
+            ("fill_", _POINTER),
+            ("resize_", "copies the old bytes through the pointer"),
+            ("_byteswap", _POINTER),
+            ("_get_filename", _POINTER),
+            ("_get_shared_fd", _POINTER),
+            ("_share_fd_cpu_", "moves the bytes to shared memory; share_memory_ goes through it"),
+            ("_share_filename_cpu_", "moves the bytes to shared memory"),
+            ("_write_file", _POINTER),
+            ("_to", _POINTER),  # float(), half() ... of a storage
+            ("pin_memory", "allocates and copies through the data pointer"),
+        )
+    ),
+    Patch(
+        torch.UntypedStorage,
+        "is_shared",
+        "looks behind the pointer and aborts the process; what is not there is not shared",
+        _no_for_lazy_storages,
+    ),
+    Patch(
+        torch.UntypedStorage,
+        "is_pinned",
+        "asks the driver about the pointer; memory that is not there is not pinned",
+        _no_for_lazy_storages,
+    ),
+    Patch(torch.storage.TypedStorage, "_getitem", _POINTER, _realize_storage_first),
+    Patch(torch.storage.TypedStorage, "_setitem", _POINTER, _realize_storage_first),
+    Patch(
+        "torch.distributed.checkpoint.filesystem",
+        "_write_item",
+        "pickles each tensor: others could not read a recipe",
+        _realize_tensor_first,
+    ),
+)
