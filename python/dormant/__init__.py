@@ -14,7 +14,7 @@ Example:
 # ruff: noqa: F401  some modules are imported for the functions that they replace
 from dormant import recipes
 from dormant._extension import cmake_prefix
-from dormant.checkpoint import reading
+from dormant.checkpoint import accelerate_ties, reading
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.verification import Verification

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -193,6 +194,38 @@ def test_load_checkpoint_and_dispatch_inside_the_context(
     assert_same_bits(output(expected), output(got), "logits")
     for key, tensor in expected.state_dict().items():
         assert got.state_dict()[key].device == tensor.device, key
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        None,
+        {"": "cpu"},
+        {
+            **dict.fromkeys(("transformer.wte", "transformer.wpe", "transformer.drop"), "cpu"),
+            "transformer.h": "disk",
+            "transformer.ln_f": "cpu",
+            "lm_head": "cpu",
+        },
+    ],
+    ids=["no map", "one device", "disk and cpu"],
+)
+def test_a_tied_head_gets_what_was_loaded(
+    device_map: dict[str, str] | None, inside: bool, tmp_path: Path
+) -> None:
+    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=20, n_positions=8)
+    saved = transformers.GPT2LMHeadModel(config)
+    saved.save_pretrained(tmp_path / "model")
+    with dormant.lazy_init():
+        model: Any = transformers.GPT2LMHeadModel(config)
+    with dormant.lazy_init() if inside else contextlib.nullcontext():
+        model = accelerate.load_checkpoint_and_dispatch(
+            model, tmp_path / "model", device_map=device_map, offload_folder=str(tmp_path / "disk")
+        )
+    assert model.lm_head.weight is model.transformer.wte.weight
+    words = torch.arange(4)[None]
+    assert_same_bits(saved.eval()(words).logits, model.eval()(words).logits, "logits")
 
 
 @pytest.mark.parametrize("first", ["materialize", "prepare"])

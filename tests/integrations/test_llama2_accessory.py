@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,19 @@ def test_contexts_inherit_what_they_are_not_told() -> None:
     assert other.weight.dtype is torch.float16
     assert dormant.is_lazy(inner)
     assert torch.get_default_dtype() is torch.float32
-    assert len(default_tensor_type._devices) == 1
+
+
+def test_threads_have_contexts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    device = default_tensor_type.get_current_materialization_device
+    with default_tensor_type(device="cuda"), ThreadPoolExecutor(1) as other:
+        assert device() == torch.device("cuda")
+        assert other.submit(device).result() == torch.device("cpu")
+        context = default_tensor_type(device="cpu")
+        other.submit(context.__enter__).result()
+        assert device() == torch.device("cuda")
+        other.submit(context.__exit__, None, None, None).result()
+    assert device() == torch.device("cpu")
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:

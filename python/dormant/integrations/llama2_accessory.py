@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -32,6 +33,16 @@ _DIVIDED: dict[str, dict[str, int]] = {
     "RowParallelLinear": {"weight": 1},
     "ParallelEmbedding": {"weight": 1},
 }
+
+
+class _Devices(threading.local):
+    """The devices of this thread's open contexts, the innermost last."""
+
+    def __init__(self) -> None:
+        self.open = ["cpu"]
+
+
+_devices = _Devices()
 
 
 class default_tensor_type:
@@ -57,8 +68,6 @@ class default_tensor_type:
         (torch.bfloat16, True)
     """
 
-    _devices: ClassVar[list[str]] = ["cpu"]
-
     def __init__(
         self,
         dtype: torch.dtype | None = None,
@@ -75,7 +84,7 @@ class default_tensor_type:
 
     def __enter__(self) -> None:
         self._context.__enter__()
-        self._devices.append(self._device or self._devices[-1])
+        _devices.open.append(self._device or _devices.open[-1])
 
     def __exit__(
         self,
@@ -83,13 +92,13 @@ class default_tensor_type:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._devices.pop()
         self._context.__exit__(kind, error, traceback)
+        _devices.open.pop()
 
     @staticmethod
     def get_current_materialization_device() -> torch.device:
-        """The device of the innermost context; the CPU outside of all."""
-        return torch.device(default_tensor_type._devices[-1])
+        """The device of this thread's innermost context; the CPU outside of all."""
+        return torch.device(_devices.open[-1])
 
 
 def load_tensor_parallel_model_list(
