@@ -93,7 +93,9 @@ def several(parts: list[dormant.Checkpoint], paths: list[Path]) -> None:
 
 
 def other_libraries(folder: Path, model: torch.nn.Module, some_class: Any) -> None:
-    lazy_transformers.from_pretrained(some_class, folder, dtype=torch.bfloat16, quantization="nf4")
+    lazy_transformers.from_pretrained(
+        some_class, folder, dtype=torch.bfloat16, quantization_config="nf4"
+    )
     lazy_transformers.from_config(some_class, folder, materialize=False)
     lazy_diffusers.from_pretrained(some_class, folder, mmap="never")
     peft.get_peft_model(model, some_class)

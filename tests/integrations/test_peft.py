@@ -121,7 +121,7 @@ def test_an_adapter_on_a_quantised_base(bits: str, tmp_path: Path) -> None:
             kind.from_pretrained(tmp_path, quantization_config=quantised()), ADAPTERS["lora"]()
         ),
         lambda: get_peft_model(
-            from_pretrained(kind, tmp_path, quantization=quantised(), materialize=False),
+            from_pretrained(kind, tmp_path, quantization_config=quantised(), materialize=False),
             ADAPTERS["lora"](),
         ),
     )
@@ -176,12 +176,12 @@ def test_from_pretrained_of_transformers_takes_the_folder_of_an_adapter(
 
     expected, got = both(
         lambda: auto.from_pretrained(tmp_path / "adapter", quantization_config=config()),
-        lambda: from_pretrained(auto, tmp_path / "adapter", quantization=config()),
+        lambda: from_pretrained(auto, tmp_path / "adapter", quantization_config=config()),
     )
     assert_same(expected, got, memory=False)
     assert_same_output(expected, got, WORDS)
     with pytest.raises(ValueError, match=r"holds an adapter of peft.*load_adapter"):
-        from_pretrained(auto, tmp_path / "adapter", quantization="nf4")
+        from_pretrained(auto, tmp_path / "adapter", quantization_config="nf4")
 
 
 def test_a_folder_that_is_not_there() -> None:

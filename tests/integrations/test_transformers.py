@@ -221,7 +221,7 @@ def test_names_can_be_refused(tmp_path: Path) -> None:
 
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     kind = transformers.LlamaForCausalLM
-    with pytest.raises(FileNotFoundError, match="expected a folder"):
+    with pytest.raises(FileNotFoundError, match="expected the folder of a model"):
         from_pretrained(kind, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="missing must be one of"):
         from_pretrained(kind, tmp_path, missing="ignore")  # type: ignore[arg-type]
@@ -230,6 +230,30 @@ def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(Exception, match=r"(?i)incomplete|invalid|header|bytes"):
         from_pretrained(kind, tmp_path)
+
+
+def test_a_name_is_looked_up_in_the_cache_of_the_hub(tmp_path: Path) -> None:
+    cached = tmp_path / "cache" / "models--org--tiny"
+    snapshot = cached / "snapshots" / ("a" * 40)
+    kind = saved("LlamaForCausalLM", snapshot)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache"}
+    expected, got = both(
+        lambda: kind.from_pretrained("org/tiny", local_files_only=True, **options),
+        lambda: from_pretrained(kind, "org/tiny", **options),
+    )
+    assert_same(expected, got, memory=False)
+    assert got.name_or_path == expected.name_or_path
+    packed = from_pretrained(kind, "org/tiny", quantization_config="nf4", **options)
+    assert packed.model.layers[0].mlp.up_proj.weight.dtype is torch.uint8
+    fresh = from_config(transformers.AutoModelForCausalLM, "org/tiny", **options)
+    assert type(fresh) is kind
+    for name, wanted in (("org/other", options), ("org/tiny", {}), ("no/such/folder", options)):
+        with pytest.raises(FileNotFoundError, match=r"neither a folder nor a model in the cache"):
+            from_pretrained(kind, name, **wanted)
+    with pytest.raises(FileNotFoundError, match="neither a folder"):
+        from_pretrained(kind, "org/tiny", revision="other", **options)
 
 
 def test_it_can_stay_lazy_and_be_cast_later(tmp_path: Path) -> None:
@@ -263,15 +287,17 @@ def test_quantised_models_and_their_checkpoints(name: str, bits: str, tmp_path: 
     expected = kind.from_pretrained(
         tmp_path / "float", quantization_config=config(), dtype=torch.bfloat16
     )
-    got = from_pretrained(kind, tmp_path / "float", quantization=config(), dtype=torch.bfloat16)
+    got = from_pretrained(
+        kind, tmp_path / "float", quantization_config=config(), dtype=torch.bfloat16
+    )
     assert_same(expected, got, memory=False)
     assert_same_output(expected, got, WORDS)
     expected.save_pretrained(tmp_path / "packed")
     again = from_pretrained(kind, tmp_path / "packed")
     assert_same(kind.from_pretrained(tmp_path / "packed"), again, memory=False)
     assert_same_output(expected, again, WORDS)
-    with pytest.raises(ValueError, match="already quantised"):
-        from_pretrained(kind, tmp_path / "packed", quantization="nf4")
+    with pytest.raises(ValueError, match="already quantized"):
+        from_pretrained(kind, tmp_path / "packed", quantization_config="nf4")
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "T5ForConditionalGeneration"])
@@ -282,7 +308,7 @@ def test_quantisers_that_are_not_ours_are_the_librarys(name: str, tmp_path: Path
         return transformers.TorchAoConfig(torchao.quantization.Int8WeightOnlyConfig())
 
     expected = kind.from_pretrained(tmp_path, quantization_config=config())
-    got = from_pretrained(kind, tmp_path, quantization=config())
+    got = from_pretrained(kind, tmp_path, quantization_config=config())
     assert_same(expected, got, memory=False)
     assert_same_output(expected, got, {**WORDS, **(ARCHITECTURES[name] or {})})
 
@@ -306,8 +332,6 @@ def test_what_the_library_takes_is_taken_by_its_names(tmp_path: Path) -> None:
     lazy = from_pretrained(kind, tmp_path, quantization_config=int8(), materialize=False)
     assert dormant.materialize(lazy).value_reads == {}  # quantised while reading
     assert_same(kind.from_pretrained(tmp_path, quantization_config=int8()), lazy, memory=False)
-    with pytest.raises(ValueError, match="leave one of them out"):
-        from_pretrained(kind, tmp_path, quantization="nf4", quantization_config=int8())
 
 
 def test_missing_weights_are_initialised_and_quantised(tmp_path: Path) -> None:
@@ -315,7 +339,7 @@ def test_missing_weights_are_initialised_and_quantised(tmp_path: Path) -> None:
     drop_keys(tmp_path, "model.layers.0.mlp")
     expected, got = both(
         lambda: kind.from_pretrained(tmp_path),
-        lambda: from_pretrained(kind, tmp_path, quantization="nf4"),
+        lambda: from_pretrained(kind, tmp_path, quantization_config="nf4"),
     )
     for name in ("gate_proj", "up_proj", "down_proj"):
         weight = getattr(expected.model.layers[0].mlp, name).weight
@@ -329,7 +353,7 @@ def test_missing_weights_are_initialised_and_quantised(tmp_path: Path) -> None:
 
 def test_no_full_precision_weight_is_formed_before_it_is_quantised(tmp_path: Path) -> None:
     kind = saved("LlamaForCausalLM", tmp_path)
-    model = from_pretrained(kind, tmp_path, quantization="nf4", materialize=False)
+    model = from_pretrained(kind, tmp_path, quantization_config="nf4", materialize=False)
     report = dormant.materialize(model)
     assert report.lazy_rate > 0.9  # the tables of codes are real
     assert report.value_reads == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,53 @@ def test_models_of_timm(name: str, file: str, tmp_path: Path) -> None:
     report = dormant.materialize(lazy)
     assert report.read_bytes > 0.99 * report.nbytes
     assert report.initialised_bytes == 0
+
+
+def test_options_have_the_same_names_everywhere(tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    state = timm.create_model("test_vit").state_dict()
+    head = state.pop("head.weight")
+    state["other.weight"] = head
+    torch.save(state, tmp_path / "vit.pth")
+    options: dict[str, Any] = {"checkpoint_path": tmp_path / "vit.pth"}
+    for wrong in ({}, {"missing": "init"}, {"unexpected": "ignore"}):
+        with pytest.raises(KeyError, match=r"(head|other)\.weight"):
+            ours_timm.create_model("test_vit", **wrong, **options)
+    torch.manual_seed(7)
+    expected = timm.create_model("test_vit")
+    expected.load_state_dict(state, strict=False)
+    torch.manual_seed(7)
+    options |= {"missing": "init", "unexpected": "ignore"}
+    got = ours_timm.create_model("test_vit", **options)
+    assert_same(expected, got, memory=False)
+    cast = ours_timm.create_model("test_vit", dtype=torch.bfloat16, **options)
+    assert cast.head.weight.dtype is torch.bfloat16
+    packed = ours_timm.create_model("test_vit", quantization_config="int8", **options)
+    assert packed.blocks[0].mlp.fc1.weight.dtype is torch.int8
+
+    names = {"weights": None, "num_classes": 3}
+    net = ours_torchvision.get_model("alexnet", quantization_config="int8", **names)
+    assert net.classifier[1].weight.dtype is torch.int8
+
+    model: Any = DIFFUSERS["DiTTransformer2DModel"].build()
+    model.save_pretrained(tmp_path / "dit")
+    file = next((tmp_path / "dit").glob("*.safetensors"))
+    state = safetensors.torch.load_file(file)
+    name, value = state.popitem()
+    safetensors.torch.save_file({**state, "other": value}, file, {"format": "pt"})
+    with pytest.raises(KeyError, match=re.escape(name)):
+        ours_diffusers.from_pretrained(type(model), tmp_path / "dit", missing="error")
+    with pytest.raises(KeyError, match="other"):
+        ours_diffusers.from_pretrained(type(model), tmp_path / "dit", unexpected="error")
+    model.save_pretrained(tmp_path / "dit")
+    packed = ours_diffusers.from_pretrained(
+        type(model), tmp_path / "dit", quantization_config="int8"
+    )
+    assert any(weight.dtype is torch.int8 for weight in packed.parameters())
+    with pytest.raises(ValueError, match="pipeline of several models"):
+        ours_diffusers.from_pretrained(
+            diffusers.DiffusionPipeline, tmp_path, quantization_config="nf4"
+        )
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from dormant.integrations.library import check_folder, check_options, finish, imported
+from dormant.integrations.library import (
+    check_names,
+    check_options,
+    finish,
+    imported,
+    is_ours,
+    local_folder,
+)
 from dormant.loading.api import Mmap
+from dormant.materialization.options import check_choice
+from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
 
@@ -18,6 +27,9 @@ def from_pretrained(
     folder: str | os.PathLike[str],
     *,
     dtype: torch.dtype | None = None,
+    quantization_config: Scheme | None = None,
+    missing: Literal["init", "error"] = "init",
+    unexpected: Literal["error", "ignore"] = "ignore",
     materialize: bool = True,
     memory_budget: int | None = None,
     mmap: Mmap = "auto",
@@ -29,9 +41,14 @@ def from_pretrained(
     Args:
         model_class: a model class of diffusers, such as `diffusers.UNet2DConditionModel`, or a
             pipeline class, such as `diffusers.DiffusionPipeline`.
-        folder: a folder with config.json and weights, as `save_pretrained` writes; one of a
-            pipeline takes `subfolder="unet"`, too.
+        folder: a folder with config.json and weights, as `save_pretrained` writes, or the name of a
+            model in the Hub's cache; one of a pipeline takes `subfolder="unet"`, too.
         dtype: of the parameters, as `torch_dtype` of the library; None means float32.
+        quantization_config: of a model: what `dormant.quantize` takes. Configurations of the
+            library's other quantizers, and those of pipelines, go to the library.
+        missing: keys that the checkpoint of a model lacks: "init" initializes them, "error"
+            refuses.
+        unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
         materialize: False leaves it lazy.
         memory_budget: bytes that this may take besides the final tensors; None sets no bound.
         mmap: as for `dormant.load`.
@@ -44,8 +61,11 @@ def from_pretrained(
     Raises:
         ImportError: diffusers is not installed.
         TypeError: an argument is of a type that cannot be used.
-        ValueError: a file is damaged or does not fit the model.
-        OSError: there is no such folder, or the system could not read a file.
+        ValueError: a file is damaged or does not fit the model; or an option is not possible for a
+            pipeline.
+        KeyError: keys that are refused, all of them listed.
+        OSError: there is no such folder, and no cached model of that name; or the system could not
+            read a file.
 
     Example:
         >>> import tempfile, diffusers
@@ -59,14 +79,43 @@ def from_pretrained(
         >>> model.training
         False
     """
-    check_options("from_pretrained", memory_budget=memory_budget, mmap=mmap)
-    check_folder(folder, "from_pretrained")
+    operation = "from_pretrained"
+    check_choice(missing, ("init", "error"), "missing", operation)
+    check_choice(unexpected, ("error", "ignore"), "unexpected", operation)
+    check_options(operation, memory_budget=memory_budget, mmap=mmap)
+    hub = {key: options[key] for key in ("revision", "cache_dir") if key in options}
+    local_folder(folder, operation, **hub)
     imported("diffusers")
     if dtype is not None:
         options["torch_dtype"] = dtype
+    one_model = issubclass(model_class, torch.nn.Module)
+    fused = quantization_config is not None and is_ours(quantization_config)
+    if not one_model and (fused or (missing, unexpected) != ("init", "ignore")):
+        raise ValueError(
+            f"{operation}: {model_class.__name__} is a pipeline of several models, for which "
+            "quantization_config, missing and unexpected are not possible. Load the model they are "
+            'meant for (subfolder="unet", for example) and hand it to the pipeline.'
+        )
+    if quantization_config is not None and not fused:
+        options["quantization_config"] = quantization_config
+    wants_info = options.pop("output_loading_info", False)
     with lazy_init():
-        model = model_class.from_pretrained(folder, local_files_only=True, **options)
+        if one_model:
+            model, info = model_class.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True, **options
+            )
+            check_names(
+                operation,
+                folder,
+                missing=info["missing_keys"] if missing == "error" else (),
+                unexpected=info["unexpected_keys"] if unexpected == "error" else (),
+                advice="Accept it with missing='init' or unexpected='ignore'.",
+            )
+        else:
+            model, info = model_class.from_pretrained(folder, local_files_only=True, **options), {}
+    if fused:
+        quantize(model, quantization_config)
     finish(
         model, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
     )
-    return model
+    return (model, info) if wants_info else model

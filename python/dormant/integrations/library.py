@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dormant.materialization.api import bring_to_life
 from dormant.materialization.options import check_choice, check_memory_budget
 from dormant.reporting.progress import Callback
 from dormant.tensors.conversion import as_dtype, convert
+from dormant.tensors.names import NamesError, listed
 
 
 def imported(module: str) -> Any:
@@ -36,15 +38,71 @@ def imported(module: str) -> Any:
         ) from error
 
 
-def check_folder(folder: str | os.PathLike[str], operation: str) -> None:
-    """Raises OSError unless there is such a folder: a name must not lead to a download."""
-    if not Path(folder).is_dir():
-        exists = Path(folder).exists()
-        raise OSError(
-            errno.ENOTDIR if exists else errno.ENOENT,
-            f"dormant: {operation}: {'a file' if exists else 'nothing'} lies at "
-            f"{os.fspath(folder)!r}, expected a folder on this machine. Nothing is downloaded "
-            "here; get the model first",
+def local_folder(
+    name: str | os.PathLike[str],
+    operation: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """The folder of a model: the one named, or that of a Hub name in the Hub's cache.
+
+    Nothing is downloaded: the library looks the name up in the cache in the same way.
+
+    Args:
+        name: a folder, or a name of the Hub such as "org/model".
+        operation: for the message.
+        revision: which commit, branch or tag of the cached model.
+        cache_dir: the cache, where it is not the Hub library's own.
+
+    Raises:
+        OSError: there is no such folder, and no cached model of that name.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not Path(name).exists():
+        hub = imported("huggingface_hub")
+        try:
+            return Path(
+                hub.snapshot_download(
+                    os.fspath(name), revision=revision, cache_dir=cache_dir, local_files_only=True
+                )
+            )
+        except (hub.errors.HFValidationError, hub.errors.LocalEntryNotFoundError):
+            pass  # not a name, or not cached
+    exists = Path(name).exists()
+    raise OSError(
+        errno.ENOTDIR if exists else errno.ENOENT,
+        f"dormant: {operation}: {os.fspath(name)!r} is "
+        f"{'a file' if exists else 'neither a folder nor a model in the cache of the Hub'}, "
+        "expected the folder of a model on this machine or a cached model's name. Nothing is "
+        "downloaded here; get the model first (hf download)",
+    )
+
+
+def is_ours(quantization_config: Any) -> bool:
+    """Whether `dormant.quantize` takes it: anything but a configuration of another quantizer."""
+    return (
+        not hasattr(quantization_config, "quant_method")
+        or type(quantization_config).__name__ == "BitsAndBytesConfig"
+    )
+
+
+def check_names(
+    operation: str,
+    path: str | os.PathLike[str],
+    *,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    advice: str,
+) -> None:
+    """Raises a KeyError that lists `missing` and `unexpected` keys, unless both are empty."""
+    refused = listed("missing in the checkpoint", sorted(missing))
+    refused += listed("not in the model", sorted(unexpected))
+    if refused:
+        raise NamesError(
+            f"{operation}: the checkpoint in {os.fspath(path)} does not fit the model.{refused}\n"
+            f"{advice}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dormant.integrations.library import check_folder, check_options, finish, imported
+from dormant.integrations.library import check_options, finish, imported, local_folder
 from dormant.loading.api import Mmap
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
@@ -26,8 +26,9 @@ def get_peft_model(
     """Puts a new adapter on a model, as `peft.get_peft_model` under the same seed.
 
     Args:
-        model: the base, lazy or real. Quantise it first (`dormant.quantize`, or `quantization=` of
-            the transformers integration): the adapter then gets peft's layers for it.
+        model: the base, lazy or real. Quantize it first (`dormant.quantize`, or
+            `quantization_config=` of the transformers integration): the adapter then gets peft's
+            layers for it.
         config: a configuration of peft, such as `peft.LoraConfig`.
         adapter_name: the adapter's name.
         materialize: False leaves base and adapter lazy.
@@ -75,7 +76,8 @@ def load_adapter(
 
     Args:
         model: the base, lazy or real; or a PeftModel, which gets one more adapter.
-        folder: where `save_pretrained` of a PeftModel wrote.
+        folder: where `save_pretrained` of a PeftModel wrote, or the name of an adapter in the Hub's
+            cache.
         adapter_name: the adapter's name.
         materialize: False leaves base and adapter lazy.
         memory_budget: bytes that this may take besides the final tensors; None sets no bound.
@@ -90,7 +92,8 @@ def load_adapter(
         ImportError: peft is not installed.
         TypeError: an argument is of a type that cannot be used.
         ValueError: an option is not one of those possible, or the adapter does not fit the model.
-        OSError: there is no such folder, or the system could not read a file.
+        OSError: there is no such folder, and no cached adapter of that name; or the system could
+            not read a file.
 
     Example:
         >>> import tempfile, peft, torch, dormant
@@ -106,15 +109,16 @@ def load_adapter(
         ['default']
     """
     check_options("load_adapter", memory_budget=memory_budget, mmap=mmap)
-    check_folder(folder, "load_adapter")
+    hub = {key: options.pop(key) for key in ("revision", "cache_dir") if key in options}
+    place = local_folder(folder, "load_adapter", **hub)
     library = imported("peft")
     adapted: Any = model
     with lazy_init():
         if isinstance(model, library.PeftModel):
-            adapted.load_adapter(folder, adapter_name, **options)
+            adapted.load_adapter(place, adapter_name, **options)
         else:
             adapted = library.PeftModel.from_pretrained(
-                model, folder, adapter_name=adapter_name, **options
+                model, place, adapter_name=adapter_name, **options
             )
     finish(
         adapted, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress

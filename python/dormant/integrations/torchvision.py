@@ -10,6 +10,7 @@ import torch
 from dormant.integrations.library import check_options, finish, imported
 from dormant.loading.api import CheckpointLike, Mmap, load
 from dormant.materialization.options import check_choice, check_dtype
+from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
 from dormant.tensors.names import Rename
@@ -28,6 +29,7 @@ def get_model(
     unexpected: Literal["error", "ignore"] = "error",
     rename: Rename | None = None,
     dtype: torch.dtype | None = None,
+    quantization_config: Scheme | None = None,
     materialize: bool = True,
     memory_budget: int | None = None,
     mmap: Mmap = "auto",
@@ -48,6 +50,7 @@ def get_model(
         rename: as for `dormant.load`; {"module.": ""} for averaged weights. None means the model's
             own names, and for DenseNet those of old files, too.
         dtype: floating point tensors get this dtype; None keeps float32.
+        quantization_config: what `dormant.quantize` takes.
         materialize: False leaves the model lazy.
         memory_budget: bytes that this may take besides the final tensors; None sets no bound.
         mmap: as for `dormant.load`.
@@ -79,6 +82,8 @@ def get_model(
     with lazy_init():
         # An architecture's own download of a backbone is not wanted here.
         model: torch.nn.Module = library.models.get_model(name, **{"weights": None, **options})
+    if quantization_config is not None:
+        quantize(model, quantization_config)
     if checkpoint is None:
         finish(
             model,

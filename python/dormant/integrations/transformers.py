@@ -12,16 +12,19 @@ from typing import Any, Literal
 
 import torch
 
-from dormant.integrations.library import check_folder, check_options, finish, imported
+from dormant.integrations.library import (
+    check_names,
+    check_options,
+    finish,
+    imported,
+    is_ours,
+    local_folder,
+)
 from dormant.loading.api import Mmap
 from dormant.materialization.options import check_choice
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
-from dormant.tensors.names import NamesError, listed
-
-# Which of the library's configurations are quantised while reading; it does the others itself.
-_OURS = "BitsAndBytesConfig"
 
 
 def from_pretrained(
@@ -30,7 +33,7 @@ def from_pretrained(
     *,
     config: Any = None,
     dtype: torch.dtype | str | None = None,
-    quantization: Scheme | None = None,
+    quantization_config: Scheme | None = None,
     missing: Literal["init", "error"] = "init",
     unexpected: Literal["error", "ignore"] = "ignore",
     mismatched: Literal["error", "init"] = "error",
@@ -47,13 +50,14 @@ def from_pretrained(
 
     Args:
         model_class: a model class or an auto class, such as `transformers.AutoModelForCausalLM`.
-        folder: a folder with config.json and weights, as `save_pretrained` writes.
+        folder: a folder with config.json and weights, as `save_pretrained` writes; or the name of
+            a model in the Hub's cache, with `revision=` and `cache_dir=` as in the library.
         config: a configuration to take instead of the folder's, or its path.
         dtype: of the parameters; "auto" and None mean the configuration's, else the checkpoint's,
             as in the library.
-        quantization: what `dormant.quantize` takes ("nf4", "int8", a BitsAndBytesConfig, ...), or
-            a configuration of another quantiser of transformers. A folder that is already
-            quantised needs none. The library's name `quantization_config` does as well.
+        quantization_config: what `dormant.quantize` takes ("nf4", "int8", a BitsAndBytesConfig,
+            ...), or a configuration of another quantizer of transformers. A folder that is already
+            quantized needs none.
         missing: keys that the checkpoint lacks: "init" initialises them, "error" refuses.
         unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
         mismatched: other shapes than the model's: "error" refuses, "init" initialises them.
@@ -77,7 +81,8 @@ def from_pretrained(
             already quantised by another scheme, or holds an adapter that is to be quantised.
         KeyError: keys that are refused, all of them listed.
         RuntimeError: tensors have other shapes than the model's; from the library.
-        OSError: there is no such folder, or the system could not read a file.
+        OSError: there is no such folder, and no cached model of that name; or the system could not
+            read a file.
 
     Example:
         >>> import tempfile, transformers
@@ -94,27 +99,38 @@ def from_pretrained(
     check_choice(unexpected, ("error", "ignore"), "unexpected", operation)
     check_choice(mismatched, ("error", "init"), "mismatched", operation)
     check_options(operation, memory_budget=memory_budget, mmap=mmap)
-    check_folder(folder, operation)
     imported("transformers.modeling_utils")  # before the context, which patches what is imported
-    quantization = _only_one(quantization, options.pop("quantization_config", None))
-    fused = quantization is not None and _is_ours(quantization)
-    refusal = _why_not_fused(config, folder) if fused else ""
-    if quantization is not None and (not fused or refusal):
-        if isinstance(quantization, str) or not hasattr(quantization, "quant_method"):
+    place = local_folder(
+        folder,
+        operation,
+        revision=options.get("revision"),
+        cache_dir=options.get("cache_dir"),
+    )
+    fused = quantization_config is not None and is_ours(quantization_config)
+    refusal = _why_not_fused(config, place) if fused else ""
+    if quantization_config is not None and (not fused or refusal):
+        if not hasattr(quantization_config, "quant_method"):
             raise ValueError(
-                f"{operation}: {os.fspath(folder)} {refusal} Got quantization={quantization!r}."
+                f"{operation}: {os.fspath(folder)} {refusal} Got "
+                f"quantization_config={quantization_config!r}."
             )
         fused = False
-        options["quantization_config"] = quantization
+        options["quantization_config"] = quantization_config
     wants_info = options.pop("output_loading_info", False)
     options = {"ignore_mismatched_sizes": mismatched == "init", "local_files_only": True, **options}
     with lazy_init():
         model, info = model_class.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, **options
         )
-    _check_names(os.fspath(folder), info, missing, unexpected)
+    check_names(
+        operation,
+        folder,
+        missing=info["missing_keys"] if missing == "error" else (),
+        unexpected=info["unexpected_keys"] if unexpected == "error" else (),
+        advice="Rename with key_mapping=, or accept it with missing='init' or unexpected='ignore'.",
+    )
     if fused:
-        _quantise(model, quantization)
+        _quantize(model, quantization_config)
     finish(
         model, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
     )
@@ -126,7 +142,7 @@ def from_config(
     config: Any,
     *,
     dtype: torch.dtype | str | None = None,
-    quantization: Scheme | None = None,
+    quantization_config: Scheme | None = None,
     materialize: bool = True,
     memory_budget: int | None = None,
     progress: bool | Callback | None = None,
@@ -136,9 +152,10 @@ def from_config(
 
     Args:
         model_class: a model class or an auto class.
-        config: a configuration, or a folder with config.json.
+        config: a configuration, a folder with config.json, or the name of a model in the Hub's
+            cache.
         dtype: of the parameters; "auto" and None mean the configuration's, else torch's default.
-        quantization: what `dormant.quantize` takes.
+        quantization_config: what `dormant.quantize` takes.
         materialize: False leaves the model lazy.
         memory_budget: bytes that this may take besides the final tensors; None sets no bound.
         progress: as for `dormant.materialize`.
@@ -152,7 +169,7 @@ def from_config(
         TypeError: an argument is of a type that cannot be used.
         ValueError: an option is not one of those possible, or no model class fits the
             configuration.
-        OSError: there is no such folder.
+        OSError: there is no such folder, and no cached model of that name.
 
     Example:
         >>> import transformers, dormant
@@ -166,43 +183,33 @@ def from_config(
     library = imported("transformers")
     imported("transformers.modeling_utils")
     if isinstance(config, (str, os.PathLike)):
-        check_folder(config, "from_config")
-        config = library.AutoConfig.from_pretrained(config, local_files_only=True)
+        hub = {key: options.pop(key) for key in ("revision", "cache_dir") if key in options}
+        local_folder(config, "from_config", **hub)
+        config = library.AutoConfig.from_pretrained(config, local_files_only=True, **hub)
     build = getattr(model_class, "from_config", None) or model_class._from_config
     if dtype is not None and dtype != "auto":
         options["dtype"] = dtype
     with lazy_init():
         model = build(config, **options)
-    if quantization is not None:
-        _quantise(model, quantization)
+    if quantization_config is not None:
+        _quantize(model, quantization_config)
     finish(model, materialize=materialize, memory_budget=memory_budget, progress=progress)
     return model
 
 
-def _only_one(quantization: Any, quantization_config: Any) -> Any:
-    if quantization is not None and quantization_config is not None:
-        raise ValueError(
-            f"from_pretrained: got quantization={quantization!r} and a quantization_config; leave "
-            "one of them out."
-        )
-    return quantization_config if quantization is None else quantization
-
-
-def _is_ours(quantization: Any) -> bool:
-    return not hasattr(quantization, "quant_method") or type(quantization).__name__ == _OURS
-
-
-def _why_not_fused(config: Any, folder: str | os.PathLike[str]) -> str:
+def _why_not_fused(config: Any, folder: Path) -> str:
     """What of a folder has to be quantised by the library itself; empty where nothing has."""
     if Path(folder, "adapter_config.json").is_file():
         return (  # peft has other layers for a base that is already quantised
-            "holds an adapter of peft. Load its base with quantization= and materialize=False, "
-            "then the adapter with dormant.integrations.peft.load_adapter."
+            "holds an adapter of peft. Load its base with quantization_config= and "
+            "materialize=False, then the adapter with dormant.integrations.peft.load_adapter."
         )
-    return "is already quantised: leave quantization out." if _is_quantised(config, folder) else ""
+    if _is_quantized(config, folder):
+        return "is already quantized: leave quantization_config out."
+    return ""
 
 
-def _is_quantised(config: Any, folder: str | os.PathLike[str]) -> bool:
+def _is_quantized(config: Any, folder: Path) -> bool:
     if config is None or isinstance(config, (str, os.PathLike)):
         kind = imported("transformers").PreTrainedConfig
         entries, _ = kind.get_config_dict(config or folder, local_files_only=True)
@@ -210,7 +217,7 @@ def _is_quantised(config: Any, folder: str | os.PathLike[str]) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
-def _quantise(model: torch.nn.Module, scheme: Scheme) -> None:
+def _quantize(model: torch.nn.Module, scheme: Scheme) -> None:
     before = {
         name: (type(module), module._parameters.get("weight"))
         for name, module in model.named_modules()
@@ -223,16 +230,3 @@ def _quantise(model: torch.nn.Module, scheme: Scheme) -> None:
             module.source_cls = kind
             if hasattr(weight, "_is_hf_initialized"):
                 module.weight._is_hf_initialized = True
-
-
-def _check_names(path: str, info: dict[str, Any], missing: str, unexpected: str) -> None:
-    refused = ""
-    if missing == "error":
-        refused += listed("missing in the checkpoint", sorted(info["missing_keys"]))
-    if unexpected == "error":
-        refused += listed("not in the model", sorted(info["unexpected_keys"]))
-    if refused:
-        raise NamesError(
-            f"from_pretrained: the checkpoint in {path} does not fit the model.{refused}\n"
-            "Rename with key_mapping=, or accept it with missing='init' or unexpected='ignore'."
-        )
