@@ -29,6 +29,9 @@ PROGRESS := tools/show_progress.sh
 NINJA := $(LOCK) $(PROGRESS) "compiling" $(BUILD)/compile.log $(VENV)/bin/ninja -C $(BUILD) -j $(JOBS) -k 0
 # Fresh and freed memory is filled with a pattern: a tensor that nobody initialised cannot look right by luck.
 POISON := MALLOC_PERTURB_=165
+# A process of tests takes up to 4 GB. Each has whole files, so that what a file prepares is prepared once.
+WORKERS := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); m=$$(awk '/MemAvailable/ {print int($$2 / 4e6)}' /proc/meminfo 2>/dev/null || echo $$n); \
+	echo $$((m < 2 ? 0 : m < n ? m : n)))
 PYTEST := $(POISON) HF_HUB_OFFLINE=1 $(PY) -m pytest
 
 ##@ Everyday
@@ -54,8 +57,8 @@ test-cpp: build ## run the C++ tests only (CTEST_ARGS="-R jump")
 	$(POISON) $(CTEST) --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure --no-tests=error $(CTEST_ARGS)
 
 .PHONY: test-python
-test-python: build ## run the Python tests only (PYTEST_ARGS="-k ties")
-	@$(PYTEST) tests $(PYTEST_ARGS)
+test-python: build ## run the Python tests only, on all cores (PYTEST_ARGS="-k ties"; WORKERS=0: one process)
+	@$(PYTEST) tests --numprocesses $(WORKERS) --dist loadfile --durations 10 $(PYTEST_ARGS)
 
 .PHONY: demo
 demo: build ## real models the ordinary way and with Dormant: a table and a picture in demo-out/ (DEMO_ARGS="--quick")
