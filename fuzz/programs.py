@@ -1,6 +1,6 @@
 """Runs random programs eagerly and lazily: `python fuzz/programs.py --seconds 60`.
 
-A program is some dozens of lines of PyTorch (tests/random_programs): factories, draws, views,
+A program is some dozens of lines of PyTorch (tests/lib/random_programs): factories, draws, views,
 writes, `out=`, resizes, hooks, copies, modules, calls that eager refuses. After it has run lazily,
 its tensors are materialized in a random order, from one thread or several, and everything visible
 is compared with eager: bits, geometry, versions, graphs, gradients, generators, and which calls
@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "lib"))
 from random_programs.check import Verdict, check
 from random_programs.generate import generate
 from random_programs.minimize import minimize

@@ -32,7 +32,7 @@ if "--atheris" in sys.argv:
 else:
     import dormant
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "lib"))
 from torch_bytes import Record, Storage, Tensor, legacy_bytes, pickled, zip_bytes
 
 AS_IT_IS, ZIPPED, OLDER = range(3)

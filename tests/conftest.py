@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # `from compare import compare` works from every folder below, whatever the import mode.
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "lib"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

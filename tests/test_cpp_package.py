@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import dormant
+from pages import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 CMAKE = Path(sys.executable).with_name("cmake")
@@ -70,15 +71,11 @@ PAGES = {
 }
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-
-
 def program_of_the_pages() -> str:
     """The code of each page in a function of its name, which the first argument calls."""
     includes, functions = ["#include <iostream>"], []
     for name, page in PAGES.items():
-        lines = "".join(blocks(page, "cpp")).splitlines()
+        lines = "".join(block.code for block in blocks(page, "cpp")).splitlines()
         includes += [line for line in lines if line.startswith("#include")]
         body = [line for line in lines if not line.startswith("#include")]
         functions.append("\n".join([f"void {name}() {{", *body, "}"]))

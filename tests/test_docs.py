@@ -17,25 +17,13 @@ import transformers
 import dormant
 from compare import assert_same_bits
 from dormant import integrations
+from pages import DOCS, ROOT, blocks, run_page
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-PYTHON = re.compile(r"^```python[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 sys.path += [str(ROOT / "tools"), str(ROOT / "tests" / "models")]
 
 from benchmark_tables import render  # noqa: E402
 from value_readers import VALUE_READERS  # noqa: E402
-
-
-def run_page(name: str, **names: Any) -> dict[str, Any]:
-    """Runs the code of a page, one block after the other, and returns what it left."""
-    blocks = PYTHON.findall((DOCS / name).read_text())
-    assert blocks, name
-    for block in blocks:
-        exec(compile(block, name, "exec"), names)
-    return names
-
 
 # Code
 
@@ -44,11 +32,10 @@ def test_the_first_page_gives_the_eager_model() -> None:
     config = transformers.LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=100
     )
-    (code,) = PYTHON.findall((DOCS / "index.md").read_text())
-    # The page's own has 7 billion parameters.
-    assert code.count("from_config(LlamaConfig())") == 1
+    (block,) = blocks("index.md")
     names: dict[str, Any] = {"config": config}
-    exec(code.replace("from_config(LlamaConfig())", "from_config(config)"), names)
+    # The page's own has 7 billion parameters.
+    block.run(names, {"from_config(LlamaConfig())": "from_config(config)"})
     state = names["model"].state_dict()
     torch.manual_seed(0)
     eager = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
@@ -84,9 +71,10 @@ def test_recipes_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_of_a_page_is_run_by_a_test(page: Path) -> None:
-    if PYTHON.search(page.read_text()):
+    if blocks(page):
+        called = re.compile(rf'(?:blocks|run_page)\("{re.escape(page.name)}"')
         tests = [
-            path for path in (ROOT / "tests").rglob("test_*.py") if page.name in path.read_text()
+            path for path in (ROOT / "tests").rglob("test_*.py") if called.search(path.read_text())
         ]
         assert tests, f"no test runs the code of {page.name}"
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import dormant
 from compare import assert_same_bits
+from pages import ROOT, blocks
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-BUILD, SAVE, LOAD, QUANTIZE, SHARD = re.findall(
-    r"```python\n(.*?)```", README.read_text(), re.DOTALL
-)
-CONFIGURATION = "config = LlamaConfig() "
+BUILD, SAVE, LOAD, QUANTIZE, SHARD = blocks(ROOT / "README.md")
 RANK, WORLD = 1, 4
 # In place of the examples' configuration, the default one, of 7 billion parameters.
 small = functools.partial(
@@ -57,20 +53,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each example leaves as `model`, and "printed"."""
     models: dict[str, Any] = {}
     names: dict[str, Any] = {"small": small}
-    assert BUILD.count(CONFIGURATION) == 1
-    build = BUILD.replace(CONFIGURATION, "config = small() ")
     printed = io.StringIO()
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("readme"))
     try:
         with contextlib.redirect_stdout(printed):
-            examples = {"build": build, "save": SAVE, "load": LOAD, "quantize": QUANTIZE}
-            for name, code in examples.items():
-                exec(compile(code, f"README.md, {name}", "exec"), names)
+            BUILD.run(names, {"config = LlamaConfig() ": "config = small() "})
+            models["build"] = names["model"]
+            for name, example in {"save": SAVE, "load": LOAD, "quantize": QUANTIZE}.items():
+                example.run(names)
                 models[name] = names["model"]
             models["report"] = names["report"]
             with one_rank_of_several():
-                exec(compile(SHARD, "README.md, shard", "exec"), names)
+                SHARD.run(names)
             models["shard"] = names["model"]
         models["saved"] = dict(dormant.open_checkpoint("llama"))
         models["theirs"] = transformers.LlamaForCausalLM.from_pretrained(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -26,6 +24,7 @@ from dormant.tensor_parallel import (
     reshard,
     split,
 )
+from pages import run_page
 
 State = dict[str, torch.Tensor]
 
@@ -502,16 +501,11 @@ def test_a_merged_set_is_saved_in_a_stream(tmp_path: Path) -> None:
 
 
 def test_the_document_says_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    document = Path(__file__).parent.parent / "docs" / "tensor_parallel.md"
-    code = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
-    assert len(code) == 5
     monkeypatch.chdir(tmp_path)
     whole = even()
     parts = divide(whole, 4)
     saved_parts(tmp_path / "llama", parts)
-    names: dict[str, Any] = {}
-    for block in code:
-        exec(block, names)
+    names = run_page("tensor_parallel.md")
     assert_same_states([divide(whole, 3)[1]], [names["mine"]])
     got = safetensors.torch.load_file("whole.safetensors")
     assert_same_states([whole], [{name: got[name] for name in whole}])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,10 @@ import transformers
 
 import dormant
 from compare import assert_same_bits
+from pages import blocks
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "tutorial.md"
-BLOCKS = re.findall(r"^```python([^\n]*)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-SCRIPTS = {title.split('"')[1]: code for title, code in BLOCKS if title}
+BLOCKS = blocks("tutorial.md")
+SCRIPTS = {block.title.split('"')[1]: block.code for block in BLOCKS if block.title}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +36,9 @@ def names(folder: Path) -> dict[str, Any]:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            for title, code in BLOCKS:
-                if not title:
-                    exec(compile(code, PAGE.name, "exec"), names)
+            for block in BLOCKS:
+                if not block.title:
+                    block.run(names)
     finally:
         os.chdir(before)
     return {**names, "printed": printed.getvalue()}

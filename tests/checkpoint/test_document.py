@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ from written import PARTS, write, write_set
 
 import dormant
 from compare import assert_same_bits
+from pages import run_page
 
 
 def test_the_code_of_the_document_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md"
-    blocks = re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
-    assert len(blocks) == 6
     norm = {"norm.weight": torch.randn(8), "norm.bias": torch.randn(8)}
     state = {**norm, "mlp.weight": torch.randn(6, 8)}
     write(state, tmp_path / "llama" / "model.safetensors")
@@ -34,9 +31,7 @@ def test_the_code_of_the_document_runs(
     training |= {"step": 12, "optimizer": optimizer.state_dict()}
     torch.save(training, tmp_path / "training.pt")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(block, names)
+    names = run_page("checkpoints.md")
     assert_same_bits(state["norm.weight"], names["weight"])
     converted = safetensors.torch.load_file(tmp_path / "converted" / "model.safetensors")
     swapped = torch.cat([state["mlp.weight"][3:], state["mlp.weight"][:3]]).half()

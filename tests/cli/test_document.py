@@ -17,12 +17,13 @@ from command import Cli
 import dormant.cli.bench
 from compare import assert_same_bits
 from dormant.cli.outcome import FAILED, INTERRUPTED, NOT_OK, OK, SIGNALLED, USAGE
+from pages import blocks
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
 COMMANDS = [
     shlex.split(line)
-    for block in re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)
-    for line in block.splitlines()
+    for block in blocks("command_line.md", "sh")
+    for line in block.code.splitlines()
 ]
 KEYS = {
     name: set(re.findall(r"`(\w+)`", row))

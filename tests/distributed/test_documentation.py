@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,9 @@ from assertions import assert_same_tensors, tensors_of
 from jobs.documented import eager_model
 from launch import RunRanks
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "distributed.md"
-RECIPES = dict(
-    re.findall(r"^## ([^\n]+)\n\n```python\n(.*?)```", DOCUMENT.read_text(), re.M | re.S)
-)
+from pages import blocks
+
+RECIPES = {block.heading: block.code for block in blocks("distributed.md")}
 
 
 def test_the_recipes_are_found() -> None:

@@ -14,7 +14,7 @@ import torch
 
 import dormant
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for the child process below
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))  # for the child process below
 
 from compare import assert_same_bits
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from libraries import models
 
 import dormant
 from compare import assert_same_bits
-
-PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+from pages import blocks
 
 
 def write_files() -> None:
@@ -37,11 +35,9 @@ def write_files() -> None:
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_files()
-    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(code) == 7
     names: dict[str, Any] = {}
-    for block in code:
-        exec(block, names)
+    for block in blocks("integrations.md"):
+        block.run(names)
         model = names.get("model")
         assert model is None or not dormant.is_lazy(model)
     assert names["missing"] == []

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "lib"))
 
 from libraries import CATALOGUES, models, prepare
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 import transformers
 from peers import assert_same_state
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "quantize.md"
+from pages import blocks
+
 SMALL = transformers.LlamaConfig(
     hidden_size=64,
     intermediate_size=128,
@@ -27,29 +27,29 @@ SMALL = transformers.LlamaConfig(
 def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     transformers.LlamaForCausalLM(SMALL).save_pretrained("llama")
-    code = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    code = blocks("quantize.md")
     assert len(code) == 5
     names: dict[str, Any] = {}
 
-    exec(code[0], names)
+    code[0].run(names)
     assert "14 layers" in str(names["report"])
     assert "kept lm_head" in str(names["report"])
     first = names["model"]
     theirs = transformers.LlamaForCausalLM.from_pretrained("llama-nf4", dtype=torch.bfloat16)
     assert_same_state(theirs, first)
 
-    exec(code[1], names)
+    code[1].run(names)
     assert str(names["scheme"]) == "nf4, blocks of 128"
 
-    exec(code[2], names)
+    code[2].run(names)
     quantised = [layer.name for layer in names["report"].layers]
     assert len(quantised) == 6
     assert all(name.startswith("model.layers.1.") for name in quantised)
 
-    exec(code[3], names)
+    code[3].run(names)
     assert_same_state(names["again"], first)
 
-    exec(code[4], names)
+    code[4].run(names)
     layer = names["model"].model.layers[0].mlp.down_proj
     assert layer.weight.dtype is torch.float8_e4m3fn
     assert type(first.model.layers[0].mlp.down_proj) is bitsandbytes.nn.Linear4bit

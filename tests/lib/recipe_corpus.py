@@ -1,6 +1,6 @@
 """Rewrites fuzz/corpus/recipe: tensors as real models make them, for fuzz/recipe.cpp.
 
-PYTHONPATH=python .venv/bin/python tests/recipe_corpus.py
+PYTHONPATH=python .venv/bin/python tests/lib/recipe_corpus.py
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 import dormant
 from dormant import _C
 
-FOLDER = Path(__file__).parents[1] / "fuzz" / "corpus" / "recipe"
+FOLDER = Path(__file__).parents[2] / "fuzz" / "corpus" / "recipe"
 
 
 def llama() -> nn.Module:
