@@ -8,6 +8,7 @@ since `torch.load` of the format before zip fills these only after everything wa
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import threading
 import weakref
@@ -83,7 +84,12 @@ def reduce_tensor(tensor: torch.Tensor) -> tuple[Callable[..., torch.Tensor], tu
 def _packed(tensor: torch.Tensor) -> Packed:
     with unrecorded():
         flat = tensor.contiguous().flatten().view(torch.uint8)
-    return tensor.dtype, tuple(tensor.size()), tensor.stride(), flat.numpy().tobytes()
+    return (
+        tensor.dtype,
+        tuple(tensor.size()),
+        tensor.stride(),
+        ctypes.string_at(flat.data_ptr(), flat.numel()),
+    )
 
 
 def _unpacked(packed: Packed) -> torch.Tensor:
@@ -103,7 +109,7 @@ def _unpacked(packed: Packed) -> torch.Tensor:
         ) from error
     with unrecorded():
         values = torch.empty(sizes, dtype=dtype)
-        values.flatten().view(torch.uint8).numpy()[:] = memoryview(data)
+        ctypes.memmove(values.data_ptr(), data, len(data))
         return torch.empty_strided(sizes, strides, dtype=dtype).copy_(values)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -133,7 +134,7 @@ def _hashes(checkpoint: Checkpoint, progress: bool | Callback | None) -> dict[st
     return hashes
 
 
-def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
+def _pieces(tensor: torch.Tensor) -> Iterator[bytes]:
     """The bytes of the elements in logical order, a piece in memory at a time."""
     # On a lazy tensor the one that has nothing to resolve would bring it to life.
     if tensor.is_conj():
@@ -147,7 +148,7 @@ def _pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
         piece = flat[begin : begin + step].clone()
         # Pages of a mapped file would stay resident until the last piece is read.
         materialize(piece, mmap="never", progress=False)
-        yield piece.view(torch.uint8).numpy().data
+        yield ctypes.string_at(piece.data_ptr(), piece.nbytes)
 
 
 def _duplicates(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Collection, Sequence
 
 from dormant.text.printable import printable
+from dormant.text.table import require_rich
 
 _WIDTH_OF_A_PIPE = 160
 
@@ -16,6 +17,7 @@ def format_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()
 ) -> str:
     """All rows in columns, those of `right` aligned to the right; without a newline at its end."""
+    require_rich()
     from rich import box
     from rich.console import Console
     from rich.table import Table

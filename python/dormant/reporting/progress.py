@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -45,9 +46,12 @@ class ProgressBar:
         if self._bar is None:
             if time.monotonic() - self._started < _PATIENCE:
                 return
-            from rich.console import Console
-            from rich.progress import Progress
-
+            try:
+                from rich.console import Console
+                from rich.progress import Progress
+            except ImportError:  # a bar is not worth stopping the work
+                self._started = math.inf
+                return
             self._bar = Progress(console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(self._title, total=total)
             self._bar.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import io
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def format_table(
         The text, without a newline at its end.
     """
     # Imported here: only who prints a table waits for rich.
+    require_rich()
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -63,6 +65,17 @@ def format_table(
     drawn = text.getvalue().replace("─", _rule())
     lines = [line.rstrip() for line in drawn.splitlines()]
     return "\n".join([*(line for line in lines if line), *map(printable, footer)])
+
+
+def require_rich() -> None:
+    """Raises ImportError where rich, which draws the tables, is not installed."""
+    try:
+        importlib.import_module("rich")
+    except ImportError as error:
+        raise ImportError(
+            f"printing a table: rich is needed to draw it, and it cannot be imported ({error}). "
+            "Install it: pip install 'rich>=13'"
+        ) from error
 
 
 def format_html_table(
