@@ -24,7 +24,8 @@ PIP := $(PY) -m pip install --disable-pip-version-check
 CMAKE := $(VENV)/bin/cmake
 CTEST := $(VENV)/bin/ctest
 # One build at a time in a build folder, whoever else runs make.
-LOCK := $(if $(shell command -v flock),flock $(BUILD)/.lock)
+FLOCK := $(shell command -v flock)
+LOCK = $(if $(FLOCK),$(FLOCK) $(BUILD)/.lock)
 PROGRESS := tools/show_progress.sh
 NINJA := $(LOCK) $(PROGRESS) "compiling" $(BUILD)/compile.log $(VENV)/bin/ninja -C $(BUILD) -j $(JOBS) -k 0
 # Fresh and freed memory is filled with a pattern: a tensor that nobody initialised cannot look right by luck.
@@ -78,8 +79,10 @@ WHEEL_TORCH := 2.13.0 2.14.0 2.14.1 2.15.0
 WHEEL_PYTHONS :=
 
 .PHONY: wheel
+wheel: BUILD := build-wheel
 wheel: $(STAMPS)/wheel ## a wheel in dist/ per Python, for several releases of torch (WHEEL_PYTHONS="3.11 3.12" WHEEL_TORCH="2.14.1 2.15.0")
-	@$(PROGRESS) "building wheels for torch $(WHEEL_TORCH)" $(STAMPS)/wheel-build.log \
+	@mkdir -p $(BUILD)
+	$(LOCK) $(PROGRESS) "building wheels for torch $(WHEEL_TORCH)" $(STAMPS)/wheel-build.log \
 		$(PY) tools/build_wheel.py --jobs $(JOBS) $(addprefix --python ,$(WHEEL_PYTHONS)) $(WHEEL_TORCH)
 	ls dist
 

@@ -45,17 +45,20 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    pythons = find_pythons(options.python)
-    for python in pythons:
-        shutil.rmtree(WORK / tag(python), ignore_errors=True)
+    out = options.out.resolve()
+    packages = {python: WORK / tag(python) for python in find_pythons(options.python)}
+    for package in packages.values():
+        shutil.rmtree(package, ignore_errors=True)
     for release in options.releases:
         torch = torch_of(release)
-        for python in pythons:
-            if supports(torch, python):
-                print(f"dormant: torch {release}, Python {python.version_str}", file=sys.stderr)
-                compile_for(python, torch, WORK / tag(python), jobs=options.jobs)
-    made = [pack(WORK / tag(python), tag(python), options.out) for python in pythons]
-    print(*made, source_distribution(options.out), sep="\n")
+        for python, package in packages.items():
+            fits = supports(torch, python)
+            note = "" if fits else ", which it does not support: left out"
+            print(f"dormant: torch {release}, Python {python.version_str}{note}", file=sys.stderr)
+            if fits:
+                compile_for(python, torch, package, jobs=options.jobs)
+    made = [pack(folder, tag(python), out) for python, folder in packages.items() if folder.exists()]
+    print(*made, source_distribution(out), sep="\n")
     return 0
 
 
