@@ -67,7 +67,7 @@ for captured in (torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t(), torch.empty(0, 2)):
     assert torch.equal(copied, captured)
 """,
     "progress": """
-from dormant import progress
+from dormant.reporting import progress
 progress._PATIENCE = -1.0
 with progress.ProgressBar("loading") as bar:
     bar(1, 2)

@@ -82,6 +82,8 @@ def run(options: argparse.Namespace) -> Outcome:
         ],
         "duplicates": duplicates,
     }
+    if options.json:
+        return Outcome(data, "")  # a table needs rich, and is not printed
     body = _tensor_table(checkpoint.entries) if options.tensors else _tree_table(rows)
     lines = [*_head(checkpoint), "", body, "", *_foot(checkpoint, totals, duplicates)]
     return Outcome(data, "\n".join(lines))
