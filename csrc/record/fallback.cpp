@@ -20,6 +20,7 @@
 
 #include "record/call.h"
 #include "record/lazy_storage.h"
+#include "record/read_key.h"
 #include "record/recorder.h"
 #include "record/replay.h"
 #include "system/dispatch_state.h"
@@ -480,6 +481,13 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
   }
 }
 
+/// An element is read where somebody has turned DeferredInit off: torch.tensor does while it goes
+/// through nested sequences. Like any other operator, this may run whatever makes the value.
+void read_value(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  materialize_arguments(Call(op, keys, stack));
+  op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kReadKey), stack);
+}
+
 }  // namespace
 
 bool recording() noexcept { return c10::impl::tls_is_dispatch_key_included(kKey); }
@@ -500,4 +508,13 @@ void reset_value_reads() { reads_of_this_thread.clear(); }
 
 TORCH_LIBRARY_IMPL(_, DeferredInit, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&dormant::record::fallback>());
+}
+
+TORCH_LIBRARY_IMPL(_, CustomRNGKeyId, library) {
+  library.fallback(torch::CppFunction::makeFallthrough());
+}
+
+TORCH_LIBRARY_IMPL(aten, CustomRNGKeyId, library) {
+  library.impl("_local_scalar_dense",
+               torch::CppFunction::makeFromBoxedFunction<&dormant::record::read_value>());
 }
