@@ -85,8 +85,8 @@ def _install() -> None:
         for patch in list(_waiting):
             owner = _owner(patch)
             if getattr(owner, patch.name, None) is not None:
-                _waiting.remove(patch)
                 _installed.append((patch, replace(owner, patch.name, patch.wrap)))
+                _waiting.remove(patch)
         _later.wait_for(
             module
             for patch in _waiting
