@@ -13,7 +13,6 @@
 #include <string>
 #include <utility>
 
-#include "record/read_key.h"
 #include "system/mutex.h"
 
 namespace dormant::record {
@@ -93,9 +92,6 @@ void unguard_pointer(c10::StorageImpl* storage) noexcept DORMANT_REQUIRES(mutex(
   storage->clear_data_ptr_access_error_msg_();
 }
 
-// What the key set of a tensor over a lazy storage has besides what every tensor's has.
-constexpr c10::DispatchKeySet kLazyKeys({c10::DispatchKey::DeferredInit, kReadKey});
-
 // TensorImpl keeps its key set protected and offers no way to remove DeferredInit; a pointer to the
 // member, formed in a derived class, is the sanctioned way to reach it. Threads that share a tensor
 // may meet here, so it is read and written in one piece.
@@ -173,7 +169,7 @@ at::Tensor make_lazy_tensor(at::IntArrayRef sizes, at::IntArrayRef strides, c10:
 at::Tensor make_lazy_tensor(const History& history, const Geometry& geometry) {
   auto tensor = geometry.over(make_first_storage(history));
   auto& impl = *tensor.unsafeGetTensorImpl();
-  KeySet::store(impl, KeySet::load(impl) | kLazyKeys);
+  KeySet::store(impl, KeySet::load(impl).add(c10::DispatchKey::DeferredInit));
   return tensor;
 }
 
@@ -256,7 +252,8 @@ void sync_key(const at::Tensor& tensor) {
   }
   auto& impl = *tensor.unsafeGetTensorImpl();
   const auto keys = KeySet::load(impl);
-  const auto wanted = is_lazy(tensor) ? keys | kLazyKeys : keys - kLazyKeys;
+  const auto wanted = is_lazy(tensor) ? keys.add(c10::DispatchKey::DeferredInit)
+                                      : keys.remove(c10::DispatchKey::DeferredInit);
   if (!(keys == wanted)) {
     KeySet::store(impl, wanted);
   }
