@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -101,8 +102,35 @@ def test_the_default_device_applies_inside_another_one() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_a_gpu_says_what_to_do() -> None:
-    with pytest.raises(NotImplementedError, match=r"sees no CUDA GPU.*materialize\(model, device="):
+    with pytest.raises(ValueError, match=r"lazy_init: .* sees no CUDA GPU.*Leave device out"):
         dormant.lazy_init(device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("nonsense", ValueError),
+        ("cpu:x", ValueError),
+        (-7, ValueError),
+        ("fpga", ValueError),
+        (1.5, TypeError),
+    ],
+)
+def test_a_wrong_device_is_the_same_mistake_everywhere(
+    device: Any, expected: type[Exception]
+) -> None:
+    layer = nn.Linear(2, 2)
+    operations: list[Callable[[], object]] = [
+        lambda: dormant.lazy_init(device=device),
+        lambda: dormant.LazyInitContext(default_device=device),
+        lambda: dormant.materialize(layer, device=device),
+        lambda: dormant.load(layer, layer.state_dict(), device=device),
+    ]
+    for operation in operations:
+        with pytest.raises(expected) as caught:
+            operation()
+        assert type(caught.value) is expected
+    assert not _C.recording()
 
 
 def test_as_a_decorator_it_records_each_call() -> None:
@@ -117,6 +145,28 @@ def test_as_a_decorator_it_records_each_call() -> None:
         assert layer.weight.dtype is torch.float64
     assert not _C.recording()
     assert (build.__name__, build.__doc__) == ("build", "Builds.")
+
+
+def test_as_a_decorator_it_needs_no_parentheses() -> None:
+    class Builder:
+        @dormant.lazy_init
+        def build(self, width: int) -> nn.Linear:
+            """Builds."""
+            return nn.Linear(width, width)
+
+    @dormant.lazy_init
+    def build() -> torch.Tensor:
+        return torch.ones(2)
+
+    assert dormant.is_lazy(build())
+    assert dormant.is_lazy(Builder().build(3))
+    assert Builder.build.__doc__ == "Builds."
+    assert not _C.recording()
+
+
+def test_a_device_is_no_function_to_decorate() -> None:
+    with dormant.lazy_init(torch.device("cpu")):
+        assert dormant.is_lazy(torch.ones(2))
 
 
 def test_a_recursive_decorated_function_returns_to_its_caller_recording() -> None:
@@ -142,8 +192,11 @@ def test_what_cannot_be_decorated_is_refused() -> None:
     for function in (generator, coroutine):
         with pytest.raises(TypeError, match="outside the context"):
             dormant.lazy_init()(function)
-    with pytest.raises(TypeError, match="no longer be a class"):
-        dormant.lazy_init()(nn.Linear)
+        with pytest.raises(TypeError, match="outside the context"):
+            dormant.lazy_init(function)
+    for decorate in (dormant.lazy_init(), dormant.lazy_init):
+        with pytest.raises(TypeError, match="no longer be a class"):
+            decorate(nn.Linear)
 
 
 @pytest.mark.threads

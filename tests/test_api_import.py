@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,18 @@ def test_importing_changes_nothing_in_torch() -> None:
 def test_the_cmake_package_lies_where_it_says() -> None:
     prefix = Path(dormant.cmake_prefix_path)
     assert (prefix / "share" / "cmake" / "dormant" / "dormantConfig.cmake").is_file()
+
+
+def test_what_users_name_is_there_after_a_plain_import() -> None:
+    result = run(
+        "import dormant\n"
+        "dormant.integrations.accelerate.init_empty_weights\n"
+        "dormant.recipes.safe_globals, dormant.tensor_parallel.merge\n"
+        "print(dormant.__version__)"
+    )
+    header = Path(__file__).parents[1] / "include" / "dormant" / "version.h"
+    numbers = re.findall(r"_VERSION_[A-Z]+ (\d+)", header.read_text())
+    assert result.stdout.strip() == ".".join(numbers), result.stderr
 
 
 def test_every_public_name_exists_and_is_documented() -> None:

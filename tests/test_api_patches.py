@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
+import importlib.util
+import inspect
+import pickle
 import pkgutil
 import subprocess
 import sys
+import threading
+import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+import safetensors
 import torch
 import torch.utils.dlpack
 
 import dormant
+from child import in_child
 from compare import assert_same_bits
 from dormant import _C
 from dormant.recording import patches
+from dormant.recording.later_imports import LaterImports
+from dormant.recording.replacement import replace
 
 pytestmark = pytest.mark.core
 
@@ -180,6 +191,40 @@ def test_new_follows_an_alias_that_carries_the_key_after_its_storage_is_real() -
     assert not _C.carries_key(alias)
 
 
+# Elements that are read with our key off (torch/csrc/utils/tensor_new.cpp).
+NESTED: dict[str, Callable[[torch.Tensor], Any]] = {
+    "tensor": lambda t: torch.tensor([t[0, 0], 1.0, t[1, 2]]),
+    "tensor of rows": lambda t: torch.tensor([[*row] for row in t]),
+    "tensor of lists of views": lambda t: torch.tensor([list(t[0]), list(t[1])]),
+    "tensor with dtype": lambda t: torch.tensor([t[0, 0]], dtype=torch.float64),
+    "tensor of a tuple": lambda t: torch.tensor((t[0, 0], (t[1, 1]))),
+    "tensor of integers": lambda t: torch.tensor([(t[0, 0] * 100).long(), 2]),
+    "tensor of booleans": lambda t: torch.tensor([t[0, 0] > 0, True]),
+    "tensor of complex": lambda t: torch.tensor([torch.complex(t[0, 0], t[0, 1]), 1j]),
+    "as_tensor": lambda t: torch.as_tensor([t[0, 0], 1.0]),
+    "asarray": lambda t: torch.asarray([t[0, 0], 1.0]),
+    "Tensor": lambda t: torch.Tensor([t[0, 0], 1.0]),
+    "FloatTensor": lambda t: torch.FloatTensor([t[0, 0], 1.0]),
+    "new_tensor": lambda t: torch.ones(1).new_tensor([t[0, 0], 1.0]),
+    "new": lambda t: torch.ones(1).new([t[0, 0], 1.0]),
+    "sparse_coo_tensor": lambda t: torch.sparse_coo_tensor(
+        [[0, 1]], [t[0, 0], 1.0], (2,)
+    ).to_dense(),
+}
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
+@pytest.mark.parametrize("name", NESTED)
+def test_lazy_elements_of_a_sequence_become_values_by(name: str, inside: bool) -> None:
+    expected = NESTED[name](values())
+    if inside:
+        with dormant.lazy_init():
+            found = NESTED[name](values())
+    else:
+        found = NESTED[name](lazy_values())
+    assert_same_bits(found, expected)
+
+
 def test_errors_of_the_original_are_kept() -> None:
     with dormant.lazy_init():
         parameter = torch.nn.Parameter(torch.zeros(2))
@@ -197,10 +242,12 @@ def _owner(patch: patches.Patch) -> Any:
 
 
 def _replaced() -> dict[str, object]:
-    return {
-        f"{_owner(patch).__name__}.{patch.name}": vars(_owner(patch)).get(patch.name)
-        for patch in patches.declared()
-    }
+    """What each owner has itself, and the code that it runs."""
+    found = {}
+    for patch in patches.declared():
+        own = vars(_owner(patch)).get(patch.name)
+        found[f"{_owner(patch).__name__}.{patch.name}"] = (own, getattr(own, "__code__", None))
+    return found
 
 
 @pytest.fixture
@@ -224,8 +271,208 @@ def test_patches_are_in_place_inside_only(originals: dict[str, object]) -> None:
     with dormant.lazy_init():
         assert len(patches.installed()) == len(patches.declared())
         changed = _replaced()
-        assert all(changed[name] is not originals[name] for name in originals)
+        assert all(changed[name] != originals[name] for name in originals)
     assert _replaced() == originals
+
+
+# Functions of C in a module, and classes: another object for the time.
+REBOUND = {"to_dlpack", "safe_open", "__torch_function__"}
+
+
+def _seen() -> dict[str, object]:
+    """What who asks for the functions finds out about them."""
+    found: dict[str, object] = {}
+    for patch in patches.declared():
+        if patch.name not in REBOUND:
+            function = getattr(_owner(patch), patch.name)
+            try:
+                signature = str(inspect.signature(function))
+            except ValueError:  # a function of C without one
+                signature = ""
+            found[f"{_owner(patch).__name__}.{patch.name}"] = (
+                function,
+                id(function),
+                signature,
+                inspect.unwrap(function),
+                function.__qualname__,
+                function.__doc__,
+                getattr(function, "__defaults__", None),
+                getattr(function, "__wrapped__", None),
+            )
+    return found
+
+
+def test_a_replaced_function_looks_as_it_did() -> None:
+    before = _seen()
+    assert len(before) > 25
+    with dormant.lazy_init():
+        assert _seen() == before
+    assert _seen() == before
+
+
+def test_functions_are_pickled_by_reference_while_they_are_replaced() -> None:
+    functions = [
+        *(torch.tensor, torch.as_tensor, torch.asarray, torch.load, torch.save, torch.to_dlpack),
+        *(torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.new_tensor),
+        *(torch.Tensor.__deepcopy__, torch.UntypedStorage.resize_, torch.nn.init.trunc_normal_),
+        torch.nn.init._no_grad_trunc_normal_,
+    ]
+    alone = [pickle.dumps(function) for function in functions]
+    with dormant.lazy_init():
+        for function in functions:
+            for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+                assert pickle.loads(pickle.dumps(function, protocol)) is function
+        # `to_dlpack` is ours then; who reads the pickle finds there what is there.
+        assert [pickle.dumps(function) for function in functions[:5]] == alone[:5]
+
+
+def test_the_source_of_a_replaced_function_is_its_own() -> None:
+    source = inspect.getsource(torch.load)
+    with dormant.lazy_init():
+        assert inspect.getsource(torch.load) == source
+
+
+def test_a_name_bound_before_the_context_reads_lazily_in_it(tmp_path: Path) -> None:
+    from torch import load, tensor
+
+    torch.save({"w": torch.ones(3)}, tmp_path / "w.pt")
+    with dormant.lazy_init():
+        assert load is torch.load
+        assert tensor is torch.tensor
+        read = load(tmp_path / "w.pt")["w"]
+        assert dormant.is_lazy(read)
+    assert read.tolist() == [1.0, 1.0, 1.0]
+    assert not dormant.is_lazy(load(tmp_path / "w.pt")["w"])
+
+
+def test_a_module_imported_inside_keeps_nothing_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_inside.py").write_text(
+        "from safetensors import safe_open\nfrom torch import as_tensor, load, tensor, to_dlpack\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with dormant.lazy_init():
+        module = importlib.import_module("imported_inside")
+    try:
+        assert module.safe_open is safetensors.safe_open
+        assert module.to_dlpack is torch.to_dlpack is torch._C._to_dlpack  # type: ignore[attr-defined]
+        assert [module.as_tensor, module.load, module.tensor] == [
+            torch.as_tensor,
+            torch.load,
+            torch.tensor,
+        ]
+    finally:
+        del sys.modules["imported_inside"]
+
+
+def test_a_subclass_that_asks_its_parent_reads_right() -> None:
+    class Mine(torch.Tensor):
+        def tolist(self) -> Any:
+            return ["mine", *super().tolist()]
+
+    with dormant.lazy_init():
+        tensor = torch.arange(3).as_subclass(Mine)
+        assert tensor.tolist() == ["mine", 0, 1, 2]
+
+
+def test_a_method_asked_of_the_class_refuses_a_lazy_tensor_and_says_what_to_do() -> None:
+    tensor = lazy_values()
+    with pytest.raises(RuntimeError, match=r"dormant\.materialize"):
+        torch.Tensor.tolist(tensor)
+    assert dormant.is_lazy(tensor)
+    assert torch.Tensor.tolist(values()) == values().tolist()
+
+
+def test_what_is_imported_later_is_patched_then_and_not_afterwards() -> None:
+    found = in_child(
+        "import json, sys, torch, dormant\nfrom dormant.recording import patches\n",
+        """
+        finders = list(sys.meta_path)
+        def of_dtensors():
+            return sorted(p.name for p in patches.installed() if "tensor:DTensor" in str(p.owner))
+        steps = []
+        with dormant.lazy_init():
+            steps.append(of_dtensors())
+            from torch.distributed.tensor import DTensor
+            steps.append(of_dtensors())
+            loader = sys.modules["torch.distributed.tensor"].__spec__.loader
+            assert loader is sys.modules["torch.distributed.tensor"].__loader__
+            steps.append(type(loader).__name__)
+        steps.append(of_dtensors())
+        assert sys.meta_path == finders
+        assert DTensor.__torch_function__ is torch._C._disabled_torch_function_impl
+        assert "copy_" not in vars(DTensor)
+        print(json.dumps({"steps": steps}))
+        """,
+    )
+    both = ["__torch_function__", "copy_"]
+    assert found["steps"] == [[], both, "SourceFileLoader", []]
+
+
+def test_an_import_that_fails_inside_the_context_fails_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    later = LaterImports(lambda: calls.append(1))
+    (tmp_path / "fails_late.py").write_text("made = 1\nraise OSError('on purpose')\n")
+    (tmp_path / "works_late.py").write_text("made = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    later.wait_for(["fails_late", "works_late", "is_not_there"])
+    try:
+        with pytest.raises(OSError, match="on purpose"):
+            importlib.import_module("fails_late")
+        with pytest.raises(ModuleNotFoundError, match="is_not_there"):
+            importlib.import_module("is_not_there")
+        assert not calls
+        assert importlib.import_module("works_late").made == 1
+        assert calls == [1]
+        assert importlib.util.find_spec("works_late") is not None
+    finally:
+        later.wait_for(())
+        sys.modules.pop("works_late", None)
+    assert later not in sys.meta_path
+
+
+def _outer() -> Callable[..., Any]:
+    factor = 10
+
+    def scaled(a: int, /, b: int, *rest: int, c: int = 3, **named: int) -> list[Any]:
+        return [factor * a, b, rest, c, sorted(named.items())]
+
+    return scaled
+
+
+def test_a_function_with_every_kind_of_parameter_is_called_as_before() -> None:
+    function = _outer()
+    calls: list[Callable[[], Any]] = [
+        lambda: function(1, 2),
+        lambda: function(1, b=2, c=5),
+        lambda: function(1, 2, 3, 4, c=5, d=6, a=7),
+    ]
+    before = [call() for call in calls]
+    signature = inspect.signature(function)
+    owner = types.SimpleNamespace(scaled=function)
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return ["ours", *original(*args, **kwargs)]
+
+        return replacement
+
+    for _ in range(2):
+        undo = replace(owner, "scaled", wrap)
+        assert owner.scaled is function
+        assert inspect.signature(function) == signature
+        assert [call() for call in calls] == [["ours", *result] for result in before]
+        undo()
+        assert [call() for call in calls] == before
+    for wrong in (lambda: function(1), lambda: function(a=1, b=2)):
+        undo = replace(owner, "scaled", wrap)
+        with pytest.raises(TypeError, match="scaled"):
+            wrong()
+        undo()
 
 
 def test_patches_stay_while_a_lazy_tensor_is_alive(originals: dict[str, object]) -> None:
@@ -297,8 +544,6 @@ with torch.device("meta"):
 
 
 def test_threads_that_come_and_go_leave_no_patch(originals: dict[str, object]) -> None:
-    import threading
-
     def build() -> None:
         for _ in range(30):
             with dormant.lazy_init():

@@ -26,6 +26,11 @@ def build_lazily(layers: int, *, bias: bool) -> torch.nn.Module:
     return torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=bias) for _ in range(layers)))
 
 
+@dormant.lazy_init
+def build_lazily_too(layers: int) -> torch.nn.Module:
+    return build_lazily(layers, bias=True)
+
+
 def tell(done: int, total: int) -> None:
     print(f"{done} of {total}")
 
@@ -35,6 +40,11 @@ def main(folder: Path) -> None:
         model = build()
     assert_type(dormant.is_lazy(model), bool)
     assert_type(build_lazily(2, bias=False), torch.nn.Module)
+    assert_type(build_lazily_too(2), torch.nn.Module)
+    assert_type(dormant.__version__, str)
+    with dormant.integrations.accelerate.init_empty_weights():
+        build()
+    dormant.tensor_parallel.split({"wq.weight": torch.zeros(4, 2)}, 2)
     assert_type(dormant.summary(model), dormant.Summary)
     assert_type(dormant.save(model, folder, max_shard_size="1GB", progress=tell), dormant.Report)
 
@@ -116,4 +126,5 @@ def wrong(model: torch.nn.Module) -> None:
     dormant.load(model, "file", mising="init")  # type: ignore[call-arg]
     dormant.load(model, 7)  # type: ignore[arg-type]
     dormant.save(model)  # type: ignore[call-arg]
+    build_lazily_too("two")  # type: ignore[arg-type]
     dormant.open_checkpoint("file").entries["a"].offset + 1  # type: ignore[operator]

@@ -1,5 +1,6 @@
 // dormant._C: the core as Python sees it. Conversions only, no logic.
 #include <dormant/export.h>
+#include <dormant/version.h>
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Dtype.h>
@@ -249,6 +250,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       },
       py::arg("text"), py::pos_only());
   m.def("torch_version", [] { return std::string(TORCH_VERSION); });
+  m.attr("version") =
+      py::str("{}.{}.{}")
+          .format(DORMANT_VERSION_MAJOR, DORMANT_VERSION_MINOR, DORMANT_VERSION_PATCH);
   dormant::bindings::bind_checkpoint(m);
   dormant::bindings::bind_quantize(m);
   dormant::bindings::bind_refusal();

@@ -5,6 +5,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_local_scalar_dense_ops.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <c10/util/strides.h>
@@ -132,6 +133,20 @@ bool moves_to_meta(const Call& call) {
   return device.isDevice() && device.toDevice().is_meta();
 }
 
+/// Materializes what `op` reads.
+void materialize_for(const c10::OperatorHandle& op, const std::vector<c10::Storage>& storages) {
+  ReplayOptions options;
+  options.keep_intermediates = true;
+  const auto done = materialize(storages, options);
+  if (recording()) {
+    uint64_t bytes = 0;
+    for (const auto& storage : done) {
+      bytes += storage.nbytes;
+    }
+    reads_of_this_thread[full_name(op)] += bytes;
+  }
+}
+
 void materialize_arguments(const Call& call) {
   std::vector<c10::Storage> storages;
   for_each_tensor(call, [&](const at::Tensor& tensor) {
@@ -140,16 +155,7 @@ void materialize_arguments(const Call& call) {
     }
   });
   if (!storages.empty()) {
-    ReplayOptions options;
-    options.keep_intermediates = true;
-    const auto done = materialize(storages, options);
-    if (recording()) {
-      uint64_t bytes = 0;
-      for (const auto& storage : done) {
-        bytes += storage.nbytes;
-      }
-      reads_of_this_thread[full_name(call.op)] += bytes;
-    }
+    materialize_for(call.op, storages);
   }
   for_each_tensor(call, [](const at::Tensor& tensor) { sync_key(tensor); });
 }
@@ -480,6 +486,24 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::ji
   }
 }
 
+/// An element is read where somebody has turned DeferredInit off: torch.tensor does while it goes
+/// through nested sequences (internal_new_from_data, torch/csrc/utils/tensor_new.cpp). What it does
+/// not turn off is BackendSelect, which is on in every thread; other operators fall through it.
+/// Like any other operator, this may run whatever makes the value.
+at::Scalar read_value(c10::DispatchKeySet keys, const at::Tensor& self) {
+  if (carries_key(self)) {
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("aten::_local_scalar_dense", "");
+    if (is_lazy(self)) {
+      materialize_for(op, {self.storage()});
+    }
+    sync_key(self);
+  }
+  return at::_ops::_local_scalar_dense::redispatch(
+      keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, c10::DispatchKey::BackendSelect),
+      self);
+}
+
 }  // namespace
 
 bool recording() noexcept { return c10::impl::tls_is_dispatch_key_included(kKey); }
@@ -500,4 +524,8 @@ void reset_value_reads() { reads_of_this_thread.clear(); }
 
 TORCH_LIBRARY_IMPL(_, DeferredInit, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&dormant::record::fallback>());
+}
+
+TORCH_LIBRARY_IMPL(aten, BackendSelect, library) {
+  library.impl("_local_scalar_dense", TORCH_FN(dormant::record::read_value));
 }

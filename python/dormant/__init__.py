@@ -12,8 +12,10 @@ Example:
 """
 
 # ruff: noqa: F401  some modules are imported for the functions that they replace
-from dormant import recipes
-from dormant._extension import cmake_prefix
+from dormant import integrations as integrations
+from dormant import recipes as recipes
+from dormant import tensor_parallel as tensor_parallel
+from dormant._extension import _C, cmake_prefix
 from dormant.checkpoint import accelerate_ties, reading
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
@@ -37,6 +39,9 @@ from dormant.reporting.report import Report, TensorReport
 from dormant.reporting.summaries import Summary, TensorSummary, summary
 from dormant.saving.api import save
 
+__version__: str = _C.version
+"""The release of this package."""
+
 cmake_prefix_path: str = cmake_prefix()
 """Directory to put on CMAKE_PREFIX_PATH so that `find_package(dormant)` succeeds."""
 
@@ -54,6 +59,7 @@ __all__ = [
     "TensorReport",
     "TensorSummary",
     "Verification",
+    "__version__",
     "cmake_prefix_path",
     "is_lazy",
     "lazy_init",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +219,93 @@ def test_a_dispatch_mode_inside_the_context_over_lazy_tensors() -> None:
         return [before, made, torch.randn(3)]
 
     compare(build, expect_lazy=None)  # what a mode watches runs
+
+
+# What torch.compile and torch.jit learn while a lazy tensor is alive stays for the whole process:
+# each of these runs in one of its own. `keep` is alive until it is materialized.
+IN_A_PROCESS = {
+    "compiled afterwards": """
+        torch.compile(nn.Linear(2, 2), backend="eager")(torch.ones(1, 2))
+        functions = torch.overrides.get_testing_overrides()
+        torch.jit.script(nn.Linear(2, 2))
+        with dormant.lazy_init():
+            from torch import tensor
+        dormant.materialize(keep)
+        assert not patches.installed() and tensor is torch.tensor
+        assert torch.Tensor.tolist in functions and torch.Tensor.numpy in functions
+        whole = lambda x: x + torch.tensor([1.0, 2.0]) + tensor([1.0, 2.0])
+        assert compiled(whole)(torch.ones(2)).tolist() == [3.0, 5.0]
+        of_the_class = lambda x: torch.Tensor.new_tensor(x, [1.0])
+        assert compiled(of_the_class)(torch.ones(2)).tolist() == [1.0]
+        assert torch.jit.script(jit_module.f)(torch.ones(2)).tolist() == [5.0, 7.0]
+    """,
+    "compiled meanwhile": """
+        def fill(x):
+            torch.manual_seed(0)
+            return torch.nn.init.trunc_normal_(x, std=0.02)
+
+        for whole in (
+            lambda x: x + torch.tensor([1.0, 2.0]),
+            lambda x: x + torch.as_tensor([1.0, 2.0]),
+            lambda x: x + x.new_tensor([1.0, 2.0]),
+        ):
+            assert compiled(whole)(torch.ones(2)).tolist() == [2.0, 3.0]
+        filled = torch.compile(fill, backend="eager")(torch.empty(8, 8))
+        assert torch.equal(filled, fill(torch.empty(8, 8)))
+        assert dormant.is_lazy(keep)
+    """,
+    "scripted meanwhile": """
+        assert torch.jit.script(jit_module.f)(torch.ones(2)).tolist() == [5.0, 7.0]
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+        import torchvision.models.optical_flow
+        assert dormant.is_lazy(keep)
+    """,
+    "functions for workers": """
+        import concurrent.futures, multiprocessing
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            assert torch.stack(list(pool.map(torch.tensor, [[1.0], [2.0]]))).tolist() == [[1], [2]]
+            assert list(pool.map(torch.Tensor.tolist, [torch.ones(2)])) == [[1.0, 1.0]]
+        assert dormant.is_lazy(keep)
+    """,
+}
+
+SCRIPTED = """
+import torch
+
+def f(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.tensor([1.0, 2.0]) + torch.as_tensor([3.0, 4.0])
+"""
+
+AROUND = """
+import sys
+sys.path.insert(0, {folder!r})
+import torch
+from torch import nn
+import dormant, jit_module
+from dormant.recording import patches
+
+def compiled(function):
+    return torch.compile(function, backend="eager", fullgraph=True)
+
+if __name__ == "__main__":
+    with dormant.lazy_init():
+        keep = nn.Linear(2, 2)
+{code}
+"""
+
+
+@pytest.mark.parametrize("name", IN_A_PROCESS)
+def test_compilers_and_workers_see_the_functions_of_torch(name: str, tmp_path: Path) -> None:
+    (tmp_path / "jit_module.py").write_text(SCRIPTED)
+    program = tmp_path / "program.py"
+    code = textwrap.indent(textwrap.dedent(IN_A_PROCESS[name]), "    ")
+    program.write_text(AROUND.format(folder=str(tmp_path), code=code))
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", program],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr

@@ -190,6 +190,35 @@ def test_the_patches_stay_while_somebody_makes_lazy_tensors_and_go_then() -> Non
 
 
 @pytest.mark.threads
+def test_threads_put_elements_of_one_lazy_tensor_into_sequences() -> None:
+    """Each element is read with our key off, and brings the whole tensor to life."""
+    for _ in range(20):
+        with dormant.lazy_init():
+            tensor = written_often(torch.zeros(64))
+        made = together(*[lambda t=tensor: torch.tensor([t[0], 1.0, t[5]]).tolist()] * 3)
+        assert made == [[300.0, 1.0, 300.0]] * 3
+    assert_patched_only_for_lazy_tensors()
+
+
+@pytest.mark.threads
+def test_functions_are_called_while_other_threads_replace_them(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"w": torch.ones(3)}, path)
+
+    def come_and_go() -> None:
+        for _ in range(100):
+            with dormant.lazy_init():
+                pass
+
+    def read() -> None:
+        for _ in range(50):
+            assert torch.load(path)["w"].tolist() == [1.0, 1.0, 1.0]
+
+    together(come_and_go, come_and_go, read, read)
+    assert_patched_only_for_lazy_tensors()
+
+
+@pytest.mark.threads
 def test_a_copy_made_while_another_thread_materializes_can_be_read_by_python() -> None:
     """The copy is lazy or real; where it is lazy, the patches are in place."""
     for _ in range(300):

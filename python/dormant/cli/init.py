@@ -20,6 +20,7 @@ from dormant.cli.pretrained import (
     save_configuration,
     saved_state,
 )
+from dormant.integrations.transformers import from_config
 from dormant.recording.context import lazy_init
 from dormant.reporting.memory import PeakMemory
 from dormant.saving.api import save
@@ -111,8 +112,6 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _from_config(config: Any, dtype: torch.dtype | None) -> torch.nn.Module:
-    from dormant.integrations.transformers import from_config
-
     model: torch.nn.Module = from_config(
         model_class(config), config, dtype=dtype, materialize=False
     )

@@ -13,11 +13,11 @@ import torch
 from dormant.integrations.library import check_options, imported
 from dormant.materialization.api import bring_to_life, is_lazy
 from dormant.quantization.layerwise import pending_layers
-from dormant.recording.context import lazy_init
+from dormant.recording.context import LazyInit, lazy_init
 from dormant.reporting.progress import Callback
 
 
-def init_empty_weights(include_buffers: bool | None = None) -> lazy_init:
+def init_empty_weights(include_buffers: bool | None = None) -> LazyInit:
     """A context with accelerate's name in which models are lazy instead of on the meta device.
 
     What is built inside takes no memory either, but remembers its initialisation: it can be used

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from dormant._extension import _C
 from dormant.checkpoint.api import open_checkpoint
@@ -18,7 +17,6 @@ from dormant.loading.snapshot import HeldModule
 from dormant.materialization.api import bring_to_life, is_lazy, make_report, steps
 from dormant.materialization.options import (
     check_choice,
-    check_device,
     check_dtype,
     check_memory_budget,
 )
@@ -31,6 +29,8 @@ from dormant.reporting.progress import Callback
 from dormant.reporting.report import Origin, Report, with_memory_trace
 from dormant.tensor_parallel.sets import apply_diffs
 from dormant.tensors.conversion import as_dtype, convert
+from dormant.tensors.device import check_device
+from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.inventory import (
     Inventory,
     element_bytes,
@@ -333,7 +333,7 @@ def _take(
     with contextlib.ExitStack() as exposed:
         taken = _expose(quantized_weights(model), given, dtype, exposed)
         tensors = _tensors_of(model)
-        for name in [name for name in given if isinstance(tensors.get(name), DTensor)]:
+        for name in [name for name in given if is_dtensor(tensors.get(name))]:
             given[name] = _shard(given[name], tensors[name])
         _check_ties(tensors, given)
         at_once = tuple(
@@ -436,9 +436,9 @@ def _tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _shard(value: Any, like: torch.Tensor) -> Any:
     """This rank's part of a whole tensor of the right shape."""
-    if not isinstance(value, torch.Tensor) or isinstance(value, DTensor):
+    if not isinstance(value, torch.Tensor) or is_dtensor(value):
         return value
-    assert isinstance(like, DTensor)
+    assert is_dtensor(like)
     return own_part(value, like) if value.shape == like.shape else value
 
 
@@ -509,7 +509,7 @@ def _same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors have the same bits; of lazy ones a part at a time is read."""
     if a.shape != b.shape or a.dtype is not b.dtype:
         return False
-    if a is b or isinstance(a, DTensor) or isinstance(b, DTensor):
+    if a is b or is_dtensor(a) or is_dtensor(b):
         return True
     if _identity(a) == _identity(b) or a.numel() == 0:
         return True

@@ -13,7 +13,6 @@ import torch
 from dormant._extension import _C
 from dormant.materialization.options import (
     check_choice,
-    check_device,
     check_dtype,
     check_memory_budget,
 )
@@ -24,6 +23,7 @@ from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback, ProgressBar, wants_bar
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
 from dormant.tensors.conversion import as_dtype, convert
+from dormant.tensors.device import check_device
 from dormant.tensors.inventory import (
     Inventory,
     InventoryEntry,

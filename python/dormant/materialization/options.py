@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from dormant.tensors.storage import unrecorded
-
 
 def check_memory_budget(memory_budget: int | None, operation: str) -> None:
     """Raises TypeError or ValueError unless it is a positive number of bytes or None."""
@@ -34,39 +32,6 @@ def check_dtype(dtype: torch.dtype | None, operation: str) -> None:
             f"{operation}: dtype converts parameters as module.to does, which takes floating point "
             f"and complex dtypes only; got {dtype}."
         )
-
-
-def check_device(device: torch.device | str | int | None, operation: str) -> torch.device | None:
-    """The device. ValueError where it cannot hold values here."""
-    if device is None:
-        return None
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{operation}: device {device!r} is none that PyTorch knows. Pass one like 'cpu' or "
-            "'cuda:0', or leave device out to stay on the CPU."
-        ) from error
-    if place.type == "meta":
-        raise ValueError(
-            f"{operation}: device 'meta' holds no values, so nothing could be brought to life "
-            'there. Use model.to("meta") to drop the values.'
-        )
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"{operation}: device {str(place)!r} was asked for, but torch {torch.__version__} sees "
-            "no CUDA GPU. Leave device out to stay on the CPU."
-        )
-    try:
-        with unrecorded():
-            torch.empty(0, device=place)
-    except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
-        reason, _, _ = str(error).partition("\n")
-        raise ValueError(
-            f"{operation}: device {str(place)!r} was asked for, and torch {torch.__version__} "
-            f"cannot make tensors there ({reason}). Leave device out to stay on the CPU."
-        ) from error
-    return place
 
 
 def check_choice(value: object, choices: tuple[str, ...], name: str, operation: str) -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy as is_uninitialized
 
 from dormant._extension import _C
@@ -24,6 +23,7 @@ from dormant.quantization.skipping import (
     kept_by_configuration,
     tied_names,
 )
+from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.inventory import is_wrapper, owns_storage
 from dormant.text.table import format_bytes, format_table
 
@@ -230,7 +230,7 @@ def _choose(
             skipped[name] = "FSDP has taken its weight; quantise first and shard then"
         elif weight is None:
             skipped[name] = "its weight is computed: a parametrization or weight norm"
-        elif is_wrapper(weight) and not isinstance(weight, DTensor):
+        elif is_wrapper(weight) and not is_dtensor(weight):
             skipped[name] = f"its weight is a {type(weight).__name__} already"
         else:
             layers[name] = LinearLayer(module, kind)
@@ -254,7 +254,7 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
     tied = tied_names(model)
     for name, layer in layers.items():
         weight, full_name = layer.weight, _weight_name(name)
-        if isinstance(weight, DTensor) or weight.dim() != 2:
+        if is_dtensor(weight) or weight.dim() != 2:
             raise NotImplementedError(
                 f"quantize: {full_name} is a {type(weight).__name__} of shape "
                 f"{list(weight.shape)}, a shard of a weight whose statistics need the whole. "

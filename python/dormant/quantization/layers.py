@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from dormant._extension import _C
 from dormant.recording.context import lazy_init
+from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.inventory import is_wrapper
 
 State: TypeAlias = "dict[str, object]"
@@ -295,7 +295,7 @@ def check_sharding(roots: Iterable[object]) -> None:
 def _is_never_gathered(module: torch.nn.Module) -> bool:
     """Whether the layer would compute with a part of its weight: no fully_shard gathers it."""
     parameter = module._parameters.get("weight")
-    if not isinstance(parameter, DTensor):
+    if not is_dtensor(parameter):
         return False
     divisions = sum(not placement.is_replicate() for placement in parameter.placements)
     # fully_shard marks the modules whose parameters it has taken, and undoes one division.

@@ -1,4 +1,4 @@
-"""Functions that make tensors of Python numbers, and misread lazy tensors among them."""
+"""Methods that make tensors of the type of a given one, and do not know the type of a lazy one."""
 
 from __future__ import annotations
 
@@ -10,29 +10,8 @@ import torch
 
 from dormant._extension import _C
 from dormant.recording.patches import Patch, declare
-from dormant.tensors.storage import realize
 
 Function = Callable[..., Any]
-
-
-def _realize_nested(original: Function) -> Function:
-    def visit(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            if _C.is_lazy(value):
-                realize(value)
-        elif isinstance(value, (list, tuple)):
-            for element in value:
-                visit(element)
-
-    @functools.wraps(original)
-    def replacement(*args: Any, **kwargs: Any) -> Any:
-        # A tensor by itself is a dispatched copy; only sequences are read behind the dispatcher.
-        data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
-        if isinstance(data, (list, tuple)):
-            visit(data)
-        return original(*args, **kwargs)
-
-    return replacement
 
 
 def _ask_a_real_tensor(original: Function) -> Function:
@@ -51,12 +30,6 @@ def _ask_a_real_tensor(original: Function) -> Function:
 _LEGACY_KEY = "derives a device from the dispatch keys and rejects ours"
 
 declare(
-    *(
-        Patch(
-            torch, name, "reads the tensors in a nested sequence with our key off", _realize_nested
-        )
-        for name in ("tensor", "as_tensor", "asarray")
-    ),
     Patch(torch.Tensor, "new", _LEGACY_KEY, _ask_a_real_tensor),
     Patch(torch.Tensor, "new_tensor", _LEGACY_KEY, _ask_a_real_tensor),
 )

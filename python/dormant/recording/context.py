@@ -9,12 +9,13 @@ import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 import torch
 
 from dormant._extension import _C
 from dormant.recording import patches
+from dormant.tensors.device import check_device
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -75,53 +76,8 @@ class _Recording(threading.local):
 _recording = _Recording()
 
 
-def _recordable_device(device: torch.device | str | int) -> torch.device:
-    resolved = torch.device(device)
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise NotImplementedError(
-            f"lazy_init: device {str(resolved)!r} was asked for, but torch {torch.__version__} "
-            "sees no CUDA GPU, and recording for a GPU that is not there is not supported yet. "
-            "Record for the CPU (leave device out) and move the finished model: "
-            'dormant.materialize(model, device="cuda").'
-        )
-    return resolved
-
-
-class lazy_init:
-    """Records how tensors are built instead of building them: a context manager and a decorator.
-
-    Inside, everything that creates or initialises tensors returns at once and takes no memory; the
-    random generators advance as in eager construction. It nests, applies to the calling thread
-    only, and leaves no trace after an exception. What was built lazily stays so after the context
-    ends, until `dormant.materialize` or the first computation that reads its values. Code that
-    takes turns in one thread (generators, tasks of asyncio) is recorded while any of its contexts
-    is open.
-
-    Args:
-        device: the device that factories use when none is given, as in `with torch.device(device)`.
-            Tensors for the meta device are left to PyTorch.
-        dtype: the default floating point dtype inside, restored afterwards. PyTorch keeps the
-            default dtype per process, so other threads see it while the context is open.
-
-    Raises:
-        NotImplementedError: `device` is a GPU and this machine has none.
-        RuntimeError: `device` is not a device PyTorch knows; or the context is left in another
-            thread than it was entered.
-        TypeError: `dtype` is not a floating point `torch.dtype`; or, as a decorator, what is
-            decorated is a class, a generator or a coroutine function.
-
-    Example:
-        >>> import torch, dormant
-        >>> with dormant.lazy_init(dtype=torch.bfloat16):
-        ...     layer = torch.nn.Linear(4, 4)
-        >>> layer.weight.dtype, dormant.is_lazy(layer)
-        (torch.bfloat16, True)
-        >>> @dormant.lazy_init()
-        ... def build():
-        ...     return torch.nn.Linear(4, 4)
-        >>> dormant.is_lazy(build())
-        True
-    """
+class LazyInit:
+    """What `lazy_init` gives: a context manager, which may be entered again, and a decorator."""
 
     def __init__(
         self,
@@ -133,7 +89,7 @@ class lazy_init:
                 "lazy_init: dtype sets the default floating point dtype; expected one like "
                 f"torch.bfloat16, got {dtype!r}."
             )
-        self._device = None if device is None else _recordable_device(device)
+        self._device = check_device(device, "lazy_init", takes_meta=True)
         self._dtype = dtype
         # One object may be entered by several threads, and again inside itself.
         self._entered = threading.local()
@@ -192,3 +148,50 @@ class lazy_init:
         if stacks is None:
             stacks = self._entered.stacks = []
         return stacks
+
+
+@overload
+def lazy_init(function: Callable[_P, _R], /) -> Callable[_P, _R]: ...
+@overload
+def lazy_init(
+    device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
+) -> LazyInit: ...
+def lazy_init(device: Any = None, dtype: torch.dtype | None = None) -> Any:
+    """Records how tensors are built instead of building them: a context manager and a decorator.
+
+    Inside, everything that creates or initializes tensors returns at once and takes no memory; the
+    random generators advance as in eager construction. It nests, applies to the calling thread
+    only, and leaves no trace after an exception. What was built lazily stays so after the context
+    ends, until `dormant.materialize` or the first computation that reads its values. Code that
+    takes turns in one thread (generators, tasks of asyncio) is recorded while any of its contexts
+    is open.
+
+    Args:
+        function: what is decorated where there are no parentheses, `@dormant.lazy_init`.
+        device: the device that factories use when none is given, as in `with torch.device(device)`.
+            Tensors for the meta device are left to PyTorch.
+        dtype: the default floating point dtype inside, restored afterwards. PyTorch keeps the
+            default dtype per process, so other threads see it while the context is open.
+
+    Raises:
+        ValueError: `device` is not a device PyTorch knows, or no tensor can be made there.
+        RuntimeError: the context is left in another thread than it was entered.
+        TypeError: `dtype` is not a floating point `torch.dtype`; or, as a decorator, what is
+            decorated is a class, a generator or a coroutine function.
+
+    Example:
+        >>> import torch, dormant
+        >>> with dormant.lazy_init(dtype=torch.bfloat16):
+        ...     layer = torch.nn.Linear(4, 4)
+        >>> layer.weight.dtype, dormant.is_lazy(layer)
+        (torch.bfloat16, True)
+        >>> @dormant.lazy_init
+        ... def build():
+        ...     return torch.nn.Linear(4, 4)
+        >>> dormant.is_lazy(build())
+        True
+    """
+    # A torch.device can be called, too: it is a decorator itself.
+    if callable(device) and not isinstance(device, torch.device):
+        return LazyInit(dtype=dtype)(device)
+    return LazyInit(device, dtype)

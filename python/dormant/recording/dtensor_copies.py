@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from dormant._extension import _C
 from dormant.recording.patches import Patch, declare
+from dormant.tensors import dtensor
+from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.storage import realize
+
+if TYPE_CHECKING:
+    import torch.distributed.tensor
+    from torch.distributed.tensor import DTensor
 
 Function = Callable[..., Any]
 
@@ -19,7 +24,7 @@ Function = Callable[..., Any]
 def own_part(whole: torch.Tensor, like: DTensor) -> DTensor:
     """This rank's part of a tensor that every rank has; nothing is sent and nothing is read."""
     with torch.no_grad():
-        return distribute_tensor(
+        return torch.distributed.tensor.distribute_tensor(
             whole.detach(), like.device_mesh, like.placements, src_data_rank=None
         )
 
@@ -38,7 +43,7 @@ def copy_parts(original: Function) -> Function:
         if not lazy:
             return original(self, source, *args, **kwargs)
         if not _needs_grad(self, source):
-            if not isinstance(source, DTensor) and _C.is_lazy(source) and _is_whole(source, self):
+            if not is_dtensor(source) and _C.is_lazy(source) and _is_whole(source, self):
                 source = own_part(source, self)
             if _divided_alike(self, source):
                 if not _same_elements(self._local_tensor, source._local_tensor):
@@ -87,13 +92,13 @@ def _needs_grad(target: DTensor, source: Any) -> bool:
 
 
 def _is_whole(source: torch.Tensor, target: DTensor) -> bool:
-    divided = not any(isinstance(placement, Partial) for placement in target.placements)
+    divided = not any(placement.is_partial() for placement in target.placements)
     return divided and source.shape == target.shape and source.device == target.device
 
 
 def _divided_alike(a: DTensor, b: object) -> bool:
     return (
-        isinstance(b, DTensor)
+        is_dtensor(b)
         and a.device_mesh == b.device_mesh
         and a.placements == b.placements
         and a.shape == b.shape
@@ -112,7 +117,7 @@ def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 declare(
     Patch(
-        DTensor,
+        f"{dtensor.MODULE}:DTensor",
         "copy_",
         "works on the parts with our key off (pythonFallback, aten/src/ATen/core/"
         "PythonFallbackKernel.cpp)",

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from dormant._extension import _C
 from dormant.recording.patches import Patch, declare
+from dormant.tensors import dtensor
 from dormant.tensors.inventory import is_wrapper
 from dormant.tensors.storage import realize
 
@@ -74,7 +74,7 @@ def _lazy_parts(value: object) -> Iterator[torch.Tensor]:
 
 declare(
     Patch(
-        DTensor,
+        f"{dtensor.MODULE}:DTensor",
         "__torch_function__",
         "every other operator works on the parts with our key off, too",
         PartsFirst,

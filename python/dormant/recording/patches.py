@@ -3,6 +3,7 @@
 They are in place only while somebody in the process makes lazy tensors (`in_use`), or some are
 alive. Each replacement looks first whether a lazy tensor is concerned, and otherwise calls the
 original; so one that another library has wrapped meanwhile, and that therefore stays, does no harm.
+How a function is replaced without being seen is in replacement.py.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils._device import _device_constructors
-
 from dormant._extension import _C
+from dormant.recording.later_imports import LaterImports
+from dormant.recording.replacement import Undo, replace
 
 Function = Callable[..., Any]
 
@@ -27,7 +28,7 @@ class Patch:
     """One replaced function: `owner.name` becomes `wrap(original)`.
 
     `owner` is the name of a module ("module:Class" for a class in it) that not everybody imports:
-    nothing is replaced in one that is not imported.
+    nothing is replaced in one before it is imported.
     """
 
     owner: Any
@@ -41,7 +42,7 @@ class Patch:
 _lock = threading.RLock()
 _users = 0
 _declared: list[Patch] = []
-_installed: list[tuple[Patch, Function, Function | None]] = []
+_installed: list[tuple[Patch, Undo]] = []
 _waiting: list[Patch] = []  # for what is not imported yet, or not in this release
 
 os.register_at_fork(
@@ -80,20 +81,27 @@ def _install() -> None:
     """Puts in place what is not."""
     with _lock:
         if not _installed:
-            # `torch.device` as a context keeps a list of the functions that make tensors from its
-            # first use on (torch/utils/_device.py): it must be of the originals.
-            _device_constructors()
             _waiting[:] = _declared
         for patch in list(_waiting):
             owner = _owner(patch)
-            original = getattr(owner, patch.name, None)
-            if original is None:
-                continue
-            _waiting.remove(patch)
-            replacement = patch.wrap(original)
-            own = vars(owner).get(patch.name)
-            setattr(owner, patch.name, replacement)
-            _installed.append((patch, replacement, own))
+            if getattr(owner, patch.name, None) is not None:
+                _installed.append((patch, replace(owner, patch.name, patch.wrap)))
+                _waiting.remove(patch)
+        _later.wait_for(
+            module
+            for patch in _waiting
+            if isinstance(patch.owner, str)
+            and (module := patch.owner.partition(":")[0]) not in sys.modules
+        )
+
+
+def _install_what_was_imported() -> None:
+    with _lock:
+        if _installed:
+            _install()
+
+
+_later = LaterImports(_install_what_was_imported)
 
 
 def _owner(patch: Patch) -> Any:
@@ -112,7 +120,7 @@ def declared() -> tuple[Patch, ...]:
 def installed() -> list[Patch]:
     """The patches in place now."""
     with _lock:
-        return [patch for patch, _, _ in _installed]
+        return [patch for patch, _ in _installed]
 
 
 def uninstall_if_idle() -> None:
@@ -122,12 +130,7 @@ def uninstall_if_idle() -> None:
     with _lock:
         if _users or _C.live_storages():
             return
+        _later.wait_for(())
         while _installed:
-            patch, replacement, own = _installed.pop()
-            owner = _owner(patch)
-            if owner is None or vars(owner).get(patch.name) is not replacement:
-                continue  # wrapped by someone else meanwhile, who still calls ours
-            if own is None:
-                delattr(owner, patch.name)  # it was inherited
-            else:
-                setattr(owner, patch.name, own)
+            _, undo = _installed.pop()
+            undo()

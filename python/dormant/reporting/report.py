@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from dormant.reporting.memory import MemorySample
+from dormant.reporting.plot import plot_report
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
 
 Origin = Literal["checkpoint", "initialised", "empty", "already real"]
@@ -136,8 +137,6 @@ class Report:
             ...     picture.read_text().startswith("<?xml")
             True
         """
-        from dormant.reporting.plot import plot_report
-
         plot_report(self, path)
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.reporting.plot import plot_summary
 from dormant.tensors.inventory import take_inventory
 from dormant.text.table import (
     format_bytes,
@@ -81,8 +82,6 @@ class Summary:
             ValueError: there is no such format.
             OSError: the system refused to write.
         """
-        from dormant.reporting.plot import plot_summary
-
         plot_summary(self, path)
 
     def __str__(self) -> str:
