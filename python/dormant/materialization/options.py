@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dormant.materialization.exhausted_memory import is_exhausted_memory
 from dormant.tensors.storage import unrecorded
 
 
@@ -61,6 +62,10 @@ def check_device(device: torch.device | str | int | None, operation: str) -> tor
         with unrecorded():
             torch.empty(0, device=place)
     except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        if is_exhausted_memory(error):
+            raise MemoryError(
+                f"{operation}: out of memory. Nothing was done. Cause: {error}"
+            ) from error
         reason, _, _ = str(error).partition("\n")
         raise ValueError(
             f"{operation}: device {str(place)!r} was asked for, and torch {torch.__version__} "

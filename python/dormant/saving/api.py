@@ -20,7 +20,7 @@ from dormant.reporting.progress import Callback, ProgressBar, wants_bar
 from dormant.reporting.report import Report, TensorReport
 from dormant.saving.publication import Publication, write_bytes
 from dormant.saving.safetensors_header import METADATA_KEY, Layout, dtype_name, lay_out_file
-from dormant.tensors.geometry import identity
+from dormant.tensors.identity import identity
 from dormant.tensors.inventory import element_bytes, is_wrapper, owns_storage
 from dormant.text.byte_count import parse_bytes
 
