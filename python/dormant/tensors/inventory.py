@@ -117,9 +117,13 @@ def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
             if part is not tensor:
                 wholes[id(part)] = name  # it comes next
                 continue
+            if _OF_A_MESH.search(path):
+                continue
             has_storage = owns_storage(tensor)
             storage = _C.storage_id(tensor) if has_storage else id(tensor)
-            if storage in inventory.storage_nbytes and _HELD_BY_HOOK.search(name):
+            if _HELD_BY_HOOK.search(name) and (
+                storage in inventory.storage_nbytes or element_bytes(tensor) == 0
+            ):
                 continue
             meta = is_meta(tensor)
             lazy = has_storage and not meta and _C.is_lazy(tensor)
@@ -146,6 +150,8 @@ def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
 
 # "_forward_pre_hooks[0].__self__._fsdp_param_groups[0]...." of a module or one of its parts.
 _HELD_BY_HOOK = re.compile(r"(?:^|\.)_\w+_hooks\[")
+# What a DTensor says of its ranks is none of the model's tensors, though it may be lazy.
+_OF_A_MESH = re.compile(r"\._spec\.mesh\.")
 
 
 def own_parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter | None:
