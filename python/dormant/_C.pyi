@@ -11,7 +11,7 @@ class MaterializedStorage(TypedDict):
     nbytes: int
     operators: int
     seconds: float
-    way: Literal["tiles", "mapped", "replay"]
+    way: Literal["tiles", "mapped", "replay"] | None  # None of what only went to a file
     read_bytes: int
     initialised_bytes: int
     sources: list[str]

@@ -68,6 +68,31 @@ class Inventory:
         """Bytes of those that have no memory."""
         return sum(self.storage_nbytes[storage] for storage in self.lazy_storages)
 
+    def add(self, tensor: torch.Tensor, names: list[str]) -> InventoryEntry:
+        """Adds a tensor that is none of those added before."""
+        has_storage, storage = owns_storage(tensor), storage_of(tensor)
+        meta = is_meta(tensor)
+        lazy = has_storage and not meta and _C.is_lazy(tensor)
+        entry = InventoryEntry(
+            tensor=tensor,
+            names=names,
+            shape=sizes_of(tensor),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            nbytes=0 if meta else element_bytes(tensor),
+            storage=storage,
+            lazy=lazy,
+            meta=meta,
+            statistic=lazy and _C.is_statistic(tensor),
+        )
+        self.entries.append(entry)
+        if storage not in self.storage_nbytes:
+            self.storage_nbytes[storage] = (
+                entry.nbytes if meta or not has_storage else _C.storage_nbytes(tensor)
+            )
+        if lazy:
+            self.lazy_storages.setdefault(storage, tensor)
+        return entry
+
     def objects_by_storage(self) -> dict[int, list[torch.Tensor]]:
         """The objects over each storage, real or lazy."""
         found: dict[int, list[torch.Tensor]] = {}
@@ -119,32 +144,11 @@ def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
                 continue
             if _OF_A_MESH.search(path):
                 continue
-            has_storage = owns_storage(tensor)
-            storage = _C.storage_id(tensor) if has_storage else id(tensor)
             if _HELD_BY_HOOK.search(name) and (
-                storage in inventory.storage_nbytes or element_bytes(tensor) == 0
+                storage_of(tensor) in inventory.storage_nbytes or element_bytes(tensor) == 0
             ):
                 continue
-            meta = is_meta(tensor)
-            lazy = has_storage and not meta and _C.is_lazy(tensor)
-            entries[identity(tensor)] = entry = InventoryEntry(
-                tensor=tensor,
-                names=[name],
-                shape=sizes_of(tensor),
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                nbytes=0 if meta else element_bytes(tensor),
-                storage=storage,
-                lazy=lazy,
-                meta=meta,
-                statistic=lazy and _C.is_statistic(tensor),
-            )
-            inventory.entries.append(entry)
-            if storage not in inventory.storage_nbytes:
-                inventory.storage_nbytes[storage] = (
-                    entry.nbytes if meta or not has_storage else _C.storage_nbytes(tensor)
-                )
-            if lazy:
-                inventory.lazy_storages.setdefault(storage, tensor)
+            entries[identity(tensor)] = inventory.add(tensor, [name])
     return inventory
 
 
@@ -161,6 +165,11 @@ def own_parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter | No
     """
     registry = module._parameters
     return registry.get(name) if isinstance(registry, dict) else None
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Identity of the storage of `tensor`; its own where it has none."""
+    return _C.storage_id(tensor) if owns_storage(tensor) else id(tensor)
 
 
 def element_bytes(tensor: torch.Tensor) -> int:
