@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -318,8 +320,7 @@ def test_is_lazy_looks_at_every_tensor_of_a_module() -> None:
         lazy = torch.zeros(2)
     assert dormant.is_lazy(Holder(lazy))
     assert not dormant.is_lazy(Holder(torch.zeros(2)))
-    with pytest.raises(TypeError, match="expected a tensor or a module, got list"):
-        dormant.is_lazy([lazy])  # type: ignore[arg-type]
+    assert dormant.is_lazy([Holder(lazy)])
 
 
 def test_materialising_inside_a_context_keeps_recording() -> None:
@@ -334,3 +335,177 @@ def test_materialising_inside_a_context_keeps_recording() -> None:
     dormant.materialize(second)
     assert_same_bits(eager[0], first)
     assert_same_bits(eager[1], second)
+
+
+ALL_ALIKE: dict[str, Callable[[Model], Any]] = {
+    "module": lambda model: model,
+    "tensor": lambda model: model.plain,
+    "state dict": lambda model: model.state_dict(),
+    "parameters": lambda model: model.parameters(),
+    "list": lambda model: [model.table, model.norm],
+    "tuple": lambda model: (model.plain,),
+    "set": lambda model: {model.plain},
+    "list of mappings": lambda model: [model.state_dict(), {"deep": {"er": [model.plain]}}],
+}
+
+
+@pytest.mark.parametrize("target", ALL_ALIKE)
+def test_is_lazy_summary_and_materialize_take_the_same(target: str) -> None:
+    model = build(lazy=True)
+    make = ALL_ALIKE[target]
+    assert dormant.is_lazy(make(model)) is True
+    found = dormant.summary(make(model))
+    report = dormant.materialize(make(model))
+    assert [tensor.names for tensor in found.tensors] == [tensor.names for tensor in report.tensors]
+    assert found.bytes_after == report.nbytes
+    assert dormant.is_lazy(make(model)) is False
+    assert dormant.summary(make(model)).lazy_rate == 0
+
+
+@pytest.mark.parametrize("operation", [dormant.is_lazy, dormant.summary, dormant.materialize])
+@pytest.mark.parametrize(
+    "bad", [3, "text", None, Mock(spec=torch.Tensor), Mock(spec=nn.Linear), [3], [[]]]
+)
+def test_all_three_refuse_the_same(operation: Callable[[Any], Any], bad: object) -> None:
+    with pytest.raises(TypeError, match=operation.__name__):
+        operation(bad)
+
+
+def test_a_container_that_is_given_is_read_by_the_methods_of_its_built_in_class() -> None:
+    class Endless(list[Any]):
+        def __iter__(self) -> Any:
+            return itertools.repeat(0)
+
+    class Empty(dict[str, Any]):
+        def items(self) -> Any:
+            return ()
+
+    for kind in (Endless, lambda tensors: Empty({"t": tensors[0]})):
+        with dormant.lazy_init():
+            tensor = torch.ones(2)
+        target = kind([tensor])
+        assert dormant.is_lazy(target)
+        dormant.materialize(target)
+        assert not dormant.is_lazy(tensor)
+
+
+def test_a_checkpoint_is_lazy_has_a_summary_and_is_not_materialized(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    tied = torch.ones(4, 4)
+    torch.save({"a": tied, "b": tied, "c": torch.zeros(3)}, path)
+    checkpoint = dormant.open_checkpoint(path)
+    assert dormant.is_lazy(checkpoint)
+    found = dormant.summary(checkpoint)
+    assert [tensor.names for tensor in found.tensors] == [("a", "b"), ("c",)]
+    assert (found.bytes_now, found.bytes_after) == (0, 76)
+    for target in (checkpoint, [torch.ones(1), checkpoint]):
+        with pytest.raises(TypeError, match=r"dict\(checkpoint\).* dormant\.load"):
+            dormant.materialize(target)
+    state = dict(checkpoint)
+    report = dormant.materialize(state)
+    assert report.count("checkpoint") == 2
+    assert not dormant.is_lazy(state)
+    assert_same_bits(tied, state["a"])
+
+
+def test_meta_tensors_are_named_as_such_and_never_called_real() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lazy = nn.Linear(2, 2)
+            self.meta = nn.Linear(2, 2, device="meta")
+            self.register_buffer("nothing", torch.ones(5, device="meta"))
+            self.note = [torch.ones(7, device="meta")]
+
+    model = build(lazy=True, make=Half)
+    found = dormant.summary(model)
+    assert sorted(t.names[0] for t in found.tensors if t.meta) == [
+        "meta.bias",
+        "meta.weight",
+        "note[0]",
+        "nothing",
+    ]
+    assert (found.bytes_now, found.bytes_after, found.lazy_rate) == (0, 24, 1.0)
+    assert "4 tensors on the meta device" in str(found)
+    # What is no part of the state, as the shapes that a tracer notes, is nobody's mistake.
+    with pytest.warns(UserWarning, match=r"3 tensors on the meta device .*: nothing, ") as caught:
+        report = dormant.materialize(model, device="cpu")
+    assert caught[0].filename == __file__
+    assert (report.count("meta"), report.count("already real")) == (4, 0)
+    assert report.nbytes == report.lazy_nbytes == 24
+    assert model.meta.weight.is_meta
+    assert not dormant.is_lazy(model)
+
+
+def test_a_fake_tensor_is_a_meta_tensor() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.ones(3)
+    holder = nn.Module()
+    holder.fake = [fake]
+    assert [tensor.meta for tensor in dormant.summary(holder).tensors] == [True]
+    assert dormant.materialize(holder).count("meta") == 1
+
+
+def test_a_model_without_meta_tensors_gets_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    dormant.materialize(build(lazy=True))
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize("values", ["exact", "empty"])
+def test_aliases_of_what_failed_half_way_agree_with_their_storages(values: Any) -> None:
+    model = build(lazy=True)
+    aliases = [tensor.detach() for tensor in tensors(model).values()]
+    model.aliases = aliases
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dormant.materialize(model, values=values, progress=interrupt)
+    for tensor in (*tensors(model).values(), *aliases):
+        assert dormant.is_lazy(tensor) == _C.carries_key(tensor)
+
+
+SPARSE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "coo": lambda v: torch.sparse_coo_tensor(torch.tensor([[0, 1], [1, 0]]), v, (2, 2)),
+    "coo that is checked": lambda v: torch.sparse_coo_tensor(
+        torch.tensor([[0, 1], [1, 0]]), v, (2, 2), check_invariants=True
+    ),
+    "coo of a size": lambda v: torch.sparse_coo_tensor(torch.tensor([[0, 1], [1, 0]]), v),
+    "coo over lazy indices": lambda v: torch.sparse_coo_tensor(
+        torch.zeros(2, 2, dtype=torch.long), v, (2, 2)
+    ),
+    "csr": lambda v: torch.sparse_csr_tensor([0, 1, 2], [1, 0], v, (2, 2)),
+    "csc": lambda v: torch.sparse_csc_tensor([0, 1, 2], [1, 0], v, (2, 2)),
+    "of a dense one": lambda v: torch.diag(v).to_sparse(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("dense", ["inside", "after"])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("layout", SPARSE)
+def test_a_sparse_tensor_over_a_lazy_parameter(layout: str, grad: bool, dense: str) -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.values = nn.Parameter(torch.randn(2), requires_grad=grad)
+            self.held = SPARSE[layout](self.values)
+            if dense == "inside":
+                self.held = self.held.to_dense()
+
+    eager, lazy = (build(lazy=lazy, make=Sparse) for lazy in (False, True))
+    dormant.summary(lazy)
+    dormant.materialize(lazy)
+    results = []
+    for model in (eager, lazy):
+        result = model.held.to_dense() if dense == "after" else model.held
+        if grad:
+            result.sum().backward()
+        results.append((result.detach(), model.values.grad))
+    assert_same_bits(results[0][0], results[1][0])
+    if grad:
+        assert_same_bits(results[0][1], results[1][1])

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,3 +196,83 @@ def test_peak_memory_sees_what_was_freed_again() -> None:
     result = peak.result()
     assert result is not None
     assert result >= start + (24 << 20)
+
+
+def test_a_report_and_a_summary_are_one_line_where_they_are_shown_inside_others(
+    model: Tied,
+) -> None:
+    assert repr(dormant.summary(model)) == (
+        "Summary(5 tensors, 4 lazy (99.1% of the bytes); 8 B now, 912 B once materialised)"
+    )
+    report = dormant.materialize(model)
+    text = repr(report)
+    assert text.startswith("Report(5 tensors, 912 B: 4 initialised, 1 already real; ")
+    assert text.endswith(" s)")
+    assert "\n" not in text
+    assert repr(dormant.materialize(nn.Identity())).startswith("Report(0 tensors, 0 B; ")
+
+
+def test_an_unknown_origin_is_refused_with_the_nearest_one(model: Tied) -> None:
+    report = dormant.materialize(model)
+    with pytest.raises(ValueError, match=r"origin 'initialized', .* Did you mean 'initialised'"):
+        report.count("initialized")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"way 'tile', expected one of 'tiles', .* 'tiles'\?"):
+        report.count_way("tile")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'already real', 'meta'\.$"):
+        report.count("xyzzy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="origin None"):
+        report.count(None)  # type: ignore[arg-type]
+
+
+def test_statistics_of_quantized_weights_are_quantized() -> None:
+    with dormant.lazy_init():
+        model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    weights = {name: t.clone() for name, t in nn.Linear(64, 64).state_dict().items()}
+    state = {f"{place}.{name}": tensor for place in (0, 1) for name, tensor in weights.items()}
+    dormant.quantize(model, dormant.FourBit(kind="nf4", nested=True), skip=())
+    report = dormant.load(model, state)
+    origins = {tensor.names[0]: tensor.origin for tensor in report.tensors}
+    codes = {name: origin for name, origin in origins.items() if name.endswith(("weight", "bias"))}
+    assert set(codes.values()) == {"checkpoint"}
+    statistics = [
+        origin
+        for name, origin in origins.items()
+        if "absmax" in name or name.endswith("quant_state.offset")
+    ]
+    assert statistics
+    assert set(statistics) == {"quantized"}
+
+
+def test_of_initialized_quantized_weights_only_the_statistics_are_quantized(
+    tmp_path: Path,
+) -> None:
+    with dormant.lazy_init():
+        model = nn.Linear(64, 64, bias=False)
+    dormant.quantize(model, "int8", skip=())
+    held = [tensor for tensor in dormant.summary(model).tensors if tensor.lazy]
+    assert len(held) == 2
+    saved = dormant.save(model, tmp_path)
+    assert (saved.count("quantized"), saved.count("initialised")) == (1, 1)
+    report = dormant.materialize(model)
+    assert (report.count("quantized"), report.count("initialised")) == (1, 1)
+
+
+def test_what_only_hooks_hold_of_a_parameter_is_not_listed_beside_it() -> None:
+    with dormant.lazy_init():
+        model = nn.Sequential(nn.Linear(4, 4))
+        own = torch.ones(3)
+
+    class State:
+        def __init__(self) -> None:
+            self.flat = model[0].weight.detach().view(-1)
+            self.own = own
+
+        def __call__(self, *args: object) -> None: ...
+
+    model.register_forward_hook(State())
+    found = dormant.summary(model)
+    assert [tensor.names for tensor in found.tensors][:2] == [("0.weight",), ("0.bias",)]
+    assert len(found.tensors) == 3  # what nothing else holds is listed
+    assert sum(tensor.nbytes for tensor in found.tensors) == found.bytes_after == 64 + 16 + 12
+    dormant.materialize(model)
+    assert not dormant.is_lazy(model)

@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ import dormant
 from compare import assert_same_bits, geometry, storage_key
 from dormant import _C
 from dormant.reporting.memory import resident_bytes
+from dormant.text.table import format_bytes
 from reachable import holdings
 
 Kind = Literal["allocate", "read", "write"]
@@ -412,6 +414,88 @@ def test_materialize_of_a_checkpoint_leaves_each_tensor_lazy_or_done(
         dormant.materialize(tensors, mmap="never")
 
     assert sweep(kind, prepare, attempt, check) > 0
+
+
+@pytest.mark.parametrize("way", ["whole", "dtype", "device", "torchao-like"])
+def test_without_memory_materialize_says_how_much_is_needed_and_how_much_is_free(way: str) -> None:
+    options: dict[str, dict[str, Any]] = {
+        "dtype": {"dtype": torch.bfloat16},
+        "device": {"device": "cpu"},
+    }
+
+    def prepare() -> Model:
+        model = lazy()
+        if way == "torchao-like":
+            dormant.quantize(model, lambda layer: layer, skip=["head"])
+        return model
+
+    def check(model: Model, error: BaseException | None) -> None:
+        if error is None:
+            return
+        assert type(error) is MemoryError
+        rest = dormant.summary(model)
+        lazy_storages = {t.storage for t in rest.tensors if t.lazy}
+        text = str(error)
+        assert text.startswith("materialize: out of memory. ")
+        if "Nothing was done." in text:  # asked whether the device can hold tensors
+            return
+        assert f"{len(lazy_storages)} storage" in text
+        assert f" {format_bytes(rest.bytes_after - rest.bytes_now)}, the largest " in text
+        assert " free. What was finished stays." in text or resident_bytes() is None
+        assert isinstance(error.__cause__, (MemoryError, RuntimeError))
+        # It can be called again, which continues.
+        dormant.materialize(model, **options.get(way, {}))
+        assert not dormant.is_lazy(model)
+
+    sweep(
+        "allocate",
+        prepare,
+        lambda model: dormant.materialize(model, **options.get(way, {})),
+        check,
+        and_all_after=True,
+    )
+
+
+_LIMITED = """
+import resource
+import torch
+import dormant
+from dormant.reporting.memory import available_bytes
+
+with dormant.lazy_init():
+    model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(64)))
+torch.manual_seed(0)
+torch.set_num_threads(1)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (taken + (400 << 20), hard))
+assert available_bytes() <= 400 << 20
+try:
+    dormant.materialize(model, memory_budget=16 << 20)
+except MemoryError as error:
+    print(error)
+done = [not dormant.is_lazy(layer) for layer in model]
+assert 1 < sum(done) < 64, done
+resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+kept = [layer.weight.data_ptr() for layer, real in zip(model, done) if real]
+dormant.materialize(model)
+assert kept == [layer.weight.data_ptr() for layer, real in zip(model, done) if real]
+assert not dormant.is_lazy(model)
+"""
+
+
+@pytest.mark.skipif(resident_bytes() is None, reason="the system has no /proc")
+def test_under_a_limit_of_the_system_the_rest_stays_lazy() -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", _LIMITED], capture_output=True, text=True, timeout=300
+    )
+    assert child.returncode == 0, child.stderr
+    found = re.search(
+        r"(\d+) storages still lazy need ([\d.]+) MiB, the largest 16.0 MiB; [\d.]+ [KM]?i?B free",
+        child.stdout,
+    )
+    assert found, child.stdout
+    assert float(found[2]) == 16 * int(found[1])
 
 
 def test_an_operator_that_needs_values_fails_and_can_be_called_again() -> None:

@@ -56,6 +56,14 @@ def main(folder: Path) -> None:
     verification: dormant.Verification = checkpoint.verify(progress=False)
     assert_type(verification.nbytes, int)
 
+    for target in (model, model.state_dict(), checkpoint["0.weight"], [model, {"a": checkpoint}]):
+        assert_type(dormant.is_lazy(target), bool)
+        assert_type(dormant.summary(target), dormant.Summary)
+        assert_type(dormant.materialize(target), dormant.Report)
+    assert_type(dormant.is_lazy(checkpoint), bool)
+    assert_type(dormant.summary(checkpoint), dormant.Summary)
+    assert_type(dormant.is_lazy(model.parameters()), bool)
+
     report = dormant.load(model, checkpoint, missing="error", mmap="never", rename={"old.": ""})
     assert_type(report.missing, tuple[str, ...])
     assert_type(report.tensors, list[dormant.TensorReport])
@@ -83,6 +91,8 @@ def shown(summary: dormant.Summary, report: dormant.Report, tensor: dormant.Tens
     assert_type(sample.resident, int)
     assert_type(tensor.shape, tuple[int, ...])
     assert_type(report.to_dict(), dict[str, Any])
+    assert_type(report.count("quantized") + report.count("meta"), int)
+    assert_type(summary.tensors[0].meta, bool)
     assert_type(dormant.cmake_prefix_path, str)
     torch.serialization.add_safe_globals(dormant.recipes.safe_globals())
 
@@ -122,6 +132,7 @@ def other_libraries(folder: Path, model: torch.nn.Module, some_class: Any) -> No
 
 def wrong(model: torch.nn.Module) -> None:
     # Each of these is an error, and mypy would complain of an ignored one that is none.
+    dormant.is_lazy(3)  # type: ignore[arg-type]
     dormant.materialize(model, values="precise")  # type: ignore[arg-type]
     dormant.load(model, "file", mising="init")  # type: ignore[call-arg]
     dormant.load(model, 7)  # type: ignore[arg-type]

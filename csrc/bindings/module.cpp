@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings/arguments.h"
 #include "bindings/parts.h"
 #include "random/exact_path.h"
 #include "recipe/recipe.h"
@@ -31,6 +32,9 @@
 
 namespace py = pybind11;
 using namespace dormant::record;
+using dormant::bindings::plain;
+using dormant::bindings::Storage;
+using dormant::bindings::Tensor;
 using dormant::tile::HeldTensors;
 
 namespace {
@@ -95,13 +99,14 @@ dormant::Values values_from(const std::string& name) {
                           : dormant::Values::empty;
 }
 
-py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::string& values,
+py::list materialize_tensors(const std::vector<Tensor>& arguments, const std::string& values,
                              const OnStep& on_step, std::optional<size_t> memory_budget,
                              const std::string& mmap, HeldTensors* held) {
   const dormant::tile::Options options{{.values = values_from(values),
                                         .memory_budget = memory_budget,
                                         .mmap = mmap_from(mmap),
                                         .on_step = interruptible(on_step)}};
+  const auto tensors = plain(arguments);
   std::vector<dormant::tile::Materialized> done;
   {
     const py::gil_scoped_release other_threads_may_run;
@@ -124,7 +129,7 @@ py::list materialize_tensors(const std::vector<at::Tensor>& tensors, const std::
   return result;
 }
 
-void check_write_budget(const std::vector<at::Tensor>& tensors, size_t memory_budget) {
+void check_write_budget(const std::vector<Tensor>& tensors, size_t memory_budget) {
   std::vector<dormant::tile::Output> outputs;
   for (const auto& tensor : tensors) {
     (void)storage_of(tensor);
@@ -134,7 +139,7 @@ void check_write_budget(const std::vector<at::Tensor>& tensors, size_t memory_bu
   dormant::tile::check_write_budget(outputs, memory_budget);
 }
 
-void write_tensors(const std::vector<std::tuple<at::Tensor, int64_t>>& tensors, int descriptor,
+void write_tensors(const std::vector<std::tuple<Tensor, int64_t>>& tensors, int descriptor,
                    const std::string& path, const OnStep& on_step,
                    std::optional<size_t> memory_budget) {
   std::vector<dormant::tile::Output> outputs;
@@ -146,7 +151,7 @@ void write_tensors(const std::vector<std::tuple<at::Tensor, int64_t>>& tensors, 
   dormant::tile::write(outputs, {descriptor, path}, {memory_budget, interruptible(on_step)});
 }
 
-at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
+at::Tensor view_as(const Tensor& storage_tensor, const py::object& dtype,
                    const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                    int64_t offset) {
   TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dormant: view_as: dtype must be a torch.dtype");
@@ -165,13 +170,25 @@ at::Tensor view_as(const at::Tensor& storage_tensor, const py::object& dtype,
   return tensor;
 }
 
-py::tuple dump(const at::Tensor& tensor) {
+py::object attributes(const py::object& object) {
+  auto* dictionary = PyObject_GenericGetDict(object.ptr(), nullptr);
+  if (dictionary == nullptr) {
+    if (PyErr_ExceptionMatches(PyExc_AttributeError) == 0) {
+      throw py::error_already_set();
+    }
+    PyErr_Clear();
+    return py::none();
+  }
+  return py::reinterpret_steal<py::object>(dictionary);
+}
+
+py::tuple dump(const Tensor& tensor) {
   const auto recipe = dormant::recipe::write(storage_of(tensor));
   return py::make_tuple(py::bytes(recipe.document), recipe.tensors);
 }
 
-at::Tensor load(const py::bytes& document, const std::vector<at::Tensor>& tensors) {
-  return flat(dormant::recipe::read(static_cast<std::string_view>(document), tensors));
+at::Tensor load(const py::bytes& document, const std::vector<Tensor>& tensors) {
+  return flat(dormant::recipe::read(static_cast<std::string_view>(document), plain(tensors)));
 }
 
 }  // namespace
@@ -197,26 +214,29 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       },
       py::arg("on"), py::pos_only());
   m.def("value_reads", [] { return value_reads(); });
-  m.def("is_lazy", [](const at::Tensor& tensor) { return is_lazy(tensor); });
-  m.def("carries_key", &carries_key);
-  m.def("settle", &settle);
-  m.def("storage_id", [](const at::Tensor& tensor) {
+  m.def("is_lazy", [](const Tensor& tensor) { return is_lazy(tensor); });
+  m.def("carries_key", [](const Tensor& tensor) { return carries_key(tensor); });
+  m.def("settle", [](const Tensor& tensor) { settle(tensor); });
+  m.def("storage_id", [](const Tensor& tensor) {
     return reinterpret_cast<uintptr_t>(storage_of(tensor).unsafeGetStorageImpl());
   });
-  m.def("storage_nbytes", [](const at::Tensor& tensor) { return storage_of(tensor).nbytes(); });
-  m.def("tensor_over", &flat, "All bytes of a storage as a uint8 tensor over it, lazy or real.");
+  m.def("storage_nbytes", [](const Tensor& tensor) { return storage_of(tensor).nbytes(); });
+  m.def(
+      "tensor_over", [](const Storage& storage) { return flat(storage); },
+      "All bytes of a storage as a uint8 tensor over it, lazy or real.");
   m.def("live_storages", &live_storages);
-  m.def("operators", [](const at::Tensor& tensor) { return operator_names(tail_of(tensor)); });
-  m.def("sources", [](const at::Tensor& tensor) { return source_names(tail_of(tensor)); });
+  m.def("operators", [](const Tensor& tensor) { return operator_names(tail_of(tensor)); });
+  m.def("is_statistic", [](const Tensor& tensor) { return is_statistic(tensor); });
+  m.def("sources", [](const Tensor& tensor) { return source_names(tail_of(tensor)); });
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),
         py::arg("on_step"), py::arg("memory_budget") = std::nullopt, py::arg("mmap") = "auto",
         py::arg("held") = nullptr);
   py::class_<HeldTensors>(m, "HeldTensors")
-      .def(py::init([](const std::vector<at::Tensor>& tensors) {
+      .def(py::init([](const std::vector<Tensor>& tensors) {
              for (const auto& tensor : tensors) {
                (void)storage_of(tensor);
              }
-             return std::make_unique<HeldTensors>(tensors);
+             return std::make_unique<HeldTensors>(plain(tensors));
            }),
            py::arg("tensors"), py::pos_only())
       .def("restore", &HeldTensors::restore)
@@ -228,16 +248,21 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         }
         return storages;
       });
-  m.def("read_of", &read_of);
-  m.def("quantize", &dormant::record::quantize, py::arg("tensor"), py::arg("quantizer"),
-        py::arg("outputs") = std::vector<at::Tensor>());
+  m.def("read_of", [](const Tensor& tensor) { return read_of(tensor); });
+  m.def(
+      "quantize",
+      [](const Tensor& tensor, const std::shared_ptr<Quantizer>& quantizer,
+         const std::vector<Tensor>& outputs) {
+        return quantize(tensor, quantizer, plain(outputs));
+      },
+      py::arg("tensor"), py::arg("quantizer"), py::arg("outputs") = py::tuple());
   m.def("check_write_budget", &check_write_budget, py::arg("tensors"), py::arg("memory_budget"),
         py::pos_only());
   m.def("write", &write_tensors, py::arg("tensors"), py::arg("descriptor"), py::arg("path"),
         py::arg("on_step"), py::arg("memory_budget") = std::nullopt, py::pos_only());
   m.def("exact_path", [] { return dormant::random::exact_path().description; });
   m.def("clone_storage",
-        [](const at::Tensor& tensor) { return flat(clone_storage(storage_of(tensor))); });
+        [](const Tensor& tensor) { return flat(clone_storage(storage_of(tensor))); });
   m.def("view_as", &view_as);
   m.def("dump", &dump);
   m.def("load", &load);
@@ -249,6 +274,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
             {"allocate", allocate}, {"read", read}, {"write", write}};
       },
       py::arg("text"), py::pos_only());
+  m.def("attributes", &attributes, py::arg("object"), py::pos_only(),
+        "The dictionary of an object's own attributes, whatever its class does with __dict__.");
   m.def("torch_version", [] { return std::string(TORCH_VERSION); });
   m.attr("version") =
       py::str("{}.{}.{}")

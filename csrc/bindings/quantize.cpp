@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/arguments.h"
 #include "bindings/parts.h"
 #include "quantize/four_bit.h"
 #include "quantize/int8_rows.h"
@@ -32,15 +33,14 @@ c10::ArrayRef<float> values_of(const char* what, const at::Tensor& tensor) {
   return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
 }
 
-std::shared_ptr<FourBit> make_four_bit(std::string kind, int64_t block_size,
-                                       const at::Tensor& values,
-                                       const std::optional<at::Tensor>& nested_map) {
+std::shared_ptr<FourBit> make_four_bit(std::string kind, int64_t block_size, const Tensor& values,
+                                       const std::optional<Tensor>& nested_map) {
   return std::make_shared<FourBit>(
       std::move(kind), block_size, values_of("values", values),
       nested_map ? std::optional(values_of("nested_map", *nested_map)) : std::nullopt);
 }
 
-std::vector<at::Tensor> quantize_now(const at::Tensor& tensor, const Quantizer& quantizer,
+std::vector<at::Tensor> quantize_now(const Tensor& tensor, const Quantizer& quantizer,
                                      int threads) {
   std::vector<at::Tensor> outputs;
   for (const auto& geometry : quantizer.outputs(tensor.sizes())) {

@@ -68,6 +68,19 @@ bool autograd_would_track(const Call& call) {
   return requires_grad;
 }
 
+/// Whether the options ask for a layout whose key BackendSelect, below us, puts before
+/// kBelowAutograd.
+bool makes_another_layout(const Call& call) {
+  const auto& arguments = call.op.schema().arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto& value = call.arguments()[i];
+    if (value.isInt() && arguments[i].name() == "layout") {
+      return value.toLayout() != c10::kStrided;
+    }
+  }
+  return false;
+}
+
 /// Whether autograd's kernel may be asked to note a call that is not run, but recorded.
 bool can_note(const Call& call) {
   // What comes between autograd and us: bits that are resolved first, and other layouts.
@@ -78,7 +91,8 @@ bool can_note(const Call& call) {
   const auto route = call.traits.route;
   return recording() &&
          (route == Route::in_place || route == Route::functional || route == Route::decompose) &&
-         !call.keys.has_any(between) && returns_below_autograd(call.op);
+         !call.keys.has_any(between) && !makes_another_layout(call) &&
+         returns_below_autograd(call.op);
 }
 
 /// Eager refuses these before it touches any data.

@@ -68,7 +68,7 @@ const OperatorRow kRows[] = {
     {"index_put _index_put_impl_ _unsafe_index_put", {.index = IndexRule::per_element}},
 
     {"size stride numel dim storage_offset sym_size sym_stride sym_numel sym_storage_offset"
-     " sym_is_contiguous is_contiguous is_same_size is_set_to _has_same_storage_numel is_pinned"
+     " sym_is_contiguous is_contiguous is_same_size is_set_to _has_same_storage_numel"
      " is_coalesced is_floating_point is_complex is_signed is_conj is_neg is_inference"
      " _is_zerotensor _debug_has_internal_overlap _version output_nr is_leaf retains_grad"
      " result_type can_cast get_device _has_compatible_shallow_copy_type is_distributed"
@@ -100,7 +100,8 @@ const OperatorRow kRows[] = {
      " _make_per_channel_quantized_tensor",
      {.kind = Kind::real}},
     // Composite kernels that look at data pointers.
-    {"max_pool1d fbgemm_linear_quantize_weight fbgemm_pack_gemm_matrix_fp16", {.kind = Kind::real}},
+    {"max_pool1d fbgemm_linear_quantize_weight fbgemm_pack_gemm_matrix_fp16 is_pinned",
+     {.kind = Kind::real}},
     // Indices whose bounds are only checked when it runs.
     {"take put one_hot embedding_bag _embedding_bag _embedding_bag_forward_only index_put_with_sort"
      " _unsafe_masked_index nll_loss_forward nll_loss2d_forward cross_entropy_loss bincount histc"

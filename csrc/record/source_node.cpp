@@ -128,4 +128,10 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
   return outputs;
 }
 
+bool is_statistic(const at::Tensor& tensor) {
+  const auto history = history_of(tensor);
+  return history && history->tail && history->tail->kind == NodeKind::quantize &&
+         history->tail->operands.at(1).buffer != history->buffer;
+}
+
 }  // namespace dormant::record

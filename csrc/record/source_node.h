@@ -39,4 +39,7 @@ DORMANT_BINDINGS_API std::vector<at::Tensor> quantize(
     const at::Tensor& tensor, const std::shared_ptr<const Quantizer>& quantizer,
     std::vector<at::Tensor> outputs = {});
 
+/// Whether `tensor` is lazy and an output of `quantize` besides the codes, which come first.
+DORMANT_BINDINGS_API bool is_statistic(const at::Tensor& tensor);
+
 }  // namespace dormant::record

@@ -344,11 +344,19 @@ std::vector<Materialized> materialize_tensors(c10::ArrayRef<at::Tensor> tensors,
       storages.push_back(tensor.storage());
     }
   }
-  auto done = materialize(storages, options);
-  for (const auto& tensor : tensors) {
-    record::settle(tensor);
+  const auto settle = [&] {
+    for (const auto& tensor : tensors) {
+      record::settle(tensor);
+    }
+  };
+  try {
+    auto done = materialize(storages, options);
+    settle();
+    return done;
+  } catch (...) {
+    settle();  // what was done stays
+    throw;
   }
-  return done;
 }
 
 size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options) {

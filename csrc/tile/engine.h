@@ -58,7 +58,8 @@ struct Options : MaterializeOptions {
 /// ValueError where `memory_budget` is too small to work in.
 std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, const Options& options);
 
-/// The same of tensors, whose keys then agree with their storages. Of a view that alone refers to
+/// The same of tensors, of which each storage may have several. The keys of all of them, real ones
+/// too, agree with their storages afterwards, also where it throws. Of a view that alone refers to
 /// its storage only that part is made (sole_view.h).
 DORMANT_BINDINGS_API std::vector<Materialized> materialize_tensors(
     c10::ArrayRef<at::Tensor> tensors, Options options);

@@ -48,15 +48,19 @@ std::vector<Materialized> HeldTensors::materialize(c10::ArrayRef<at::Tensor> ten
       }
     }
   };
-  try {
-    auto done = tile::materialize(wanted, options);
-    note_begun();
+  const auto settle_all = [&] {
     for (const auto& tensor : tensors) {
       record::settle(tensor);
     }
+  };
+  try {
+    auto done = tile::materialize(wanted, options);
+    note_begun();
+    settle_all();
     return done;
   } catch (...) {
     note_begun();
+    settle_all();
     throw;
   }
 }

@@ -11,7 +11,7 @@ class MaterializedStorage(TypedDict):
     nbytes: int
     operators: int
     seconds: float
-    way: Literal["tiles", "mapped", "replay"]
+    way: Literal["tiles", "mapped", "replay"] | None  # None of what only went to a file
     read_bytes: int
     initialised_bytes: int
     sources: list[str]
@@ -27,6 +27,9 @@ def carries_key(tensor: torch.Tensor, /) -> bool: ...
 def storage_id(tensor: torch.Tensor, /) -> int: ...
 def storage_nbytes(tensor: torch.Tensor, /) -> int: ...
 def operators(tensor: torch.Tensor, /) -> list[str]: ...
+def is_statistic(tensor: torch.Tensor, /) -> bool:
+    """Whether it is lazy and what quantizing makes besides the codes."""
+
 def sources(tensor: torch.Tensor, /) -> set[str]: ...
 def live_storages() -> int: ...
 def tensor_over(storage: torch.UntypedStorage, /) -> torch.Tensor: ...
@@ -39,7 +42,8 @@ def materialize(
     memory_budget: int | None = None,
     mmap: Literal["auto", "always", "never"] = "auto",
     held: HeldTensors | None = None,
-) -> list[MaterializedStorage]: ...
+) -> list[MaterializedStorage]:
+    """Afterwards, also where it raises, no tensor given carries the key unless it is lazy."""
 
 class HeldTensors:
     def __init__(self, tensors: Sequence[torch.Tensor], /) -> None: ...
@@ -79,6 +83,10 @@ def load(document: bytes, tensors: Sequence[torch.Tensor], /) -> torch.Tensor: .
 version: str
 
 def torch_version() -> str: ...
+
+# What an object holds.
+def attributes(object: object, /) -> dict[object, object] | None:
+    """Its own attributes, whatever its class does with `__dict__`; None where it can have none."""
 
 # For tests.
 def set_faults(text: str, /) -> dict[str, int]:

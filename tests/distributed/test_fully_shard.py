@@ -63,3 +63,24 @@ def test_tensor_parallel_layers_sharded_again(run_ranks: RunRanks) -> None:
 def test_a_lazy_sharded_model_may_run_without_materialize(run_ranks: RunRanks) -> None:
     for rank, result in enumerate(run_ranks(2, "fully_sharded:shard_without_materializing")):
         assert_same_tensors(result["eager step"], result["step"], f"rank {rank}")
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_reports_and_summaries_list_each_parameter_once_by_its_name(
+    run_ranks: RunRanks, world: int
+) -> None:
+    for rank, result in enumerate(run_ranks(world, "fully_sharded:shard_and_report")):
+        where = f"rank {rank}"
+        for what, listed in result["listed"].items():
+            names = [name for names, _ in listed for name in names]
+            assert len(names) == len(set(names)), (where, what)
+            assert {names[0]: nbytes for names, nbytes in listed} == result["parts"], (where, what)
+            # Tied parameters are one.
+            assert ("embedding.weight", "head.weight") in [names for names, _ in listed], what
+        total = sum(result["parts"].values())
+        assert all(nbytes >= total for nbytes in result["nbytes"]), where
+        assert len(set(result["nbytes"])) == 1, where
+        trained = [name for names, _ in result["trained"] for name in names]
+        assert len(trained) == len(set(trained)), where
+        assert "embedding.weight" in trained, where
+        assert "embedding.weight.grad" in trained, where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 import dormant
 from compare import assert_same_bits
+from dormant.tensors.identity import identity
 
 Start = Callable[[Callable[[], nn.Module]], nn.Module]
 
@@ -232,3 +234,120 @@ def test_one_tensor_of_a_checkpoint_may_become_two_parameters(saved: Saver) -> N
         model.get_parameter("a").zero_()
     assert_same_bits(torch.arange(40000.0).view(200, 200), model.get_parameter("b"))
     assert dormant.is_lazy(tensor)
+
+
+class Conjugate(nn.Module):
+    """The same elements read as they are, conjugated, and as the negated imaginary parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("whole", torch.randn(3, dtype=torch.complex64))
+        self.register_buffer("conjugate", self.whole.conj())
+        self.register_buffer("negative", self.whole.conj().imag)
+
+
+class Reinterpreted(nn.Module):
+    """The same bytes as other dtypes, and a real tie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("floats", torch.randn(4))
+        self.register_buffer("integers", self.floats.view(torch.int32))
+        self.register_buffer("halves", self.floats.view(torch.bfloat16))
+        self.register_buffer("tied", self.floats)
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("pairs", torch.randn(3, 2))
+        self.register_buffer("numbers", torch.view_as_complex(self.pairs))
+
+
+VIEWS = pytest.mark.parametrize("build", [Conjugate, Reinterpreted, Complex])
+
+
+def _values(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@VIEWS
+@pytest.mark.parametrize("start", [lazy, eager])
+@pytest.mark.parametrize("turned", [False, True])
+def test_other_readings_of_the_same_elements_load_as_in_eager(
+    build: type[nn.Module], start: Start, turned: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(77)
+    state = _values(build())
+    if turned:
+        state = dict(reversed(state.items()))
+    torch.save(state, tmp_path / "model.pt")
+    for checkpoint in (state, tmp_path / "model.pt"):
+        model = start(build)
+        dormant.load(model, checkpoint)
+        assert_same_model(eager_loaded(build, state), model)
+    for name in state:
+        part = {name: state[name]}
+        model = start(build)
+        report = dormant.load(model, part)
+        assert_same_model(eager_loaded(build, part, strict=False), model)
+        missing = set(state) - {name}
+        if name in ("floats", "tied"):
+            missing -= {"floats", "tied"}  # one of a tie's names is enough
+        assert set(report.missing) == missing
+
+
+@VIEWS
+@pytest.mark.parametrize("start", [lazy, eager])
+def test_other_readings_of_the_same_elements_are_saved_and_listed_each(
+    build: type[nn.Module], start: Start, tmp_path: Path
+) -> None:
+    expected, model = eager(build), start(build)
+    names = {
+        name: names
+        for tensor in dormant.summary(model).tensors
+        for names in [tensor.names]
+        for name in names
+    }
+    assert set(names) == set(expected.state_dict())
+    assert all(len(tied) == 1 or set(tied) == {"floats", "tied"} for tied in names.values())
+    dormant.save(model, tmp_path)
+    saved = dormant.open_checkpoint(tmp_path)
+    assert set(saved) == set(names) - {"tied"}
+    for name, tensor in saved.items():
+        dormant.materialize(tensor)
+        assert_same_bits(expected.state_dict()[name].resolve_conj().resolve_neg(), tensor, name)
+    dormant.load(eager(build), tmp_path)
+    report = dormant.materialize(model)
+    assert {name for tensor in report.tensors for name in tensor.names} == set(names)
+    assert_same_model(expected, model)
+    again = lazy(build)
+    dormant.load(again, tmp_path)
+    assert_same_model(expected, again)
+
+
+def test_one_question_about_identity_has_one_answer() -> None:
+    base = torch.arange(6.0).view(2, 3)
+    number = torch.zeros(2, dtype=torch.complex64)
+    with dormant.lazy_init():
+        recorded = torch.randn(4)
+    for one, other, same in (
+        (base, base, True),
+        (base, base.detach(), True),
+        (base, nn.Parameter(base), True),
+        (recorded, recorded.view(4), True),
+        (base, base.clone(), False),
+        (base, base.t(), False),
+        (base, base.view(3, 2), False),
+        (base, base[:1], False),
+        (base[0], base[1], False),
+        (base, base.view(torch.int32), False),
+        (number, number.conj(), False),
+        (number.imag, number.conj().imag, False),
+        (base.to_sparse(), base.to_sparse(), False),
+        (nn.UninitializedParameter(), nn.UninitializedParameter(), False),
+        (torch.ones(2, device="meta"), torch.ones(2, device="meta"), False),
+    ):
+        assert (identity(one) == identity(other)) is same, (one, other)
+        assert identity(one) == identity(one)
+        assert isinstance(hash(identity(one)), int)

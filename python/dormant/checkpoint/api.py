@@ -28,6 +28,7 @@ from dormant.checkpoint.verification import Verification, verify
 from dormant.recording import patches
 from dormant.reporting.progress import Callback
 from dormant.tensor_parallel.rules import Rules
+from dormant.tensors.targets import MadeAnew
 from dormant.text.table import format_bytes, format_html_table
 
 # What is often taken for a checkpoint, by its first bytes.
@@ -45,7 +46,7 @@ _NAMED = 20
 PathLike = str | os.PathLike[str]
 
 
-class Checkpoint(Mapping[str, torch.Tensor]):
+class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
     """The tensors of checkpoint files by name; made by `open_checkpoint`.
 
     A tensor is made when it is asked for, is lazy, and is read when it is materialised. Tensors

@@ -49,7 +49,7 @@ from dormant.saving.api import save
 from dormant.saving.publication import Publication
 from dormant.tensor_parallel.rules import LLAMA, LLAMA3
 from dormant.tensor_parallel.sets import split
-from dormant.tensors.geometry import identity
+from dormant.tensors.identity import identity
 from dormant.tensors.names import renamed
 from dormant.tensors.names import renaming as as_function
 from dormant.text.table import format_bytes

@@ -13,7 +13,7 @@ import torch
 from dormant.integrations.library import imported
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
-from dormant.tensors.geometry import identity
+from dormant.tensors.identity import identity
 from dormant.tensors.names import NamesError, listed
 
 

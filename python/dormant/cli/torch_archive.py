@@ -23,7 +23,7 @@ from dormant._extension import _C
 from dormant.cli.zip_layout import Record, ZipLayout
 from dormant.reporting.progress import Callback
 from dormant.saving.publication import write_bytes
-from dormant.tensors.geometry import identity
+from dormant.tensors.identity import identity
 
 _ROOT = "archive"
 # Bytes that are read at a time for a checksum.

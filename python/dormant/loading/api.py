@@ -31,6 +31,7 @@ from dormant.tensor_parallel.sets import apply_diffs
 from dormant.tensors.conversion import as_dtype, convert
 from dormant.tensors.device import check_device
 from dormant.tensors.dtensor import is_dtensor
+from dormant.tensors.identity import identity
 from dormant.tensors.inventory import (
     Inventory,
     element_bytes,
@@ -359,11 +360,11 @@ def _take(
             absent = tuple(name for name in tensors if name not in given)
             return _Names(absent, (), mismatched)
     missing, unexpected = _names_of(result, tensors, given)
-    loaded = {_identity(tensors[name]) for name in given if name in tensors}
+    loaded = {identity(tensors[name]) for name in given if name in tensors}
     absent = tuple(
         name
         for name in missing
-        if name not in taken and (name not in tensors or _identity(tensors[name]) not in loaded)
+        if name not in taken and (name not in tensors or identity(tensors[name]) not in loaded)
     )
     return _Names(absent, tuple(unexpected), {}, at_once)
 
@@ -442,17 +443,6 @@ def _shard(value: Any, like: torch.Tensor) -> Any:
     return own_part(value, like) if value.shape == like.shape else value
 
 
-def _identity(tensor: torch.Tensor) -> object:
-    if is_wrapper(tensor) or not owns_storage(tensor) or _uninitialised(tensor):
-        return id(tensor)
-    return (
-        _C.storage_id(tensor),
-        tensor.storage_offset(),
-        tuple(tensor.size()),
-        tensor.stride(),
-    )
-
-
 def _fits(value: torch.Tensor, tensor: torch.Tensor) -> bool:
     # Module._load_from_state_dict takes a scalar from a vector of one, as PyTorch 0.3 saved them.
     return value.shape == tensor.shape or (tensor.dim() == 0 and tuple(value.shape) == (1,))
@@ -496,7 +486,7 @@ def _check_ties(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -
     for name, tensor in tensors.items():
         if not isinstance(state.get(name), torch.Tensor):
             continue
-        other = first.setdefault(_identity(tensor), name)
+        other = first.setdefault(identity(tensor), name)
         if other != name and not _same_values(state[other], state[name]):
             raise ValueError(
                 f"load: {other!r} and {name!r} are one tensor in the model and have different "
@@ -511,7 +501,7 @@ def _same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     if a is b or is_dtensor(a) or is_dtensor(b):
         return True
-    if _identity(a) == _identity(b) or a.numel() == 0:
+    if identity(a) == identity(b) or a.numel() == 0:
         return True
     with torch.no_grad():
         a, b = a.detach(), b.detach()
@@ -521,8 +511,6 @@ def _same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
         for row in range(0, a.shape[0], rows):
             parts = [each[row : row + rows].clone() for each in (a, b)]
             _C.materialize(parts, "exact", None, None, "never")
-            for part in parts:
-                _C.settle(part)
             one, other = (part.contiguous().view(-1).view(torch.uint8) for part in parts)
             if not torch.equal(one, other):
                 return False

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, get_args
 
 import torch
 
 from dormant._extension import _C
+from dormant.materialization.exhausted_memory import explained
 from dormant.materialization.options import (
     check_choice,
     check_dtype,
@@ -24,51 +26,52 @@ from dormant.reporting.progress import Callback, ProgressBar, wants_bar
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
 from dormant.tensors.conversion import as_dtype, convert
 from dormant.tensors.device import check_device
-from dormant.tensors.inventory import (
-    Inventory,
-    InventoryEntry,
-    is_wrapper,
-    owns_storage,
-    take_inventory,
-)
-from dormant.tensors.reachable import reachable_tensors
+from dormant.tensors.identity import is_meta, is_wrapper, owns_storage
+from dormant.tensors.inventory import Inventory, InventoryEntry, take_inventory
+from dormant.tensors.reachable import is_module, is_tensor, reachable_tensors
+from dormant.tensors.targets import Target, roots_of
+from dormant.text.printable import printable
+from dormant.text.table import format_count
 
 Values = Literal["exact", "fast", "empty"]
 _FAST_PATH = "Philox 4x32-10, not PyTorch's values"
-Target: TypeAlias = (
-    "torch.nn.Module | torch.Tensor | Mapping[str, object] | "
-    "Iterable[torch.nn.Module | torch.Tensor | Mapping[str, object]]"
-)
 
 
-def is_lazy(target: torch.Tensor | torch.nn.Module) -> bool:
-    """Whether a tensor has no memory yet, or a module holds any such tensor.
+def is_lazy(target: Target) -> bool:
+    """Whether a tensor has no memory yet, or anything else holds such a tensor.
 
     Args:
-        target: a tensor, or a module; of a module every tensor it holds counts: parameters,
-            buffers, gradients and tensors in any attribute.
+        target: a tensor, a module, a mapping such as a state dict or a `Checkpoint`, or an iterable
+            of these. Of a module every tensor it holds counts: parameters, buffers, gradients and
+            tensors in any attribute. An iterator is consumed.
 
     Returns:
-        True while any of them is lazy.
+        True while any of them is lazy. Meta tensors are not: they never get values.
 
     Raises:
-        TypeError: `target` is neither.
+        TypeError: `target` is none of these.
 
     Example:
         >>> import torch, dormant
         >>> dormant.is_lazy(torch.nn.Linear(2, 2))
         False
+        >>> with dormant.lazy_init():
+        ...     layer = torch.nn.Linear(2, 2)
+        >>> dormant.is_lazy(layer.state_dict())
+        True
     """
-    if not isinstance(target, (torch.Tensor, torch.nn.Module)):
-        raise TypeError(f"is_lazy: expected a tensor or a module, got {type(target).__name__}.")
-    if isinstance(target, torch.Tensor) and not is_wrapper(target):
+    if is_tensor(target) and not is_wrapper(target):
         return _lacks_memory(target)
-    return any(_lacks_memory(tensor) for _, tensor in reachable_tensors(target))
+    return any(
+        _lacks_memory(tensor)
+        for name, root in roots_of(target, "is_lazy")
+        for _, tensor in reachable_tensors(root, name)
+    )
 
 
 def _lacks_memory(tensor: torch.Tensor) -> bool:
     with torch._C.DisableTorchFunctionSubclass():
-        return owns_storage(tensor) and _C.is_lazy(tensor)
+        return owns_storage(tensor) and not is_meta(tensor) and _C.is_lazy(tensor)
 
 
 def materialize(
@@ -86,7 +89,8 @@ def materialize(
     """Brings lazy tensors to life in place, bit-equal to eager construction.
 
     Every object that refers to them (parameters, ties, views, optimizers, `state_dict` entries) is
-    the same object afterwards, and valid. Tensors that are already real are left as they are. Order
+    the same object afterwards, and valid. Tensors that are already real are left as they are, and
+    so are those on the meta device, which have no values: a warning names them. Order
     does not matter: any part may be materialised at any time. Of a storage that a single view
     refers to, only the view's part takes memory; the rest, which `as_strided` could show, is zero.
 
@@ -95,7 +99,8 @@ def materialize(
 
     Args:
         target: a module, a tensor, a mapping such as a state dict, or an iterable of these. Of a
-            module, every tensor it holds in any attribute is materialised.
+            module, every tensor it holds in any attribute is materialised. A `Checkpoint` makes
+            its tensors anew at each access and is refused: keep them, `dict(checkpoint)`.
         values: "exact" gives the values of eager construction. "fast" gives other values of the
             same distributions, at the speed of memory, as for debugging or benchmarks: uniform,
             normal and Bernoulli numbers, and everything computed from them tile by tile, come from
@@ -122,11 +127,13 @@ def materialize(
         What was done to each tensor, and what it cost.
 
     Raises:
-        TypeError: `target`, `dtype` or `memory_budget` is of a type that cannot be used.
+        TypeError: `target`, `dtype` or `memory_budget` is of a type that cannot be used, or
+            `target` is a `Checkpoint`.
         ValueError: `values` or `device` is not one of those possible, or `memory_budget` is too
             small to work in; the message says the minimum, and nothing was materialised.
         NotImplementedError: an operator cannot be replayed; the message names it.
-        RuntimeError: an operator failed, as out of memory; its message says which.
+        MemoryError: memory is exhausted; the message says how much is needed and how much is free.
+        RuntimeError: an operator failed; its message says which.
         KeyboardInterrupt: the user interrupted it.
 
     Example:
@@ -144,7 +151,7 @@ def materialize(
     check_choice(mmap, ("auto", "always", "never"), "mmap", "materialize")
     with MemoryTrace(trace_memory) as trace:
         report = bring_to_life(
-            _roots(target),
+            roots_of(target, "materialize", changes=True),
             values=values,
             place=place,
             dtype=dtype,
@@ -174,47 +181,49 @@ def bring_to_life(
     peak = PeakMemory()
     finished: dict[int, _C.MaterializedStorage] = {}
 
-    if dtype is not None:
-        convert(roots, as_dtype(dtype))
-    quantised: dict[str, list[_C.MaterializedStorage]] = {}
-    if values != "empty":
-        for prefix, root in roots:
+    with explained("materialize", roots):
+        if dtype is not None:
+            convert(roots, as_dtype(dtype))
+        quantized: dict[str, list[_C.MaterializedStorage]] = {}
+        if values != "empty":
+            for prefix, root in roots:
 
-            def realize_layer(layer: torch.nn.Module, name: str, prefix: str = prefix) -> None:
-                full_name = f"{prefix}.{name}" if prefix and name else prefix or name
-                quantised[full_name] = _realize_layer(layer, values, memory_budget, mmap)
+                def realize_layer(layer: torch.nn.Module, name: str, prefix: str = prefix) -> None:
+                    full_name = f"{prefix}.{name}" if prefix and name else prefix or name
+                    tensors = take_inventory([("", layer)]).objects
+                    quantized[full_name] = _C.materialize(
+                        tensors, values, None, memory_budget, mmap
+                    )
 
-            finish_layerwise(root, realize_layer)
-    inventory = take_inventory(roots)
-    origins: dict[int, Origin] = {}
-    for name, layer_storages in quantised.items():
-        finished.update((each["storage"], each) for each in layer_storages)
-        read = any(each["read_bytes"] for each in layer_storages)
-        origins.update(
-            dict.fromkeys(_count_as_lazy(inventory, name), "checkpoint" if read else "initialised")
-        )
-    with steps("materialize", progress, peak) as on_step:
+                finish_layerwise(root, realize_layer)
+        inventory = take_inventory(roots)
+        origins: dict[int, Origin] = {}
+        for name, storages in quantized.items():
+            finished.update((each["storage"], each) for each in storages)
+            read = any(each["read_bytes"] for each in storages)
+            origin: Origin = "checkpoint" if read else "initialised"
+            origins.update(dict.fromkeys(_count_as_lazy(inventory, name), origin))
+        with steps("materialize", progress, peak) as on_step:
 
-        def realize(tensors: list[torch.Tensor]) -> None:
-            for storage in _C.materialize(tensors, values, on_step, memory_budget, mmap):
-                finished[storage["storage"]] = storage
+            def realize(tensors: list[torch.Tensor]) -> None:
+                for storage in _C.materialize(tensors, values, on_step, memory_budget, mmap):
+                    finished[storage["storage"]] = storage
 
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            if _lacks_memory(tensor):
-                realize([tensor])
-            return tensor.to(place)
-
-        try:
             if place is not None:
+                aliases = inventory.objects_by_storage()
+
+                def moved(tensor: torch.Tensor) -> torch.Tensor:
+                    if is_meta(tensor):
+                        return tensor
+                    if _lacks_memory(tensor):
+                        realize([tensor, *aliases.get(_C.storage_id(tensor), ())])
+                    return tensor.to(place)
+
                 convert(roots, moved)
-            pending = [t for t in inventory.lazy_storages.values() if _C.is_lazy(t)]
-            if pending:
-                realize(pending)
-        finally:
-            for tensor in inventory.objects:
-                _C.settle(tensor)
+            realize(inventory.objects)
     forget_sources(root for _, root in roots)
     patches.uninstall_if_idle()
+    _warn_of_meta_tensors(roots, inventory)
     return make_report(
         inventory,
         finished,
@@ -225,18 +234,27 @@ def bring_to_life(
     )
 
 
-def _realize_layer(
-    layer: torch.nn.Module,
-    values: Values,
-    memory_budget: int | None,
-    mmap: Literal["auto", "always", "never"],
-) -> list[_C.MaterializedStorage]:
-    inventory = take_inventory([("", layer)])
-    tensors = list(inventory.lazy_storages.values())
-    storages = _C.materialize(tensors, values, None, memory_budget, mmap)
-    for tensor in inventory.objects:
-        _C.settle(tensor)
-    return storages
+def _warn_of_meta_tensors(roots: list[tuple[str, object]], inventory: Inventory) -> None:
+    """Warns of parameters, buffers and tensors given that can never have values."""
+    meta = {id(entry.tensor): entry for entry in inventory.entries if entry.meta}
+    if not meta:
+        return
+    given: dict[int, torch.Tensor] = {}
+    for _, root in roots:
+        if is_module(root):
+            given.update((id(tensor), tensor) for tensor in (*root.parameters(), *root.buffers()))
+        elif is_tensor(root):
+            given[id(root)] = root
+    names = [printable(entry.names[0]) for key, entry in meta.items() if key in given]
+    if names:
+        warnings.warn(
+            f"materialize: {format_count(len(names), 'tensor')} on the meta device "
+            f"{'has' if len(names) == 1 else 'have'} no values and stay there: "
+            f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. Build the model in "
+            "dormant.lazy_init() instead of torch.device('meta').",
+            UserWarning,
+            stacklevel=4,  # who called materialize
+        )
 
 
 def _count_as_lazy(inventory: Inventory, layer: str) -> list[int]:
@@ -284,13 +302,17 @@ def make_report(
         origins: of storages that `finished` does not tell of.
     """
 
-    def origin(storage: int, lazy: bool) -> Origin:
-        if storage in origins:
-            return origins[storage]
-        done = finished.get(storage)
+    def origin(entry: InventoryEntry) -> Origin:
+        if entry.meta:
+            return "meta"
+        if entry.statistic and values != "empty":
+            return "quantized"
+        if entry.storage in origins:
+            return origins[entry.storage]
+        done = finished.get(entry.storage)
         if done is not None and done["read_bytes"] > 0:
             return "checkpoint"
-        if not lazy and done is None:
+        if not entry.lazy and done is None:
             return "already real"
         return "empty" if values == "empty" else "initialised"
 
@@ -301,7 +323,7 @@ def make_report(
             shape=entry.shape,
             dtype=entry.dtype,
             nbytes=entry.nbytes,
-            origin=origin(entry.storage, entry.lazy),
+            origin=origin(entry),
             operators=0 if done is None else done["operators"],
             storage=entry.storage,
             way=None if done is None else done["way"],
@@ -322,34 +344,6 @@ def make_report(
         read_bytes=sum(done["read_bytes"] for done in finished.values()),
         initialised_bytes=sum(done["initialised_bytes"] for done in finished.values()),
     )
-
-
-def _roots(target: Target) -> list[tuple[str, object]]:
-    """Names what `target` consists of; a module's own names need no prefix."""
-    if isinstance(target, (torch.nn.Module, torch.Tensor, Mapping)):
-        return _named("", target)
-    if not isinstance(target, Iterable) or isinstance(target, (str, bytes)):
-        raise TypeError(
-            "materialize: target must be a module, a tensor, a mapping such as a state dict, or an "
-            f"iterable of these; got {type(target).__name__}."
-        )
-    roots: list[tuple[str, object]] = []
-    for position, item in enumerate(target):
-        if not isinstance(item, (torch.nn.Module, torch.Tensor, Mapping)):
-            hint = " For (name, tensor) pairs pass dict(pairs)." if isinstance(item, tuple) else ""
-            raise TypeError(
-                "materialize: an iterable target must hold modules, tensors or mappings; item "
-                f"{position} is a {type(item).__name__}.{hint}"
-            )
-        roots.extend(_named(f"[{position}]", item))
-    return roots
-
-
-def _named(name: str, item: object) -> list[tuple[str, object]]:
-    if isinstance(item, Mapping):
-        prefix = f"{name}." if name else ""
-        return [(f"{prefix}{key}", value) for key, value in item.items()]
-    return [(name or ("tensor" if isinstance(item, torch.Tensor) else ""), item)]
 
 
 def _check_values(values: str) -> None:

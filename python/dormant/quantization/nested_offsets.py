@@ -45,5 +45,4 @@ def compute_offsets(
                     tell(before + count * done // max(of, 1), total)
 
             _C.materialize([offset], "exact", on_step, memory_budget)
-            _C.settle(offset)
             before += count

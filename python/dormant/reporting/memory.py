@@ -1,8 +1,9 @@
-"""Resident memory of this process, as the system counts it."""
+"""Memory of this process, as the system counts it: what it takes, and what it may still have."""
 
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -54,6 +55,51 @@ def highest_resident_bytes() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
+
+
+def available_bytes() -> int | None:
+    """Bytes that this process could still have, without swap; None where the system does not tell.
+
+    The least of what the machine has, its control group (a container) and `ulimit -v` allow.
+    """
+    rooms = [_of_machine(), _of_control_group(), _of_limit()]
+    return min((max(0, room) for room in rooms if room is not None), default=None)
+
+
+def _of_machine() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _of_control_group() -> int | None:
+    """Version 2 of control groups: each group up to the root may have a limit."""
+    rooms: list[int] = []
+    try:
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        group = Path("/sys/fs/cgroup", own.lstrip("/"))
+        for folder in (group, *group.parents):
+            limit = folder / "memory.max"
+            if limit.is_file() and (most := limit.read_text().strip()) != "max":
+                rooms.append(int(most) - int((folder / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(rooms, default=None)
+
+
+def _of_limit() -> int | None:
+    try:
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return None
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        return limit - pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 class PeakMemory:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from dormant.reporting.memory import MemorySample
 from dormant.reporting.plot import plot_report
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
 
-Origin = Literal["checkpoint", "initialised", "empty", "already real"]
+Origin = Literal["checkpoint", "initialised", "quantized", "empty", "already real", "meta"]
 Way = Literal["tiles", "mapped", "replay"]
 
 _HEADER = ("origin", "dtype", "tensors", "bytes", "largest")
@@ -25,9 +26,10 @@ class TensorReport:
         names: every name that leads to it: more than one for tied tensors and aliases.
         shape: its sizes.
         dtype: its dtype as text, "float32".
-        nbytes: bytes of its elements.
+        nbytes: bytes of its elements; 0 on the meta device.
         origin: "checkpoint" (its elements are made of what a file holds), "initialised" (its
-            history was run), "empty" (memory without values), or "already real".
+            history was run), "quantized" (a statistic of a quantized weight), "empty" (memory
+            without values), "already real", or "meta" (on the meta device: it has no values).
         operators: recorded operators run for its storage; 0 where it was already real.
         storage: identity of its storage: equal for views of one storage.
         way: how its storage came to life: "tiles" (piece by piece, in parallel), "mapped" (the
@@ -47,7 +49,7 @@ class TensorReport:
     files: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What `materialize`, `load` or `save` did.
 
@@ -104,11 +106,21 @@ class Report:
         return self.read_bytes / self.seconds if self.seconds > 0 else 0.0
 
     def count(self, origin: Origin) -> int:
-        """Number of tensors of one origin."""
+        """Number of tensors of one origin.
+
+        Raises:
+            ValueError: there is no such origin.
+        """
+        _check_name("count", "origin", origin, get_args(Origin))
         return sum(tensor.origin == origin for tensor in self.tensors)
 
     def count_way(self, way: Way) -> int:
-        """Number of tensors whose storages came to life in one way."""
+        """Number of tensors whose storages came to life in one way.
+
+        Raises:
+            ValueError: there is no such way.
+        """
+        _check_name("count_way", "way", way, get_args(Way))
         return sum(tensor.way == way for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,6 +150,16 @@ class Report:
             True
         """
         plot_report(self, path)
+
+    def __repr__(self) -> str:
+        """One line: how many tensors, their bytes, where they came from."""
+        counts = ", ".join(
+            f"{count} {origin}" for origin in get_args(Origin) if (count := self.count(origin))
+        )
+        return (
+            f"Report({format_count(len(self.tensors), 'tensor')}, {format_bytes(self.nbytes)}"
+            f"{': ' if counts else ''}{counts}; {self.seconds:.3f} s)"
+        )
 
     def __str__(self) -> str:
         """A short table: one line for each origin and dtype, then totals."""
@@ -197,6 +219,16 @@ class Report:
                 + ", ".join(f"{name} ({format_bytes(nbytes)})" for name, nbytes in reads)
             )
         return rows, footer
+
+
+def _check_name(method: str, kind: str, name: object, known: tuple[str, ...]) -> None:
+    if name in known:
+        return
+    near = get_close_matches(str(name), known, 1)
+    raise ValueError(
+        f"Report.{method}: {kind} {name!r}, expected one of {', '.join(map(repr, known))}."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+    )
 
 
 def with_memory_trace(report: Report, samples: Sequence[MemorySample]) -> Report:

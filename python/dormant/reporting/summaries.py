@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from dormant._extension import _C
 from dormant.reporting.plot import plot_summary
 from dormant.tensors.inventory import take_inventory
+from dormant.tensors.targets import Target, roots_of
 from dormant.text.table import (
     format_bytes,
     format_count,
@@ -31,10 +30,11 @@ class TensorSummary:
         names: every name that leads to it; tied tensors have several.
         shape: its sizes.
         dtype: its dtype as text, "float32".
-        nbytes: bytes of its elements.
+        nbytes: bytes of its elements; 0 on the meta device.
         lazy: whether its storage has no memory yet.
         operators: recorded operators in the history of its storage; 0 where it is real.
         storage: identity of its storage: equal for views of one storage.
+        meta: whether it is on the meta device: it has no values and never gets any.
     """
 
     names: tuple[str, ...]
@@ -44,9 +44,17 @@ class TensorSummary:
     lazy: bool
     operators: int
     storage: int
+    meta: bool = False
+
+    @property
+    def state(self) -> str:
+        """What the table says: "real", "meta", or how many operators are recorded."""
+        if self.lazy:
+            return format_count(self.operators, "operator")
+        return "meta" if self.meta else "real"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
     """What a model holds; `str()` is a table.
 
@@ -84,6 +92,10 @@ class Summary:
         """
         plot_summary(self, path)
 
+    def __repr__(self) -> str:
+        """One line: how many tensors, how many lazy, the bytes now and after."""
+        return f"Summary({self._totals()})"
+
     def __str__(self) -> str:
         """A table: one line for each tensor, then totals."""
         return format_table(_HEADER, *self._table())
@@ -99,35 +111,42 @@ class Summary:
                 "x".join(map(str, tensor.shape)) or "scalar",
                 tensor.dtype,
                 format_bytes(tensor.nbytes),
-                format_count(tensor.operators, "operator") if tensor.lazy else "real",
+                tensor.state,
             )
             for tensor in self.tensors
         ]
+        meta = sum(tensor.meta for tensor in self.tensors)
+        footer = [self._totals()]
+        if meta:
+            footer.append(f"{format_count(meta, 'tensor')} on the meta device, without values")
+        if any(tensor.lazy for tensor in self.tensors):
+            footer.append(f"random numbers: {self.random_path}")
+        return rows, footer
+
+    def _totals(self) -> str:
         lazy = sum(tensor.lazy for tensor in self.tensors)
-        footer = [
+        return (
             f"{format_count(len(self.tensors), 'tensor')}, "
             f"{lazy} lazy ({self.lazy_rate:.1%} of the bytes); "
             f"{format_bytes(self.bytes_now)} now, "
             f"{format_bytes(self.bytes_after)} once materialised"
-        ]
-        if lazy:
-            footer.append(f"random numbers: {self.random_path}")
-        return rows, footer
+        )
 
 
-def summary(model: torch.nn.Module | torch.Tensor | dict[str, torch.Tensor]) -> Summary:
-    """Lists what `model` holds: what is lazy, the bytes it takes now and will take.
+def summary(target: Target) -> Summary:
+    """Lists what `target` holds: what is lazy, the bytes it takes now and will take.
 
     Nothing is materialised by it.
 
     Args:
-        model: a module, a tensor or a state dict.
+        target: a module, a tensor, a mapping such as a state dict or a `Checkpoint`, or an iterable
+            of these. An iterator is consumed.
 
     Returns:
         Every distinct tensor, with totals.
 
     Raises:
-        TypeError: `model` is none of these.
+        TypeError: `target` is none of these.
 
     Example:
         >>> import torch, dormant
@@ -137,11 +156,7 @@ def summary(model: torch.nn.Module | torch.Tensor | dict[str, torch.Tensor]) -> 
         >>> found.bytes_now, found.bytes_after
         (0, 4194304)
     """
-    if not isinstance(model, (torch.nn.Module, torch.Tensor, dict)):
-        raise TypeError(
-            f"summary: expected a module, a tensor or a state dict, got {type(model).__name__}."
-        )
-    inventory = take_inventory([("tensor" if isinstance(model, torch.Tensor) else "", model)])
+    inventory = take_inventory(roots_of(target, "summary"))
     operators = {
         storage: len(_C.operators(tensor)) for storage, tensor in inventory.lazy_storages.items()
     }
@@ -155,6 +170,7 @@ def summary(model: torch.nn.Module | torch.Tensor | dict[str, torch.Tensor]) -> 
                 lazy=entry.lazy,
                 operators=operators.get(entry.storage, 0),
                 storage=entry.storage,
+                meta=entry.meta,
             )
             for entry in inventory.entries
         ],

@@ -13,15 +13,16 @@ from pathlib import Path
 import torch
 
 from dormant._extension import _C
+from dormant.materialization.api import make_report
 from dormant.materialization.options import check_memory_budget
 from dormant.quantization.nested_offsets import compute_offsets
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.progress import Callback, ProgressBar, wants_bar
-from dormant.reporting.report import Report, TensorReport
+from dormant.reporting.report import Report
 from dormant.saving.publication import Publication, write_bytes
 from dormant.saving.safetensors_header import METADATA_KEY, Layout, dtype_name, lay_out_file
-from dormant.tensors.geometry import identity
-from dormant.tensors.inventory import element_bytes, is_wrapper, owns_storage
+from dormant.tensors.identity import identity
+from dormant.tensors.inventory import Inventory, element_bytes, is_wrapper, owns_storage
 from dormant.text.byte_count import parse_bytes
 
 _WHOLE = "model.safetensors"
@@ -339,37 +340,31 @@ class _Account:
     """What a `Report` needs, taken before anything is written."""
 
     def __init__(self, entries: list[_Entry]) -> None:
-        self._storages: dict[int, int] = {}
-        self._operators: dict[int, int] = {}
-        self._tensors = [self._describe(entry) for entry in entries]
-
-    def _describe(self, entry: _Entry) -> TensorReport:
-        tensor = entry.tensor
-        storage = _C.storage_id(tensor)
-        self._storages[storage] = _C.storage_nbytes(tensor)
-        lazy = _C.is_lazy(tensor)
-        if lazy and storage not in self._operators:
-            self._operators[storage] = len(_C.operators(tensor))
-        files = tuple(sorted(_C.sources(tensor)))
-        return TensorReport(
-            names=tuple(entry.names),
-            shape=tuple(tensor.shape),
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            nbytes=entry.nbytes,
-            origin="already real" if not lazy else "checkpoint" if files else "initialised",
-            operators=self._operators.get(storage, 0),
-            storage=storage,
-            files=files,
-        )
+        self._inventory = Inventory()
+        self._made: dict[int, _C.MaterializedStorage] = {}
+        for entry in entries:
+            described = self._inventory.add(entry.tensor, entry.names)
+            if described.lazy and described.storage not in self._made:
+                self._made[described.storage] = {
+                    "storage": described.storage,
+                    "nbytes": described.nbytes,
+                    "operators": len(_C.operators(entry.tensor)),
+                    "seconds": 0.0,
+                    "way": None,
+                    "read_bytes": 0,
+                    "initialised_bytes": 0,
+                    "sources": sorted(_C.sources(entry.tensor)),
+                }
 
     def finish(self, seconds: float, peak_memory: int | None) -> Report:
-        return Report(
-            tensors=self._tensors,
-            storages=len(self._storages),
-            nbytes=sum(self._storages.values()),
-            lazy_nbytes=sum(self._storages[storage] for storage in self._operators),
-            operators=sum(self._operators.values()),
+        return make_report(
+            self._inventory,
+            self._made,
+            values="exact",
             seconds=seconds,
             peak_memory=peak_memory,
-            value_reads=_C.value_reads(),
+            origins={
+                storage: "checkpoint" if made["sources"] else "initialised"
+                for storage, made in self._made.items()
+            },
         )

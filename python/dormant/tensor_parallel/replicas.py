@@ -8,6 +8,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.materialization.api import materialize
+from dormant.tensors.identity import identity
 
 _BLOCK_BYTES = 8 << 20  # of all replicas together, so large ones never exist whole
 
@@ -39,7 +40,7 @@ part 0's, pass check=False.
     others = {
         part: replica
         for part, replica in enumerate(replicas)
-        if _identity(replica) != _identity(first)
+        if identity(replica) != identity(first)
     }
     if not others or first.numel() == 0:
         return
@@ -58,10 +59,6 @@ part 0's, pass check=False.
                     f"part 0 it is {blocks[0][differing].item()!r}. Give it the rule by which it "
                     "is divided, or, to take part 0's, pass check=False."
                 )
-
-
-def _identity(tensor: torch.Tensor) -> object:
-    return _C.storage_id(tensor), tensor.storage_offset(), tensor.stride()
 
 
 def _block(tensor: torch.Tensor, begin: int, count: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dormant.tensors.exhausted_memory import is_exhausted_memory
 from dormant.tensors.storage import unrecorded
 
 
@@ -22,6 +23,7 @@ def check_device(
 
     Raises:
         TypeError: `device` is of a type that PyTorch takes for none.
+        MemoryError: no memory was left to try it.
         ValueError: PyTorch knows no such device, or no tensor can be made there.
     """
     if device is None:
@@ -49,6 +51,10 @@ def check_device(
         with unrecorded():
             torch.empty(0, device=place)
     except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
+        if is_exhausted_memory(error):
+            raise MemoryError(
+                f"{operation}: out of memory. Nothing was done. Cause: {error}"
+            ) from error
         reason, _, _ = str(error).partition("\n")
         raise ValueError(
             f"{operation}: device {str(place)!r} was asked for, and torch {torch.__version__} "

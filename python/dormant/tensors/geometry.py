@@ -44,16 +44,3 @@ def lay_out(flat: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     if geometry.bits:
         torch._utils.set_tensor_metadata(tensor, geometry.bits)  # type: ignore[no-untyped-call]
     return tensor
-
-
-def identity(tensor: torch.Tensor) -> object:
-    """Equal for tensors that show the same elements of one storage in the same way: tied ones."""
-    return (
-        _C.storage_id(tensor),
-        tensor.dtype,
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.is_conj(),
-        tensor.is_neg(),
-    )

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 
 from dormant._extension import _C
-from dormant.tensors.reachable import reachable_tensors
+from dormant.tensors.identity import identity, is_meta
+from dormant.tensors.identity import is_wrapper as is_wrapper
+from dormant.tensors.identity import owns_storage as owns_storage
+from dormant.tensors.reachable import only_part, reachable_tensors
 
 
 @dataclass
 class InventoryEntry:
-    """One distinct tensor: the same elements of the same storage, under all its names."""
+    """One distinct tensor: the same elements of the same storage, under all its names.
+
+    Attributes:
+        tensor: one of the objects that it is.
+        names: every name that leads to it.
+        shape: its sizes.
+        dtype: its dtype as text, "float32".
+        nbytes: bytes of its elements; 0 of meta tensors, which have none.
+        storage: identity of its storage.
+        lazy: whether that has no memory yet.
+        meta: whether it can never have values.
+        statistic: whether it is lazy, and what quantizing makes besides the codes.
+    """
 
     tensor: torch.Tensor
     names: list[str]
@@ -22,6 +38,8 @@ class InventoryEntry:
     nbytes: int
     storage: int
     lazy: bool
+    meta: bool = False
+    statistic: bool = False
 
 
 @dataclass
@@ -50,9 +68,46 @@ class Inventory:
         """Bytes of those that have no memory."""
         return sum(self.storage_nbytes[storage] for storage in self.lazy_storages)
 
+    def add(self, tensor: torch.Tensor, names: list[str]) -> InventoryEntry:
+        """Adds a tensor that is none of those added before."""
+        has_storage, storage = owns_storage(tensor), storage_of(tensor)
+        meta = is_meta(tensor)
+        lazy = has_storage and not meta and _C.is_lazy(tensor)
+        entry = InventoryEntry(
+            tensor=tensor,
+            names=names,
+            shape=sizes_of(tensor),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            nbytes=0 if meta else element_bytes(tensor),
+            storage=storage,
+            lazy=lazy,
+            meta=meta,
+            statistic=lazy and _C.is_statistic(tensor),
+        )
+        self.entries.append(entry)
+        if storage not in self.storage_nbytes:
+            self.storage_nbytes[storage] = (
+                entry.nbytes if meta or not has_storage else _C.storage_nbytes(tensor)
+            )
+        if lazy:
+            self.lazy_storages.setdefault(storage, tensor)
+        return entry
+
+    def objects_by_storage(self) -> dict[int, list[torch.Tensor]]:
+        """The objects over each storage, real or lazy."""
+        found: dict[int, list[torch.Tensor]] = {}
+        for tensor in self.objects:
+            if owns_storage(tensor):
+                found.setdefault(_C.storage_id(tensor), []).append(tensor)
+        return found
+
 
 def take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
     """Finds every tensor under the named roots.
+
+    A tensor that another one consists of wholly, as a DTensor of its local part, has the name of
+    that one. What only hooks hold of a storage that the model has anyway, as the flat views of
+    FSDP, is no entry of its own.
 
     Args:
         roots: (name, object) pairs.
@@ -69,40 +124,38 @@ def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
     inventory = Inventory()
     known: set[int] = set()
     entries: dict[object, InventoryEntry] = {}
+    wholes: dict[int, str] = {}
     for root_name, root in roots:
-        for name, tensor in reachable_tensors(root, root_name):
+        for path, tensor in reachable_tensors(root, root_name):
             if id(tensor) not in known:
                 known.add(id(tensor))
                 inventory.objects.append(tensor)
-            has_storage = owns_storage(tensor)
-            storage = _C.storage_id(tensor) if has_storage else id(tensor)
-            # A tensor without a storage of its own is what its parts are; they come by themselves.
-            identity = _geometry(tensor, storage) if has_storage else storage
-            entry = entries.get(identity)
+            name = wholes.get(id(tensor), path)
+            part = only_part(tensor) if is_wrapper(tensor) else tensor
+            if part is None:
+                continue  # its parts come by themselves
+            entry = entries.get(identity(part))
             if entry is not None:
-                if name not in entry.names:
+                if name not in entry.names and not _HELD_BY_HOOK.search(name):
                     entry.names.append(name)
                 continue
-            lazy = has_storage and _C.is_lazy(tensor)
-            entry = InventoryEntry(
-                tensor=tensor,
-                names=[name],
-                shape=sizes_of(tensor),
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                nbytes=element_bytes(tensor),
-                storage=storage,
-                lazy=lazy,
-            )
-            entries[identity] = entry
-            if is_wrapper(tensor):
+            if part is not tensor:
+                wholes[id(part)] = name  # it comes next
                 continue
-            inventory.entries.append(entry)
-            inventory.storage_nbytes.setdefault(
-                storage, _C.storage_nbytes(tensor) if has_storage else element_bytes(tensor)
-            )
-            if lazy:
-                inventory.lazy_storages.setdefault(storage, tensor)
+            if _OF_A_MESH.search(path):
+                continue
+            if _HELD_BY_HOOK.search(name) and (
+                storage_of(tensor) in inventory.storage_nbytes or element_bytes(tensor) == 0
+            ):
+                continue
+            entries[identity(tensor)] = inventory.add(tensor, [name])
     return inventory
+
+
+# "_forward_pre_hooks[0].__self__._fsdp_param_groups[0]...." of a module or one of its parts.
+_HELD_BY_HOOK = re.compile(r"(?:^|\.)_\w+_hooks\[")
+# What a DTensor says of its ranks is none of the model's tensors, though it may be lazy.
+_OF_A_MESH = re.compile(r"\._spec\.mesh\.")
 
 
 def own_parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter | None:
@@ -114,16 +167,9 @@ def own_parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter | No
     return registry.get(name) if isinstance(registry, dict) else None
 
 
-def owns_storage(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is elements of a storage of its own; sparse and nested tensors are not."""
-    return bool(torch._C._has_storage(tensor)) and not tensor.is_nested
-
-
-def is_wrapper(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is a subclass made of other tensors, as DTensor is."""
-    return type(tensor) not in (torch.Tensor, torch.nn.Parameter) and hasattr(
-        type(tensor), "__tensor_flatten__"
-    )
+def storage_of(tensor: torch.Tensor) -> int:
+    """Identity of the storage of `tensor`; its own where it has none."""
+    return _C.storage_id(tensor) if owns_storage(tensor) else id(tensor)
 
 
 def element_bytes(tensor: torch.Tensor) -> int:
@@ -134,13 +180,3 @@ def element_bytes(tensor: torch.Tensor) -> int:
 def sizes_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """The sizes of `tensor`; of a nested tensor only how many tensors it holds."""
     return (tensor.size(0),) if tensor.is_nested else tuple(tensor.size())
-
-
-def _geometry(tensor: torch.Tensor, storage: int) -> object:
-    return (
-        storage,
-        tensor.dtype,
-        tensor.storage_offset(),
-        tuple(tensor.size()),
-        tensor.stride(),
-    )

@@ -1,44 +1,45 @@
-"""Every tensor that an object holds, however it holds it."""
+"""Every tensor that an object holds, however it holds it, found without running any of its code.
+
+What hangs on a module is anybody's: containers whose methods raise or never end, objects that lie
+about their class. So an object is what `type` says, containers are walked by the methods of the
+built-in class they derive from, and attributes are read where the interpreter keeps them.
+"""
 
 from __future__ import annotations
 
+import collections
 import functools
 import logging
 import types
-import weakref
-from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 
-# Nothing of these types leads to a tensor of the model; most objects met are one of them.
-_LEAVES = frozenset(
-    {
-        type(None),
-        bool,
-        int,
-        float,
-        complex,
-        str,
-        bytes,
-        bytearray,
-        range,
-        slice,
-        torch.Size,
-        torch.dtype,
-        torch.device,
-        torch.layout,
-        torch.memory_format,
-        torch.Generator,
-        types.BuiltinFunctionType,
-        types.CodeType,
-        weakref.ref,
-    }
-)
-# Most containers of a module, those of its hooks among them, are empty.
-_CONTAINERS = frozenset({dict, OrderedDict, list, tuple, set, frozenset})
-# Process-wide objects: following them would leave the model.
-_OUTSIDE = (type, types.ModuleType, logging.Logger)
+from dormant._extension import _C
+
+# A position has a name like "[3]".
+_Key: TypeAlias = "str | int"
+_Held: TypeAlias = "Iterable[tuple[_Key, Any]]"
+# What was gone through, innermost last; joined only where a tensor is found.
+_Path: TypeAlias = "tuple[_Path, _Key] | None"
+
+
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether `value` really is a tensor; `isinstance` believes mocks and proxies, too."""
+    return issubclass(type(value), torch.Tensor)
+
+
+def is_module(value: object) -> TypeGuard[torch.nn.Module]:
+    """Whether `value` really is a module."""
+    return issubclass(type(value), torch.nn.Module)
+
+
+def only_part(wrapper: torch.Tensor) -> torch.Tensor | None:
+    """The tensor of which a wrapper subclass consists; None where there are several, or none."""
+    held = _held_by(wrapper, _examine(type(wrapper)))
+    parts = [value for key, value in held if key != "grad" and is_tensor(value)]
+    return parts[0] if len(parts) == 1 else None
 
 
 def reachable_tensors(root: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -47,124 +48,244 @@ def reachable_tensors(root: object, name: str = "") -> Iterator[tuple[str, torch
     Followed are modules (parameters, buffers, submodules, all other attributes), dicts (keys too),
     lists, tuples, sets, deques, attributes and slots of any object, partials, bound methods, and
     functions' closures and defaults, but no module-level names; of tensors, `.grad`, python
-    attributes and the tensors a wrapper subclass is made of. Cycles are fine and nothing recurses.
+    attributes and the tensors a wrapper subclass is made of. Weak references are not followed, and
+    iterators not consumed. Cycles are fine, nothing recurses, and no method of what is met runs.
 
     Args:
         root: any object.
         name: the name of `root`; names below it are joined to it.
 
     Yields:
-        (name, tensor), depth first in the order of definition. A tensor held under two names comes
-        twice; what lies below an object comes under the first name only.
+        (name, tensor), depth first in the order of definition, but the other attributes of modules
+        only after all that is registered: what a state dict has comes under its name there first. A
+        tensor held under two names comes twice; what lies below an object comes under the first
+        name only.
     """
+    kinds: dict[int, _Kind] = {}
     # Keeps what was visited alive: an id is unique only that long, and some are made on the fly.
     seen: dict[int, object] = {}
-    pending: list[tuple[str, object]] = [(name, root)]
-    while pending:
-        path, item = pending.pop()
-        if isinstance(item, torch.Tensor):
-            yield path, item
-        if id(item) in seen:
-            continue
-        seen[id(item)] = item
-        below = [
-            (_join(path, key), value)
-            for key, value in _children(item)
-            if type(value) not in _LEAVES
-            and (type(value) not in _CONTAINERS or value)
-            and not isinstance(value, _OUTSIDE)
-        ]
-        pending.extend(reversed(below))
-
-
-def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path and not key.startswith("[") else path + key
-
-
-def _children(item: object) -> Iterator[tuple[str, object]]:
-    if isinstance(item, torch.Tensor):
-        gradient = _gradient(item)
-        if gradient is not None:
-            yield "grad", gradient
-    elif isinstance(item, torch.nn.Module):
-        yield from _module_children(item)
-        return
-    elif isinstance(item, dict):
-        for position, (key, value) in enumerate(list(dict.items(item))):
-            if type(key) not in _LEAVES:
-                yield f"[key {position}]", key
-            yield (key if type(key) is str else f"[{position}]"), value
-    elif isinstance(item, (list, tuple, set, frozenset, deque)):
-        for position, value in enumerate(list(item)):
-            yield f"[{position}]", value
-    elif isinstance(item, functools.partial):
-        yield from (("func", item.func), ("args", item.args), ("keywords", item.keywords))
-    elif isinstance(item, types.MethodType):
-        yield from (("__self__", item.__self__), ("__func__", item.__func__))
-        return
-    elif isinstance(item, types.FunctionType):
-        yield from (("__defaults__", item.__defaults__), ("__kwdefaults__", item.__kwdefaults__))
-        for position, cell in enumerate(item.__closure__ or ()):
-            try:
-                yield f"[closure {position}]", cell.cell_contents
-            except ValueError:  # a variable that was never assigned
+    start: _Path = (None, name)
+    pending: list[tuple[_Path, Any]] = [(start, root)]
+    others: collections.deque[tuple[_Path, torch.nn.Module]] = collections.deque()
+    while pending or others:
+        if pending:
+            path, item = pending.pop()
+            kind = _kind_of(item, kinds)
+            if kind.is_tensor:
+                yield _joined(path), item
+            if id(item) in seen:
                 continue
-    yield from _attributes(item)
-
-
-def _gradient(tensor: torch.Tensor) -> torch.Tensor | None:
-    # A subclass may refuse to be asked (UninitializedParameter); inside the graph asking warns.
-    with torch._C.DisableTorchFunctionSubclass():
-        try:
-            held = tensor.is_leaf or tensor.retains_grad
-        except RuntimeError:
-            # One of several views made at once (split, chunk), its base changed in place since,
-            # as FSDP1's parameters are: it left the graph, and even is_leaf refuses.
-            return None
-        return tensor.grad if held else None
-
-
-def _module_children(module: torch.nn.Module) -> Iterator[tuple[str, object]]:
-    if isinstance(module, torch.jit.ScriptModule):
-        # Its tensors live in C++; the dictionaries are proxies of them.
-        yield from module.named_parameters(recurse=False)
-        yield from module.named_buffers(recurse=False)
-        yield from module.named_children()
-    for key, value in _attributes(module):
-        if key in ("_parameters", "_buffers", "_modules") and isinstance(value, dict):
-            yield from list(value.items())
+            seen[id(item)] = item
+            if kind.is_module:
+                others.append((path, item))
+                held = _registered(item)
+            else:
+                held = _held_by(item, kind)
         else:
-            yield key, value
+            path, item = others.popleft()
+            held = _unregistered(item, _kind_of(item, kinds))
+        found: list[tuple[_Path, Any]] = []
+        for key, value in held:
+            known = kinds.get(id(type(value))) or _kind_of(value, kinds)
+            if not _leads_nowhere(value, known):
+                found.append(((path, key), value))
+        found.reverse()
+        pending += found
 
 
-def _attributes(item: object) -> Iterator[tuple[str, object]]:
-    """Instance attributes and slots, read without running any property or __getattr__."""
-    try:
-        attributes = object.__getattribute__(item, "__dict__")
-    except AttributeError:
-        attributes = None
-    if isinstance(attributes, dict):
-        yield from list(attributes.items())
-    for name, slot in _slots(type(item)):
+def _joined(path: _Path) -> str:
+    keys: list[_Key] = []
+    while path is not None:
+        path, key = path
+        keys.append(key)
+    name = ""
+    for key in reversed(keys):
+        part = f"[{key}]" if type(key) is int else str(key)
+        name += f".{part}" if name and not part.startswith("[") else part
+    return name
+
+
+class _Kind(NamedTuple):
+    """What is known of a type.
+
+    Attributes:
+        type: the type itself, whose id is its own as long as this lives.
+        elements: what an object of it holds besides its attributes.
+        has_attributes: whether its objects have a dictionary of attributes.
+        slots: the attributes outside of it.
+        is_tensor: whether it is a tensor.
+        is_module: whether it is a module.
+        is_builtin: whether it is a container without anything of its own.
+    """
+
+    type: type
+    elements: Callable[[Any], _Held] | None = None
+    has_attributes: bool = False
+    slots: tuple[tuple[str, Any], ...] = ()
+    is_tensor: bool = False
+    is_module: bool = False
+    is_builtin: bool = False
+
+
+def _kind_of(item: object, kinds: dict[int, _Kind]) -> _Kind:
+    # By id: the metaclass of a type may have a __hash__ that raises.
+    kind = type(item)
+    known = kinds.get(id(kind))
+    if known is None:
+        known = kinds[id(kind)] = _examine(kind)
+    return known
+
+
+def _examine(kind: type) -> _Kind:
+    if issubclass(kind, _OUTSIDE):
+        return _Kind(kind)
+    return _Kind(
+        kind,
+        elements=next((held for base, held in _ELEMENTS if issubclass(kind, base)), None),
+        has_attributes=_DICT_OFFSET(kind) != 0,
+        slots=_slots(kind),
+        is_tensor=issubclass(kind, torch.Tensor),
+        is_module=issubclass(kind, torch.nn.Module),
+        is_builtin=any(kind is container for container in _CONTAINERS),
+    )
+
+
+def _slots(kind: type) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (name, slot)
+        for base in _MRO(kind)
+        if "__slots__" in _NAMESPACE(base)
+        for name, slot in list(_NAMESPACE(base).items())
+        if type(slot) is types.MemberDescriptorType
+    )
+
+
+def _leads_nowhere(value: Any, kind: _Kind) -> bool:
+    """Whether one look tells that there is no tensor: of most objects that are met it does."""
+    if kind.is_builtin:
+        return _all_plain(value) and (
+            not hasattr(kind.type, "values") or _all_plain(value.values())
+        )
+    if kind.elements is not None or kind.slots or kind.is_module:
+        return False
+    if not kind.has_attributes:
+        return True
+    attributes = _C.attributes(value)
+    return attributes is None or _all_plain(dict.values(attributes))
+
+
+def _all_plain(values: Iterable[object]) -> bool:
+    return _PLAIN.issuperset(map(id, map(type, values)))
+
+
+def _held_by(item: Any, kind: _Kind) -> Iterator[tuple[_Key, Any]]:
+    if kind.elements is not None:
+        yield from kind.elements(item)
+    if kind.has_attributes:
+        yield from _named(_C.attributes(item))
+    for name, slot in kind.slots:
         try:
             yield name, slot.__get__(item)
         except AttributeError:  # a slot that was never assigned
             continue
 
 
-_Slots = tuple[tuple[str, types.MemberDescriptorType], ...]
-_slots_of: weakref.WeakKeyDictionary[type, _Slots] = weakref.WeakKeyDictionary()
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
-def _slots(kind: type) -> _Slots:
-    slots = _slots_of.get(kind)
-    if slots is None:
-        slots = tuple(
-            (name, slot)
-            for base in kind.__mro__
-            if "__slots__" in vars(base)
-            for name, slot in list(vars(base).items())
-            if isinstance(slot, types.MemberDescriptorType)
-        )
-        _slots_of[kind] = slots
-    return slots
+def _registered(module: torch.nn.Module) -> Iterator[tuple[_Key, Any]]:
+    if issubclass(type(module), torch.jit.ScriptModule):
+        # Its tensors live in C++; the dictionaries are proxies of them.
+        yield from module.named_parameters(recurse=False)
+        yield from module.named_buffers(recurse=False)
+        yield from module.named_children()
+    attributes = _C.attributes(module) or {}
+    for registry in _REGISTRIES:
+        held = dict.get(attributes, registry)
+        if issubclass(type(held), dict):
+            yield from _named(held)
+
+
+def _unregistered(module: torch.nn.Module, kind: _Kind) -> Iterator[tuple[_Key, Any]]:
+    for key, value in _held_by(module, kind):
+        if key not in _REGISTRIES or not issubclass(type(value), dict):
+            yield key, value
+
+
+def _named(held: Any) -> list[tuple[_Key, Any]]:
+    items = list(dict.items(held)) if issubclass(type(held), dict) else []
+    return [
+        (key if type(key) is str else position, value)
+        for position, (key, value) in enumerate(items)
+    ]
+
+
+def _of_dict(item: dict[Any, Any]) -> Iterator[tuple[_Key, Any]]:
+    items = list(dict.items(item))
+    if not _all_plain(dict.keys(item)):
+        yield from ((f"[key {position}]", key) for position, (key, _) in enumerate(items))
+    yield from _named(item)
+
+
+def _of_tensor(tensor: torch.Tensor) -> Iterator[tuple[_Key, Any]]:
+    # A subclass may refuse to be asked (UninitializedParameter); inside the graph asking warns.
+    with torch._C.DisableTorchFunctionSubclass():
+        try:
+            held = _IS_LEAF(tensor) or _RETAINS_GRAD(tensor)
+        except RuntimeError:
+            # One of several views made at once (split, chunk), its base changed in place since,
+            # as FSDP1's parameters are: it left the graph, and even is_leaf refuses.
+            return
+        gradient = _GRAD(tensor) if held else None
+    if gradient is not None:
+        yield "grad", gradient
+
+
+def _of_function(function: types.FunctionType) -> Iterator[tuple[_Key, Any]]:
+    yield from (
+        ("__defaults__", function.__defaults__),
+        ("__kwdefaults__", function.__kwdefaults__),
+    )
+    for position, cell in enumerate(function.__closure__ or ()):
+        try:
+            yield f"[closure {position}]", cell.cell_contents
+        except ValueError:  # a variable that was never assigned
+            continue
+
+
+def _of_method(method: types.MethodType) -> _Held:
+    return ("__self__", method.__self__), ("__func__", method.__func__)
+
+
+def _of_partial(partial: functools.partial[Any]) -> _Held:
+    return tuple((name, _PARTIAL[name].__get__(partial)) for name in ("func", "args", "keywords"))
+
+
+def _positions(base: Any) -> Callable[[Any], _Held]:
+    # The list first: made at once, of a container that another thread may be changing.
+    return lambda item: enumerate(list(base.__iter__(item)))
+
+
+# Process-wide objects: following them would leave the model. torch.Size holds numbers only.
+_OUTSIDE = (type, types.ModuleType, logging.Logger, torch.Size)
+# Their own methods can be called as they are.
+_CONTAINERS = (dict, collections.OrderedDict, list, tuple, set, frozenset)
+_ELEMENTS: tuple[tuple[type, Callable[[Any], _Held]], ...] = (
+    (torch.Tensor, _of_tensor),
+    (dict, _of_dict),
+    *((base, _positions(base)) for base in (list, tuple, set, frozenset, collections.deque)),
+    (functools.partial, _of_partial),
+    (types.MethodType, _of_method),
+    (types.FunctionType, _of_function),
+)
+# By id, so that no type is asked for its hash; these live as long as the process.
+_PLAIN = frozenset(map(id, (type(None), bool, int, float, complex, str, bytes, torch.dtype)))
+
+# What a class, or its metaclass, cannot override.
+_MRO: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+_NAMESPACE: Callable[[type], Any] = type.__dict__["__dict__"].__get__
+_DICT_OFFSET: Callable[[type], int] = type.__dict__["__dictoffset__"].__get__
+_PARTIAL = functools.partial.__dict__
+_IS_LEAF: Callable[[torch.Tensor], bool] = torch._C.TensorBase.__dict__["is_leaf"].__get__
+_RETAINS_GRAD: Callable[[torch.Tensor], bool] = torch._C.TensorBase.__dict__["retains_grad"].__get__
+_GRAD: Callable[[torch.Tensor], Any] = torch._C.TensorBase.__dict__["grad"].__get__

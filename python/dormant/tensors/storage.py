@@ -33,7 +33,6 @@ def unrecorded() -> torch._C._ExcludeDispatchKeyGuard:
 def realize(tensor: torch.Tensor) -> None:
     """Gives a lazy tensor its memory and values, because Python code is about to read them."""
     _C.materialize([tensor], "exact", None)
-    _C.settle(tensor)
 
 
 def realize_storage(storage: torch.UntypedStorage | torch.storage.TypedStorage) -> None:

@@ -47,6 +47,39 @@ def shard(mesh: list[int], dim: int = 0, dtype: str = "float32") -> dict[str, An
     }
 
 
+def _listed(found: dormant.Summary | dormant.Report) -> list[tuple[tuple[str, ...], int]]:
+    return [(tensor.names, tensor.nbytes) for tensor in found.tensors]
+
+
+def shard_and_report() -> dict[str, Any]:
+    """What summary, report of `materialize` and report of `load` list of a sharded model."""
+    mesh = _mesh([torch.distributed.get_world_size()])
+    eager = eager_model("TiedModel")
+    _shard(eager, mesh, 0)
+    parts = {name: part.nbytes for name, part in local_tensors(eager).items()}
+    model = lazy_model("TiedModel")
+    _shard(model, mesh, 0)
+    before = dormant.summary(model)
+    report = dormant.materialize(model)
+    after = dormant.summary(model)
+    train_step(model, torch.arange(ROWS))
+    trained = dormant.summary(model)
+    loaded = lazy_model("TiedModel")
+    _shard(loaded, mesh, 0)
+    load = dormant.load(loaded, eager_model("TiedModel").state_dict())
+    return {
+        "parts": parts,
+        "listed": {
+            "before": _listed(before),
+            "report": _listed(report),
+            "after": _listed(after),
+            "load": _listed(load),
+        },
+        "nbytes": [report.nbytes, before.bytes_after, after.bytes_now, load.nbytes],
+        "trained": _listed(trained),
+    }
+
+
 def shard_tensor_parallel() -> dict[str, Any]:
     """Tensor parallelism in each row of a 2x2 mesh, FSDP2 across the rows."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))

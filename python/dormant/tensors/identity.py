@@ -1,0 +1,55 @@
+"""Which tensors are one: what makes two names tied, and what a tensor consists of."""
+
+from __future__ import annotations
+
+import torch
+
+from dormant._extension import _C
+
+
+def identity(tensor: torch.Tensor) -> object:
+    """Equal, and hashable, for tensors that are the same elements read in the same way: tied ones.
+
+    Views of other elements, of another shape, dtype or order are not the same, nor are conjugate
+    and negated views. A tensor that is not elements of a storage of its own (sparse, nested, made
+    of other tensors, of unknown shape) is the same as itself only. Holds as long as the tensors
+    live.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.zeros(2, 2)
+        >>> identity(weight) == identity(weight.detach()), identity(weight) == identity(weight.t())
+        (True, False)
+    """
+    # Subclasses may refuse even to tell their size: UninitializedParameter does.
+    with torch._C.DisableTorchFunctionSubclass():
+        if is_wrapper(tensor) or not owns_storage(tensor) or torch.nn.parameter.is_lazy(tensor):
+            return id(tensor)
+        return (
+            _C.storage_id(tensor),
+            tensor.dtype,
+            tensor.storage_offset(),
+            tuple(tensor.size()),
+            tensor.stride(),
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+
+
+def is_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is a subclass made of other tensors, as DTensor is."""
+    return type(tensor) not in (torch.Tensor, torch.nn.Parameter) and hasattr(
+        type(tensor), "__tensor_flatten__"
+    )
+
+
+def owns_storage(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is elements of a storage of its own; sparse and nested tensors are not."""
+    return bool(torch._C._has_storage(tensor)) and not tensor.is_nested
+
+
+def is_meta(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` can never have values: on the meta device, or a fake tensor."""
+    if tensor.device.type == "meta":
+        return True
+    return owns_storage(tensor) and tensor.untyped_storage().device.type == "meta"
