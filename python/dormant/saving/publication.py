@@ -180,9 +180,10 @@ class Publication:
 class Replacement:
     """Steps that give new files their names, each of which can be undone.
 
-    As a context manager it undoes all steps in reverse order where an exception ends it. What a
-    step replaces or removes keeps a temporary name until then, so after each step, of a kill too,
-    the folder is what the steps so far made of it.
+    As a context manager it undoes all steps in reverse order where an exception ends it: what a
+    step replaces or removes keeps a temporary name until then. Each step is a rename or a removal,
+    so after a kill the folder is what the steps so far made of it. Where a filesystem has no
+    second names, what is replaced cannot be put back; the steps before an error then stay.
     """
 
     def __init__(self, folder: Path, descriptor: int, waiting: dict[str, Path]) -> None:
@@ -213,20 +214,14 @@ class Replacement:
         names = list(self.waiting)
         for name in names[:-1]:
             self.place(name)
-        if len(names) > 1:
-            self.sync()
+        self.sync()
         for name in names[-1:]:
-            self.place(name, alone=len(names) == 1)
+            self.place(name)
 
-    def place(self, name: str, *, alone: bool = False) -> None:
-        """Gives a file its name, in place of what has it.
-
-        Args:
-            name: of a file that was created.
-            alone: no step comes before or after this one, so nobody will want the old file back.
-        """
+    def place(self, name: str) -> None:
+        """Gives a file its name, in place of what has it."""
         path = self.folder / name
-        self._set_aside(path, may_lose=alone)
+        self._set_aside(path, replaced=True)
         os.replace(self.waiting[name], path)  # noqa: PTH105  (tests let system calls fail)
         del self.waiting[name]
 
@@ -269,7 +264,7 @@ class Replacement:
             if error.errno not in _NO_SYNC:
                 raise
 
-    def _set_aside(self, path: Path, *, may_lose: bool = False) -> None:
+    def _set_aside(self, path: Path, *, replaced: bool = False) -> None:
         """Keeps what is about to be replaced or removed; undoing puts it back."""
         if not os.path.lexists(path):
             self._undo.callback(_remove, [path])
@@ -289,7 +284,11 @@ class Replacement:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            if not may_lose:
+            if replaced:
+                # A kill must not meet the name missing, so this step cannot be undone, nor can
+                # those before it, on which it stands.
+                self._undo.pop_all()
+            else:
                 os.replace(path, kept)  # noqa: PTH105
 
 
@@ -336,12 +335,15 @@ def _uninterrupted(work: Callable[[], None]) -> None:
     between any two instructions, those that undo something too.
     """
     failures: list[BaseException] = []
+    done = threading.Event()  # an interrupted Thread.join takes a thread for ended (bpo-45274)
 
     def run() -> None:
         try:
             work()
         except BaseException as error:  # raised again below
             failures.append(error)
+        finally:
+            done.set()
 
     if threading.current_thread() is not threading.main_thread():
         work()
@@ -353,9 +355,9 @@ def _uninterrupted(work: Callable[[], None]) -> None:
     except RuntimeError:  # there are no more threads, or the interpreter ends
         work()
         return
-    while thread.is_alive():
+    while not done.is_set():
         try:
-            thread.join()
+            done.wait()
         except BaseException as error:  # raised again below
             interrupt = error
     for failure in failures:
