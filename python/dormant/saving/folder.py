@@ -1,4 +1,4 @@
-"""A folder of safetensors files: how tensors are divided among them, and how they replace others."""
+"""A folder of safetensors files: which tensors are in which, and how they replace others."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def divide(contents: Contents, limit: int) -> Division:
         f"{contents.stem}-{number:05d}-of-{len(shards):05d}{_SUFFIX}": shard
         for number, shard in enumerate(shards, 1)
     }
-    index = {"metadata": {**contents.index_metadata, "total_size": total}}
+    index: dict[str, object] = {"metadata": {**contents.index_metadata, "total_size": total}}
     return Division(named, whole, index, contents.files)
 
 
 def replace_earlier(replacement: Replacement, division: Division) -> None:
-    """Puts the files in the place of those of an earlier save, in such an order that whoever reads
-    the folder at any time, or after this process was killed, finds one of the two saves whole.
+    """Puts the files in the place of those of an earlier save.
 
+    Whoever reads the folder after this process was killed finds one of the two saves whole.
     Readers take the single file before the index, and what the index says before shards. So one
     rename, of the single file or the index, or one removal, of the single file, is the step from
     the earlier save to this one. Where shards have the names of earlier ones there are two such
@@ -118,7 +118,8 @@ def _place_shards(replacement: Replacement, division: Division, present: set[str
         return set()
     token = secrets.token_hex(4)  # an index may lead to such names of a process that was killed
     others = {name: f"{name.removesuffix(_SUFFIX)}.{token}{_SUFFIX}" for name in division.shards}
-    linked = all([replacement.place_also(name, other) for name, other in others.items()])
+    answers = [replacement.place_also(name, other) for name, other in others.items()]
+    linked = all(answers)
     if not linked:
         # They stay under their other names, which the index leads to as well.
         for name, other in others.items():

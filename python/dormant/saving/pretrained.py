@@ -132,10 +132,12 @@ def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
             config.architectures = [type(model).__name__.removeprefix("FSDP")]
             if model.is_remote_code():
                 utilities = sys.modules["transformers.modeling_utils"]
-                utilities.custom_object_save(model, folder, config=config)  # type: ignore[attr-defined]
+                utilities.custom_object_save(model, folder, config=config)
             config.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
         return {
-            path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()
+            path.name: path.read_bytes()
+            for path in sorted(Path(folder).iterdir())
+            if path.is_file()
         }

@@ -334,30 +334,39 @@ def _uninterrupted(work: Callable[[], None]) -> None:
     Python raises KeyboardInterrupt, and what handlers of signals raise, in its main thread only,
     between any two instructions, those that undo something too.
     """
-    failures: list[BaseException] = []
-    done = threading.Event()  # an interrupted Thread.join takes a thread for ended (bpo-45274)
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # raised again below
-            failures.append(error)
-        finally:
-            done.set()
-
     if threading.current_thread() is not threading.main_thread():
         work()
         return
-    thread = threading.Thread(target=run, name="dormant-publish")
+    failures: list[BaseException] = []
+    may_begin, is_done = threading.Event(), threading.Event()
     interrupt: BaseException | None = None
+
+    def run() -> None:
+        may_begin.wait()
+        try:
+            if interrupt is None:
+                work()
+        except BaseException as error:  # raised again below
+            failures.append(error)
+        finally:
+            is_done.set()
+
+    # No Thread.join: one that is interrupted takes the thread for ended (bpo-45274).
+    thread = threading.Thread(target=run, name="dormant-publish", daemon=True)
     try:
         thread.start()
+        may_begin.set()
     except RuntimeError:  # there are no more threads, or the interpreter ends
         work()
         return
-    while not done.is_set():
+    except BaseException as error:
+        interrupt = error
+        if not may_begin.is_set():
+            may_begin.set()
+            raise
+    while not is_done.is_set():
         try:
-            done.wait()
+            is_done.wait()
         except BaseException as error:  # raised again below
             interrupt = error
     for failure in failures:

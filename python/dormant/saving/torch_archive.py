@@ -148,7 +148,7 @@ class _Records:
     def _add(self, run: list[torch.Tensor]) -> None:
         """Writes tensors that share elements."""
         first = run[0]
-        begin, end = first.storage_offset(), max(map(_end, run))
+        begin, end = int(first.storage_offset()), max(map(_end, run))
         if len(run) == 1 and not _is_dense(first):
             record = self._record(first)
             strides = torch.empty(first.shape, device="meta").stride()
@@ -183,7 +183,9 @@ class _Records:
 
 def _end(tensor: torch.Tensor) -> int:
     """Behind the last element that a tensor, which has some, sees in its storage."""
-    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    extent = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
     return int(tensor.storage_offset()) + extent + 1
 
 
