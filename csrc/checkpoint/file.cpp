@@ -121,8 +121,7 @@ File::Identity File::identity_of(const struct ::stat& status) noexcept {
   const auto modified = status.st_mtim;
 #endif
   constexpr int64_t kNanoseconds = 1'000'000'000;
-  return {static_cast<uint64_t>(status.st_dev), static_cast<uint64_t>(status.st_ino),
-          static_cast<uint64_t>(status.st_size),
+  return {static_cast<uint64_t>(status.st_size),
           static_cast<int64_t>(modified.tv_sec) * kNanoseconds + modified.tv_nsec};
 }
 
@@ -130,18 +129,14 @@ void File::fail(int error, const std::string& what) const {
   throw std::system_error(error, std::generic_category(), "dormant: " + what + " " + name_);
 }
 
-void File::check_same(const Identity& now, const char* where) const {
+void File::check_same(const Identity& now) const {
   constexpr const char* kNext =
-      "Cause: another process replaced or rewrote it meanwhile. Next: open the checkpoint again.";
-  TORCH_CHECK_VALUE(now.device == identity_.device && now.inode == identity_.inode,
-                    "dormant: read ", name_, ": ", where, " lies another file (inode ", now.inode,
-                    " of device ", now.device, ") than when it was opened (inode ", identity_.inode,
-                    " of device ", identity_.device, "). ", kNext);
-  TORCH_CHECK_VALUE(now.size == identity_.size, "dormant: read ", name_, ": ", where, " it has ",
-                    now.size, " bytes, expected ", identity_.size, " as when it was opened. ",
-                    kNext);
-  TORCH_CHECK_VALUE(now.modified == identity_.modified, "dormant: read ", name_, ": ", where,
-                    " it was modified at ", now.modified, " ns, expected ", identity_.modified,
+      "Cause: somebody wrote to the file itself, not to a new one in its place. Next: open the "
+      "checkpoint again.";
+  TORCH_CHECK_VALUE(now.size == identity_.size, "dormant: read ", name_, ": it has ", now.size,
+                    " bytes, expected ", identity_.size, " as when it was opened. ", kNext);
+  TORCH_CHECK_VALUE(now.modified == identity_.modified, "dormant: read ", name_,
+                    ": it was modified at ", now.modified, " ns, expected ", identity_.modified,
                     " ns as when it was opened. ", kNext);
 }
 
@@ -150,14 +145,7 @@ void File::check() const {
   if (::fstat(descriptor_, &status) != 0) {
     fail(errno, "asking for the size of");
   }
-  check_same(identity_of(status), "behind the open descriptor");
-  if (::stat(path_.c_str(), &status) != 0) {
-    if (errno == ENOENT || errno == ENOTDIR) {
-      return;  // removed; its bytes exist as long as it is open
-    }
-    fail(errno, "looking for");
-  }
-  check_same(identity_of(status), "at this path");
+  check_same(identity_of(status));
 }
 
 void File::check_range(uint64_t offset, uint64_t count) const {

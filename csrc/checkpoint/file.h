@@ -1,9 +1,10 @@
 // An open file as a source of bytes that are read once, or shown through a mapping.
 //
-// What a read node promises was true when the file was opened. Files are replaced, truncated and
-// rewritten by other processes meanwhile, so a file remembers what it was, reads positionally and
-// checks; only a mapping cannot (a page that is gone raises SIGBUS), which is why a mapped file
-// must stay as it is.
+// What a read node promises was true when the file was opened. Files are truncated and rewritten by
+// other processes meanwhile, so a file remembers what it was, reads positionally and checks; only a
+// mapping cannot (a page that is gone raises SIGBUS), which is why a mapped file must stay as it
+// is. A file that was removed, or replaced by a new one under its name as `dormant.save` does,
+// stays as it is: the descriptor and the mappings are of the file, whatever its name leads to now.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +39,8 @@ class DORMANT_BINDINGS_API File final : public record::Source {
   c10::DataPtr map(uint64_t offset, size_t count) const override;
   bool maps_well() const override;
   void will_read(uint64_t offset, size_t count) const override;
-  /// c10::ValueError if the file changed since it was opened, or if another one lies at its path. A
-  /// file that was removed is still the one it was.
+  /// c10::ValueError if the file was written to since it was opened. One that was removed or
+  /// replaced is still the one it was.
   void check() const override;
   /// The path as it can be printed.
   const std::string& name() const override { return name_; }
@@ -49,15 +50,13 @@ class DORMANT_BINDINGS_API File final : public record::Source {
 
   /// What a file that did not change keeps.
   struct Identity {
-    uint64_t device;
-    uint64_t inode;
     uint64_t size;
     int64_t modified;  ///< nanoseconds
   };
 
   explicit File(std::string path);
   static Identity identity_of(const struct ::stat& status) noexcept;
-  void check_same(const Identity& now, const char* where) const;
+  void check_same(const Identity& now) const;
   [[noreturn]] void fail(int error, const std::string& what) const;
 
   const std::string path_;

@@ -29,6 +29,7 @@ constexpr const char* kDamaged =
 struct Dtype {
   std::string_view name;
   ScalarType type;
+  int64_t packed = 1;  ///< numbers in an element of `type`, along the last dimension
 };
 
 constexpr std::array kDtypes = {
@@ -51,10 +52,12 @@ constexpr std::array kDtypes = {
     Dtype{"U8", ScalarType::Byte},
     Dtype{"BOOL", ScalarType::Bool},
     Dtype{"C64", ScalarType::ComplexFloat},
+    // The format counts numbers of 4 bits, PyTorch pairs of them.
+    Dtype{"F4", ScalarType::Float4_e2m1fn_x2, 2},
 };
 
-// The format's dtypes whose elements share bytes.
-constexpr std::array<std::string_view, 3> kPacked = {"F4", "F6_E2M3", "F6_E3M2"};
+// The format's dtypes whose elements share bytes, and that PyTorch has nothing for.
+constexpr std::array<std::string_view, 2> kPacked = {"F6_E2M3", "F6_E3M2"};
 
 /// a * b, unless it does not fit a signed 64-bit integer, as PyTorch counts elements and bytes.
 std::optional<int64_t> product(int64_t a, int64_t b) {
@@ -79,7 +82,7 @@ class HeaderReader final : public text::JsonHandler {
         state_ = is_metadata() ? State::metadata : State::fields;
         sizes_.reset();
         offsets_.reset();
-        dtype_.reset();
+        dtype_ = nullptr;
         return;
       default:
         unexpected("an object");
@@ -235,11 +238,11 @@ class HeaderReader final : public text::JsonHandler {
     }
   }
 
-  ScalarType dtype_named(const std::string& name) const {
+  const Dtype* dtype_named(const std::string& name) const {
     const auto* found = std::find_if(kDtypes.begin(), kDtypes.end(),
                                      [&](const Dtype& dtype) { return dtype.name == name; });
     if (found != kDtypes.end()) {
-      return found->type;
+      return found;
     }
     const bool packed = std::find(kPacked.begin(), kPacked.end(), name) != kPacked.end();
     std::string known;
@@ -266,9 +269,18 @@ class HeaderReader final : public text::JsonHandler {
     TORCH_CHECK_VALUE(begin <= end && end <= data_size_, tensor(), ": data_offsets ", begin, " to ",
                       end, " before byte ", position(), ", expected a range within the ",
                       data_size_, " bytes behind the header. ", kDamaged);
+    const auto type = dtype_->type;
+    if (dtype_->packed > 1) {
+      TORCH_CHECK_VALUE(!sizes_->empty() && sizes_->back() % dtype_->packed == 0, tensor(),
+                        ": shape ", c10::IntArrayRef(*sizes_), " before byte ", position(),
+                        ", expected a last dimension that is a multiple of ", dtype_->packed,
+                        ": PyTorch keeps as many elements of ", dtype_->name, " in a byte. ",
+                        kDamaged);
+      sizes_->back() /= dtype_->packed;
+    }
     // The strides of a tensor without elements count its other sizes, so these must not overflow.
     std::optional<int64_t> numel = 1;
-    std::optional<int64_t> extent = static_cast<int64_t>(c10::elementSize(*dtype_));
+    std::optional<int64_t> extent = static_cast<int64_t>(c10::elementSize(type));
     for (const auto size : *sizes_) {
       numel = numel ? product(*numel, size) : std::nullopt;
       extent = extent ? product(*extent, std::max<int64_t>(size, 1)) : std::nullopt;
@@ -276,13 +288,13 @@ class HeaderReader final : public text::JsonHandler {
     TORCH_CHECK_VALUE(numel && extent, tensor(), ": shape ", c10::IntArrayRef(*sizes_),
                       " before byte ", position(), " overflows, expected at most ",
                       std::numeric_limits<int64_t>::max(), " bytes. ", kDamaged);
-    const auto nbytes = static_cast<uint64_t>(*numel) * c10::elementSize(*dtype_);
+    const auto nbytes = static_cast<uint64_t>(*numel) * c10::elementSize(type);
     TORCH_CHECK_VALUE(end - begin == nbytes, tensor(), ": data_offsets ", begin, " to ", end,
                       " before byte ", position(), " are ", end - begin, " bytes, expected ",
-                      nbytes, " for shape ", c10::IntArrayRef(*sizes_), " of ", *dtype_, ". ",
+                      nbytes, " for shape ", c10::IntArrayRef(*sizes_), " of ", type, ". ",
                       kDamaged);
     header_.entries.push_back(
-        {std::move(name_), *dtype_, std::move(*sizes_), data_begin_ + begin, nbytes});
+        {std::move(name_), type, std::move(*sizes_), data_begin_ + begin, nbytes});
   }
 
   const std::string& file_;
@@ -293,7 +305,7 @@ class HeaderReader final : public text::JsonHandler {
   bool in_array_ = false;
   std::string name_;
   std::string field_;
-  std::optional<ScalarType> dtype_;
+  const Dtype* dtype_ = nullptr;
   std::optional<std::vector<int64_t>> sizes_;
   std::optional<std::vector<uint64_t>> offsets_;
 };

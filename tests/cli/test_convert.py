@@ -17,6 +17,7 @@ import torch
 import transformers
 from command import Cli
 
+import dormant
 from compare import assert_same_bits
 from dormant.cli.main import main
 
@@ -225,7 +226,7 @@ def test_tied_tensors_of_merged_parts_are_one(cli: Cli, tmp_path: Path) -> None:
     assert len(safetensors.torch.load_file(tmp_path / "whole.safetensors")) == 2
 
 
-def test_strided_tensors_become_contiguous_in_a_torch_file(cli: Cli, tmp_path: Path) -> None:
+def test_strided_tensors_become_dense_in_a_torch_file(cli: Cli, tmp_path: Path) -> None:
     # Larger than what the tile engine goes through again for each tile.
     state = {
         "transposed": torch.randn(700, 300).t(),
@@ -236,7 +237,8 @@ def test_strided_tensors_become_contiguous_in_a_torch_file(cli: Cli, tmp_path: P
     budget = ("--memory-budget", "1MiB")
     assert cli("convert", tmp_path / "in.pt", tmp_path / "out.pt", *budget).code == 0
     out = torch.load(tmp_path / "out.pt", weights_only=True)
-    assert all(tensor.is_contiguous() for tensor in out.values())
+    assert out["transposed"].stride() == state["transposed"].stride()
+    assert all(t.untyped_storage().nbytes() == t.nbytes for t in out.values())
     expected = {name: tensor.resolve_conj().contiguous() for name, tensor in state.items()}
     assert_same_state(out, expected)
     assert cli("verify", tmp_path / "out.pt").code == 0
@@ -336,6 +338,60 @@ def test_scales_of_a_quantised_checkpoint_are_not_cast(
     run = cli("convert", copy, tmp_path / "out", "--dtype", "float16")
     assert run.code == 2
     assert "scales" in run.err
+
+
+def bitsandbytes_state(scheme: str) -> dict[str, torch.Tensor]:
+    with dormant.lazy_init():
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.LayerNorm(64)).half()
+    dormant.quantize(model, scheme, skip=())
+    dormant.materialize(model)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def other_quantizers() -> dict[str, torch.Tensor]:
+    floats = torch.randn(4, 4)
+    return {
+        "fp8.weight": floats.to(torch.float8_e4m3fn),
+        "fp8.weight_scale_inv": torch.randn(1),
+        "fp8.input_scale": torch.randn(()),
+        "fp8.bias": torch.randn(4),
+        "gptq.qweight": torch.zeros(4, 4, dtype=torch.int32),
+        "gptq.scales": torch.randn(1, 4).half(),
+        "mx.blocks": torch.zeros(4, 4, dtype=torch.uint8),
+        "mx.scales": torch.zeros(4, 1, dtype=torch.uint8).view(torch.float8_e8m0fnu),
+        "quanto.weight._data": torch.zeros(4, 4, dtype=torch.int8),
+        "quanto.weight._scale": torch.randn(4, 1),
+        "plain.weight": floats.clone(),
+        "plain.logit_scale": torch.randn(()),
+        "plain.num_batches_tracked": torch.tensor(3),
+        "number.weight": floats.to(torch.float8_e5m2),
+    }
+
+
+@pytest.mark.parametrize("out", ["out.safetensors", "out.pt"])
+@pytest.mark.parametrize("kind", ["nf4", "int8", "others"])
+def test_what_belongs_to_quantized_weights_is_not_cast(
+    cli: Cli, tmp_path: Path, kind: str, out: str
+) -> None:
+    state = other_quantizers() if kind == "others" else bitsandbytes_state(kind)
+    safetensors.torch.save_file(state, tmp_path / "in.safetensors")
+    arguments = ("--dtype", "bfloat16")
+    run = cli("convert", tmp_path / "in.safetensors", tmp_path / out, *arguments)
+    assert run.code == 0, run.err
+    cast = {
+        *("0.bias", "1.weight", "1.bias"),
+        *("fp8.bias", "plain.weight", "plain.logit_scale", "number.weight"),
+    }
+    got = dormant.open_checkpoint(tmp_path / out)
+    assert got.keys() == state.keys()
+    for name, tensor in state.items():
+        expected = tensor.to(torch.bfloat16) if name in cast else tensor
+        assert_same_bits(expected.view(-1).view(torch.uint8), bytes_of(got[name]), name)
+        assert got[name].dtype == expected.dtype, name
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone().view(-1).view(torch.uint8)
 
 
 def test_no_tensor_is_in_memory_whole(tmp_path: Path) -> None:

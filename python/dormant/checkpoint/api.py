@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _OTHER_FILES = {
     b"\x80": "It is a pickle, but not of torch.save: load it with the program that wrote it.",
 }
 
+# How often an index may be replaced while its files are opened.
+_ROUNDS = 20
 # Contradictions that a message spells out: a hostile index has any number.
 _NAMED = 20
 
@@ -340,6 +343,33 @@ def _read_safetensors(file: _C.File) -> Contents:
 
 
 def _open_index(path: Path, key: str | None) -> _Opened:
+    """Opens the shards of one index: where a save replaced it meanwhile, those of the new one."""
+    for _ in range(_ROUNDS):
+        before = _version_of(path)
+        try:
+            opened = _open_shards(path, key)
+        except (OSError, ValueError):
+            if _version_of(path) == before:
+                raise
+            continue
+        if _version_of(path) == before:
+            return opened
+    raise OSError(
+        errno.EBUSY,
+        f"dormant: open_checkpoint: {path} was replaced {_ROUNDS} times while its files were "
+        "opened. Next: try again when nobody saves to this folder",
+    )
+
+
+def _version_of(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # opening it says why
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _open_shards(path: Path, key: str | None) -> _Opened:
     shards, about = _C.index_entries(path)
     contents: dict[str, Contents] = {}
     for shard in sorted(set(shards.values())):

@@ -20,6 +20,7 @@ from dormant.cli.arguments import (
     prefix_or_name,
     renaming,
 )
+from dormant.cli.casting import cast
 from dormant.cli.companions import (
     configuration,
     copy_companions,
@@ -35,21 +36,16 @@ from dormant.cli.destination import (
     output,
 )
 from dormant.cli.outcome import Outcome, UsageError
-from dormant.cli.pretrained import (
-    quantised_model,
-    read_config,
-    save_configuration,
-    saved_state,
-)
-from dormant.cli.torch_archive import write_torch_archive
+from dormant.cli.pretrained import quantised_model, read_config
 from dormant.quantization.nested_offsets import compute_offsets
 from dormant.reporting.memory import PeakMemory
-from dormant.reporting.progress import ProgressBar, wants_bar
-from dormant.saving.api import save
-from dormant.saving.publication import Publication
+from dormant.reporting.report import Report
+from dormant.saving.api import SAFETENSORS_ENDING, TORCH_ENDINGS, save
+from dormant.saving.publication import Publication, Replacement
+from dormant.saving.stream import write_files
+from dormant.saving.torch_archive import plan_torch_archive
 from dormant.tensor_parallel.rules import LLAMA, LLAMA3
 from dormant.tensor_parallel.sets import split
-from dormant.tensors.identity import identity
 from dormant.tensors.names import renamed
 from dormant.tensors.names import renaming as as_function
 from dormant.text.table import format_bytes
@@ -80,8 +76,6 @@ EXAMPLES = """\
       dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
 """
 _RULES = {"llama": LLAMA, "llama3": LLAMA3}
-_TORCH = (".pt", ".pth", ".bin")
-_SAFETENSORS = ".safetensors"
 _SCHEMES = ("nf4", "fp4", "int8")
 
 
@@ -136,7 +130,7 @@ def run(options: argparse.Namespace) -> Outcome:
     started = time.perf_counter()
     peak = PeakMemory()
     out = output(options.out)
-    to_folder = is_folder(out, (_SAFETENSORS, *_TORCH))
+    to_folder = is_folder(out, (SAFETENSORS_ENDING, *TORCH_ENDINGS))
     _check_usage(options, to_folder)
     check_apart(out, map(Path, options.paths))
     with (new_folder if to_folder else new_file)(out, force=options.force) as target:
@@ -213,37 +207,24 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
         )
     state = _open(options)
     if options.dtype is not None:
-        state = _cast(state, options.dtype)
+        state = cast(state, options.dtype)
     companions = find_companions(folders) if to_folder else {}
     if options.parts:
         rules = None if options.rules is None else _RULES[options.rules]
         parts = split(state, options.parts, rules=rules)
         names = [f"consolidated.{rank:02}.pth" for rank in range(options.parts)]
-        _save_torch(dict(zip(names, parts, strict=True)), target, options)
-    elif target.suffix in _TORCH and not to_folder:
-        _save_torch({target.name: state}, target.parent, options)
+        _save_parts(dict(zip(names, parts, strict=True)), target, options)
     else:
         _save(state, target, options)
     copied = copy_companions(companions, target, dtype=options.dtype) if companions else []
     return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
 
 
-def _cast(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Floating point tensors in `dtype`, lazy, those of one storage still of one."""
-    cast: dict[object, torch.Tensor] = {}
-    result = dict(state)
-    for name, tensor in state.items():
-        if tensor.is_floating_point():
-            key = identity(tensor)
-            if key not in cast:
-                cast[key] = tensor.to(dtype)
-            result[name] = cast[key]
-    return result
-
-
-def _save(state: Mapping[str, torch.Tensor], target: Path, options: argparse.Namespace) -> None:
-    save(
-        state,
+def _save(
+    model: torch.nn.Module | Mapping[str, torch.Tensor], target: Path, options: argparse.Namespace
+) -> Report:
+    return save(
+        model,
         target,
         max_shard_size=options.max_shard_size,
         memory_budget=options.memory_budget,
@@ -251,39 +232,25 @@ def _save(state: Mapping[str, torch.Tensor], target: Path, options: argparse.Nam
     )
 
 
-def _save_torch(
-    files: Mapping[str, Mapping[str, torch.Tensor]], folder: Path, options: argparse.Namespace
+def _save_parts(
+    parts: Mapping[str, Mapping[str, torch.Tensor]], folder: Path, options: argparse.Namespace
 ) -> None:
-    progress = options.progress
-    # Names of one tensor share its bytes.
-    distinct = {
-        name: {identity(tensor): tensor for tensor in state.values()}
-        for name, state in files.items()
-    }
-    all_bytes = sum(_nbytes(tensors.values()) for tensors in distinct.values())
-    before = 0
-    with Publication(folder) as publication, ProgressBar("convert") as bar:
-        tell = progress if callable(progress) else bar if wants_bar(progress) else None
-        publication.check_room(all_bytes)
-        for name, state in files.items():
-            nbytes = _nbytes(distinct[name].values())
-
-            def on_step(done: int, total: int, before: int = before, nbytes: int = nbytes) -> None:
-                if tell is not None:
-                    tell(before + nbytes * done // total, all_bytes)
-
-            with publication.create(name) as descriptor:
-                write_torch_archive(
-                    state,
-                    descriptor,
-                    folder / name,
-                    on_step=on_step,
-                    memory_budget=options.memory_budget,
-                )
-            before += nbytes
+    def order(replacement: Replacement) -> None:
         # Parts of an earlier set of more ranks would be taken for parts of this one.
-        old = folder.glob("consolidated.*.pth") if "consolidated.00.pth" in files else ()
-        publication.publish(before=[path for path in old if path.name not in files])
+        for old in sorted(folder.glob("consolidated.*.pth")):
+            if old.name not in parts:
+                replacement.remove(old.name)
+        replacement.place_all()
+
+    with Publication(folder) as publication:
+        write_files(
+            publication,
+            {name: plan_torch_archive(dict(part)) for name, part in parts.items()},
+            title="convert",
+            memory_budget=options.memory_budget,
+            progress=options.progress,
+        )
+        publication.publish(order)
 
 
 def _quantise(options: argparse.Namespace, target: Path) -> dict[str, Any]:
@@ -295,16 +262,14 @@ def _quantise(options: argparse.Namespace, target: Path) -> dict[str, Any]:
     state = _open(options)
     model, left_out = quantised_model(config, state, options.dtype, options.quantize)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
-    saved = saved_state(model)
-    _save(saved, target, options)
+    report = _save(model, target, options)
     folders = folders_of(options.paths)
     companions = find_companions([place, *folders] if place.is_dir() else folders)
     companions.pop("config.json", None)
     copied = copy_companions(companions, target) if companions else []
-    save_configuration(model, target, generation="generation_config.json" not in copied)
     return {
-        "tensors": len(saved),
-        "nbytes": _nbytes(saved.values()),
+        "tensors": len(report.tensors),
+        "nbytes": sum(tensor.nbytes for tensor in report.tensors),
         "copied": copied,
         "left_out": left_out,
     }

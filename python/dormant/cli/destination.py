@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dormant.cli.outcome import UsageError
+from dormant.saving.publication import made_folder
 
 
 def output(name: str) -> Path:
@@ -80,18 +81,11 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
 @contextlib.contextmanager
 def _parents(path: Path) -> Iterator[None]:
     """Makes the folders above `path`; those that are new go again with what ends it early."""
-    absent = [folder for folder in path.parents if not folder.exists()]
     above = next((folder for folder in path.parents if folder.exists()), path.parent)
     if not above.is_dir():
         raise UsageError(f"{above} is a file, so nothing can be written to {path}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with made_folder(path.parent):
         yield
-    except BaseException:
-        for folder in absent:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:

@@ -14,12 +14,7 @@ import torch
 from dormant.cli.arguments import add_output_options, default_dtype, seed
 from dormant.cli.destination import files_below, is_folder, new_file, new_folder, output
 from dormant.cli.outcome import Outcome, UsageError
-from dormant.cli.pretrained import (
-    model_class,
-    read_config,
-    save_configuration,
-    saved_state,
-)
+from dormant.cli.pretrained import model_class, read_config
 from dormant.integrations.transformers import from_config
 from dormant.recording.context import lazy_init
 from dormant.reporting.memory import PeakMemory
@@ -79,18 +74,15 @@ def run(options: argparse.Namespace) -> Outcome:
         torch.manual_seed(options.seed)
         if config is not None:
             model = _from_config(config, options.dtype)
-            state: Any = saved_state(model)
         else:
-            model = state = _call(options.model, options.dtype)
+            model = _call(options.model, options.dtype)
         report = save(
-            state,
+            model,
             target,
             max_shard_size=options.max_shard_size,
             memory_budget=options.memory_budget,
             progress=options.progress,
         )
-        if config is not None and to_folder:
-            save_configuration(model, target)
     data = {
         "output": str(out),
         "files": files_below(out),

@@ -18,14 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dormant.cli.torch_archive import write_torch_archive
 from dormant.loading.api import load
 from dormant.materialization.api import materialize
 from dormant.quantization.api import quantize
 from dormant.recording.context import lazy_init
 from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 from dormant.saving.api import save
-from dormant.saving.publication import Publication
 
 
 @dataclass(frozen=True)
@@ -131,13 +129,7 @@ def write_checkpoint(job: Job) -> int:
     """Writes the file that jobs load, and returns the number of the model's parameters."""
     torch.manual_seed(1)
     model = _lazy(job)
-    with Publication(job.folder) as publication:
-        with publication.create(CHECKPOINT) as descriptor:
-            path = job.folder / CHECKPOINT
-            write_torch_archive(
-                model.state_dict(), descriptor, path, on_step=lambda done, total: None
-            )
-        publication.publish()
+    save(model, job.folder / CHECKPOINT, progress=False)
     return sum(parameter.numel() for parameter in model.parameters())
 
 

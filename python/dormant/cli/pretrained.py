@@ -1,4 +1,4 @@
-"""Models of transformers for `convert --quantize` and `init`: their class, and what is saved."""
+"""Models of transformers for `convert --quantize` and `init`, by their configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from dormant.integrations.library import imported
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
-from dormant.tensors.identity import identity
 from dormant.tensors.names import NamesError, listed
 
 
@@ -88,33 +87,3 @@ def quantised_model(
         )
     quantize(model, scheme)
     return model, sorted(info["unexpected_keys"])
-
-
-def saved_state(model: Any) -> dict[str, torch.Tensor]:
-    """The lazy tensors that `model.save_pretrained` would write, under the names it gives them."""
-    state = model.state_dict()
-    for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
-        state.pop(name, None)
-    # A tied tensor under its first name; transformers ties the others again.
-    once: dict[object, str] = {}
-    for name, tensor in state.items():
-        once.setdefault(identity(tensor), name)
-    kept = {name: state[name] for name in once.values()}
-    loading = imported("transformers.core_model_loading")
-    reverted: dict[str, torch.Tensor] = loading.revert_weight_conversion(model, kept)
-    return reverted
-
-
-def save_configuration(model: Any, folder: Path, *, generation: bool = True) -> None:
-    """Writes config.json and, with `generation`, generation_config.json if it can generate."""
-    first = next(model.parameters(), None)
-    for tensor in model.parameters():
-        if tensor.is_floating_point():
-            first = tensor
-            break
-    if first is not None:
-        model.config.dtype = str(first.dtype).removeprefix("torch.")
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    if generation and model.can_generate():
-        model.generation_config.save_pretrained(folder)

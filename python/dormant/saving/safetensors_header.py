@@ -16,10 +16,12 @@ import torch
 # that the same tensors give the same file. Wider elements come first, so all are aligned.
 _NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
+    torch.float4_e2m1fn_x2: "F4",
     torch.uint8: "U8",
     torch.int8: "I8",
     torch.float8_e5m2: "F8_E5M2",
     torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e8m0fnu: "F8_E8M0",
     torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
     torch.int16: "I16",
@@ -34,9 +36,13 @@ _NAMES: dict[torch.dtype, str] = {
     torch.int64: "I64",
     torch.uint64: "U64",
 }
+# Numbers in an element, where the format counts numbers and PyTorch counts bytes.
+_PACKED = {torch.float4_e2m1fn_x2: 2}
 _RANKS = {dtype: rank for rank, dtype in enumerate(_NAMES)}
 
 METADATA_KEY = "__metadata__"
+# What readers that serve several frameworks ask for.
+PYTORCH = {"format": "pt"}
 # Readers of the format refuse longer headers.
 _LONGEST = 100_000_000
 
@@ -56,22 +62,29 @@ class Layout:
     nbytes: int
 
 
-def dtype_name(dtype: torch.dtype) -> str | None:
-    """What the format calls `dtype`; None where it has no such elements."""
-    return _NAMES.get(dtype)
+def obstacle(tensor: torch.Tensor) -> str | None:
+    """Why the format cannot hold a tensor of this dtype and shape; None where it can."""
+    if tensor.dtype not in _NAMES:
+        return f"the format has no {tensor.dtype}"
+    if tensor.dtype in _PACKED and tensor.dim() == 0:
+        return f"the format has no scalars of {tensor.dtype}"
+    return None
 
 
-def lay_out_file(tensors: Mapping[str, torch.Tensor]) -> Layout:
+def lay_out_file(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> Layout:
     """Lays tensors out in a file; looks at their dtypes and shapes only.
 
     Args:
-        tensors: by name; their dtypes are those of the format.
+        tensors: by name; none has an `obstacle`.
+        metadata: what the header says besides; by default that PyTorch's tensors are in the file.
 
     Raises:
         ValueError: the header would be longer than readers accept.
     """
     order = sorted(tensors, key=lambda name: (-_RANKS[tensors[name].dtype], name))
-    header: dict[str, object] = {METADATA_KEY: {"format": "pt"}}
+    header: dict[str, object] = {METADATA_KEY: dict(metadata or PYTORCH)}
     begins: dict[str, int] = {}
     position = 0
     for name in order:
@@ -80,7 +93,7 @@ def lay_out_file(tensors: Mapping[str, torch.Tensor]) -> Layout:
         position += tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "shape": _shape(tensor),
             "data_offsets": [begins[name], position],
         }
     document = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
@@ -94,3 +107,10 @@ def lay_out_file(tensors: Mapping[str, torch.Tensor]) -> Layout:
     prefix = len(document).to_bytes(8, "little") + document
     offsets = {name: len(prefix) + begin for name, begin in begins.items()}
     return Layout(prefix, offsets, len(prefix) + position)
+
+
+def _shape(tensor: torch.Tensor) -> list[int]:
+    shape = list(tensor.shape)
+    if tensor.dtype in _PACKED:
+        shape[-1] *= _PACKED[tensor.dtype]
+    return shape

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dormant.cli.zip_layout import ZipLayout
+from dormant.saving.zip_layout import ZipLayout
 
 
 def test_records_are_found_and_aligned(tmp_path: Path) -> None:

@@ -1,0 +1,204 @@
+"""What is saved of a model or a state dict: each tensor once, under which name, and what cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from dormant._extension import _C
+from dormant.saving.safetensors_header import METADATA_KEY, PYTORCH
+from dormant.saving.safetensors_header import obstacle as safetensors_obstacle
+from dormant.tensors.identity import identity
+from dormant.tensors.inventory import element_bytes, is_wrapper, owns_storage
+
+
+@dataclass
+class SavedTensor:
+    """A tensor to be written, under the first of its names.
+
+    Attributes:
+        names: all of them.
+        tensor: it.
+        block: equal for tensors that go to one file; None where that does not matter.
+        counted: bytes by which it fills a file; the first of a block stands for all.
+    """
+
+    names: list[str]
+    tensor: torch.Tensor
+    block: object = None
+    counted: int = field(default=-1)
+
+    def __post_init__(self) -> None:
+        if self.counted < 0:
+            self.counted = self.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements."""
+        return element_bytes(self.tensor)
+
+
+@dataclass
+class Contents:
+    """What a folder or a file of safetensors gets.
+
+    Attributes:
+        tensors: in the order in which files are filled.
+        stem: what names of files begin with.
+        metadata: of each file.
+        index_metadata: of an index, besides the size.
+        files: small files beside the weights, by name.
+    """
+
+    tensors: list[SavedTensor]
+    stem: str = "model"
+    metadata: Mapping[str, str] = field(default_factory=lambda: dict(PYTORCH))
+    index_metadata: Mapping[str, object] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def state_of(model_or_state: object) -> Mapping[str, object]:
+    """The state dict of a module, or the mapping itself, whose names are strings.
+
+    Raises:
+        TypeError: it is neither, or a name is no string.
+    """
+    if isinstance(model_or_state, torch.nn.Module):
+        state: Mapping[str, object] = model_or_state.state_dict()
+    elif isinstance(model_or_state, Mapping):
+        state = model_or_state
+    else:
+        raise TypeError(
+            f"save: expected a module or a dict of tensors, got {type(model_or_state).__name__}."
+        )
+    for name in state:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"save: names of tensors must be strings, got {name!r}. Rename it before saving."
+            )
+    return state
+
+
+def checked_tensors(state: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """`state`, if safetensors can hold all of it.
+
+    Raises:
+        ValueError: what it cannot hold, all of it listed.
+        NotImplementedError: a tensor subclass made of other tensors.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    refused = []
+    for name, value in state.items():
+        if name == METADATA_KEY:
+            cause: str | None = "the format reserves this name"
+        elif isinstance(value, torch.Tensor):
+            cause = obstacle(value, repr(name), safetensors_obstacle)
+            tensors[name] = value
+        else:
+            cause = f"a {type(value).__name__}, expected a tensor"
+        if cause:
+            refused.append(f"{name!r}: {cause}")
+    if refused:
+        raise ValueError(
+            f"save: safetensors cannot hold {len(refused)} of {len(state)} entries: "
+            + "; ".join(refused)
+            + ". Leave them out of the state dict, convert them, or save to a file that ends in "
+            "'.pt'."
+        )
+    return tensors
+
+
+def obstacle(
+    tensor: torch.Tensor, name: str, of_format: Callable[[torch.Tensor], str | None]
+) -> str | None:
+    """Why a tensor cannot be saved; None where it can.
+
+    Args:
+        tensor: any.
+        name: of it, for messages.
+        of_format: the reasons of the format.
+
+    Raises:
+        NotImplementedError: a tensor subclass made of other tensors.
+    """
+    if torch.nn.parameter.is_lazy(tensor):
+        return "its shape is not known yet; run the module once"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return (
+            f"its layout is {tensor.layout}{' (nested)' if tensor.is_nested else ''}, expected a "
+            "strided tensor"
+        )
+    if is_wrapper(tensor):
+        if (cause := of_format(tensor)) is not None:
+            return cause
+        raise NotImplementedError(
+            f"save: {name} is a {type(tensor).__name__}, made of other tensors, which is not "
+            "supported. Save this rank's part (tensor.to_local()), or the whole "
+            "(tensor.full_tensor())."
+        )
+    if (cause := of_format(tensor)) is not None:
+        return cause
+    if (
+        tensor.device.type == "meta"
+        or not owns_storage(tensor)
+        or tensor.untyped_storage().device.type == "meta"
+    ):
+        return f"it is on device {str(tensor.device)!r} and has no values"
+    return None
+
+
+def tied_patterns(module: torch.nn.Module) -> list[str]:
+    """Patterns of names that are not saved where their tensor has another name.
+
+    transformers declares them per module and matches them with `re.search`, below the module's own
+    name (`remove_tied_weights_from_state_dict` in transformers/modeling_utils.py).
+    """
+    return [
+        f"{name}.{pattern}" if name else pattern
+        for name, module in module.named_modules()
+        for pattern in getattr(module, "_tied_weights_keys", None) or ()
+    ]
+
+
+def without_ties(state: Mapping[str, torch.Tensor], tied: list[str]) -> list[SavedTensor]:
+    """Each tensor once, in the order of `state`, under the name that is kept."""
+    position = {name: place for place, name in enumerate(state)}
+    kept = []
+    for names in groups_of_ties(state):
+        name = kept_name(names, tied)
+        kept.append(SavedTensor([name, *(n for n in names if n != name)], state[name]))
+    return sorted(kept, key=lambda saved: position[saved.names[0]])
+
+
+def groups_of_ties(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
+    """The names of each distinct tensor."""
+    groups: dict[object, list[str]] = {}
+    for name, tensor in state.items():
+        groups.setdefault(identity(tensor), []).append(name)
+    return list(groups.values())
+
+
+def kept_name(names: list[str], tied: list[str]) -> str:
+    """Of the names of one tensor the one that transformers keeps."""
+    duplicates = duplicate_names(names, tied)
+    if len(duplicates) == len(names):
+        return duplicates[-1]
+    return next(name for name in names if name not in duplicates)
+
+
+def duplicate_names(names: list[str], tied: list[str]) -> list[str]:
+    """Those that a model declares to be second names of a tensor, sorted."""
+    if len(names) == 1:
+        return []
+    return [name for name in sorted(names) if any(re.search(p, name) for p in tied)]
+
+
+def by_storage(state: Mapping[str, torch.Tensor]) -> dict[int, list[str]]:
+    """The names of the tensors of each storage."""
+    storages: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        storages.setdefault(_C.storage_id(tensor), []).append(name)
+    return storages

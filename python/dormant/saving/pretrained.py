@@ -1,0 +1,143 @@
+"""A model of transformers as its own `save_pretrained` writes it: which tensors, names and files.
+
+It follows `PreTrainedModel.save_pretrained` in transformers/modeling_utils.py, and calls the
+library wherever that asks for no address: lazy tensors have none, which rules out
+`remove_tied_weights_from_state_dict` and the ids of huggingface_hub's
+`split_torch_state_dict_into_shards`.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.saving.contents import (
+    Contents,
+    SavedTensor,
+    by_storage,
+    checked_tensors,
+    duplicate_names,
+    groups_of_ties,
+    kept_name,
+    tied_patterns,
+)
+from dormant.saving.safetensors_header import PYTORCH
+
+
+def is_pretrained(model: object) -> bool:
+    """Whether `model` is one of transformers; where that was not imported, nothing is."""
+    library = sys.modules.get("transformers.modeling_utils")
+    kind = getattr(library, "PreTrainedModel", None)
+    return isinstance(kind, type) and isinstance(model, kind)
+
+
+def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
+    """What `model.save_pretrained` would write; of lazy tensors lazy ones.
+
+    Args:
+        model: a `transformers.PreTrainedModel`.
+        configuration: whether config.json and its like are wanted.
+
+    Raises:
+        ValueError: the library cannot save how it is quantized, or the format its tensors.
+        NotImplementedError: a tensor subclass made of other tensors.
+    """
+    adapters = bool(getattr(model, "_hf_peft_config_loaded", False))
+    state, metadata = _quantized_state(model, adapters)
+    if adapters:
+        state = {
+            f"base_model.model.{name}": value
+            for name, value in model.get_adapter_state_dict(state_dict=state).items()
+        }
+    elif state is None:
+        state = model.state_dict()
+    for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
+        state.pop(name, None)
+    kept = _without_ties(checked_tensors(state), tied_patterns(model))
+    names = {saved.names[0]: saved.names for saved in kept}
+    tensors = {saved.names[0]: saved.tensor for saved in kept}
+    if not adapters:
+        loading = sys.modules["transformers.core_model_loading"]
+        tensors = checked_tensors(loading.revert_weight_conversion(model, tensors))
+    return Contents(
+        [
+            # The library counts a storage once, and all of it, where tensors share one.
+            SavedTensor(names.get(name, [name]), t, _C.storage_id(t), _C.storage_nbytes(t))
+            for name, t in tensors.items()
+        ],
+        stem="adapter_model" if adapters else "model",
+        metadata={**metadata, **PYTORCH},
+        index_metadata={"total_parameters": model.num_parameters()},
+        files=_configuration(model, adapters) if configuration else {},
+    )
+
+
+def _quantized_state(model: Any, adapters: bool) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """State dict and metadata of a quantizer that has its own; else None."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return None, {}
+    if not adapters and not quantizer.is_serializable():
+        method = quantizer.quantization_config.quant_method
+        raise ValueError(
+            f"save: transformers cannot save a model quantized with "
+            f"{getattr(method, 'value', method)}: its quantizer is not serializable."
+        )
+    state, metadata = quantizer.get_state_dict_and_metadata(model)
+    return state, dict(metadata)
+
+
+def _without_ties(state: Mapping[str, torch.Tensor], tied: list[str]) -> list[SavedTensor]:
+    """Each tensor under the names that the library keeps.
+
+    Where it would refuse (names of one tensor that the model does not declare to be tied, tensors
+    that overlap), reading the file again must give all of them: each is written by itself.
+    """
+    shared = {name for names in by_storage(state).values() if len(names) > 1 for name in names}
+    position = {name: place for place, name in enumerate(state)}
+    kept: list[SavedTensor] = []
+    for names in groups_of_ties(state):
+        first = kept_name(names, tied)
+        duplicates = [name for name in duplicate_names(names, tied) if name != first]
+        others = [name for name in names if name != first and name not in duplicates]
+        tensor = state[first]
+        if len(names) == 1 and first in shared:
+            tensor = tensor.clone()
+        kept.append(SavedTensor([first, *duplicates], tensor))
+        kept.extend(SavedTensor([name], state[name].clone()) for name in others)
+    return sorted(kept, key=lambda saved: position[saved.names[0]])
+
+
+def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
+    """The small files, by name. The model stays as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        if adapters:
+            active = model.active_adapters()
+            if len(active) > 1:
+                raise ValueError(
+                    f"save: the adapters {active} are active, and transformers saves one at a "
+                    "time. Choose one with model.set_adapter."
+                )
+            model.peft_config[active[0]].save_pretrained(folder)
+        else:
+            config = copy.deepcopy(model.config)
+            config.dtype = str(model.dtype).removeprefix("torch.")
+            config.architectures = [type(model).__name__.removeprefix("FSDP")]
+            if model.is_remote_code():
+                utilities = sys.modules["transformers.modeling_utils"]
+                utilities.custom_object_save(model, folder, config=config)
+            config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        return {
+            path.name: path.read_bytes()
+            for path in sorted(Path(folder).iterdir())
+            if path.is_file()
+        }

@@ -1,0 +1,264 @@
+"""Files as torch.save writes them, of lazy tensors, in a stream.
+
+The layout is that of PyTorch's caffe2/serialize/inline_container.h: a zip file without compression
+whose record `data.pkl` refers to records `data/KEY` with the bytes of storages.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.saving.contents import obstacle
+from dormant.saving.publication import write_bytes
+from dormant.saving.stream import FilePlan
+from dormant.saving.zip_layout import Record, ZipLayout
+from dormant.tensors.identity import identity
+
+_ROOT = "archive"
+# Bytes that are read at a time for a checksum.
+_BLOCK = 1 << 20
+_PROTOCOL = 2  # that of torch.save
+
+
+def plan_torch_archive(value: Any) -> FilePlan:
+    """Lays out the file that torch.save would write of an object, with all tensors in it.
+
+    Tensors that share elements share them when they are loaded, with their strides. A tensor
+    beside which nothing sees its storage gets just its elements, where torch.save writes all of
+    the storage.
+
+    Args:
+        value: names to tensors, or whatever can be pickled.
+
+    Raises:
+        ValueError: tensors without values or of other layouts, all of them listed, or something
+            that cannot be pickled.
+        NotImplementedError: a tensor subclass made of other tensors.
+    """
+    named = value.items() if isinstance(value, Mapping) else ()
+    found = _Found({id(tensor): repr(name) for name, tensor in named})
+    _pickled(value, found.note)
+    found.check()
+    records = _Records(found.tensors)
+    document = _pickled(value, records.reduce)
+
+    layout = ZipLayout()
+    small = {"data.pkl": document, "byteorder": b"little"}
+    texts = {layout.add(f"{_ROOT}/{name}", len(data)): data for name, data in small.items()}
+    tensors = []
+    for place, tensor in enumerate(records.written):
+        nbytes = tensor.numel() * tensor.element_size()
+        tensors.append((tensor, layout.add(f"{_ROOT}/data/{place}", nbytes).offset))
+    version = b"3\n"
+    texts[layout.add(f"{_ROOT}/version", len(version))] = version
+
+    def seal(descriptor: int, path: Path, on_read: Callable[[int], None]) -> None:
+        checksums = [_checksum(descriptor, record, path, on_read) for record in layout.records]
+        for offset, header in layout.headers(checksums):
+            write_bytes(descriptor, header, offset, path)
+
+    last = layout.records[-1]
+    return FilePlan(
+        [(record.offset, data) for record, data in texts.items()],
+        tensors,
+        last.offset + last.nbytes,
+        seal,
+    )
+
+
+Reduced = tuple[Any, ...]
+
+
+@dataclass
+class _Found:
+    """The tensors of an object, in the order in which they are pickled."""
+
+    names: Mapping[int, str]
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def note(self, tensor: torch.Tensor) -> Reduced:
+        name = self.names.get(id(tensor), f"a tensor of {tensor.dtype}")
+        cause = obstacle(tensor, name, _obstacle)
+        if cause is None:
+            self.tensors.append(tensor)
+        else:
+            self.refused.append(f"{name}: {cause}")
+        return list, ()
+
+    def check(self) -> None:
+        if self.refused:
+            raise ValueError(
+                f"save: a file of torch.save cannot hold {len(self.refused)} of "
+                f"{len(self.refused) + len(self.tensors)} tensors: {'; '.join(self.refused)}. "
+                "Leave them out, or convert them."
+            )
+
+
+def _obstacle(tensor: torch.Tensor) -> str | None:
+    if tensor.is_quantized:
+        return f"its dtype is {tensor.dtype}, of PyTorch's own quantized tensors"
+    known = tensor.dtype in _storage_types() or tensor.dtype in torch.storage._new_dtypes()
+    return None if known else f"the format has no {tensor.dtype}"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A record of elements; the pickle refers to it by a persistent id."""
+
+    key: str
+    kind: type
+    numel: int
+    location: str
+
+
+class _Records:
+    """Which elements are written, and where the tensors lie in them.
+
+    Args:
+        tensors: all that are written.
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self.written: list[torch.Tensor] = []
+        self._places: dict[object, tuple[_Record, int, tuple[int, ...]]] = {}
+        distinct = {identity(tensor): tensor for tensor in tensors}
+        storages: dict[object, list[torch.Tensor]] = {}
+        for key, tensor in distinct.items():
+            # Bits of a view say how its elements are to be read; their values are written.
+            alone = tensor.is_conj() or tensor.is_neg() or tensor.numel() == 0
+            of_one = key if alone else (_C.storage_id(tensor), tensor.dtype)
+            storages.setdefault(of_one, []).append(tensor)
+        for group in storages.values():
+            for run in _overlapping(group):
+                self._add(run)
+
+    def _add(self, run: list[torch.Tensor]) -> None:
+        """Writes tensors that share elements."""
+        first = run[0]
+        begin, end = int(first.storage_offset()), max(map(_end, run))
+        if len(run) == 1 and not _is_dense(first):
+            record = self._record(first)
+            strides = torch.empty(first.shape, device="meta").stride()
+            self._places[identity(first)] = (record, 0, strides)
+            return
+        record = self._record(_C.view_as(first, first.dtype, (end - begin,), (1,), begin))
+        for tensor in run:
+            offset = int(tensor.storage_offset()) - begin
+            self._places[identity(tensor)] = (record, offset, tensor.stride())
+
+    def _record(self, tensor: torch.Tensor) -> _Record:
+        key = str(len(self.written))
+        self.written.append(tensor)
+        location = "cpu" if tensor.device.type == "cpu" else str(tensor.device)
+        name = _storage_types().get(tensor.dtype)
+        if name is None:
+            nbytes = tensor.numel() * tensor.element_size()
+            return _Record(key, torch.UntypedStorage, nbytes, location)
+        return _Record(key, getattr(torch, name), tensor.numel(), location)
+
+    def reduce(self, tensor: torch.Tensor) -> Reduced:
+        """As `Parameter.__reduce_ex__` and `Tensor._reduce_ex_internal` in torch do."""
+        hooks: OrderedDict[Any, Any] = OrderedDict()
+        if type(tensor) is torch.nn.Parameter:
+            return torch._utils._rebuild_parameter, (tensor.data, tensor.requires_grad, hooks)
+        record, offset, strides = self._places[identity(tensor)]
+        arguments = (record, offset, tuple(tensor.shape), strides, tensor.requires_grad, hooks)
+        if record.kind is torch.UntypedStorage:
+            return torch._utils._rebuild_tensor_v3, (*arguments, tensor.dtype)
+        return torch._utils._rebuild_tensor_v2, arguments
+
+
+def _end(tensor: torch.Tensor) -> int:
+    """Behind the last element that a tensor, which has some, sees in its storage."""
+    extent = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return int(tensor.storage_offset()) + extent + 1
+
+
+def _overlapping(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Runs of tensors of one storage whose elements lie between each other."""
+    runs: list[list[torch.Tensor]] = []
+    end = 0
+    for tensor in sorted(tensors, key=lambda tensor: int(tensor.storage_offset())):
+        if runs and tensor.storage_offset() < end:
+            runs[-1].append(tensor)
+        else:
+            runs.append([tensor])
+        end = max(end, _end(tensor)) if tensor.numel() else end
+    return runs
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements of a tensor are all that lies between its first and its last one."""
+    if tensor.numel() == 0 or tensor.is_conj() or tensor.is_neg():
+        return False
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors by a function, and records by their persistent ids."""
+
+    def __init__(self, file: io.BytesIO, reduce: Callable[[torch.Tensor], Reduced]) -> None:
+        super().__init__(file, _PROTOCOL)
+        self._reduce = reduce
+
+    def persistent_id(self, value: Any) -> Any:
+        if not isinstance(value, _Record):
+            return None
+        return ("storage", value.kind, value.key, value.location, value.numel)
+
+    def reducer_override(self, value: Any) -> Any:
+        return self._reduce(value) if isinstance(value, torch.Tensor) else NotImplemented
+
+
+def _pickled(value: Any, reduce: Callable[[torch.Tensor], Reduced]) -> bytes:
+    document = io.BytesIO()
+    try:
+        _Pickler(document, reduce).dump(value)
+    except (pickle.PicklingError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"save: a file of torch.save cannot hold what cannot be pickled: {error}. Leave it out."
+        ) from error
+    return document.getvalue()
+
+
+def _checksum(descriptor: int, record: Record, path: Path, on_read: Callable[[int], None]) -> int:
+    checksum = 0
+    for begin in range(0, record.nbytes, _BLOCK):
+        count = min(_BLOCK, record.nbytes - begin)
+        data = os.pread(descriptor, count, record.offset + begin)
+        if len(data) != count:
+            raise OSError(
+                errno.EIO,
+                f"dormant: save: {path} gave {len(data)} of {count} bytes at offset "
+                f"{record.offset + begin} after writing. Another process changed it meanwhile",
+            )
+        checksum = zlib.crc32(data, checksum)
+        on_read(count)
+    return checksum
+
+
+def _storage_types() -> dict[torch.dtype, str]:
+    types: dict[torch.dtype, str] = torch.storage._dtype_to_storage_type_map()
+    return types
