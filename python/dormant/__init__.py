@@ -12,7 +12,6 @@ Example:
 """
 
 # ruff: noqa: F401  some modules are imported for the functions that they replace
-from dormant import recipes
 from dormant._extension import cmake_prefix
 from dormant.checkpoint import reading
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
@@ -23,12 +22,14 @@ from dormant.loading.api import load
 from dormant.materialization.api import is_lazy, materialize
 from dormant.quantization.api import QuantizedLayer, QuantizeReport, quantize
 from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.recipes import load_recipe, save_recipe
 from dormant.recording import (
     constructors,
     dtensor_copies,
     dtensor_operators,
     duplicate,
     pointer_reads,
+    torch_save,
     truncated_normal,
 )
 from dormant.recording.context import lazy_init
@@ -58,9 +59,11 @@ __all__ = [
     "is_lazy",
     "lazy_init",
     "load",
+    "load_recipe",
     "materialize",
     "open_checkpoint",
     "quantize",
     "save",
+    "save_recipe",
     "summary",
 ]
