@@ -101,6 +101,7 @@ def read_objects(
 
 def _read(file: _C.File) -> tuple[Unpickled, dict[str, _Run], list[Checksum]]:
     path = file.path
+    file.copy_always()  # torch.save empties the file that it replaces
     with open_stream(file) as stream:
         first = stream.read(512)
         stream.seek(0)
