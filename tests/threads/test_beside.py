@@ -266,12 +266,7 @@ def test_loading_a_folder_while_another_thread_saves_to_it_finds_whole_files(
     def load() -> None:
         for _ in range(20):
             model = linear(40)
-            try:
-                dormant.load(model, path)
-            except ValueError as error:
-                if "lies another file" in str(error):  # noticed between its header and its bytes
-                    continue
-                raise
+            dormant.load(model, path)
             found = {p.unique().item() for p in model.parameters()}
             assert len(found) == 1
             assert found <= {1.0, 2.0, 3.0}
