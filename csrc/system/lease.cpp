@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <array>
+#include <cerrno>
 #include <csignal>
 #include <future>
 #include <set>
@@ -61,15 +63,34 @@ class LeaseWatcher {
  private:
   LeaseWatcher() { ::pthread_atfork(before_fork, in_parent, in_child); }
 
+  // The parent goes on when the child has leases of its own, so that there is no moment in which a
+  // writer is heard of by the parent alone.
   static void before_fork() DORMANT_THREAD_SAFETY(no_thread_safety_analysis) {
-    instance().mutex_.lock();
+    auto& self = instance();
+    self.mutex_.lock();
+    if (self.leases_.empty() || ::pipe2(self.ends_.data(), O_CLOEXEC) != 0) {
+      self.ends_ = {-1, -1};
+    }
   }
   static void in_parent() DORMANT_THREAD_SAFETY(no_thread_safety_analysis) {
-    instance().mutex_.unlock();
+    auto& self = instance();
+    if (self.ends_[0] >= 0) {
+      ::close(self.ends_[1]);
+      char byte = 0;
+      while (::read(self.ends_[0], &byte, 1) < 0 && errno == EINTR) {
+      }
+      ::close(self.ends_[0]);
+    }
+    self.mutex_.unlock();
   }
   static void in_child() DORMANT_THREAD_SAFETY(no_thread_safety_analysis) {
-    instance().begin_child();
-    instance().mutex_.unlock();
+    auto& self = instance();
+    self.begin_child();
+    if (self.ends_[0] >= 0) {
+      ::close(self.ends_[0]);
+      ::close(self.ends_[1]);
+    }
+    self.mutex_.unlock();
   }
 
   /// False where the system lets no thread begin.
@@ -147,6 +168,7 @@ class LeaseWatcher {
   Mutex mutex_;
   std::set<Lease*> leases_ DORMANT_GUARDED_BY(mutex_);
   pid_t thread_ DORMANT_GUARDED_BY(mutex_) = 0;
+  std::array<int, 2> ends_ DORMANT_GUARDED_BY(mutex_) = {-1, -1};  ///< of a pipe, during a fork
 };
 
 Lease::Lease(int descriptor, std::function<void()> before_write)

@@ -116,8 +116,9 @@ class _Reducers:
 def _recipe_or(original: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
     @functools.wraps(original)
     def reduce(tensor: torch.Tensor) -> Any:
-        as_recipe = _asked.open and _C.is_lazy(tensor)
-        return tensor.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if as_recipe else original(tensor)
+        if _asked.open and _C.is_lazy(tensor):
+            return tensor.__reduce_ex__(pickle.DEFAULT_PROTOCOL)  # type: ignore[no-untyped-call]
+        return original(tensor)
 
     return reduce
 

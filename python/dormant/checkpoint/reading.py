@@ -169,7 +169,7 @@ def _is_for_cpu(location: str, map_location: Any) -> bool:
     False where that is not known, as for functions.
     """
     if isinstance(map_location, dict):
-        return dict.get(map_location, location, location) == "cpu"
+        return bool(dict.get(map_location, location, location) == "cpu")
     return str(location if map_location is None else map_location) == "cpu"
 
 
