@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,33 @@ from dormant.recording import patches
 
 pytestmark = pytest.mark.core
 
+
+def dumps(obj: object, **options: Any) -> bytes:
+    with recipes.pickling():
+        return pickle.dumps(obj, **options)
+
+
+def save(obj: object, file: Any, **options: Any) -> None:
+    with recipes.pickling():
+        torch.save(obj, file, **options)
+
+
 LOADERS = {
+    "save_recipe": (
+        dormant.save_recipe,
+        lambda path: dormant.load_recipe(path, weights_only=False),
+    ),
     "pickle": (
-        lambda model, path: path.write_bytes(pickle.dumps(model)),
+        lambda model, path: path.write_bytes(dumps(model)),
         lambda path: pickle.loads(path.read_bytes()),
     ),
     "pickle protocol 2": (
-        lambda model, path: path.write_bytes(pickle.dumps(model, protocol=2)),
+        lambda model, path: path.write_bytes(dumps(model, protocol=2)),
         lambda path: pickle.loads(path.read_bytes()),
     ),
-    "torch.save": (torch.save, lambda path: torch.load(path, weights_only=False)),
+    "torch.save": (save, lambda path: torch.load(path, weights_only=False)),
     "legacy torch.save": (
-        lambda model, path: torch.save(model, path, _use_new_zipfile_serialization=False),
+        lambda model, path: save(model, path, _use_new_zipfile_serialization=False),
         lambda path: torch.load(path, weights_only=False),
     ),
 }
@@ -125,9 +141,9 @@ def test_a_recipe_takes_kilobytes_for_each_tensor_whatever_its_size(tmp_path: Pa
     for width in (4, 4096):
         with dormant.lazy_init():
             model = nn.Sequential(*(nn.Linear(width, width) for _ in range(8)))
-        torch.save(model.state_dict(), tmp_path / "recipe")
+        dormant.save_recipe(model.state_dict(), tmp_path / "recipe")
         assert (tmp_path / "recipe").stat().st_size < 16 * 8 * 1024
-        assert len(pickle.dumps(model)) < 16 * 8 * 1024
+        assert len(dumps(model)) < 16 * 8 * 1024
 
 
 def test_captured_real_data_travels_along() -> None:
@@ -136,7 +152,7 @@ def test_captured_real_data_travels_along() -> None:
         tensor = torch.empty(12)
         tensor.copy_(source).mul_(2)
     assert dormant.is_lazy(tensor)
-    data = pickle.dumps(tensor)
+    data = dumps(tensor)
     source.zero_()
     assert pickle.loads(data).tolist() == [2.0 * i for i in range(12)]
 
@@ -175,15 +191,15 @@ def test_draws_by_lazy_parameters_are_not_kept_as_a_recipe() -> None:
     with dormant.lazy_init():
         drawn = torch.bernoulli(torch.full((3,), 0.5))
     with pytest.raises(NotImplementedError, match=r"bernoulli.*materialize"):
-        pickle.dumps(drawn)
+        dumps(drawn)
     dormant.materialize(drawn)
-    assert_same_bits(drawn, pickle.loads(pickle.dumps(drawn)))
+    assert_same_bits(drawn, pickle.loads(dumps(drawn)))
 
 
 def test_real_tensors_of_a_lazy_model_are_pickled_as_usual() -> None:
     model = build(lazy=True)
     dormant.materialize(model.norm)
-    loaded = pickle.loads(pickle.dumps(model))
+    loaded = pickle.loads(dumps(model))
     assert not dormant.is_lazy(loaded.norm)
     assert dormant.is_lazy(loaded.embedding.weight)
     dormant.materialize(loaded)
@@ -191,8 +207,8 @@ def test_real_tensors_of_a_lazy_model_are_pickled_as_usual() -> None:
 
 
 def test_a_loaded_recipe_can_be_pickled_again() -> None:
-    once = pickle.loads(pickle.dumps(build(lazy=True)))
-    twice = pickle.loads(pickle.dumps(once))
+    once = pickle.loads(dumps(build(lazy=True)))
+    twice = pickle.loads(dumps(once))
     del once
     dormant.materialize(twice)
     assert_equal_models(build(lazy=False), twice)
@@ -201,7 +217,7 @@ def test_a_loaded_recipe_can_be_pickled_again() -> None:
 def test_a_loaded_tensor_can_be_written_and_read_like_any_lazy_tensor() -> None:
     with dormant.lazy_init():
         tensor = torch.ones(4)
-    loaded = pickle.loads(pickle.dumps(tensor))
+    loaded = pickle.loads(dumps(tensor))
     loaded[1:].fill_(3)
     assert dormant.is_lazy(loaded)
     loaded.mul_(2)
@@ -221,7 +237,7 @@ def test_classes_attributes_and_requires_grad_survive() -> None:
         tensor: Any = torch.ones(2, requires_grad=True)
         tensor.tag = "plain"
     for original in (parameter, tagged, tensor):
-        loaded = pickle.loads(pickle.dumps(original))
+        loaded = pickle.loads(dumps(original))
         assert isinstance(loaded, nn.Parameter) == isinstance(original, nn.Parameter)
         assert loaded.requires_grad == original.requires_grad
         assert loaded.__dict__ == original.__dict__
@@ -232,9 +248,7 @@ def test_classes_attributes_and_requires_grad_survive() -> None:
 def test_a_class_is_what_it_is_for_a_real_tensor() -> None:
     with dormant.lazy_init():
         lazy = Tagged(torch.ones(2))
-    assert type(pickle.loads(pickle.dumps(lazy))) is type(
-        pickle.loads(pickle.dumps(Tagged(torch.ones(2))))
-    )
+    assert type(pickle.loads(dumps(lazy))) is type(pickle.loads(dumps(Tagged(torch.ones(2)))))
 
 
 def test_conjugate_views_survive() -> None:
@@ -243,7 +257,7 @@ def test_conjugate_views_survive() -> None:
         lazy = torch.randn(4, dtype=torch.complex64).conj()
     torch.manual_seed(0)
     eager = torch.randn(4, dtype=torch.complex64).conj()
-    loaded = pickle.loads(pickle.dumps(lazy))
+    loaded = pickle.loads(dumps(lazy))
     dormant.materialize(loaded)
     assert_same_bits(eager.resolve_conj(), loaded.resolve_conj())
 
@@ -251,7 +265,8 @@ def test_conjugate_views_survive() -> None:
 def test_the_recipe_of_a_storage_that_came_to_life_meanwhile_has_its_values() -> None:
     with dormant.lazy_init():
         tensor = torch.arange(3.0)
-    reduced = tensor.__reduce_ex__(2)
+    with recipes.pickling():
+        reduced = tensor.__reduce_ex__(2)
     dormant.materialize(tensor)
     function, arguments = pickle.loads(pickle.dumps(reduced))[:2]
     assert function(*arguments).tolist() == [0.0, 1.0, 2.0]
@@ -259,7 +274,7 @@ def test_the_recipe_of_a_storage_that_came_to_life_meanwhile_has_its_values() ->
 
 def saved_state() -> io.BytesIO:
     file = io.BytesIO()
-    torch.save(build(lazy=True).state_dict(), file)
+    save(build(lazy=True).state_dict(), file)
     file.seek(0)
     return file
 
@@ -321,7 +336,7 @@ def test_a_document_cut_anywhere_is_refused() -> None:
 
 
 def test_loading_puts_the_patches_in_place_and_materialising_takes_them_away() -> None:
-    data = pickle.dumps(lazy_normal())
+    data = dumps(lazy_normal())
     gc.collect()
     patches.uninstall_if_idle()
     assert patches.installed() == []
@@ -329,3 +344,139 @@ def test_loading_puts_the_patches_in_place_and_materialising_takes_them_away() -
     assert patches.installed()
     assert len(loaded.tolist()) == 20
     assert patches.installed() == []
+
+
+# ---- save_recipe and load_recipe
+
+
+def test_load_recipe_needs_no_permission_and_leaves_none(tmp_path: Path) -> None:
+    dormant.save_recipe(build(lazy=True).state_dict(), tmp_path / "recipe")
+    allowed = torch.serialization.get_safe_globals()
+    state = dormant.load_recipe(tmp_path / "recipe")
+    assert torch.serialization.get_safe_globals() == allowed
+    assert real_names(state) == [REAL]
+    dormant.materialize(state)
+    for name, tensor in build(lazy=False).state_dict().items():
+        assert_same_bits(tensor, state[name], name)
+
+
+def test_load_recipe_keeps_what_a_user_has_allowed(tmp_path: Path) -> None:
+    dormant.save_recipe(lazy_normal(), tmp_path / "recipe")
+    with torch.serialization.safe_globals(recipes.safe_globals()):
+        dormant.load_recipe(tmp_path / "recipe")
+        assert dormant.is_lazy(torch.load(tmp_path / "recipe"))
+
+
+@pytest.mark.threads
+def test_threads_load_recipes_at_a_time(tmp_path: Path) -> None:
+    dormant.save_recipe({"a": lazy_normal()}, tmp_path / "recipe")
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(dormant.load_recipe, [tmp_path / "recipe"] * 40))
+    assert all(dormant.is_lazy(one["a"]) for one in loaded)
+
+
+@pytest.mark.threads
+def test_other_threads_pickle_values_meanwhile() -> None:
+    tensor = lazy_normal()
+    with recipes.pickling(), ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(pickle.dumps, tensor).result()
+        here = pickle.dumps(tensor)
+    assert dormant.is_lazy(pickle.loads(here))
+    assert not dormant.is_lazy(pickle.loads(elsewhere))
+
+
+def test_load_recipe_inside_the_context(tmp_path: Path) -> None:
+    dormant.save_recipe({"a": lazy_normal(), "real": torch.ones(3)}, tmp_path / "recipe")
+    with dormant.lazy_init():
+        loaded = dormant.load_recipe(tmp_path / "recipe")
+    assert dormant.is_lazy(loaded["a"])
+    assert loaded["real"].tolist() == [1.0] * 3
+
+
+def test_a_whole_model_needs_trust(tmp_path: Path) -> None:
+    dormant.save_recipe(build(lazy=True), tmp_path / "recipe")
+    with pytest.raises(ValueError, match=r"recipe asks for torch\.nn.*weights_only=False"):
+        dormant.load_recipe(tmp_path / "recipe")
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe"
+    dormant.save_recipe({"a": lazy_normal()}, path)
+    whole = path.read_bytes()
+    for length in (0, 4, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"load_recipe: .*recipe cannot be read"):
+            dormant.load_recipe(path)
+    with pytest.raises(FileNotFoundError):
+        dormant.load_recipe(tmp_path / "none")
+
+
+def test_one_state_dict_gives_the_same_file_under_any_name(tmp_path: Path) -> None:
+    state = build(lazy=True).state_dict()
+    dormant.save_recipe(state, tmp_path / "one")
+    dormant.save_recipe(state, tmp_path / "other.recipe")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other.recipe").read_bytes()
+
+
+def test_what_cannot_be_written_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    dormant.save_recipe({"a": lazy_normal()}, tmp_path / "recipe")
+    before = (tmp_path / "recipe").read_bytes()
+    with dormant.lazy_init():
+        drawn = torch.bernoulli(torch.full((3,), 0.5))
+    with pytest.raises(NotImplementedError, match="bernoulli"):
+        dormant.save_recipe({"first": torch.ones(2), "second": drawn}, tmp_path / "recipe")
+    assert (tmp_path / "recipe").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe"]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_load_says_that_a_recipe_is_one(legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    save(build(lazy=True).state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    message = r"model\.pt.* is a recipe, .*dormant\.load_recipe"
+    with pytest.raises(ValueError, match=message):
+        dormant.open_checkpoint(path)
+    model = build(lazy=True)
+    with pytest.raises(ValueError, match=message):
+        dormant.load(model, path)
+    assert real_names(model.state_dict()) == [REAL]
+
+
+CHILD = """
+import multiprocessing, sys, torch, dormant
+
+def look(tensor, queue):
+    queue.put((dormant.is_lazy(tensor), tensor.sum().item()))
+
+if __name__ == "__main__":
+    with dormant.lazy_init():
+        torch.manual_seed(0)
+        tensor = torch.randn(1000)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=look, args=(tensor, queue))
+    with dormant.recipes.pickling():
+        process.start()
+    print(*queue.get(), dormant.is_lazy(tensor), tensor.sum().item())
+    process.join()
+    process = context.Process(target=look, args=(tensor, queue))
+    process.start()
+    print(*queue.get())
+    process.join()
+"""
+
+
+@pytest.mark.threads
+def test_a_spawned_process_gets_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(CHILD)
+    result = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    first, second = (line.split() for line in result.stdout.splitlines())
+    assert first[0] == first[2] == "True"
+    assert second[0] == "False"
+    assert first[1] == first[3] == second[1]

@@ -263,7 +263,7 @@ def test_a_file_that_was_rewritten_in_place_is_an_error(path: Path) -> None:
 def test_a_file_that_was_replaced_is_still_read(path: Path) -> None:
     tensor = dormant.open_checkpoint(path)["a"]
     other = path.with_name("other")
-    other.write_bytes(b"nothing")
+    other.write_bytes(b"another")
     other.replace(path)
     dormant.materialize(tensor)
     assert torch.equal(tensor, torch.zeros(4096, dtype=torch.uint8))

@@ -570,7 +570,7 @@ def test_a_part_reads_its_own_bytes_of_the_files(name: str, mapped: bool, tmp_pa
     wanted = reshard(parts, 8)[3]
     part = wanted[name]
     before = characters_read()
-    dormant.materialize(part)
+    dormant.materialize(part, mmap="always")
     read = characters_read() - before
     assert part.nbytes == 4 << 20
     # What lies in one piece in one file is shown in place, without a read.

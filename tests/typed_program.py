@@ -68,6 +68,10 @@ def main(folder: Path) -> None:
     assert_type(report.missing, tuple[str, ...])
     assert_type(report.tensors, list[dormant.TensorReport])
     assert_type(dormant.materialize([model], values="exact", memory_budget=1 << 30), dormant.Report)
+    dormant.save_recipe(model.state_dict(), folder / "model.recipe")
+    assert_type(dormant.load_recipe(folder / "model.recipe", weights_only=True), Any)
+    with dormant.recipes.pickling():
+        pass
     assert_type(dormant.quantize(model, dormant.FourBit(kind="nf4")), dormant.QuantizeReport)
     parts = tensor_parallel.split({"wq.weight": torch.zeros(4, 2)}, 2)
     assert_type(parts, list[dict[str, torch.Tensor]])

@@ -84,6 +84,7 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
           "path",
           [](const OpenFile& open) { return py::str(py::cast(path_object(open.file->path()))); })
       .def_property_readonly("size", [](const OpenFile& open) { return open.file->size(); })
+      .def("copy_always", [](const OpenFile& open) { open.file->copy_always(); })
       .def("check", [](const OpenFile& open) { open.file->check(); })
       .def(
           "read",

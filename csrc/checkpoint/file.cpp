@@ -2,7 +2,6 @@
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #ifdef __linux__
@@ -14,11 +13,10 @@
 #include <cerrno>
 #include <cstddef>
 #include <filesystem>
-#include <iterator>
-#include <map>
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/file_mapping.h"
 #include "system/faults.h"
 #include "text/printable.h"
 
@@ -35,55 +33,6 @@ std::string absolute(const std::string& path) {
 }
 
 }  // namespace
-
-/// One private mapping of the whole file, and which of its bytes somebody has.
-class File::Mapping {
- public:
-  /// Null where the system has no room for it.
-  static std::shared_ptr<Mapping> make(int descriptor, size_t size) {
-    // The owner first: where there is no memory for it, nothing is mapped.
-    const std::shared_ptr<Mapping> mapping(new Mapping(size));
-    // Without MAP_NORESERVE the system would set aside memory for a copy of every page.
-    void* memory = system::is_due(system::Fault::allocate)
-                       ? MAP_FAILED
-                       : ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE,
-                                descriptor, 0);
-    if (memory == MAP_FAILED) {
-      return nullptr;
-    }
-    mapping->memory_ = static_cast<std::byte*>(memory);
-    return mapping;
-  }
-  ~Mapping() {
-    if (memory_ != nullptr) {
-      ::munmap(memory_, size_);
-    }
-  }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-
-  /// False if any byte was claimed before.
-  bool claim(uint64_t begin, uint64_t end) {
-    const auto next = claimed_.lower_bound(begin);
-    if (next != claimed_.end() && next->first < end) {
-      return false;
-    }
-    if (next != claimed_.begin() && std::prev(next)->second > begin) {
-      return false;
-    }
-    claimed_.emplace_hint(next, begin, end);
-    return true;
-  }
-
-  std::byte* memory() const noexcept { return memory_; }
-
- private:
-  explicit Mapping(size_t size) : size_(size) {}
-
-  std::byte* memory_ = nullptr;
-  size_t size_;
-  std::map<uint64_t, uint64_t> claimed_;  ///< begin -> end
-};
 
 std::shared_ptr<const File> File::open(const std::string& path) {
   // The owner first: where there is no memory for it, nothing is open.
@@ -178,29 +127,33 @@ void File::read(uint64_t offset, size_t count, void* out) const {
   }
 }
 
-c10::DataPtr File::map(uint64_t offset, size_t count) const {
+c10::DataPtr File::map(uint64_t offset, size_t count, record::Guard guard) const {
   check_range(offset, count);
-  if (count == 0) {
+  if (count == 0 || (guard == record::Guard::required && (copied_ || !is_local()))) {
     return {};
   }
   const system::MutexLock lock(mutex_);
   auto mapping = mapping_.lock();
-  if (!mapping || !mapping->claim(offset, offset + count)) {
-    mapping = Mapping::make(descriptor_, identity_.size);
+  if (!mapping || !mapping->claim(offset, offset + count, guard)) {
+    mapping = FileMapping::make(descriptor_, identity_.size);
+    if (mapping && !mapping->claim(offset, offset + count, guard)) {
+      copied_ = true;  // there is no lease: not asked for again for each tensor
+      mapping = nullptr;
+    }
     if (!mapping) {
       return {};
     }
-    mapping->claim(offset, offset + count);
     mapping_ = mapping;
   }
+  check();  // again: whoever wrote to it before the mapping had its lease was not heard of
   auto* data = mapping->memory() + offset;
-  using Holder = std::shared_ptr<Mapping>;
+  using Holder = std::shared_ptr<FileMapping>;
   auto holder = std::make_unique<Holder>(std::move(mapping));
   return {data, holder.release(), [](void* context) { delete static_cast<Holder*>(context); },
           c10::DeviceType::CPU};
 }
 
-bool File::maps_well() const {
+bool File::is_local() const {
 #ifdef __linux__
   // Where the bytes lie behind a network or another process, a page fault may take seconds, fail
   // with SIGBUS, or miss what another machine wrote. (linux/magic.h; cluster filesystems state

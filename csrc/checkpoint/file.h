@@ -2,11 +2,13 @@
 //
 // What a read node promises was true when the file was opened. Files are truncated and rewritten by
 // other processes meanwhile, so a file remembers what it was, reads positionally and checks; only a
-// mapping cannot (a page that is gone raises SIGBUS), which is why a mapped file must stay as it
-// is. A file that was removed, or replaced by a new one under its name as `dormant.save` does,
-// stays as it is: the descriptor and the mappings are of the file, whatever its name leads to now.
+// mapping cannot (a page that is gone raises SIGBUS). So who asks for a guard gets a mapping with a
+// lease (file_mapping.h) or none.
+// A file that was removed, or replaced by a new one under its name as `dormant.save` does, stays as
+// it is: the descriptor and the mappings are of the file, whatever its name leads to now.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -18,6 +20,8 @@
 struct stat;
 
 namespace dormant::checkpoint {
+
+class FileMapping;
 
 class DORMANT_BINDINGS_API File final : public record::Source {
  public:
@@ -33,11 +37,15 @@ class DORMANT_BINDINGS_API File final : public record::Source {
   /// c10::ValueError unless bytes [offset, offset + count) exist.
   void check_range(uint64_t offset, uint64_t count) const;
 
+  /// Says that the programs that write such files rewrite them in place, so that a mapping would
+  /// have to be copied sooner or later: none is made that asks for a guard.
+  void copy_always() const noexcept { copied_ = true; }
+
   void read(uint64_t offset, size_t count, void* out) const override;
   /// A private copy-on-write mapping. No two DataPtrs that live, or have lived over the same
-  /// mapping, share bytes: a tensor may have been written to.
-  c10::DataPtr map(uint64_t offset, size_t count) const override;
-  bool maps_well() const override;
+  /// mapping, share bytes: a tensor may have been written to. There is no guard on a network
+  /// filesystem, and none after `copy_always`. c10::ValueError as for `check`.
+  c10::DataPtr map(uint64_t offset, size_t count, record::Guard guard) const override;
   void will_read(uint64_t offset, size_t count) const override;
   /// c10::ValueError if the file was written to since it was opened. One that was removed or
   /// replaced is still the one it was.
@@ -46,8 +54,6 @@ class DORMANT_BINDINGS_API File final : public record::Source {
   const std::string& name() const override { return name_; }
 
  private:
-  class Mapping;
-
   /// What a file that did not change keeps.
   struct Identity {
     uint64_t size;
@@ -57,15 +63,17 @@ class DORMANT_BINDINGS_API File final : public record::Source {
   explicit File(std::string path);
   static Identity identity_of(const struct ::stat& status) noexcept;
   void check_same(const Identity& now) const;
+  bool is_local() const;
   [[noreturn]] void fail(int error, const std::string& what) const;
 
   const std::string path_;
   const std::string name_;
   int descriptor_ = -1;
   Identity identity_{};
+  mutable std::atomic<bool> copied_{false};
   mutable system::Mutex mutex_;
   /// The latest; kept alive by its DataPtrs.
-  mutable std::weak_ptr<Mapping> mapping_ DORMANT_GUARDED_BY(mutex_);
+  mutable std::weak_ptr<FileMapping> mapping_ DORMANT_GUARDED_BY(mutex_);
 };
 
 }  // namespace dormant::checkpoint

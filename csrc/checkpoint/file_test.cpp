@@ -8,6 +8,9 @@
 #include <array>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <functional>
+#include <string_view>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -16,6 +19,8 @@
 
 namespace dormant::checkpoint {
 namespace {
+
+using record::Guard;
 
 std::string read(const File& file, uint64_t offset, size_t count) {
   std::string bytes(count, '?');
@@ -38,7 +43,7 @@ TEST(File, RefusesRangesOutsideWithoutOverflow) {
   EXPECT_THROW(file->check_range(0, 11), c10::ValueError);
   EXPECT_THROW(file->check_range(11, 0), c10::ValueError);
   EXPECT_THROW(file->check_range(8, UINT64_MAX - 4), c10::ValueError);
-  EXPECT_THROW(file->map(8, 3), c10::ValueError);
+  EXPECT_THROW(file->map(8, 3, Guard::if_possible), c10::ValueError);
 }
 
 TEST(File, ShrunkFileIsAnErrorThatSaysSo) {
@@ -68,12 +73,12 @@ TEST(File, ReplacedFileIsStillReadable) {
   const ScratchFolder folder;
   const auto path = folder.write("f", "0123456789");
   const auto file = File::open(path);
-  const auto mapped = file->map(0, 2);
+  const auto mapped = file->map(0, 2, Guard::if_possible);
   std::filesystem::rename(folder.write("g", "short"), path);
   file->check();
   EXPECT_EQ(read(*file, 0, 10), "0123456789");
   EXPECT_EQ(std::memcmp(mapped.get(), "01", 2), 0);
-  EXPECT_EQ(std::memcmp(file->map(5, 5).get(), "56789", 5), 0);
+  EXPECT_EQ(std::memcmp(file->map(5, 5, Guard::if_possible).get(), "56789", 5), 0);
   EXPECT_EQ(read(*File::open(path), 0, 5), "short");
 }
 
@@ -116,8 +121,8 @@ TEST(File, MappingIsPrivateAndOutlivesTheFile) {
   const ScratchFolder folder;
   const auto path = folder.write("f", "0123456789");
   auto file = File::open(path);
-  auto memory = file->map(2, 4);
-  const auto other = file->map(6, 4);
+  auto memory = file->map(2, 4, Guard::if_possible);
+  const auto other = file->map(6, 4, Guard::if_possible);
   file.reset();
   ASSERT_NE(memory.get(), nullptr);
   EXPECT_EQ(std::memcmp(memory.get(), "2345", 4), 0);
@@ -129,15 +134,76 @@ TEST(File, MappingIsPrivateAndOutlivesTheFile) {
 TEST(File, WhoMapsTheSameBytesAgainDoesNotSeeEarlierWrites) {
   const ScratchFolder folder;
   const auto file = File::open(folder.write("f", "0123456789"));
-  const auto third = file->map(0, 1);  // keeps the first mapping alive
-  auto first = file->map(2, 4);
+  const auto third = file->map(0, 1, Guard::if_possible);  // keeps the first mapping alive
+  auto first = file->map(2, 4, Guard::if_possible);
   std::memcpy(first.mutable_get(), "abcd", 4);
-  const auto overlapping = file->map(5, 3);
+  const auto overlapping = file->map(5, 3, Guard::if_possible);
   EXPECT_EQ(std::memcmp(overlapping.get(), "567", 3), 0);
   first.clear();
-  const auto second = file->map(2, 3);
+  const auto second = file->map(2, 3, Guard::if_possible);
   EXPECT_EQ(std::memcmp(second.get(), "234", 3), 0);
   EXPECT_EQ(std::memcmp(third.get(), "0", 1), 0);
+}
+
+TEST(File, AGuardedMappingKeepsItsBytesWhateverIsDoneToTheFile) {
+  using Writer = std::function<void(const std::string&)>;
+  const std::vector<Writer> writers = {
+      [](const auto& path) { std::filesystem::resize_file(path, 0); },
+      [](const auto& path) { std::ofstream(path, std::ios::binary) << "another"; },
+      [](const auto& path) {
+        std::fstream(path, std::ios::binary | std::ios::in | std::ios::out) << "overwritten";
+      },
+  };
+  std::string bytes(100'000, 'a');
+  bytes.replace(50'000, 3, "xyz");
+  for (size_t i = 0; i < writers.size(); ++i) {
+    const ScratchFolder folder;
+    const auto path = folder.write("f", bytes);
+    auto file = File::open(path);
+    auto memory = file->map(0, 60'000, Guard::required);
+    if (memory.get() == nullptr) {
+      GTEST_SKIP() << "the filesystem of " << path << " has no leases";
+    }
+    const auto rest = file->map(60'000, 40'000, Guard::required);
+    static_cast<char*>(memory.mutable_get())[1] = 'b';
+    if (i == 0) {
+      file.reset();  // the mapping alone is enough
+    }
+    writers[i](path);
+    const std::string_view shown(static_cast<const char*>(memory.get()), 60'000);
+    EXPECT_EQ(shown.substr(0, 4), "abaa");
+    EXPECT_EQ(shown.substr(49'999, 5), "axyza");
+    EXPECT_EQ(std::memcmp(rest.get(), bytes.data(), 40'000), 0);
+    if (file) {
+      EXPECT_THROW(file->check(), c10::ValueError);
+    }
+  }
+}
+
+TEST(File, WithoutAGuardThereIsNoMappingThatNeedsOne) {
+  const ScratchFolder folder;
+  const auto path = folder.write("f", "0123456789");
+  const auto file = File::open(path);
+  {
+    const std::ofstream writer(path, std::ios::binary | std::ios::app);
+    EXPECT_EQ(file->map(0, 4, Guard::required).get(), nullptr);
+    EXPECT_NE(file->map(0, 4, Guard::if_possible).get(), nullptr);
+  }
+  const auto copied = File::open(path);
+  copied->copy_always();
+  EXPECT_EQ(copied->map(0, 4, Guard::required).get(), nullptr);
+  EXPECT_NE(copied->map(0, 4, Guard::if_possible).get(), nullptr);
+}
+
+TEST(File, AFileThatChangedIsNotMapped) {
+  const ScratchFolder folder;
+  const auto path = folder.write("f", "0123456789");
+  const auto file = File::open(path);
+  std::filesystem::resize_file(path, 4);
+  for (const auto guard : {Guard::required, Guard::if_possible}) {
+    EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { file->map(0, 4, guard); }),
+                         "it has 4 bytes, expected 10"));
+  }
 }
 
 TEST(File, ThreadsReadAndMapAtATime) {
@@ -153,7 +219,7 @@ TEST(File, ThreadsReadAndMapAtATime) {
     threads.emplace_back([&, i] {
       bool same = true;
       for (size_t offset = i; offset + 64 <= bytes.size(); offset += 64) {
-        const auto mapped = file->map(offset, 64);
+        const auto mapped = file->map(offset, 64, Guard::if_possible);
         same = same && std::memcmp(mapped.get(), bytes.data() + offset, 64) == 0 &&
                read(*file, offset, 64) == bytes.substr(offset, 64);
       }

@@ -10,6 +10,9 @@
 
 namespace dormant::record {
 
+/// What memory that shows bytes in place must be safe from: whoever changes the bytes later.
+enum class Guard : uint8_t { required, if_possible };
+
 class DORMANT_BINDINGS_API Source {
  public:
   Source() = default;
@@ -24,15 +27,13 @@ class DORMANT_BINDINGS_API Source {
 
   /// Bytes [offset, offset + count) as memory of its own, which shows them without a copy until it
   /// is written to, and which keeps what it needs alive. A null DataPtr where there is no such
-  /// memory.
-  virtual c10::DataPtr map(uint64_t offset, size_t count) const {
+  /// memory, or no `guard` for it.
+  virtual c10::DataPtr map(uint64_t offset, size_t count, Guard guard) const {
     static_cast<void>(offset);
     static_cast<void>(count);
+    static_cast<void>(guard);
     return {};
   }
-
-  /// Whether `map` is as safe as `read`: false for a network filesystem.
-  virtual bool maps_well() const { return false; }
 
   /// c10::ValueError where the bytes can no longer be trusted to be what they were when whoever
   /// made a read node looked at them. Called once before the reads or maps of one materialisation:

@@ -63,11 +63,12 @@ c10::DataPtr mapped(const Program& program, Mmap mmap) {
     return {};
   }
   const auto range = program.copied_range();
-  if (!range || range->nbytes == 0 || range->offset % program.itemsize() != 0 ||
-      (mmap == Mmap::automatic && !range->source->maps_well())) {
+  if (!range || range->nbytes == 0 || range->offset % program.itemsize() != 0) {
     return {};
   }
-  return range->source->map(range->offset, range->nbytes);
+  return range->source->map(
+      range->offset, range->nbytes,
+      mmap == Mmap::automatic ? record::Guard::required : record::Guard::if_possible);
 }
 
 /// One call of materialize: what is to be done, and what was.

@@ -43,10 +43,15 @@ enum class Values : uint8_t {
 };
 
 /// Whether a tensor that is nothing but bytes of a file, in the file's dtype, may show them in
-/// place, privately, rather than copy them. Such a file must not change while the tensor lives.
+/// place, privately, rather than copy them.
 enum class Mmap : uint8_t {
-  automatic,  ///< where that is as safe as reading: not on a network filesystem
-  always,     ///< wherever the system can; bytes misaligned for their dtype are copied all the same
+  /// Where the system lets whoever writes to the file later wait until the tensors have copies
+  /// (file leases of Linux); not on a network filesystem.
+  automatic,
+  /// Wherever the system can; bytes misaligned for their dtype are copied all the same. Where the
+  /// file is rewritten in place later and there is no lease, the tensor changes, or the process is
+  /// killed by SIGBUS.
+  always,
   never,
 };
 

@@ -25,12 +25,14 @@ from dormant.loading.api import load
 from dormant.materialization.api import is_lazy, materialize
 from dormant.quantization.api import QuantizedLayer, QuantizeReport, quantize
 from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.recipes import load_recipe, save_recipe
 from dormant.recording import (
     constructors,
     dtensor_copies,
     dtensor_operators,
     duplicate,
     pointer_reads,
+    torch_save,
     truncated_normal,
 )
 from dormant.recording.context import lazy_init
@@ -64,9 +66,11 @@ __all__ = [
     "is_lazy",
     "lazy_init",
     "load",
+    "load_recipe",
     "materialize",
     "open_checkpoint",
     "quantize",
     "save",
+    "save_recipe",
     "summary",
 ]

@@ -1,30 +1,130 @@
-"""Pickling of lazy tensors: what is written is how to make them.
+"""Recipes: how to make lazy tensors, written in place of their values where that is asked for.
 
-A lazy tensor pickles as its geometry and one `RecipeStorage` for its storage, so ties and views
-survive through pickle's own memo. The recipe is a versioned JSON document, the operators and their
-arguments, with the bytes of the real tensors that were captured while recording: not the tensors,
-since `torch.load` of the format before zip fills these only after everything was rebuilt.
+Inside `pickling` a lazy tensor pickles as its geometry and one `RecipeStorage` for its storage, so
+ties and views survive through pickle's own memo. The recipe is a versioned JSON document, the
+operators and their arguments, with the bytes of the real tensors that were captured while
+recording: not the tensors, since `torch.load` of the format before zip fills these only after
+everything was rebuilt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
+import pickle
+import re
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dormant._extension import _C
 from dormant.recording.patches import Patch, declare, in_use
+from dormant.recording.torch_save import written_aside
 from dormant.tensors.geometry import Geometry, geometry_of, lay_out
 from dormant.tensors.storage import unrecorded
 
 # A captured tensor: its dtype, sizes, strides, and the bytes of its elements in logical order.
 Packed = tuple[torch.dtype, tuple[int, ...], tuple[int, ...], bytes]
+
+
+class _Asked(threading.local):
+    """How many `pickling` are open in this thread."""
+
+    def __init__(self) -> None:
+        self.open = 0
+
+
+_asked = _Asked()
+
+
+@contextlib.contextmanager
+def pickling() -> Iterator[None]:
+    """Lets this thread pickle lazy tensors as recipes instead of values.
+
+    For `pickle`, `torch.save`, and the arguments of a process that `multiprocessing` spawns. A
+    recipe takes kilobytes, whatever the size of the tensor, and comes back lazy. Tensors that are
+    real, and processes that are forked, are treated as ever. It nests.
+
+    Raises:
+        NotImplementedError: where a tensor is pickled that has no recipe: one that is read from a
+            file or quantized, or an operator of another library makes it.
+
+    Example:
+        >>> import pickle, torch, dormant
+        >>> with dormant.lazy_init():
+        ...     layer = torch.nn.Linear(1000, 1000)
+        >>> with dormant.recipes.pickling():
+        ...     data = pickle.dumps(layer)
+        >>> len(data) < 10_000, dormant.is_lazy(pickle.loads(data))
+        (True, True)
+    """
+    _asked.open += 1
+    try:
+        with _reducers:
+            yield
+    finally:
+        _asked.open -= 1
+
+
+class _Reducers:
+    """PyTorch's reducers for `multiprocessing`, replaced while somebody pickles recipes.
+
+    They move a tensor to shared memory, before pickle asks the tensor.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = 0
+        self._replaced: dict[type, tuple[Any, Any]] = {}
+        # A child must not find it held by a thread that it does not have.
+        os.register_at_fork(
+            before=self._lock.acquire,
+            after_in_parent=self._lock.release,
+            after_in_child=self._lock.release,
+        )
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._open += 1
+            if self._open > 1:
+                return
+            known: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+            for kind, original in known.items():
+                if issubclass(kind, torch.Tensor):
+                    self._replaced[kind] = original, _recipe_or(original)
+            known.update((kind, ours) for kind, (_, ours) in self._replaced.items())
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._open -= 1
+            if self._open:
+                return
+            known: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+            for kind, (original, ours) in self._replaced.items():
+                if known.get(kind) is ours:
+                    known[kind] = original
+            self._replaced.clear()
+
+
+def _recipe_or(original: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    @functools.wraps(original)
+    def reduce(tensor: torch.Tensor) -> Any:
+        if _asked.open and _C.is_lazy(tensor):
+            return tensor.__reduce_ex__(pickle.DEFAULT_PROTOCOL)  # type: ignore[no-untyped-call]
+        return original(tensor)
+
+    return reduce
+
+
+_reducers = _Reducers()
 
 
 class RecipeStorage:
@@ -154,8 +254,8 @@ def rebuild_tensor(
 def safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What `torch.load(..., weights_only=True)` has to be allowed for files with recipes.
 
-    Only operators on dormant's own list are ever run from a recipe, so allowing these does not
-    allow a file to run other code.
+    `load_recipe` allows it by itself. Only operators on dormant's own list are ever run from a
+    recipe, so allowing these does not allow a file to run other code.
 
     Returns:
         Functions for `torch.serialization.add_safe_globals` or `safe_globals`.
@@ -165,7 +265,8 @@ def safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
         >>> with dormant.lazy_init():
         ...     state = torch.nn.Linear(2, 2).state_dict()
         >>> file = io.BytesIO()
-        >>> torch.save(state, file)
+        >>> with dormant.recipes.pickling():
+        ...     torch.save(state, file)
         >>> _ = file.seek(0)
         >>> with torch.serialization.safe_globals(dormant.recipes.safe_globals()):
         ...     loaded = torch.load(file, weights_only=True)
@@ -175,10 +276,125 @@ def safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     return [load_storage, rebuild_tensor, RecipeStorage]
 
 
+class _Allowed:
+    """Allows weights-only loading what recipes need, until the last who needs it has ended."""
+
+    _lock = threading.Lock()
+    _open = 0
+    _added: Any = None
+
+    # A child must not find it held by a thread that it does not have.
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
+    def __enter__(self) -> None:
+        kind = type(self)
+        with self._lock:
+            kind._open += 1
+            if kind._open == 1:
+                # What a user has allowed for good stays so.
+                known = torch.serialization.get_safe_globals()
+                new = [one for one in safe_globals() if one not in known]
+                kind._added = torch.serialization.safe_globals(new)
+                kind._added.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        kind = type(self)
+        with self._lock:
+            kind._open -= 1
+            if kind._open == 0:
+                kind._added.__exit__(None, None, None)
+
+
+def save_recipe(obj: Any, path: str | os.PathLike[str]) -> None:
+    """Writes an object with its lazy tensors as recipes: how to make them, not their values.
+
+    The file takes kilobytes for each lazy tensor, whatever its size, and nothing is materialized.
+    Real tensors in it are written as `torch.save` writes them. Where this raises, a file that was
+    at `path` is what it was.
+
+    Args:
+        obj: what `torch.save` takes, such as a state dict, or a lazy model.
+        path: the file.
+
+    Raises:
+        NotImplementedError: a lazy tensor has no recipe: it is read from a file or quantized, or an
+            operator of another library makes it.
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile, torch, dormant
+        >>> with dormant.lazy_init():
+        ...     state = torch.nn.Linear(1000, 1000).state_dict()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "model.recipe")
+        ...     dormant.save_recipe(state, path)
+        ...     size = path.stat().st_size
+        ...     again = dormant.load_recipe(path)
+        >>> size < 10_000, dormant.is_lazy(again["weight"])
+        (True, True)
+        >>> torch.equal(again["weight"], state["weight"])
+        True
+    """
+    # A name that is not the file's keeps the bytes the same whatever the file is called.
+    with written_aside(Path(path)) as aside, aside.open("wb") as file, pickling():
+        torch.save(obj, file)
+
+
+def load_recipe(path: str | os.PathLike[str], *, weights_only: bool = True) -> Any:
+    """Reads what `save_recipe` wrote; what was lazy is lazy again.
+
+    A recipe may come from anyone: it can only name operators on dormant's own list, and is checked
+    before anything is made.
+
+    Args:
+        path: the file.
+        weights_only: False also makes objects of any class, as whole models are. Such a file can
+            run any code: it must come from somebody who is trusted, as for `torch.load`.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: the file is damaged, asks for an operator or a class that is not allowed, or has
+            a version that this release does not read.
+        OSError: the file cannot be read.
+
+    Example:
+        >>> import pathlib, tempfile, torch, dormant
+        >>> with dormant.lazy_init():
+        ...     layer = torch.nn.Linear(4, 4)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "layer.recipe")
+        ...     dormant.save_recipe(layer, path)
+        ...     again = dormant.load_recipe(path, weights_only=False)
+        >>> dormant.is_lazy(again)
+        True
+    """
+    name = Path(path)
+    try:
+        with name.open("rb") as file, _Allowed():
+            return torch.load(file, weights_only=weights_only)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"load_recipe: {name} asks for {named[1] if named else 'what recipes do not have'}, "
+            "expected tensors and plain containers. Whoever trusts the file loads whole models "
+            "with dormant.load_recipe(path, weights_only=False)."
+        ) from error
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"load_recipe: {name} cannot be read: {error}. It is damaged or not a file of "
+            "dormant.save_recipe; write it again."
+        ) from error
+
+
 def _reduce_to_recipe(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def replacement(self: torch.Tensor, proto: int) -> Any:
-        return reduce_tensor(self) if _C.is_lazy(self) else original(self, proto)
+        as_recipe = _asked.open and _C.is_lazy(self)
+        return reduce_tensor(self) if as_recipe else original(self, proto)
 
     return replacement
 
@@ -187,7 +403,7 @@ declare(
     Patch(
         torch.Tensor,
         "_reduce_ex_internal",
-        "pickles the bytes of the storage: pickle, torch.save and copy.copy get the recipe",
+        "pickles the bytes of the storage, where the recipe may be wanted",
         _reduce_to_recipe,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -286,3 +287,155 @@ def test_casting_while_loading_takes_the_result_and_little_more(
     assert ours["result"] == plain["result"]
     assert plain["peak"] > 2 * plain["result"]
     assert ours["peak"] < 1.25 * ours["result"]
+
+
+# ---- torch.load means what it says
+
+
+def test_one_tensor_under_two_names_is_one_object(tmp_path: Path) -> None:
+    tensor = torch.randn(4)
+    torch.save({"a": tensor, "b": tensor, "list": [tensor, tensor[:2]]}, tmp_path / "t.pt")
+    with dormant.lazy_init():
+        state = torch.load(tmp_path / "t.pt")
+    assert dormant.is_lazy(state["a"])
+    assert state["a"] is state["b"] is state["list"][0]
+    assert state["list"][1] is not state["a"]
+
+
+def from_gpu(path: Path) -> Path:
+    """A file as of a machine with a GPU, which differs in one word."""
+    file = path.with_suffix(".cpu")
+    torch.save({"a": torch.arange(300.0)}, file, _use_new_zipfile_serialization=False)
+    data = file.read_bytes()
+    word = b"X\x03\x00\x00\x00cpu"
+    assert data.count(word) == 1
+    path.write_bytes(data.replace(word, b"X\x06\x00\x00\x00cuda:0"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("map_location", "lazy"),
+    [
+        ("cpu", True),
+        (torch.device("cpu"), True),
+        ({"cuda:0": "cpu"}, True),
+        ({"cuda:1": "cpu"}, None),
+        (None, None),
+        ("meta", False),
+        (torch.device("meta"), False),
+        (lambda storage, location: storage, False),
+        ({"cuda:0": "meta"}, False),
+    ],
+    ids=str,
+)
+def test_map_location_does_what_it_says(
+    map_location: Any, lazy: bool | None, tmp_path: Path
+) -> None:
+    path = from_gpu(tmp_path / "gpu.pt")
+    if lazy is None:  # wants a GPU, which is not there: PyTorch says so
+        if torch.cuda.is_available():
+            pytest.skip("for machines without a GPU")
+        for context in (contextlib.nullcontext(), dormant.lazy_init()):
+            with context, pytest.raises(RuntimeError, match="CUDA"):
+                torch.load(path, map_location=map_location)
+        return
+    outside = torch.load(path, map_location=map_location)["a"]
+    with dormant.lazy_init():
+        inside = torch.load(path, map_location=map_location)["a"]
+    assert inside.device == outside.device
+    assert dormant.is_lazy(inside) == lazy
+    if outside.device.type == "cpu":
+        assert_same_bits(outside, inside.clone())
+
+
+def test_fake_tensors_stay_fake(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(300.0)}, tmp_path / "t.pt")
+    with torch._subclasses.FakeTensorMode(), dormant.lazy_init():
+        loaded = torch.load(tmp_path / "t.pt")["a"]
+    assert isinstance(loaded, torch._subclasses.FakeTensor)
+
+
+def test_a_recipe_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    with dormant.lazy_init():
+        state = torch.nn.Linear(3, 3).state_dict()
+        dormant.save_recipe(state, tmp_path / "recipe.pt")
+        with pytest.raises(Exception, match=r"dormant\.recipes"):
+            torch.load(tmp_path / "recipe.pt")
+        assert dormant.is_lazy(dormant.load_recipe(tmp_path / "recipe.pt")["weight"])
+
+
+def test_a_training_state_with_untouched_moments_goes_round(tmp_path: Path) -> None:
+    def make() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+
+    def states(lazy: bool) -> dict[str, Any]:
+        with dormant.lazy_init() if lazy else contextlib.nullcontext():
+            model, saved = make(), torch.load(tmp_path / "all.pt")
+            model.load_state_dict(saved["model"])
+        optimizer = torch.optim.Adam(model.parameters())
+        optimizer.load_state_dict(saved["optimizer"])
+        model[1](torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        if lazy:
+            assert dormant.is_lazy(state["optimizer"]["state"][0]["exp_avg"])
+        torch.save(state, tmp_path / "next.pt")
+        return torch.load(tmp_path / "next.pt")
+
+    torch.manual_seed(0)
+    model = make()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "all.pt"
+    )
+    expected, got = states(lazy=False), states(lazy=True)
+    for name, tensor in expected["model"].items():
+        assert_same_bits(tensor, got["model"][name], name)
+    for number, moments in expected["optimizer"]["state"].items():
+        for name, tensor in moments.items():
+            assert_same_bits(tensor, got["optimizer"]["state"][number][name], name)
+
+
+# ---- modes
+
+
+def test_reading_in_inference_mode(tmp_path: Path, file: Path) -> None:
+    torch.save(STATE, tmp_path / "state.pt")
+    with torch.inference_mode():
+        outside = safetensors.torch.load_file(file)
+        with dormant.lazy_init():
+            inside = safetensors.torch.load_file(file)
+            loaded = torch.load(tmp_path / "state.pt")
+        opened = dict(dormant.open_checkpoint(file))
+    for name, tensor in outside.items():
+        for other in (inside[name], loaded[name], opened[name]):
+            assert other.is_inference() == tensor.is_inference()
+            assert_same_bits(tensor, other.clone(), name)
+
+
+def test_what_was_opened_outside_is_used_in_inference_mode_and_back(file: Path) -> None:
+    checkpoint = dormant.open_checkpoint(file)
+    held = checkpoint["matrix"]
+    with torch.inference_mode():
+        inside = checkpoint["matrix"]
+        assert_same_bits(STATE["matrix"], inside.clone())
+    held.add_(1)
+    assert_same_bits(STATE["matrix"] + 1, held)
+
+
+def test_loading_in_inference_mode(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = torch.nn.Linear(20, 20).state_dict()
+    torch.save(state, tmp_path / "model.pt")
+    for inside in (False, True):
+        with contextlib.ExitStack() as stack:
+            if inside:
+                stack.enter_context(torch.inference_mode())
+            with dormant.lazy_init():
+                model = torch.nn.Linear(20, 20)
+            stack.enter_context(torch.inference_mode())
+            dormant.load(model, tmp_path / "model.pt")
+            for name, tensor in model.state_dict().items():
+                assert_same_bits(state[name], tensor, name)

@@ -74,8 +74,9 @@ class LazyFile:
             tensor: torch.Tensor = self._opened.get_tensor(name)  # an error that names the others
             return tensor
         tensor = self._tensors[name]
-        # One made by torch.load counts as written once, one of safetensors as new.
-        torch._C._autograd._unsafe_set_version_counter((tensor,), (0,))
+        if not tensor.is_inference():  # such a tensor counts nothing
+            # One made by torch.load counts as written once, one of safetensors as new.
+            torch._C._autograd._unsafe_set_version_counter((tensor,), (0,))
         if name in self._given:
             tensor = tensor.clone()
         self._given.add(name)
@@ -126,12 +127,17 @@ def load_lazily(original: Function) -> Function:
         if (
             _C.recording()
             and isinstance(f, (str, os.PathLike))
-            and (map_location is None or _is_cpu(map_location))
             and pickle_module is None
             and weights_only is not False
+            and not options
+            and _makes_memory()
         ):
             try:
-                return read_objects(_C.File(os.fspath(f)), _read_if_small)
+                return read_objects(
+                    _C.File(os.fspath(f)),
+                    _read_if_small,
+                    lambda location: _is_for_cpu(location, map_location),
+                )
             except (NotImplementedError, OSError, ValueError):
                 pass  # PyTorch reads it, or says why not
         return original(
@@ -155,6 +161,24 @@ def _is_cpu(device: Any) -> bool:
     if isinstance(device, str):
         return device == "cpu"
     return isinstance(device, torch.device) and device.type == "cpu"
+
+
+def _is_for_cpu(location: str, map_location: Any) -> bool:
+    """Whether `torch.load` makes on the CPU what was saved from `location`.
+
+    False where that is not known, as for functions.
+    """
+    if isinstance(map_location, dict):
+        return bool(dict.get(map_location, location, location) == "cpu")
+    return str(location if map_location is None else map_location) == "cpu"
+
+
+def _makes_memory() -> bool:
+    """Whether `torch.load` reads values: not as fake tensors, nor without them."""
+    return (
+        torch._guards.detect_fake_mode(None) is None
+        and not torch.serialization._serialization_tls.skip_data
+    )
 
 
 def _read_if_small(tensor: torch.Tensor) -> torch.Tensor:

@@ -71,25 +71,37 @@ def read_torch_file(file: _C.File, *, key: str | None = None) -> Contents:
 
 
 def read_objects(
-    file: _C.File, finish: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    file: _C.File,
+    finish: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    is_for_cpu: Callable[[str], bool] = lambda location: True,
 ) -> Any:
     """What `torch.load(weights_only=True)` returns, with lazy tensors in it.
 
     Args:
         file: the file.
         finish: what each tensor is passed through.
+        is_for_cpu: whether what was saved from a device, of which it gets the name, shall be made
+            on the CPU.
 
     Raises:
         ValueError: as for `read_torch_file`, but for what the containers may be.
         NotImplementedError: as for `read_torch_file`; or an object that is no plain container has
-            tensors.
+            tensors; or not everything shall be made on the CPU.
     """
     unpickled, storages, _ = _read(file)
+    for request in unpickled.requests.values():
+        if not is_for_cpu(request.location):
+            raise NotImplementedError(
+                f"open_checkpoint: {file.path}: storage {request.key!r} is of device "
+                f"{request.location!r}, expected one that is made on the CPU. Load it with "
+                "torch.load."
+            )
     return _Storages(file, storages, unpickled, finish).lazy(unpickled.value, file.path)
 
 
 def _read(file: _C.File) -> tuple[Unpickled, dict[str, _Run], list[Checksum]]:
     path = file.path
+    file.copy_always()  # torch.save empties the file that it replaces
     with open_stream(file) as stream:
         first = stream.read(512)
         stream.seek(0)
@@ -259,10 +271,11 @@ class _Storages:
                 f"open_checkpoint: {where} nests containers deeper than {_DEEPEST_EXTRA}. Load it "
                 "with torch.load."
             )
-        if isinstance(value, torch.Tensor):
-            return self._like(value, self._finish(self.stored(value, where).tensor()), where)
         if id(value) in done:
             return done[id(value)]
+        if isinstance(value, torch.Tensor):
+            tensor = self._finish(self.stored(value, where).tensor())
+            return done.setdefault(id(value), self._like(value, tensor, where))
         if type(value) is list:
             copy: Any = done.setdefault(id(value), [])
             copy.extend(self._lazy(item, where, done, depth + 1) for item in value)

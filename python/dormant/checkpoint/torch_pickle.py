@@ -49,12 +49,14 @@ class StorageRequest:
         key: its name in the file.
         dtype: the type of its elements.
         numel: number of elements.
+        location: the device that it was saved from.
         view: (key, offset, numel) in elements, where it is a part of the storage `key`.
     """
 
     key: str
     dtype: torch.dtype
     numel: int
+    location: str
     view: tuple[str, int, int] | None
 
     @property
@@ -259,6 +261,11 @@ def unpickle(source: Pickle, accept: Callable[[StorageRequest], None]) -> Unpick
     Raises:
         ValueError: it asks for anything but tensors and plain containers, or for impossible ones.
     """
+    if any(name.startswith("dormant.recipes.") for name in source.asks_for):
+        raise ValueError(
+            f"open_checkpoint: {source.where} is a recipe, which says how to make tensors; "
+            "expected their values. Load it with dormant.load_recipe."
+        )
     unpickler = _TensorUnpickler(source.data, accept)
     try:
         with unrecorded():
@@ -296,7 +303,7 @@ def _request(pid: object) -> StorageRequest:
     """Reads a reference to a storage, which has five fields, six in the older layout."""
     if not isinstance(pid, tuple) or len(pid) not in (5, 6):
         raise ValueError(f"a reference to a storage is {describe(pid)}, expected a tuple of 5 or 6")
-    kind, key, numel = pid[1], pid[2], pid[4]
+    kind, key, location, numel = pid[1:5]
     dtype = torch.uint8 if kind is torch.UntypedStorage else getattr(kind, "dtype", None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"a storage has type {describe(kind)}, expected one of PyTorch's")
@@ -304,7 +311,9 @@ def _request(pid: object) -> StorageRequest:
         raise ValueError(f"a storage has key {describe(key)}, expected text")
     if type(numel) is not int or numel < 0:
         raise ValueError(f"storage {key!r} has {describe(numel)} elements")
-    return StorageRequest(key, dtype, numel, _view(pid, key, numel))
+    if not isinstance(location, str):
+        raise ValueError(f"storage {key!r} is of device {describe(location)}, expected text")
+    return StorageRequest(key, dtype, numel, location, _view(pid, key, numel))
 
 
 def _view(pid: tuple[Any, ...], key: str, numel: int) -> tuple[str, int, int] | None:

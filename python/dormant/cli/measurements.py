@@ -176,7 +176,7 @@ def _eager_load(job: Job) -> _Model:
 
 def _lazy_load(job: Job) -> _Model:
     model = _lazy(job)
-    load(model, job.folder / CHECKPOINT, progress=False)
+    load(model, job.folder / CHECKPOINT, mmap="always", progress=False)
     return model
 
 

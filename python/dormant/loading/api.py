@@ -102,9 +102,9 @@ def load(
         materialize: False leaves lazy tensors lazy, loaded ones with the file as their source.
         memory_budget: bytes that this may take besides the final tensors; None sets no bound.
         mmap: whether tensors that keep the file's dtype may show its bytes in place, privately, so
-            that they take no time and no memory until read: "auto" where that is as safe as
-            reading (not on network filesystems), "always", or "never". Such a file must stay
-            unchanged as long as the model lives.
+            that they take no time and no memory until read: "auto" where whoever writes to the
+            file later waits until they have copies (safetensors on a local filesystem of Linux),
+            "always", where nobody may write to the file as long as the model lives, or "never".
         progress: True shows a progress bar, False none; a function is called with (done, total)
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
         trace_memory: look at the memory of the process every few milliseconds from a thread of its

@@ -41,14 +41,16 @@ def _realize_storage_first(original: Function) -> Function:
     return replacement
 
 
-def _set_to_memory(original: Function) -> Function:
+def _set_lazily(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not _C.recording() and not _C.carries_key(self):
-            for value in (*args, *kwargs.values()):
-                if is_lazy_storage(value):
-                    realize_storage(value)
-        return original(self, *args, **kwargs)
+        if _C.recording() or not any(map(is_lazy_storage, (*args, *kwargs.values()))):
+            return original(self, *args, **kwargs)
+        _C.set_recording(True)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _C.set_recording(False)
 
     return replacement
 
@@ -97,13 +99,12 @@ declare(
     Patch(
         torch.Tensor,
         "set_",
-        "takes a lazy storage as an argument that no dispatch key tells; recorded inside a context",
-        _set_to_memory,
+        "takes a lazy storage as an argument that no dispatch key tells; copy.copy goes through it",
+        _set_lazily,
     ),
     *(
         Patch(torch.UntypedStorage, name, reason, _realize_storage_first)
         for name, reason in (
-            ("data_ptr", _POINTER),
             ("__getitem__", _POINTER),  # tolist iterates
             ("__setitem__", _POINTER),
             ("copy_", _POINTER),  # clone and deepcopy of a storage go through it
@@ -114,7 +115,6 @@ declare(
             ("_get_shared_fd", _POINTER),
             ("_share_fd_cpu_", "moves the bytes to shared memory; share_memory_ goes through it"),
             ("_share_filename_cpu_", "moves the bytes to shared memory"),
-            ("_write_file", _POINTER),
             ("_to", _POINTER),  # float(), half() ... of a storage
             ("pin_memory", "allocates and copies through the data pointer"),
         )
@@ -133,10 +133,4 @@ declare(
     ),
     Patch(torch.storage.TypedStorage, "_getitem", _POINTER, _realize_storage_first),
     Patch(torch.storage.TypedStorage, "_setitem", _POINTER, _realize_storage_first),
-    Patch(
-        "torch.distributed.checkpoint.filesystem",
-        "_write_item",
-        "pickles each tensor: others could not read a recipe",
-        _realize_tensor_first,
-    ),
 )
