@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
     assert_type(verification.nbytes, int)
 
     report = dormant.load(model, checkpoint, missing="error", mmap="never", rename={"old.": ""})
-    assert_type(report.missing, tuple[str, ...])
+    assert_type(report.missing_keys, tuple[str, ...])
     assert_type(report.tensors, list[dormant.TensorReport])
     assert_type(dormant.materialize([model], values="exact", memory_budget=1 << 30), dormant.Report)
     assert_type(dormant.quantize(model, dormant.FourBit(kind="nf4")), dormant.QuantizeReport)

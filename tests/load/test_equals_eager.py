@@ -176,7 +176,7 @@ def test_metadata_counts_where_shapes_are_ignored_too() -> None:
     state["convolution.bias"] = torch.ones(9)
     state._metadata = {"": {"version": 1}, "norm": {"version": 2}}  # type: ignore[attr-defined]
     report = dormant.load(lazy(Normalised), state, mismatched="init")
-    assert set(report.missing) == {"norm.num_batches_tracked", "convolution.bias"}
+    assert set(report.missing_keys) == {"norm.num_batches_tracked", "convolution.bias"}
 
 
 def test_a_load_state_dict_of_the_models_own_may_return_nothing(saved: Saver) -> None:
@@ -190,7 +190,7 @@ def test_a_load_state_dict_of_the_models_own_may_return_nothing(saved: Saver) ->
     with pytest.raises(KeyError, match="surplus"):
         dormant.load(model, saved({**state, "surplus": torch.ones(1)}))
     report = dormant.load(model, saved(state))
-    assert report.missing == ("coarse",)
+    assert report.missing_keys == ("coarse",)
     assert_same_model(eager_loaded(Plain, state, strict=False), model)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dormant.integrations.library import check_folder, check_options, finish, imported
-from dormant.loading.api import Mmap
+from dormant.integrations.library import check_folder, finish, imported
+from dormant.materialization.options import Mmap, checked_options
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
 
@@ -19,7 +19,7 @@ def from_pretrained(
     *,
     dtype: torch.dtype | None = None,
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     **options: Any,
@@ -33,7 +33,8 @@ def from_pretrained(
             pipeline takes `subfolder="unet"`, too.
         dtype: of the parameters, as `torch_dtype` of the library; None means float32.
         materialize: False leaves it lazy.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
         **options: what the library's `from_pretrained` takes besides.
@@ -59,14 +60,14 @@ def from_pretrained(
         >>> model.training
         False
     """
-    check_options("from_pretrained", memory_budget=memory_budget, mmap=mmap)
+    how = checked_options(
+        "from_pretrained", memory_budget=memory_budget, mmap=mmap, progress=progress
+    )
     check_folder(folder, "from_pretrained")
     imported("diffusers")
     if dtype is not None:
         options["torch_dtype"] = dtype
     with lazy_init():
         model = model_class.from_pretrained(folder, local_files_only=True, **options)
-    finish(
-        model, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
-    )
+    finish(model, how, materialize=materialize)
     return model

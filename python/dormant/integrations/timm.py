@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dormant.integrations.library import check_options, finish, imported
-from dormant.loading.api import Mmap
+from dormant.integrations.library import finish, imported
+from dormant.materialization.options import Mmap, checked_options
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
 
@@ -18,7 +18,7 @@ def create_model(
     *,
     checkpoint_path: str | os.PathLike[str] = "",
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     **options: Any,
@@ -31,7 +31,8 @@ def create_model(
             under "state_dict_ema", "model_ema", "state_dict" or "model", as timm reads them. The
             empty path loads none: the model is initialised.
         materialize: False leaves the model lazy.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
         **options: what `timm.create_model` takes besides (num_classes, img_size, ...).
@@ -51,13 +52,11 @@ def create_model(
         >>> model.fc.weight.shape
         torch.Size([3, 512])
     """
-    check_options("create_model", memory_budget=memory_budget, mmap=mmap)
+    how = checked_options("create_model", memory_budget=memory_budget, mmap=mmap, progress=progress)
     library = imported("timm")
     with lazy_init():
         model: torch.nn.Module = library.create_model(
             name, checkpoint_path=os.fspath(checkpoint_path), **options
         )
-    finish(
-        model, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
-    )
+    finish(model, how, materialize=materialize)
     return model

@@ -12,10 +12,11 @@ import torch
 
 from dormant._extension import _C
 from dormant.materialization.options import (
-    check_choice,
+    MaterializeOptions,
+    Mmap,
     check_device,
     check_dtype,
-    check_memory_budget,
+    checked_options,
 )
 from dormant.quantization.layers import check_sharding, forget_sources
 from dormant.quantization.layerwise import finish_layerwise
@@ -23,7 +24,7 @@ from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback, ProgressBar, wants_bar
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
-from dormant.tensors.conversion import as_dtype, convert
+from dormant.tensors.conversion import convert, convert_dtype
 from dormant.tensors.inventory import (
     Inventory,
     InventoryEntry,
@@ -77,8 +78,8 @@ def materialize(
     values: Values = "exact",
     device: torch.device | str | int | None = None,
     dtype: torch.dtype | None = None,
-    memory_budget: int | None = None,
-    mmap: Literal["auto", "always", "never"] = "auto",
+    memory_budget: int | str | None = None,
+    mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     trace_memory: bool = False,
     verbose: bool = False,
@@ -106,10 +107,14 @@ def materialize(
             that are loaded next).
         device: where the tensors shall be, as in `module.to(device)`: parameters stay the same
             objects. Each tensor is computed on the CPU and moved before the next.
-        dtype: floating point and complex tensors get this dtype, as in `module.to(dtype)`, without
-            a copy in the old dtype. Aliases outside `target` keep theirs.
-        memory_budget: bytes that materialising may take besides the final tensors; None sets no
-            bound. Tensors get smaller tiles, and fewer threads, to fit.
+        dtype: floating point and complex tensors get this dtype, without a copy in the old one. Of
+            a module these are the parameters and the persistent buffers: tables that it computes
+            itself (non-persistent buffers, such as rotary frequencies) keep their precision, and
+            so does what a transformers model keeps in float32, unlike in `module.to(dtype)`.
+            Aliases outside `target` keep their dtype.
+        memory_budget: bytes that materializing may take besides the final tensors, a number or
+            text like "2GiB"; None sets no bound. Tensors get smaller tiles, and fewer threads, to
+            fit.
         mmap: whether tensors that are bytes of a checkpoint file and nothing else may show them in
             place, as for `load`.
         progress: True shows a progress bar, False none; a function is called with (done, total)
@@ -140,18 +145,11 @@ def materialize(
     _check_values(values)
     check_dtype(dtype, "materialize")
     place = check_device(device, "materialize")
-    check_memory_budget(memory_budget, "materialize")
-    check_choice(mmap, ("auto", "always", "never"), "mmap", "materialize")
+    options = checked_options(
+        "materialize", memory_budget=memory_budget, mmap=mmap, progress=progress
+    )
     with MemoryTrace(trace_memory) as trace:
-        report = bring_to_life(
-            _roots(target),
-            values=values,
-            place=place,
-            dtype=dtype,
-            memory_budget=memory_budget,
-            mmap=mmap,
-            progress=progress,
-        )
+        report = bring_to_life(_roots(target), options, values=values, place=place, dtype=dtype)
     report = with_memory_trace(report, trace.samples)
     if verbose:
         print(report)
@@ -160,13 +158,11 @@ def materialize(
 
 def bring_to_life(
     roots: list[tuple[str, object]],
+    options: MaterializeOptions,
     *,
     values: Values = "exact",
     place: torch.device | None = None,
     dtype: torch.dtype | None = None,
-    memory_budget: int | None = None,
-    mmap: Literal["auto", "always", "never"] = "auto",
-    progress: bool | Callback | None = None,
 ) -> Report:
     """`materialize` of named objects, its options checked."""
     started = time.perf_counter()
@@ -175,14 +171,14 @@ def bring_to_life(
     finished: dict[int, _C.MaterializedStorage] = {}
 
     if dtype is not None:
-        convert(roots, as_dtype(dtype))
+        convert_dtype(roots, dtype)
     quantised: dict[str, list[_C.MaterializedStorage]] = {}
     if values != "empty":
         for prefix, root in roots:
 
             def realize_layer(layer: torch.nn.Module, name: str, prefix: str = prefix) -> None:
                 full_name = f"{prefix}.{name}" if prefix and name else prefix or name
-                quantised[full_name] = _realize_layer(layer, values, memory_budget, mmap)
+                quantised[full_name] = _realize_layer(layer, values, options)
 
             finish_layerwise(root, realize_layer)
     inventory = take_inventory(roots)
@@ -193,10 +189,12 @@ def bring_to_life(
         origins.update(
             dict.fromkeys(_count_as_lazy(inventory, name), "checkpoint" if read else "initialised")
         )
-    with steps("materialize", progress, peak) as on_step:
+    with steps("materialize", options.progress, peak) as on_step:
 
         def realize(tensors: list[torch.Tensor]) -> None:
-            for storage in _C.materialize(tensors, values, on_step, memory_budget, mmap):
+            for storage in _C.materialize(
+                tensors, values, on_step, options.memory_budget, options.mmap
+            ):
                 finished[storage["storage"]] = storage
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -226,14 +224,11 @@ def bring_to_life(
 
 
 def _realize_layer(
-    layer: torch.nn.Module,
-    values: Values,
-    memory_budget: int | None,
-    mmap: Literal["auto", "always", "never"],
+    layer: torch.nn.Module, values: Values, options: MaterializeOptions
 ) -> list[_C.MaterializedStorage]:
     inventory = take_inventory([("", layer)])
     tensors = list(inventory.lazy_storages.values())
-    storages = _C.materialize(tensors, values, None, memory_budget, mmap)
+    storages = _C.materialize(tensors, values, None, options.memory_budget, options.mmap)
     for tensor in inventory.objects:
         _C.settle(tensor)
     return storages

@@ -46,7 +46,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     max_shard_size: int | str = "5GB",
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
 ) -> Report:
     """Writes a model to safetensors files, as eager construction and saving would.
@@ -66,9 +66,10 @@ def save(
             such files of an earlier save; or the name of a single file, ending in ".safetensors".
         max_shard_size: most bytes of tensors in a file of a folder, a number or text like "5GB" or
             "500MiB"; a larger tensor gets a file of its own. A single file takes everything.
-        memory_budget: bytes that saving may take besides tensors that are real; None sets no
-            bound. Tensors get smaller tiles, and fewer threads, to fit. The process takes some MiB
-            more, for threads and what the C library keeps of freed memory.
+        memory_budget: bytes that saving may take besides tensors that are real, a number or text
+            like "2GiB"; None sets no bound. Tensors get smaller tiles, and fewer threads, to fit.
+            The process takes some MiB more, for threads and what the C library keeps of freed
+            memory.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
 
@@ -77,7 +78,7 @@ def save(
         are.
 
     Raises:
-        TypeError: `model_or_state` is neither, a name is no string, or `memory_budget` no number.
+        TypeError: `model_or_state` is neither, a name is no string, or `memory_budget` not a size.
         ValueError: a tensor or value that the format cannot hold (sparse, complex128, meta, extra
             state), all of them listed; `max_shard_size` is not a size; or `memory_budget` is too
             small to work in; the message says the minimum, and nothing was written.
@@ -99,7 +100,7 @@ def save(
     """
     started = time.perf_counter()
     limit = _bytes_of(max_shard_size)
-    check_memory_budget(memory_budget, "save")
+    memory_budget = check_memory_budget(memory_budget, "save")
     if isinstance(model_or_state, torch.nn.Module):
         # A function was promised the bytes of the files only.
         shown = False if callable(progress) else progress
