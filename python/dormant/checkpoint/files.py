@@ -164,7 +164,10 @@ def _choices(names: Sequence[str], kind: str) -> list[str]:
     files = [name for name in names if name.endswith(kind)]
     indices = [name for name in names if is_index(name) and f"{kind}.index." in name]
     if indices:
-        return [*indices, *(f for f in files if not _SHARD.fullmatch(f.removesuffix(kind)))]
+        stems = {name.partition(kind)[0] for name in indices}
+        alone = [f for f in files if not _SHARD.fullmatch(f.removesuffix(kind))]
+        # What is called otherwise is one of the files that an index names.
+        return [*indices, *(f for f in alone if any(f.startswith(f"{s}.") for s in stems))]
     if len(files) > 1:
         # accelerate has an index of files that are called anything: weight_map.index.json.
         of_kinds = tuple(f"{each}.index.json" for each in _KINDS)

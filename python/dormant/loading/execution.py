@@ -59,7 +59,8 @@ def execute(
     held.keep()
     if materialize:
         forget_sources([model])
-    read_at_once = _read_at_once(model, prepared.read_at_once)  # `place` exchanges storages
+    # `place` exchanges storages.
+    origins = _known_origins(model, prepared)
     if place is not None and materialize:
         convert([("", model)], lambda tensor: tensor.to(place))
     return make_report(
@@ -68,7 +69,7 @@ def execute(
         values="exact",
         seconds=0.0,
         peak_memory=peak.result(),
-        origins=read_at_once,
+        origins=origins,
     )
 
 
@@ -79,10 +80,13 @@ def _wanted(prepared: Prepared) -> list[torch.Tensor]:
     return [tensor for storage, tensor in lazy.items() if storage not in had_memory]
 
 
-def _read_at_once(model: torch.nn.Module, names: Sequence[str]) -> dict[int, Origin]:
-    """What the report says of storages that got their values without the core's help."""
+def _known_origins(model: torch.nn.Module, prepared: Prepared) -> dict[int, Origin]:
+    """What the report says of storages for which what the core did does not tell."""
+    names = prepared.read_at_once
     tensors = tensors_of(model) if names else {}
-    return {
+    real = [storage for storage, origin in prepared.origins.items() if origin == "already real"]
+    origins: dict[int, Origin] = dict.fromkeys(real, "already real")
+    return origins | {
         _C.storage_id(tensors[name]): "checkpoint"
         for name in names
         if name in tensors and owns_storage(tensors[name]) and not is_wrapper(tensors[name])

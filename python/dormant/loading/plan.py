@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -180,6 +180,7 @@ class Prepared:
         held: what the model was.
         before: its tensors then.
         loaded: its tensors now.
+        origins: where each storage gets its values from.
         read_at_once: names whose values had to be copied already.
     """
 
@@ -187,6 +188,7 @@ class Prepared:
     held: HeldModule
     before: Inventory
     loaded: Inventory
+    origins: Mapping[int, PlannedOrigin]
     read_at_once: tuple[str, ...]
 
 
@@ -229,8 +231,9 @@ def prepare(
             absent = tuple(name for name in taken.missing if name not in names)
             taken = replace(taken, missing=absent, mismatched=mismatched)
         loaded = take_inventory([("", model)])
+        origins = _origins(model, taken, before, loaded)
         plan = LoadPlan(
-            _planned(model, taken, before, loaded),
+            _planned(loaded, origins),
             taken.missing,
             taken.unexpected,
             taken.mismatched,
@@ -239,12 +242,13 @@ def prepare(
     except BaseException:
         held.restore()
         raise
-    return Prepared(plan, held, before, loaded, taken.read_at_once)
+    return Prepared(plan, held, before, loaded, origins, taken.read_at_once)
 
 
-def _planned(
+def _origins(
     model: torch.nn.Module, taken: Taken, before: Inventory, loaded: Inventory
-) -> list[PlannedTensor]:
+) -> dict[int, PlannedOrigin]:
+    """Where each storage of the model gets its values from."""
     tensors = tensors_of(model)
     with torch._C.DisableTorchFunctionSubclass():
         read = {
@@ -252,25 +256,36 @@ def _planned(
             for name in taken.loaded
             if name in tensors and owns_storage(tensors[name])
         }
-        sources = {
-            storage: tuple(sorted(_C.sources(tensor) - {_MEMORY}))
-            for storage, tensor in loaded.lazy_storages.items()
-        }
     had_memory = real_storages(before)
 
     def origin(storage: int) -> PlannedOrigin:
-        if storage in read or (sources.get(storage) and storage not in had_memory):
+        if storage in read:
             return "checkpoint"
-        return "initialized" if storage in sources and storage not in had_memory else "already real"
+        tensor = loaded.lazy_storages.get(storage)
+        if tensor is None or storage in had_memory:
+            return "already real"
+        sources = _C.sources(tensor)
+        # A real tensor that is converted is read from the memory it had.
+        return "initialized" if not sources else "checkpoint" if _files(tensor) else "already real"
 
+    return {storage: origin(storage) for storage in loaded.storage_nbytes}
+
+
+def _files(tensor: torch.Tensor) -> tuple[str, ...]:
+    return tuple(sorted(_C.sources(tensor) - {_MEMORY}))
+
+
+def _planned(loaded: Inventory, origins: Mapping[int, PlannedOrigin]) -> list[PlannedTensor]:
     return [
         PlannedTensor(
             names=tuple(entry.names),
             shape=entry.shape,
             dtype=entry.dtype,
             nbytes=entry.nbytes,
-            origin=(found := origin(entry.storage)),
-            files=sources.get(entry.storage, ()) if found == "checkpoint" else (),
+            origin=origins[entry.storage],
+            files=_files(loaded.lazy_storages[entry.storage])
+            if origins[entry.storage] == "checkpoint" and entry.storage in loaded.lazy_storages
+            else (),
         )
         for entry in loaded.entries
     ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 
 from dormant.tensors.inventory import is_wrapper
 from dormant.tensors.reachable import reachable_tensors
-
-Conversion = Callable[[torch.Tensor], torch.Tensor]
+from dormant.tensors.shards import Conversion, apply_sharded, part_of
 
 
 def convert(roots: Iterable[tuple[str, object]], conversion: Conversion) -> None:
@@ -25,7 +24,8 @@ def convert(roots: Iterable[tuple[str, object]], conversion: Conversion) -> None
     """
     for _, root in roots:
         if isinstance(root, torch.nn.Module):
-            root._apply(conversion)  # type: ignore[no-untyped-call]
+            if not apply_sharded(root, conversion):
+                root._apply(conversion)  # type: ignore[no-untyped-call]
             continue
         done: set[int] = set()
         for _, tensor in reachable_tensors(root):
@@ -85,9 +85,9 @@ def _exceptions(root: torch.nn.Module, dtype: torch.dtype) -> dict[int, torch.dt
                 continue
             to = next((to for pattern, to in kept if pattern.search(name)), None)
             if to is not None:
-                found[id(parameter)] = to
-                if getattr(parameter, "grad", None) is not None:
-                    found[id(parameter.grad)] = to
+                grad = parameter.grad if parameter.is_leaf else None
+                for tensor in (parameter, part_of(parameter), grad):
+                    found[id(tensor)] = to
     return found
 
 
