@@ -64,11 +64,12 @@ def load(kind: str, way: str, path: str, options: dict[str, Any]) -> dict[str, A
     return report(model, lazy)
 
 
-def converted(kind: str, way: str, path: str, options: dict[str, Any]) -> dict[str, Any]:
+def converted(kind: str, way: str, path: str, dtype: str) -> dict[str, Any]:
     """A load into another dtype, refused first, which leaves every shard as it was."""
     model = lazy_model(kind)
     WAYS[way](model)
     lazy = lazy_names(model)
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "missing": "init"}
     before = {name: parameter.dtype for name, parameter in model.named_parameters()}
     error = ""
     try:
