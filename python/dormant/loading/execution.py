@@ -57,6 +57,8 @@ def execute(
             raise _with_names(error, written) from error
         raise
     held.keep()
+    for tensor in prepared.loaded.objects:  # those that a conversion has made were not held
+        _C.settle(tensor)
     if materialize:
         forget_sources([model])
     # `place` exchanges storages.
