@@ -176,7 +176,7 @@ def lazy_way(folder: Path, rank: int, features: int, layers: int) -> nn.Module:
     dormant.quantize(model, "nf4", skip=KEPT)
     parts = [dormant.open_checkpoint(path) for path in sorted(folder.glob("consolidated.*.pth"))]
     report = dormant.load(model, tensor_parallel.reshard(parts, world_size())[rank])
-    missing = {name.split(".")[0] for name in report.missing if "lora" not in name}
+    missing = {name.split(".")[0] for name in report.missing_keys if "lora" not in name}
     assert missing == {"vision"}, missing
     return model
 

@@ -98,7 +98,7 @@ def test_save_writes_the_eager_model_and_leaves_it_lazy(models: dict[str, Any]) 
 
 
 def test_load_gives_the_values_of_the_file(models: dict[str, Any]) -> None:
-    assert models["report"].missing == ()
+    assert models["report"].missing_keys == ()
     expected = eager().to(torch.bfloat16).to(torch.float16).state_dict()
     assert_same_state(expected, models["load"].state_dict())
 

@@ -65,7 +65,7 @@ def main(folder: Path) -> None:
     assert_type(dormant.is_lazy(model.parameters()), bool)
 
     report = dormant.load(model, checkpoint, missing="error", mmap="never", rename={"old.": ""})
-    assert_type(report.missing, tuple[str, ...])
+    assert_type(report.missing_keys, tuple[str, ...])
     assert_type(report.tensors, list[dormant.TensorReport])
     assert_type(dormant.materialize([model], values="exact", memory_budget=1 << 30), dormant.Report)
     dormant.save_recipe(model.state_dict(), folder / "model.recipe")

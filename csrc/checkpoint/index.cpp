@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <string>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -60,6 +62,7 @@ class IndexReader final : public text::JsonHandler {
   explicit IndexReader(const std::string& file) : file_(file) {}
 
   void begin_object() override {
+    is_flat_ = is_flat_ && depth_ == 0;
     if (depth_ == 1 && field_ == kWeightMap) {
       has_weight_map_ = true;
     } else if (depth_ >= 1) {
@@ -71,6 +74,7 @@ class IndexReader final : public text::JsonHandler {
   void end_object() override { --depth_; }
 
   void begin_array() override {
+    is_flat_ = false;
     refuse_in_weight_map("an array");
     refuse("an array");
     ++depth_;
@@ -90,15 +94,16 @@ class IndexReader final : public text::JsonHandler {
   }
 
   void string(std::string& value) override {
+    if (depth_ == 1 && field_ != kWeightMap && field_ != kMetadata) {
+      keep_flat(value);
+      return;
+    }
     if (!in_weight_map()) {
       refuse("a string");
       return;
     }
-    const auto* cause = obstacle(value);
-    TORCH_CHECK_VALUE(cause == nullptr, "dormant: open_checkpoint: ", file_, ": tensor ",
-                      text::in_quotes(tensor_), " is in ", text::in_quotes(value), " before byte ",
-                      position(), ": ", cause, ", expected the name of a file beside the index. ",
-                      kDamaged);
+    const auto cause = refusal(tensor_, value);
+    TORCH_CHECK_VALUE(cause.empty(), cause);
     index_.files.emplace(std::move(tensor_), std::move(value));
   }
 
@@ -107,12 +112,41 @@ class IndexReader final : public text::JsonHandler {
   void literal(const char* text) override { scalar(text); }
 
   Index finish() {
+    // accelerate writes the map alone.
+    if (!has_weight_map_ && is_flat_ && !flat_.empty()) {
+      TORCH_CHECK_VALUE(flat_obstacle_.empty(), flat_obstacle_);
+      index_.files = std::move(flat_);
+      return std::move(index_);
+    }
     TORCH_CHECK_VALUE(has_weight_map_, "dormant: open_checkpoint: ", file_,
                       ": no \"weight_map\", expected an object from tensors to files. ", kDamaged);
     return std::move(index_);
   }
 
  private:
+  /// Why a tensor must not be in `shard`; empty where it may.
+  std::string refusal(const std::string& tensor, const std::string& shard) const {
+    if (tensor.empty()) {
+      return c10::str("dormant: open_checkpoint: ", file_, ": a tensor without a name before byte ",
+                      position(), ", expected text. ", kDamaged);
+    }
+    const auto* cause = obstacle(shard);
+    return cause == nullptr
+               ? ""
+               : c10::str("dormant: open_checkpoint: ", file_, ": tensor ", text::in_quotes(tensor),
+                          " is in ", text::in_quotes(shard), " before byte ", position(), ": ",
+                          cause, ", expected the name of a file beside the index. ", kDamaged);
+  }
+
+  /// A pair of text, which means something if the document has nothing else.
+  void keep_flat(std::string& shard) {
+    if (flat_obstacle_.empty()) {
+      flat_obstacle_ = refusal(field_, shard);
+    }
+    flat_.emplace(std::move(field_), std::move(shard));
+    field_.clear();
+  }
+
   bool in_weight_map() const { return depth_ == 2 && field_ == kWeightMap; }
 
   void refuse_in_weight_map(const std::string& got) const {
@@ -128,7 +162,8 @@ class IndexReader final : public text::JsonHandler {
                       got, " before byte ", position(), ", expected an object. ", kDamaged);
   }
 
-  void scalar(const std::string& got) const {
+  void scalar(const std::string& got) {
+    is_flat_ = is_flat_ && depth_ != 1;
     refuse_in_weight_map(got);
     refuse(got);
   }
@@ -137,8 +172,11 @@ class IndexReader final : public text::JsonHandler {
   Index index_;
   size_t depth_ = 0;
   bool has_weight_map_ = false;
+  bool is_flat_ = true;  // nothing but pairs of text so far
   std::string field_;
   std::string tensor_;
+  std::map<std::string, std::string> flat_;
+  std::string flat_obstacle_;
 };
 
 /// The metadata of a document that has been checked.

@@ -1,5 +1,6 @@
 // The index of a checkpoint in several files: JSON with a "weight_map" from each tensor's name to
-// the file beside the index that has it, and "metadata" of any shape.
+// the file beside the index that has it, and "metadata" of any shape; or, as accelerate writes it,
+// that map alone.
 #pragma once
 
 #include <map>

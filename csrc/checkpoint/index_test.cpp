@@ -49,6 +49,15 @@ std::vector<Refusal> refusals() {
       {"DoubleSlash", mapping("a//b"), "a second way to write a path"},
       {"TrailingSlash", mapping("a/"), "a second way to write a path"},
       {"Deep", R"({"metadata":)" + std::string(100000, '['), "'metadata' is an array"},
+      {"FlatAbsolutePath", R"({"v":"a","w":"/etc/passwd"})", "'/etc/passwd' before byte 27"},
+      {"FlatPathOutOfTheFolder", R"({"w":"../x","v":"a"})", "a path out of its folder"},
+      {"FlatEmptyName", R"({"":"a"})", "a tensor without a name"},
+      {"FlatTwice", R"({"w":"a","w":"b"})", "names 'w' twice"},
+      {"FlatWithANumber", R"({"w":"a","v":1})", "no \"weight_map\""},
+      {"FlatWithAnObject", R"({"w":"a","v":{"w":"b"}})", "no \"weight_map\""},
+      {"FlatWithAnArray", R"({"w":"a","v":["b"]})", "no \"weight_map\""},
+      {"FlatWithMetadata", R"({"w":"a","metadata":{}})", "no \"weight_map\""},
+      {"Nothing", "{}", "no \"weight_map\""},
       {"DeepInside", R"({"metadata":{"a":)" + std::string(100000, '['), "nested deeper than 16"},
   };
 }
@@ -74,6 +83,12 @@ TEST(Index, NamesFilesAndMetadata) {
                                                              {"b", "sub/2.safetensors"}}));
   EXPECT_EQ(index.metadata, R"({"n":[1.5,null,{"a":-1}],"total_size":12})");
   EXPECT_EQ(parse_index(R"({"weight_map":{}})", "i").metadata, "{}");
+}
+
+TEST(Index, IsTheMapAloneAsAccelerateWritesIt) {
+  const auto index = parse_index(R"({"b":"sub/2.bin","a":"1.bin"})", "i");
+  EXPECT_EQ(index.files, (std::map<std::string, std::string>{{"a", "1.bin"}, {"b", "sub/2.bin"}}));
+  EXPECT_EQ(index.metadata, "{}");
 }
 
 TEST(Index, PathsAreThoseOfFilesBesideIt) {

@@ -82,8 +82,8 @@ def _ordinary_without_pooler(folder: Path, tell: Tell) -> Any:
 def _dormant_without_pooler(folder: Path, tell: Tell) -> Any:
     model = _lazy_model(folder)
     report = dormant.load(model, folder, rename=_without_pooler, progress=tell)
-    if set(report.missing) != {"pooler.dense.weight", "pooler.dense.bias"}:
-        raise ValueError(f"the checkpoint lacks {report.missing}")
+    if set(report.missing_keys) != {"pooler.dense.weight", "pooler.dense.bias"}:
+        raise ValueError(f"the checkpoint lacks {report.missing_keys}")
     return model
 
 

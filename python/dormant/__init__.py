@@ -22,6 +22,7 @@ from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.verification import Verification
 from dormant.integrations.colossalai import LazyInitContext
 from dormant.loading.api import load
+from dormant.loading.plan import LoadPlan, PlannedTensor
 from dormant.materialization.api import is_lazy, materialize
 from dormant.quantization.api import QuantizedLayer, QuantizeReport, quantize
 from dormant.quantization.bitsandbytes import FourBit, Int8
@@ -53,7 +54,9 @@ __all__ = [
     "FourBit",
     "Int8",
     "LazyInitContext",
+    "LoadPlan",
     "MemorySample",
+    "PlannedTensor",
     "QuantizeReport",
     "QuantizedLayer",
     "Report",

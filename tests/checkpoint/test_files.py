@@ -214,3 +214,89 @@ def test_a_name_in_two_paths(tmp_path: Path) -> None:
     second = write({"a": torch.ones(1)}, tmp_path / "second.pt")
     with pytest.raises(ValueError, match=r"1 tensors are in two.*'a' in .*first\.pt and .*second"):
         dormant.open_checkpoint([first, second])
+
+
+# Variants, and accelerate's index
+
+
+@pytest.mark.parametrize(
+    "shards",
+    ["model.fp16-{}-of-2.safetensors", "model-{}-of-2.fp16.safetensors"],
+    ids=["transformers", "older diffusers"],
+)
+def test_a_sharded_variant(tmp_path: Path, shards: str) -> None:
+    names = list(STATE)
+    parts = [{n: STATE[n] for n in names[:2]}, {n: STATE[n] for n in names[2:]}]
+    files = {shards.format(i): part for i, part in enumerate(parts)}
+    file = index(tmp_path, "model.safetensors.index.fp16.json", files)
+    for opened in (dormant.open_checkpoint(file), dormant.open_checkpoint(tmp_path)):
+        assert_holds(opened, STATE)
+
+
+@pytest.mark.parametrize(
+    ("plain", "variant"),
+    [
+        ("other.safetensors", "other.fp16.safetensors"),
+        ("other.safetensors", "other.safetensors.index.fp16.json"),
+        ("other.bin.index.json", "other.bin.index.fp16.json"),
+        ("other.bin.index.json", "other.fp16.bin"),
+    ],
+)
+def test_the_checkpoint_without_a_variant_is_taken(
+    tmp_path: Path, plain: str, variant: str
+) -> None:
+    other = {"embed.weight": torch.ones(1)}
+    for name, state in ((plain, STATE), (variant, other)):
+        kind = ".bin" if ".bin" in name else ".safetensors"
+        if name.endswith(".json"):
+            tag = ".fp16" if "fp16" in name else ""
+            index(tmp_path, name, {f"other{tag}-1-of-1{kind}": state})
+        else:
+            write(state, tmp_path / name)
+    assert_holds(dormant.open_checkpoint(tmp_path), STATE)
+
+
+def test_several_variants_are_named(tmp_path: Path) -> None:
+    index(tmp_path, "model.safetensors.index.fp16.json", {"model.fp16-1-of-1.safetensors": STATE})
+    write(STATE, tmp_path / "model.bf16.safetensors")
+    with pytest.raises(ValueError, match="more than one checkpoint") as caught:
+        dormant.open_checkpoint(tmp_path)
+    assert "model.safetensors.index.fp16.json" in str(caught.value)
+    index(tmp_path, "model.safetensors.index.bf16.json", {"model.bf16-1-of-1.safetensors": STATE})
+    with pytest.raises(ValueError, match=r"index\.bf16\.json, model\.safetensors\.index\.fp16"):
+        dormant.open_checkpoint(tmp_path)
+
+
+def test_the_flat_index_of_accelerate(tmp_path: Path) -> None:
+    names = list(STATE)
+    homes = {name: f"p{place % 2}.bin" for place, name in enumerate(names)}
+    for file in ("p0.bin", "p1.bin"):
+        write({n: STATE[n] for n in names if homes[n] == file}, tmp_path / file)
+    path = tmp_path / "weight_map.index.json"
+    path.write_text(json.dumps(homes))
+    for opened in (dormant.open_checkpoint(path), dormant.open_checkpoint(tmp_path)):
+        assert_holds(opened, STATE)
+        assert opened.metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("document", "cause"),
+    [
+        ({"w": "../p.bin"}, "a path out of its folder"),
+        ({"w": "/p.bin"}, "an absolute path"),
+        ({"w": "absent.bin"}, "1 of 1 files are absent"),
+        ({"": "p.bin"}, "a tensor without a name"),
+        ({"w": "p.bin", "v": ["p.bin"]}, 'no "weight_map"'),
+        ({"w": "p.bin", "v": 1}, 'no "weight_map"'),
+        ({"v": "p.bin"}, "does not fit its files"),
+    ],
+)
+def test_a_flat_index_is_checked_like_any_other(
+    tmp_path: Path, document: dict[str, object], cause: str
+) -> None:
+    folder = tmp_path / "inside"
+    for place in (tmp_path, folder):
+        write({"w": torch.ones(1)}, place / "p.bin")
+    (folder / "i.index.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=cause):
+        dormant.open_checkpoint(folder / "i.index.json")

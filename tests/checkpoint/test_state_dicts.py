@@ -143,3 +143,47 @@ def test_tensors_of_torch_load_initialise_nothing_in_vain(tmp_path: Path) -> Non
     assert decompositions(load) == 0
     for name, expected in eager.items():
         assert_same_bits(expected, loaded.state_dict()[name], name)
+
+
+# Which mapping of a file of torch.save is the state dict
+
+
+@pytest.mark.parametrize("name", ["best_acc1", "loss", "rng_state"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_tensor_beside_the_state_dict_does_not_hide_it(
+    name: str, first: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "training.pt"
+    items = [("state_dict", STATE), (name, torch.tensor(76.1))]
+    torch.save(dict(items[::-1] if first else items), path)
+    checkpoint = dormant.open_checkpoint(path)
+    assert list(checkpoint) == list(STATE)
+    assert_same_bits(torch.tensor(76.1), checkpoint.extra[name], name)
+    assert list(dormant.open_checkpoint(path, key="")) == [name]
+
+
+def test_an_extra_state_of_tensors_is_no_state_dict(tmp_path: Path) -> None:
+    extra = {"amax": torch.ones(1), "scale": torch.ones(1)}
+    torch.save({**STATE, "_extra_state": extra, "a._extra_state": extra}, tmp_path / "model.pt")
+    checkpoint = dormant.open_checkpoint(tmp_path / "model.pt")
+    assert list(checkpoint) == list(STATE)
+    assert set(checkpoint.extra) == {"_extra_state", "a._extra_state"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": torch.ones(1), "b": torch.ones(1), "model": STATE},
+        {"model": STATE, "ema": STATE},
+        {"loss": torch.ones(1), "model": {"w": torch.ones(1)}},
+    ],
+    ids=["two mappings", "two inside", "one tensor each"],
+)
+def test_two_mappings_that_may_be_the_state_dict_are_named(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"got 2: .*'model'.*Choose one: .*key='model'"):
+        dormant.open_checkpoint(path)
+    assert list(dormant.open_checkpoint(path, key="model")) == list(content["model"])

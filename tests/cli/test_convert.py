@@ -409,3 +409,10 @@ def test_no_tensor_is_in_memory_whole(tmp_path: Path) -> None:
         return found
 
     assert peak(25_000_000) - peak(1000) < 24 << 20  # of 100 MB
+
+
+def test_a_tensor_beside_the_state_dict_does_not_hide_it(cli: Cli, tmp_path: Path) -> None:
+    state = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
+    torch.save({"state_dict": state, "best_acc1": torch.tensor(76.1)}, tmp_path / "in.pt")
+    assert cli("convert", tmp_path / "in.pt", tmp_path / "out.safetensors").code == 0
+    assert_same_state(safetensors.torch.load_file(tmp_path / "out.safetensors"), state)

@@ -54,6 +54,29 @@ def test_the_parts_together_are_the_eager_model(
         assert_same_tensors(expected, result["gathered"], where)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["own", "other"])
+@pytest.mark.parametrize(("kind", "way"), WAYS)
+def test_the_dtype_of_shards_is_converted_in_place(
+    run_ranks: RunRanks, kind: str, way: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    saved_state(kind, path)
+    expected = eager_loaded(kind, path)
+    for name, tensor in eager_model(kind).state_dict().items():
+        if name in expected and tensor.is_floating_point():
+            expected[name] = expected[name].to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    for rank, result in enumerate(
+        run_ranks(2, "loading:converted", kind=kind, way=way, path=str(path), dtype=name)
+    ):
+        where = f"rank {rank}"
+        assert "no name of the checkpoint" in result["error"], where
+        assert result["same"], where
+        assert result["still lazy"] == result["lazy"], where
+        assert_came_to_life(result, where)
+        assert_same_tensors(expected, result["gathered"], where)
+
+
 @pytest.mark.parametrize("job", ["deferred", "plain"], ids=["load", "load_state_dict of PyTorch"])
 @pytest.mark.parametrize(("kind", "way"), WAYS)
 def test_parts_stay_lazy_until_they_are_materialised(

@@ -121,3 +121,96 @@ def test_real_weights_give_the_embeddings_of_transformers(dtype: torch.dtype | N
         one, other = (each.eval()(**batch).last_hidden_state for each in (expected, model))
     assert one.shape[-1] == 384
     assert_same_bits(one, other)
+
+
+# Names, layouts and precision by the library's own rules
+
+
+def experts() -> torch.nn.Module:
+    config = transformers.Qwen3MoeConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        vocab_size=64,
+        num_experts=4,
+    )
+    return transformers.Qwen3MoeForCausalLM(config)
+
+
+def vision() -> torch.nn.Module:
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+    )
+    return transformers.ViTModel(config)
+
+
+@pytest.mark.parametrize("build", [experts, vision])
+def test_names_and_layouts_of_files_become_those_of_the_model(
+    build: Callable[[], torch.nn.Module], tmp_path: Path
+) -> None:
+    source = built(build, 1, lazily=False)
+    source.save_pretrained(tmp_path)
+    assert set(dormant.open_checkpoint(tmp_path)) != set(source.state_dict())
+    model = built(build, 2, lazily=True)
+    plan = dormant.load(model, tmp_path, dry_run=True)
+    assert (plan.missing_keys, plan.unexpected_keys) == ((), ())
+    dormant.load(model, tmp_path, missing="error")
+    for key, tensor in source.state_dict().items():
+        assert_same_bits(tensor, model.state_dict()[key], key)
+
+
+def test_a_state_dict_with_the_models_own_names_is_left_alone(tmp_path: Path) -> None:
+    source = built(experts, 1, lazily=False)
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    model = built(experts, 2, lazily=True)
+    dormant.load(model, tmp_path / "model.pt", missing="error")
+    for key, tensor in source.state_dict().items():
+        assert_same_bits(tensor, model.state_dict()[key], key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("how", ["load", "materialize"])
+def test_tables_keep_their_precision(how: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    source = built(SMALL["Llama"], 1, lazily=False)
+    source.save_pretrained(tmp_path)
+    expected = type(source).from_pretrained(tmp_path, dtype=dtype)
+    model = built(SMALL["Llama"], 2, lazily=True)
+    if how == "load":
+        dormant.load(model, tmp_path, dtype=dtype, missing="error")
+    else:
+        dormant.load(model, tmp_path, missing="error", materialize=False)
+        dormant.materialize(model, dtype=dtype)
+    theirs = {**dict(expected.named_parameters()), **dict(expected.named_buffers())}
+    ours = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert ours.keys() == theirs.keys()
+    assert theirs["model.rotary_emb.inv_freq"].dtype is torch.float32
+    for name, tensor in theirs.items():
+        assert_same_bits(tensor, ours[name], name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_what_the_library_keeps_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    def build() -> torch.nn.Module:
+        config = transformers.T5Config(
+            d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=32
+        )
+        return transformers.T5ForConditionalGeneration(config)
+
+    source = built(build, 1, lazily=False)
+    source.save_pretrained(tmp_path)
+    expected = type(source).from_pretrained(tmp_path, dtype=dtype)
+    kinds = {parameter.dtype for parameter in expected.parameters()}
+    assert kinds == ({dtype, torch.float32} if dtype is torch.float16 else {dtype})
+    model = built(build, 2, lazily=True)
+    dormant.load(model, tmp_path, dtype=dtype, missing="error")
+    for name, tensor in expected.state_dict().items():
+        assert_same_bits(tensor, model.state_dict()[name], name)

@@ -62,7 +62,7 @@ def test_a_checkpoint_in_full_precision(scheme: str, mmap: Any, checkpoint: Path
     model = quantised(1, SCHEMES[scheme])
     parameters = list(model.parameters())
     report = dormant.load(model, checkpoint, missing="error", mmap=mmap)
-    assert report.missing == report.unexpected == ()
+    assert report.missing_keys == report.unexpected_keys == ()
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert not dormant.is_lazy(model)
     assert_same_state(model, peer(build(2), scheme))
@@ -84,7 +84,7 @@ def test_weights_that_are_missing_are_initialised_and_quantised(
 ) -> None:
     model = quantised(1, SCHEMES[scheme])
     report = dormant.load(model, checkpoint, rename=_without_last)
-    assert report.missing == ("2.weight", "2.bias")
+    assert report.missing_keys == ("2.weight", "2.bias")
     expected = [*peer(build(2), scheme)[:2], peer(build(1), scheme)[2]]
     assert_same_state(model, nn.Sequential(*expected))
 
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_was_saved_quantised(scheme: str, tmp_path: Path) -> N
     safetensors.torch.save_file(theirs.state_dict(), path)
     model = quantised(1, SCHEMES[scheme])
     report = dormant.load(model, path, missing="error")
-    assert report.unexpected == ()
+    assert report.unexpected_keys == ()
     assert_same_state(model, theirs)
     inputs = torch.randn(3, 64)
     assert_same_bits(model(inputs), theirs(inputs), "forward")
@@ -252,7 +252,7 @@ def test_torchao_gets_loaded_layers(checkpoint: Path) -> None:
         mine: Any = build(1)
     dormant.quantize(mine, ao.Int8WeightOnlyConfig(), skip=["2"])
     report = dormant.load(mine, checkpoint, missing="error")
-    assert report.missing == ()
+    assert report.missing_keys == ()
     assert report.count("checkpoint") == len(report.tensors)
     assert report.read_bytes == sum(p.nbytes for p in build(2).parameters())
     theirs: Any = build(2)

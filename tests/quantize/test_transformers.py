@@ -160,8 +160,8 @@ def test_adapters_on_a_lazy_quantised_model(scheme: str, tmp_path: Path) -> None
         return f"base_model.model.{name}"
 
     report = dormant.load(mine, tmp_path, rename=adapted)
-    assert all("lora" in name for name in report.missing)
-    assert len(report.missing) == 8
+    assert all("lora" in name for name in report.missing_keys)
+    assert len(report.missing_keys) == 8
     theirs = kind.from_pretrained(
         tmp_path,
         quantization_config=BitsAndBytesConfig(**CONFIGURATIONS[scheme]),

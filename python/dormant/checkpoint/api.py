@@ -24,7 +24,7 @@ from dormant.checkpoint.entry import (
     contiguous_strides,
 )
 from dormant.checkpoint.files import Group, find_groups
-from dormant.checkpoint.torch_file import is_torch_file, read_torch_file
+from dormant.checkpoint.torch_file import Fits, is_torch_file, read_torch_file
 from dormant.checkpoint.verification import Verification, verify
 from dormant.recording import patches
 from dormant.reporting.progress import Callback
@@ -238,15 +238,17 @@ def open_checkpoint(
     Args:
         path_or_paths: a safetensors file; a file of torch.save, zip or older layout, whose pickle
             is read as `torch.load(weights_only=True)` does; an index of a sharded checkpoint
-            (`*.index.json`); or a folder, in which are looked for, in this order:
-            model.safetensors, model.safetensors.index.json, pytorch_model.bin,
-            pytorch_model.bin.index.json, a tensor-parallel set (consolidated.00.pth, ...;
-            consolidated.00-of-02.model.pth, ...), and the only file *.safetensors.index.json,
-            *.safetensors, *.bin.index.json, *.bin, *.pth or *.pt. Several paths are opened in
+            (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one); or a folder, in
+            which are looked for, in this order: model.safetensors, model.safetensors.index.json,
+            pytorch_model.bin, pytorch_model.bin.index.json, a tensor-parallel set
+            (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...), and the only
+            checkpoint *.safetensors, *.bin, *.pth or *.pt, of several variants (model.fp16.bin)
+            the one without a variant. An index comes before its files. Several paths are opened in
             order: their names must differ, except that differences
             (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
-        key: which mapping in a file of torch.save holds the tensors. None takes the file's mapping
-            itself, or the only mapping in it that holds tensors ("model" or "state_dict", often).
+        key: which mapping in a file of torch.save holds the tensors, "" the file's own. None takes
+            the only one, the file's own or one in it ("model" or "state_dict", often), that holds
+            more than one tensor, or any.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
             means LLaMA's.
 
@@ -281,7 +283,7 @@ def open_checkpoint(
     contents: list[Contents] = []
     metadata: dict[str, Any] = {}
     for group in groups:
-        opened = _open(group, key, rules)
+        opened = _open(group, key, rules, None)
         if group.kind == "differences" and not single and items:
             add_differences(items, opened.items)
         else:
@@ -292,10 +294,36 @@ def open_checkpoint(
     return Checkpoint(items, contents, metadata, are_differences=are_differences)
 
 
-def _open(group: Group, key: str | None, rules: Rules | None) -> _Opened:
+def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
+    """Opens checkpoints that may have names in common.
+
+    Args:
+        paths: as for `open_checkpoint`; the parts of a tensor-parallel set make one checkpoint.
+        fits: how many of the names that it is given a model has, which chooses among the mappings
+            in a file of torch.save.
+
+    Returns:
+        The checkpoints in order, each by the position of its first path.
+
+    Raises:
+        ValueError, KeyError, NotImplementedError, OSError: as by `open_checkpoint`.
+    """
+    found: dict[int, Checkpoint] = {}
+    for group in find_groups(paths):
+        opened = _open(group, None, None, fits)
+        found[group.position] = Checkpoint(
+            opened.items,
+            opened.contents,
+            opened.metadata,
+            are_differences=group.kind == "differences",
+        )
+    return found
+
+
+def _open(group: Group, key: str | None, rules: Rules | None, fits: Fits | None) -> _Opened:
     if group.kind == "index":
-        return _open_index(group.files[0], key)
-    contents = [_read(path, key) for path in group.files]
+        return _open_index(group.files[0], key, fits)
+    contents = [_read(path, key, fits) for path in group.files]
     metadata: dict[str, Any] = {}
     for content in contents:
         metadata = {**content.metadata, **metadata}
@@ -304,7 +332,7 @@ def _open(group: Group, key: str | None, rules: Rules | None) -> _Opened:
     return _Opened(merged_parts(contents, rules), contents, metadata)
 
 
-def _read(path: Path, key: str | None) -> Contents:
+def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
     file = _C.File(path)
     first = file.read(0, min(file.size, 512))
     hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
@@ -313,7 +341,7 @@ def _read(path: Path, key: str | None) -> Contents:
         if hint is None or first[4:8] == bytes(4):
             return _read_safetensors(file)
     elif is_torch_file(first):
-        return read_torch_file(file, key=key)
+        return read_torch_file(file, key=key, fits=fits)
     elif first[8:9] == b"{":
         return _read_safetensors(file)
     got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
@@ -342,12 +370,12 @@ def _read_safetensors(file: _C.File) -> Contents:
     )
 
 
-def _open_index(path: Path, key: str | None) -> _Opened:
+def _open_index(path: Path, key: str | None, fits: Fits | None) -> _Opened:
     """Opens the shards of one index: where a save replaced it meanwhile, those of the new one."""
     for _ in range(_ROUNDS):
         before = _version_of(path)
         try:
-            opened = _open_shards(path, key)
+            opened = _open_shards(path, key, fits)
         except (OSError, ValueError):
             if _version_of(path) == before:
                 raise
@@ -369,11 +397,11 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_shards(path: Path, key: str | None) -> _Opened:
+def _open_shards(path: Path, key: str | None, fits: Fits | None) -> _Opened:
     shards, about = _C.index_entries(path)
     contents: dict[str, Contents] = {}
     for shard in sorted(set(shards.values())):
-        contents[shard] = _read(Path(shard), key)
+        contents[shard] = _read(Path(shard), key, fits)
     owners: dict[str, str] = {}
     for shard, content in contents.items():
         for name in content.tensors:

@@ -9,14 +9,15 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 Kind = Literal["file", "index", "parts", "differences"]
 
-_INDEX = ".index.json"
+# Of a variant: model.safetensors.index.fp16.json.
+_INDEX = re.compile(r".*\.index(\.[^.]+)?\.json", re.ASCII | re.DOTALL)
 # LLaMA: consolidated.00.pth; LLaMA2-Accessory: consolidated.00-of-02.model.pth, and .model-diff.pth
 # for differences to a base.
 _PART = re.compile(
@@ -31,8 +32,11 @@ _FIRST = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Then the only file with such an ending, an index before the shards that it names.
-_ONLY = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pth", "*.pt")
+# Then what is of the first of these kinds.
+_KINDS = (".safetensors", ".bin", ".pth", ".pt")
+# model-00001-of-00004.safetensors; with a variant model.fp16-00001-of-00004.safetensors or, from
+# older libraries, model-00001-of-00004.fp16.safetensors.
+_SHARD = re.compile(r".*-\d+-of-\d+(\.[^.]+)?", re.ASCII | re.DOTALL)
 
 _NAMED = 20  # parts that a message lists
 _SHOWN = 200  # characters of a path that is too long
@@ -46,10 +50,12 @@ class Group:
         kind: "file"; "index": JSON that names the file of each tensor; "parts": those of all
             tensor-parallel ranks; "differences": the same, to be added to what is opened before.
         files: the file, the index, or the parts in the order of the ranks.
+        position: which of the paths it comes from, or begins with, counted from 0.
     """
 
     kind: Kind
     files: tuple[Path, ...]
+    position: int = 0
 
 
 def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
@@ -66,24 +72,27 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
     groups: list[Group] = []
     listed = [_existing(path) for path in paths]
     sets: dict[tuple[Path, str], list[Path]] = {}
+    done: set[tuple[Path, str]] = set()
     if len(listed) > 1:
         for path in listed:
             if (found := _PART.fullmatch(path.name)) and not path.is_dir():
                 sets.setdefault((path.parent, _set_name(found)), []).append(path)
-    for path in listed:
+    for position, path in enumerate(listed):
+        part = None if path.is_dir() else _PART.fullmatch(path.name)
         if path.is_dir():
-            groups.append(_find_in(path))
+            group = _find_in(path)
+        elif part is not None and (path.parent, _set_name(part)) in sets:
+            # A set comes where the first of its files is listed.
+            files = sets.pop((path.parent, _set_name(part)))
+            done.update((path.parent, file.name) for file in files)
+            group = _parts(files, path.parent)
+        elif (path.parent, path.name) in done:
             continue
-        part = _PART.fullmatch(path.name)
-        if part is not None and (path.parent, _set_name(part)) in sets:
-            files = sets[path.parent, _set_name(part)]
-            if path == files[0]:
-                groups.append(_parts(files, path.parent))
-            continue
-        if part is not None and part["what"] == "model-diff":
-            groups.append(Group("differences", (path,)))
+        elif part is not None and part["what"] == "model-diff":
+            group = Group("differences", (path,))
         else:
-            groups.append(Group("index" if path.name.endswith(_INDEX) else "file", (path,)))
+            group = _single(path)
+        groups.append(replace(group, position=position))
     return groups
 
 
@@ -125,12 +134,9 @@ def _find_in(folder: Path) -> Group:
         return _parts(next(iter(sets.values())), folder)
     if sets:
         raise _ambiguous(folder, [f"{files[0].name} ..." for files in sets.values()])
-    for pattern in _ONLY:
-        choices = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if len(choices) == 1:
-            return _single(choices[0])
-        if choices:
-            raise _ambiguous(folder, [path.name for path in choices])
+    for kind in _KINDS:
+        if choices := _choices(names, kind):
+            return _single(folder / _plain(choices, folder, kind))
     hint = "Pass the path of a file."
     if any(name.endswith(".distcp") for name in names):
         hint = (
@@ -140,12 +146,56 @@ def _find_in(folder: Path) -> Group:
     raise ValueError(
         f"open_checkpoint: the folder {str(folder)!r} holds no checkpoint; files: "
         f"{names[:20]}. Expected one of {', '.join(_FIRST)}, consolidated.00.pth and its like, or "
-        f"a single file {' or '.join(_ONLY)}. {hint}"
+        f"a single file *{' or *'.join(_KINDS)} or its index. {hint}"
     )
 
 
 def _single(path: Path) -> Group:
-    return Group("index" if path.name.endswith(_INDEX) else "file", (path,))
+    return Group("index" if is_index(path.name) else "file", (path,))
+
+
+def is_index(name: str) -> bool:
+    """Whether a file of this name is an index, of a variant or not."""
+    return _INDEX.fullmatch(name) is not None
+
+
+def _choices(names: Sequence[str], kind: str) -> list[str]:
+    """The checkpoints of one kind among the names of files: indices, and files that stand alone."""
+    files = [name for name in names if name.endswith(kind)]
+    indices = [name for name in names if is_index(name) and f"{kind}.index." in name]
+    if indices:
+        stems = {name.partition(kind)[0] for name in indices}
+        alone = [f for f in files if not _SHARD.fullmatch(f.removesuffix(kind))]
+        # What is called otherwise is one of the files that an index names.
+        return [*indices, *(f for f in alone if any(f.startswith(f"{s}.") for s in stems))]
+    if len(files) > 1:
+        # accelerate has an index of files that are called anything: weight_map.index.json.
+        of_kinds = tuple(f"{each}.index.json" for each in _KINDS)
+        others = [n for n in names if n.endswith(".index.json") and not n.endswith(of_kinds)]
+        return others or files
+    return files
+
+
+def _plain(choices: Sequence[str], folder: Path, kind: str) -> str:
+    """The only choice, or the one of which all others are variants.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if len(choices) == 1:
+        return choices[0]
+    for name in choices:
+        stem, _, rest = name.partition(kind)
+        others = [other for other in choices if other != name]
+        if rest in ("", ".index.json") and all(_is_variant(o, stem, kind) for o in others):
+            return name
+    raise _ambiguous(folder, choices)
+
+
+def _is_variant(name: str, stem: str, kind: str) -> bool:
+    """Whether a name is like model.fp16.safetensors or model.safetensors.index.fp16.json."""
+    own, _, rest = name.partition(kind)
+    return own.startswith(f"{stem}.") or (own == stem and rest not in ("", ".index.json"))
 
 
 def _ambiguous(folder: Path, names: Iterable[str]) -> ValueError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +31,12 @@ _DEEPEST_EXTRA = 200
 
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.dtype, torch.Size)
 
+# How many of these names a model has.
+Fits = Callable[[Iterable[str]], int]
+
+# torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX: what lies there is part of the state dict.
+_EXTRA_STATE = "_extra_state"
+
 _TORCHSCRIPT = "constants.pkl"
 _LONGEST_BYTE_ORDER = 64
 
@@ -40,12 +46,14 @@ def is_torch_file(first_bytes: bytes) -> bool:
     return first_bytes.startswith((torch_zip.MAGIC, torch_legacy.PREFIX)) or _is_tar(first_bytes)
 
 
-def read_torch_file(file: _C.File, *, key: str | None = None) -> Contents:
+def read_torch_file(file: _C.File, *, key: str | None = None, fits: Fits | None = None) -> Contents:
     """Finds the tensors of a file of torch.save without reading their bytes.
 
     Args:
         file: the file; `is_torch_file` is true of it.
-        key: name of the mapping in the file that holds the tensors, where there are several.
+        key: name of the mapping in the file that holds the tensors; "" is the file's own mapping.
+            None chooses it.
+        fits: how many of the names that it is given are wanted.
 
     Raises:
         KeyError: the file has no mapping `key`.
@@ -57,7 +65,7 @@ def read_torch_file(file: _C.File, *, key: str | None = None) -> Contents:
     path = file.path
     unpickled, storages, checksums = _read(file)
     shared = _Storages(file, storages, unpickled)
-    state, extra, inner = _state_dict(unpickled.value, path, key)
+    state, extra, inner = _state_dict(unpickled.value, path, key, fits)
     tensors = {
         name: shared.stored(value, f"{path}: tensor {name!r}") for name, value in state.items()
     }
@@ -299,7 +307,7 @@ class _Storages:
 
 
 def _state_dict(
-    value: Any, path: str, key: str | None
+    value: Any, path: str, key: str | None, fits: Fits | None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], Any]:
     """(tensors by name, what is beside them, the mapping that holds the tensors).
 
@@ -310,31 +318,10 @@ def _state_dict(
             f"open_checkpoint: {path} holds a {type(value).__name__}, expected a mapping of names "
             "to tensors. Load it with torch.load."
         )
+    key = _chosen(value, path, fits) if key is None else _checked(value, path, key)
+    inner = value if key == "" else value[key]
     outer: dict[str, Any] = {}
-    inner = value
-    wrapped = [name for name, item in dict.items(value) if _holds_tensors(item)]
-    if key is not None:
-        chosen = dict.get(value, key)
-        if not isinstance(chosen, dict) or (chosen and not _holds_tensors(chosen)):
-            raise KeyError(
-                f"open_checkpoint: {path} has no mapping {key!r} of names to tensors; it has "
-                f"{wrapped}."
-            )
-        inner = chosen
-    elif value and not _holds_tensors(value):
-        if len(wrapped) != 1:
-            raise ValueError(
-                f"open_checkpoint: {path} holds {list(value)[:20]!r:.300}, expected tensors by "
-                f"name, or one mapping of them; got {len(wrapped)}: {wrapped}. "
-                + (
-                    f"Choose one: dormant.open_checkpoint(path, key={wrapped[0]!r})."
-                    if wrapped
-                    else "Load it with torch.load."
-                )
-            )
-        (key,) = wrapped
-        inner = value[key]
-    if key is not None:
+    if key != "":
         outer = {name: item for name, item in dict.items(value) if name != key}
     tensors: dict[str, torch.Tensor] = {}
     for name, item in dict.items(inner):
@@ -348,6 +335,65 @@ def _state_dict(
         else:
             tensors[name] = item
     return tensors, outer, inner
+
+
+def _checked(value: dict[Any, Any], path: str, key: str) -> str:
+    """`key`, under which lies a mapping of tensors."""
+    inner = value if key == "" else dict.get(value, key)
+    if not isinstance(inner, dict) or (inner and not _holds_tensors(inner)):
+        raise KeyError(
+            f"open_checkpoint: {path} has no mapping {key!r} of names to tensors; it has "
+            f"{list(_candidates(value))}."
+        )
+    return key
+
+
+def _chosen(value: dict[Any, Any], path: str, fits: Fits | None) -> str:
+    """The key of the state dict: of the mapping that fits best, or the only one that can be it.
+
+    Training loops put a single tensor beside it (an accuracy, a loss, the state of a generator):
+    a mapping of one tensor is the state dict only where no other can be.
+    """
+    found = _candidates(value)
+    if fits is not None and len(found) > 1:
+        fitting = {key: fits(names) for key, names in found.items()}
+        best = [key for key, count in fitting.items() if 0 < count == max(fitting.values())]
+        if len(best) == 1:
+            return best[0]
+    several = [key for key, names in found.items() if len(names) > 1]
+    if len(several) == 1:
+        return several[0]
+    if len(found) == 1:
+        return next(iter(found))
+    if not value:
+        return ""
+    example = next((key for key in found if key != ""), "")
+    raise ValueError(
+        f"open_checkpoint: {path} holds {list(value)[:20]!r:.300}, expected tensors by name, or "
+        f"one mapping of them; got {len(found)}: {list(found)[:20]!r:.300}"
+        + (' ("" is the file itself)' if "" in found else "")
+        + ". "
+        + (
+            f"Choose one: dormant.open_checkpoint(path, key={example!r})."
+            if found
+            else "Load it with torch.load."
+        )
+    )
+
+
+def _candidates(value: dict[Any, Any]) -> dict[str, list[str]]:
+    """The names of the tensors in each mapping that has any, by its key; "" is `value` itself."""
+    found: dict[str, list[str]] = {}
+    for key, item in (("", value), *dict.items(value)):
+        if isinstance(key, str) and isinstance(item, dict) and not key.endswith(_EXTRA_STATE):
+            names = [
+                name
+                for name, tensor in dict.items(item)
+                if isinstance(tensor, torch.Tensor) and isinstance(name, str)
+            ]
+            if names or _holds_tensors(item):
+                found.setdefault(key, names)
+    return found
 
 
 def _holds_tensors(value: object) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dormant.checkpoint.files import is_index
 from dormant.saving.publication import Publication
 
 _ENDINGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md"}
@@ -23,7 +24,7 @@ def folders_of(paths: Iterable[str]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_dir():
             folders.append(path)
-        elif path.name.endswith(".index.json"):
+        elif is_index(path.name):
             folders.append(path.parent)
     return folders
 
@@ -35,7 +36,7 @@ def find_companions(folders: Iterable[Path]) -> dict[str, Path]:
         for path in sorted(folder.iterdir()):
             if (
                 path.suffix in _ENDINGS
-                and not path.name.endswith(".index.json")
+                and not is_index(path.name)
                 and path.is_file()
                 and path.stat().st_size <= _MOST_BYTES
             ):

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from dormant.integrations.library import check_options, imported
+from dormant.integrations.library import imported
 from dormant.materialization.api import bring_to_life, is_lazy
+from dormant.materialization.options import checked_options
 from dormant.quantization.layerwise import pending_layers
 from dormant.recording.context import LazyInit, lazy_init
 from dormant.reporting.progress import Callback
@@ -48,7 +49,7 @@ def dispatch_model(
     device_map: Mapping[str, Any],
     *,
     offload_dir: str | os.PathLike[str] | None = None,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> torch.nn.Module:
@@ -62,7 +63,8 @@ def dispatch_model(
         device_map: module names to devices, "cpu" or "disk", as
             `accelerate.infer_auto_device_map` makes them.
         offload_dir: the folder for what goes to disk. It must not hold offloaded weights yet.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         progress: as for `dormant.materialize`.
         **options: what `accelerate.dispatch_model` takes besides.
 
@@ -71,7 +73,7 @@ def dispatch_model(
 
     Raises:
         ImportError: accelerate is not installed.
-        TypeError: `memory_budget` is no int.
+        TypeError: `memory_budget` is not a number or text.
         ValueError: the device map leaves out tensors; or sends some to disk without an
             `offload_dir`, or with one that is in use. The model is as it was.
         OSError: the system could not write the offloaded tensors.
@@ -87,18 +89,18 @@ def dispatch_model(
         >>> output.shape, model[0].weight.device
         (torch.Size([1, 2]), device(type='meta'))
     """
-    check_options("dispatch_model", memory_budget=memory_budget)
+    how = checked_options("dispatch_model", memory_budget=memory_budget, progress=progress)
     library = imported("accelerate")
     devices = dict(device_map)
     imported("accelerate.utils").check_device_map(model, devices)
     on_disk = [name for name, device in devices.items() if device == "disk"]
     folder = _free_folder(offload_dir, on_disk)
     if folder is None or pending_layers(model):
-        bring_to_life([("", model)], memory_budget=memory_budget, progress=progress)
+        bring_to_life([("", model)], how)
     if folder is not None:
         offloaded = _offload(model, on_disk, folder)
         rest = [item for item in _tensors(model).items() if item[0] not in offloaded]
-        bring_to_life(list(rest), memory_budget=memory_budget, progress=progress)
+        bring_to_life(list(rest), how)
         options["offload_dir"] = str(folder)
     dispatched: torch.nn.Module = library.dispatch_model(model, devices, **options)
     return dispatched

@@ -9,14 +9,12 @@ import torch
 
 from dormant.integrations.library import (
     check_names,
-    check_options,
     finish,
     imported,
     is_ours,
     local_folder,
 )
-from dormant.loading.api import Mmap
-from dormant.materialization.options import check_choice
+from dormant.materialization.options import Mmap, check_choice, checked_options
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
@@ -31,7 +29,7 @@ def from_pretrained(
     missing: Literal["init", "error"] = "init",
     unexpected: Literal["error", "ignore"] = "ignore",
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     **options: Any,
@@ -50,7 +48,8 @@ def from_pretrained(
             refuses.
         unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
         materialize: False leaves it lazy.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
         **options: what the library's `from_pretrained` takes besides.
@@ -82,7 +81,7 @@ def from_pretrained(
     operation = "from_pretrained"
     check_choice(missing, ("init", "error"), "missing", operation)
     check_choice(unexpected, ("error", "ignore"), "unexpected", operation)
-    check_options(operation, memory_budget=memory_budget, mmap=mmap)
+    how = checked_options(operation, memory_budget=memory_budget, mmap=mmap, progress=progress)
     hub = {key: options[key] for key in ("revision", "cache_dir") if key in options}
     local_folder(folder, operation, **hub)
     imported("diffusers")
@@ -115,7 +114,5 @@ def from_pretrained(
             model, info = model_class.from_pretrained(folder, local_files_only=True, **options), {}
     if fused:
         quantize(model, quantization_config)
-    finish(
-        model, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
-    )
+    finish(model, how, materialize=materialize)
     return (model, info) if wants_info else model

@@ -11,11 +11,9 @@ from typing import Any
 
 import torch
 
-from dormant.loading.api import Mmap
 from dormant.materialization.api import bring_to_life
-from dormant.materialization.options import check_choice, check_memory_budget
-from dormant.reporting.progress import Callback
-from dormant.tensors.conversion import as_dtype, convert
+from dormant.materialization.options import MaterializeOptions
+from dormant.tensors.conversion import convert_dtype
 from dormant.tensors.names import NamesError, listed
 
 
@@ -106,30 +104,15 @@ def check_names(
         )
 
 
-def check_options(operation: str, *, memory_budget: int | None, mmap: str = "auto") -> None:
-    """Checks what `finish` takes before anything is built.
-
-    Raises:
-        TypeError: `memory_budget` is no int.
-        ValueError: an option is not one of those possible.
-    """
-    check_memory_budget(memory_budget, operation)
-    check_choice(mmap, ("auto", "always", "never"), "mmap", operation)
-
-
 def finish(
     model: torch.nn.Module,
+    options: MaterializeOptions,
     *,
     materialize: bool,
     dtype: torch.dtype | None = None,
-    memory_budget: int | None = None,
-    mmap: Mmap = "auto",
-    progress: bool | Callback | None = None,
 ) -> None:
     """Brings what is lazy in `model` to life, where it is wanted."""
     if materialize:
-        bring_to_life(
-            [("", model)], dtype=dtype, memory_budget=memory_budget, mmap=mmap, progress=progress
-        )
+        bring_to_life([("", model)], options, dtype=dtype)
     elif dtype is not None:
-        convert([("", model)], as_dtype(dtype))
+        convert_dtype([("", model)], dtype)

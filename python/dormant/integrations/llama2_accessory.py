@@ -109,7 +109,7 @@ def load_tensor_parallel_model_list(
     rank: int | None = None,
     world_size: int | None = None,
     rules: Rules | None = None,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
 ) -> dict[str, list[str]]:
     """Loads checkpoints one over the other into this rank's part of a model, in one pass.
@@ -174,12 +174,16 @@ def load_tensor_parallel_model_list(
     report = load(
         model,
         state,
+        missing="init",  # the caller is told, as the library does
         unexpected="ignore",
         memory_budget=memory_budget,
         progress=progress,
         verbose=verbose,
     )
-    return {"missing_keys": sorted(report.missing), "unexpected_keys": sorted(report.unexpected)}
+    return {
+        "missing_keys": sorted(report.missing_keys),
+        "unexpected_keys": sorted(report.unexpected_keys),
+    }
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from dormant.integrations.library import check_options, finish, imported, local_folder
-from dormant.loading.api import Mmap
+from dormant.integrations.library import finish, imported, local_folder
+from dormant.materialization.options import Mmap, checked_options
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
 
@@ -19,7 +19,7 @@ def get_peft_model(
     *,
     adapter_name: str = "default",
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
@@ -32,7 +32,8 @@ def get_peft_model(
         config: a configuration of peft, such as `peft.LoraConfig`.
         adapter_name: the adapter's name.
         materialize: False leaves base and adapter lazy.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         progress: as for `dormant.materialize`.
         **options: what `peft.get_peft_model` takes besides (mixed, autocast_adapter_dtype, ...).
 
@@ -53,11 +54,11 @@ def get_peft_model(
         >>> model.base_model.model[0].lora_A["default"].weight.shape
         torch.Size([2, 8])
     """
-    check_options("get_peft_model", memory_budget=memory_budget)
+    how = checked_options("get_peft_model", memory_budget=memory_budget, progress=progress)
     library = imported("peft")
     with lazy_init():
         adapted = library.get_peft_model(model, config, adapter_name=adapter_name, **options)
-    finish(adapted, materialize=materialize, memory_budget=memory_budget, progress=progress)
+    finish(adapted, how, materialize=materialize)
     return adapted
 
 
@@ -67,7 +68,7 @@ def load_adapter(
     *,
     adapter_name: str = "default",
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     **options: Any,
@@ -80,7 +81,8 @@ def load_adapter(
             cache.
         adapter_name: the adapter's name.
         materialize: False leaves base and adapter lazy.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
         **options: what peft takes besides (is_trainable, ...).
@@ -108,7 +110,7 @@ def load_adapter(
         >>> list(model.peft_config)
         ['default']
     """
-    check_options("load_adapter", memory_budget=memory_budget, mmap=mmap)
+    how = checked_options("load_adapter", memory_budget=memory_budget, mmap=mmap, progress=progress)
     hub = {key: options.pop(key) for key in ("revision", "cache_dir") if key in options}
     place = local_folder(folder, "load_adapter", **hub)
     library = imported("peft")
@@ -120,7 +122,5 @@ def load_adapter(
             adapted = library.PeftModel.from_pretrained(
                 model, place, adapter_name=adapter_name, **options
             )
-    finish(
-        adapted, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
-    )
+    finish(adapted, how, materialize=materialize)
     return adapted

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from dormant.integrations.library import check_names, check_options, finish, imported
-from dormant.loading.api import Mmap
-from dormant.materialization.options import check_choice, check_dtype
+from dormant.integrations.library import check_names, finish, imported
+from dormant.materialization.options import Mmap, check_choice, check_dtype, checked_options
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
@@ -24,7 +23,7 @@ def create_model(
     missing: Literal["init", "error"] = "error",
     unexpected: Literal["error", "ignore"] = "error",
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     **options: Any,
@@ -41,7 +40,8 @@ def create_model(
         missing: names that the checkpoint lacks: "error" refuses, as timm; "init" initializes them.
         unexpected: names that the model lacks: "error" refuses, as timm; "ignore" leaves them out.
         materialize: False leaves the model lazy.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
         **options: what `timm.create_model` takes besides (num_classes, img_size, ...).
@@ -64,7 +64,7 @@ def create_model(
         >>> model.fc.weight.shape
         torch.Size([3, 512])
     """
-    check_options("create_model", memory_budget=memory_budget, mmap=mmap)
+    how = checked_options("create_model", memory_budget=memory_budget, mmap=mmap, progress=progress)
     check_dtype(dtype, "create_model")
     check_choice(missing, ("init", "error"), "missing", "create_model")
     check_choice(unexpected, ("error", "ignore"), "unexpected", "create_model")
@@ -84,12 +84,5 @@ def create_model(
         )
     if quantization_config is not None:
         quantize(model, quantization_config)
-    finish(
-        model,
-        dtype=dtype,
-        materialize=materialize,
-        memory_budget=memory_budget,
-        mmap=mmap,
-        progress=progress,
-    )
+    finish(model, how, dtype=dtype, materialize=materialize)
     return model

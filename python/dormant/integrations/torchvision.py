@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from dormant.integrations.library import check_options, finish, imported
-from dormant.loading.api import CheckpointLike, Mmap, load
-from dormant.materialization.options import check_choice, check_dtype
+from dormant.integrations.library import finish, imported
+from dormant.loading.api import load
+from dormant.loading.state import CheckpointLike
+from dormant.materialization.options import Mmap, check_choice, check_dtype, checked_options
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
@@ -25,13 +26,13 @@ def get_model(
     name: str,
     *,
     checkpoint: CheckpointLike | None = None,
-    missing: Literal["init", "error"] = "error",
+    missing: Literal["warn", "init", "error"] = "error",
     unexpected: Literal["error", "ignore"] = "error",
     rename: Rename | None = None,
     dtype: torch.dtype | None = None,
     quantization_config: Scheme | None = None,
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     **options: Any,
@@ -45,14 +46,16 @@ def get_model(
             besides: of a file with averaged weights, too, those are
             `dormant.open_checkpoint(path, key="model_ema")`. None loads none: the model is
             initialised.
-        missing: names that the checkpoint lacks: "error" refuses, "init" initialises them.
+        missing: names that the checkpoint lacks: "error" refuses, "init" initializes them, "warn"
+            does so with a warning that names them.
         unexpected: names that the model lacks: "error" refuses, "ignore" leaves them out.
         rename: as for `dormant.load`; {"module.": ""} for averaged weights. None means the model's
             own names, and for DenseNet those of old files, too.
         dtype: floating point tensors get this dtype; None keeps float32.
         quantization_config: what `dormant.quantize` takes.
         materialize: False leaves the model lazy.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
         **options: what `torchvision.models.get_model` takes besides (num_classes, ...).
@@ -74,9 +77,9 @@ def get_model(
         >>> model.classifier[1].weight.shape
         torch.Size([3, 512, 1, 1])
     """
-    check_options("get_model", memory_budget=memory_budget, mmap=mmap)
+    how = checked_options("get_model", memory_budget=memory_budget, mmap=mmap, progress=progress)
     check_dtype(dtype, "get_model")
-    check_choice(missing, ("init", "error"), "missing", "get_model")
+    check_choice(missing, ("warn", "init", "error"), "missing", "get_model")
     check_choice(unexpected, ("error", "ignore"), "unexpected", "get_model")
     library = imported("torchvision")
     with lazy_init():
@@ -85,13 +88,7 @@ def get_model(
     if quantization_config is not None:
         quantize(model, quantization_config)
     if checkpoint is None:
-        finish(
-            model,
-            dtype=dtype,
-            materialize=materialize,
-            memory_budget=memory_budget,
-            progress=progress,
-        )
+        finish(model, how, dtype=dtype, materialize=materialize)
         return model
     load(
         model,

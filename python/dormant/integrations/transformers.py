@@ -14,14 +14,12 @@ import torch
 
 from dormant.integrations.library import (
     check_names,
-    check_options,
     finish,
     imported,
     is_ours,
     local_folder,
 )
-from dormant.loading.api import Mmap
-from dormant.materialization.options import check_choice
+from dormant.materialization.options import Mmap, check_choice, checked_options
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
@@ -38,7 +36,7 @@ def from_pretrained(
     unexpected: Literal["error", "ignore"] = "ignore",
     mismatched: Literal["error", "init"] = "error",
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     **options: Any,
@@ -63,7 +61,8 @@ def from_pretrained(
         mismatched: other shapes than the model's: "error" refuses, "init" initialises them.
         materialize: False leaves the model lazy, for `dormant.materialize` and its report, or for
             `dormant.save`.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         mmap: whether tensors that keep the file's dtype may show its bytes in place; see
             `dormant.load`.
         progress: as for `dormant.load`.
@@ -98,7 +97,7 @@ def from_pretrained(
     check_choice(missing, ("init", "error"), "missing", operation)
     check_choice(unexpected, ("error", "ignore"), "unexpected", operation)
     check_choice(mismatched, ("error", "init"), "mismatched", operation)
-    check_options(operation, memory_budget=memory_budget, mmap=mmap)
+    how = checked_options(operation, memory_budget=memory_budget, mmap=mmap, progress=progress)
     imported("transformers.modeling_utils")  # before the context, which patches what is imported
     place = local_folder(
         folder,
@@ -131,9 +130,7 @@ def from_pretrained(
     )
     if fused:
         _quantize(model, quantization_config)
-    finish(
-        model, materialize=materialize, memory_budget=memory_budget, mmap=mmap, progress=progress
-    )
+    finish(model, how, materialize=materialize)
     return (model, info) if wants_info else model
 
 
@@ -144,7 +141,7 @@ def from_config(
     dtype: torch.dtype | str | None = None,
     quantization_config: Scheme | None = None,
     materialize: bool = True,
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
@@ -157,7 +154,8 @@ def from_config(
         dtype: of the parameters; "auto" and None mean the configuration's, else torch's default.
         quantization_config: what `dormant.quantize` takes.
         materialize: False leaves the model lazy.
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        memory_budget: bytes that this may take besides the final tensors, a number or text like
+            "2GiB"; None sets no bound.
         progress: as for `dormant.materialize`.
         **options: what the library takes besides (attn_implementation, ...).
 
@@ -179,7 +177,7 @@ def from_config(
         >>> dormant.is_lazy(model)
         True
     """
-    check_options("from_config", memory_budget=memory_budget)
+    how = checked_options("from_config", memory_budget=memory_budget, progress=progress)
     library = imported("transformers")
     imported("transformers.modeling_utils")
     if isinstance(config, (str, os.PathLike)):
@@ -193,7 +191,7 @@ def from_config(
         model = build(config, **options)
     if quantization_config is not None:
         _quantize(model, quantization_config)
-    finish(model, materialize=materialize, memory_budget=memory_budget, progress=progress)
+    finish(model, how, materialize=materialize)
     return model
 
 

@@ -11,6 +11,7 @@ from dormant._extension import _C
 from dormant.quantization.layers import HeldQuantization
 from dormant.tensors.inventory import owns_storage
 from dormant.tensors.reachable import reachable_tensors
+from dormant.tensors.shards import part_of, set_part, tell_fsdp
 
 
 @dataclass
@@ -56,6 +57,12 @@ class HeldModule:
                     self._tensors[id(tensor)] = _Tensor(tensor, alias, version, type(tensor))
         everything = [each for held in self._tensors.values() for each in (held.tensor, held.alias)]
         self.tensors = _C.HeldTensors(everything)
+        self._sharded = [
+            (parameter, part, parameter._spec)  # type: ignore[attr-defined]
+            for parameter in module.parameters()
+            if (part := part_of(parameter)) is not None
+        ]
+        self._module = module
 
     def partly_written(self) -> list[str]:
         """All names of tensors that had memory and have been written to, wholly or in part."""
@@ -80,6 +87,10 @@ class HeldModule:
         for registry, before in self._registries:
             registry.clear()
             registry.update(before)
+        changed = [each for each in self._sharded if part_of(each[0]) is not each[1]]
+        for parameter, part, spec in changed:
+            set_part(parameter, part, spec)
+        tell_fsdp(self._module, (parameter for parameter, _, _ in changed))
         self._quantization.restore()
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for held in self._tensors.values():

@@ -14,9 +14,10 @@ import torch
 from dormant._extension import _C
 from dormant.materialization.exhausted_memory import explained
 from dormant.materialization.options import (
-    check_choice,
+    MaterializeOptions,
+    Mmap,
     check_dtype,
-    check_memory_budget,
+    checked_options,
 )
 from dormant.quantization.layers import check_sharding, forget_sources
 from dormant.quantization.layerwise import finish_layerwise
@@ -24,7 +25,7 @@ from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback, ProgressBar, wants_bar
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
-from dormant.tensors.conversion import as_dtype, convert
+from dormant.tensors.conversion import convert, convert_dtype
 from dormant.tensors.device import check_device
 from dormant.tensors.identity import is_meta, is_wrapper, owns_storage
 from dormant.tensors.inventory import Inventory, InventoryEntry, take_inventory
@@ -80,8 +81,8 @@ def materialize(
     values: Values = "exact",
     device: torch.device | str | int | None = None,
     dtype: torch.dtype | None = None,
-    memory_budget: int | None = None,
-    mmap: Literal["auto", "always", "never"] = "auto",
+    memory_budget: int | str | None = None,
+    mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
     trace_memory: bool = False,
     verbose: bool = False,
@@ -111,10 +112,14 @@ def materialize(
             that are loaded next).
         device: where the tensors shall be, as in `module.to(device)`: parameters stay the same
             objects. Each tensor is computed on the CPU and moved before the next.
-        dtype: floating point and complex tensors get this dtype, as in `module.to(dtype)`, without
-            a copy in the old dtype. Aliases outside `target` keep theirs.
-        memory_budget: bytes that materialising may take besides the final tensors; None sets no
-            bound. Tensors get smaller tiles, and fewer threads, to fit.
+        dtype: floating point and complex tensors get this dtype, without a copy in the old one. Of
+            a module these are the parameters and the persistent buffers: tables that it computes
+            itself (non-persistent buffers, such as rotary frequencies) keep their precision, and
+            so does what a transformers model keeps in float32, unlike in `module.to(dtype)`.
+            Aliases outside `target` keep their dtype.
+        memory_budget: bytes that materializing may take besides the final tensors, a number or
+            text like "2GiB"; None sets no bound. Tensors get smaller tiles, and fewer threads, to
+            fit.
         mmap: whether tensors that are bytes of a checkpoint file and nothing else may show them in
             place, as for `load`.
         progress: True shows a progress bar, False none; a function is called with (done, total)
@@ -147,18 +152,12 @@ def materialize(
     _check_values(values)
     check_dtype(dtype, "materialize")
     place = check_device(device, "materialize")
-    check_memory_budget(memory_budget, "materialize")
-    check_choice(mmap, ("auto", "always", "never"), "mmap", "materialize")
+    options = checked_options(
+        "materialize", memory_budget=memory_budget, mmap=mmap, progress=progress
+    )
     with MemoryTrace(trace_memory) as trace:
-        report = bring_to_life(
-            roots_of(target, "materialize", changes=True),
-            values=values,
-            place=place,
-            dtype=dtype,
-            memory_budget=memory_budget,
-            mmap=mmap,
-            progress=progress,
-        )
+        roots = roots_of(target, "materialize", changes=True)
+        report = bring_to_life(roots, options, values=values, place=place, dtype=dtype)
     report = with_memory_trace(report, trace.samples)
     if verbose:
         print(report)
@@ -167,13 +166,11 @@ def materialize(
 
 def bring_to_life(
     roots: list[tuple[str, object]],
+    options: MaterializeOptions,
     *,
     values: Values = "exact",
     place: torch.device | None = None,
     dtype: torch.dtype | None = None,
-    memory_budget: int | None = None,
-    mmap: Literal["auto", "always", "never"] = "auto",
-    progress: bool | Callback | None = None,
 ) -> Report:
     """`materialize` of named objects, its options checked."""
     started = time.perf_counter()
@@ -183,7 +180,7 @@ def bring_to_life(
 
     with explained("materialize", roots):
         if dtype is not None:
-            convert(roots, as_dtype(dtype))
+            convert_dtype(roots, dtype)
         quantized: dict[str, list[_C.MaterializedStorage]] = {}
         if values != "empty":
             for prefix, root in roots:
@@ -192,7 +189,7 @@ def bring_to_life(
                     full_name = f"{prefix}.{name}" if prefix and name else prefix or name
                     tensors = take_inventory([("", layer)]).objects
                     quantized[full_name] = _C.materialize(
-                        tensors, values, None, memory_budget, mmap
+                        tensors, values, None, options.memory_budget, options.mmap
                     )
 
                 finish_layerwise(root, realize_layer)
@@ -203,10 +200,12 @@ def bring_to_life(
             read = any(each["read_bytes"] for each in storages)
             origin: Origin = "checkpoint" if read else "initialised"
             origins.update(dict.fromkeys(_count_as_lazy(inventory, name), origin))
-        with steps("materialize", progress, peak) as on_step:
+        with steps("materialize", options.progress, peak) as on_step:
 
             def realize(tensors: list[torch.Tensor]) -> None:
-                for storage in _C.materialize(tensors, values, on_step, memory_budget, mmap):
+                for storage in _C.materialize(
+                    tensors, values, on_step, options.memory_budget, options.mmap
+                ):
                     finished[storage["storage"]] = storage
 
             if place is not None:

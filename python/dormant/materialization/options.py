@@ -1,24 +1,83 @@
-"""Checks of the options that several operations share; `operation` is for the message."""
+"""Options that several operations share, and their checks; `operation` is for the message."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast
+
 import torch
 
+from dormant.reporting.progress import Callback
+from dormant.text.byte_count import parse_bytes
 
-def check_memory_budget(memory_budget: int | None, operation: str) -> None:
-    """Raises TypeError or ValueError unless it is a positive number of bytes or None."""
-    if memory_budget is None:
-        return
-    if not isinstance(memory_budget, int) or isinstance(memory_budget, bool):
+Mmap: TypeAlias = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class MaterializeOptions:
+    """How tensors get their values, once every option has been checked.
+
+    Attributes:
+        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
+        mmap: whether tensors that are bytes of a file and nothing else may show them in place.
+        progress: True shows a bar, False none, None one where it is wanted; a function is told.
+    """
+
+    memory_budget: int | None = None
+    mmap: Mmap = "auto"
+    progress: bool | Callback | None = None
+
+
+def checked_options(
+    operation: str,
+    *,
+    memory_budget: int | str | None = None,
+    mmap: str = "auto",
+    progress: bool | Callback | None = None,
+) -> MaterializeOptions:
+    """The options of an operation, as its user gave them.
+
+    Raises:
+        TypeError: `memory_budget` or `progress` is of a type that cannot be used.
+        ValueError: `memory_budget` is not a positive number of bytes, or there is no such `mmap`.
+    """
+    check_choice(mmap, ("auto", "always", "never"), "mmap", operation)
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise TypeError(
-            f"{operation}: memory_budget must be a number of bytes (int), got "
+            f"{operation}: progress must be True, False, None or a function of (done, total), got "
+            f"{type(progress).__name__}."
+        )
+    return MaterializeOptions(
+        check_memory_budget(memory_budget, operation), cast(Mmap, mmap), progress
+    )
+
+
+def check_memory_budget(memory_budget: int | str | None, operation: str) -> int | None:
+    """The number of bytes that `memory_budget` stands for; None where it sets no bound.
+
+    Raises:
+        TypeError: it is not a number, text or None.
+        ValueError: it is text that is not a number of bytes, or less than one byte.
+    """
+    if memory_budget is None:
+        return None
+    if not isinstance(memory_budget, (int, str)) or isinstance(memory_budget, bool):
+        raise TypeError(
+            f"{operation}: memory_budget must be a number of bytes (int) or text like '2GiB', got "
             f"{type(memory_budget).__name__}."
         )
-    if memory_budget <= 0:
+    found = parse_bytes(memory_budget) if isinstance(memory_budget, str) else memory_budget
+    if found is None:
+        raise ValueError(
+            f"{operation}: memory_budget {memory_budget!r} is not a number of bytes. Expected text "
+            "like '2GiB' or '500MB', or an int."
+        )
+    if found <= 0:
         raise ValueError(
             f"{operation}: memory_budget must be at least one byte, got {memory_budget}. "
             "Leave it out to set no bound."
         )
+    return found
 
 
 def check_dtype(dtype: torch.dtype | None, operation: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 
 from dormant.reporting.memory import MemorySample
 from dormant.reporting.plot import plot_report
+from dormant.tensors.names import Mismatch, grouped
+from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
 
 Origin = Literal["checkpoint", "initialised", "quantized", "empty", "already real", "meta"]
@@ -70,10 +72,11 @@ class Report:
         read_bytes: bytes of the elements that were made from what files hold.
         initialised_bytes: bytes of the elements that were drawn or filled, those included that
             something else overwrote.
-        missing: names that the model has and the checkpoint lacks: what `load` left to their own
-            initialisation, or as they were.
-        unexpected: names that the checkpoint has and the model lacks.
-        mismatched: names that both have in different shapes.
+        missing_keys: names that the model has and the checkpoint lacks: what `load` left to their
+            own initialization, or as they were.
+        unexpected_keys: names that the checkpoint has and the model lacks.
+        mismatched_keys: names that both have in different shapes, with the shape in the checkpoint
+            and the one in the model; none of them is among the missing.
         memory_trace: the memory of the process over time, where `trace_memory=True` asked for it
             and the system tells.
     """
@@ -90,9 +93,9 @@ class Report:
     values: Literal["exact", "fast", "empty"] = "exact"
     read_bytes: int = 0
     initialised_bytes: int = 0
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    mismatched: tuple[str, ...] = ()
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
+    mismatched_keys: tuple[Mismatch, ...] = ()
     memory_trace: tuple[MemorySample, ...] = ()
 
     @property
@@ -205,13 +208,14 @@ class Report:
                 f"{format_bytes(self.initialised_bytes)} initialised"
             )
         for title, names in (
-            ("missing in the checkpoint", self.missing),
-            ("unexpected in the checkpoint", self.unexpected),
-            ("of another shape in the checkpoint", self.mismatched),
+            ("missing in the checkpoint", self.missing_keys),
+            ("unexpected in the checkpoint", self.unexpected_keys),
+            ("of another shape in the checkpoint", [name for name, _, _ in self.mismatched_keys]),
         ):
             if names:
-                shown = ", ".join(names[:5])
-                footer.append(f"{title}: {shown}" + (", ..." if len(names) > 5 else ""))
+                shown = grouped(names)
+                more = ", ..." if len(shown) > 5 else ""
+                footer.append(f"{title}: {', '.join(map(printable, shown[:5]))}{more}")
         if self.value_reads:
             reads = sorted(self.value_reads.items(), key=lambda read: -read[1])
             footer.append(

@@ -49,7 +49,7 @@ def save(
     path: str | os.PathLike[str],
     *,
     max_shard_size: int | str = "5GB",
-    memory_budget: int | None = None,
+    memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
 ) -> Report:
     """Writes a model to files, as eager construction and saving would.
@@ -83,9 +83,10 @@ def save(
             of such files of an earlier save.
         max_shard_size: most bytes of tensors in a file of a folder, a number or text like "5GB" or
             "500MiB"; a larger tensor gets a file of its own. A single file takes everything.
-        memory_budget: bytes that saving may take besides tensors that are real; None sets no
-            bound. Tensors get smaller tiles, and fewer threads, to fit. The process takes some MiB
-            more, for threads and what the C library keeps of freed memory.
+        memory_budget: bytes that saving may take besides tensors that are real, a number or text
+            like "2GiB"; None sets no bound. Tensors get smaller tiles, and fewer threads, to fit.
+            The process takes some MiB more, for threads and what the C library keeps of freed
+            memory.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
 
@@ -94,7 +95,7 @@ def save(
         are.
 
     Raises:
-        TypeError: `model_or_state` is neither, a name is no string, or `memory_budget` no number.
+        TypeError: `model_or_state` is neither, a name is no string, or `memory_budget` not a size.
         ValueError: a tensor or value that the format cannot hold (sparse, meta; in safetensors
             complex128 and extra state), all of them listed; the path is empty; transformers cannot
             save how the model is quantized; `max_shard_size` is not a size; or `memory_budget` is
@@ -118,7 +119,7 @@ def save(
     """
     started = time.perf_counter()
     limit = _bytes_of(max_shard_size)
-    check_memory_budget(memory_budget, "save")
+    memory_budget = check_memory_budget(memory_budget, "save")
     target, kind = _target(path)
     if isinstance(model_or_state, torch.nn.Module):
         # A function was promised the bytes of the files only.

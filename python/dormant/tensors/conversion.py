@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 
 import torch
 
 from dormant.tensors.inventory import is_wrapper
 from dormant.tensors.reachable import reachable_tensors
-
-Conversion = Callable[[torch.Tensor], torch.Tensor]
+from dormant.tensors.shards import Conversion, apply_sharded, part_of
 
 
 def convert(roots: Iterable[tuple[str, object]], conversion: Conversion) -> None:
@@ -24,7 +24,8 @@ def convert(roots: Iterable[tuple[str, object]], conversion: Conversion) -> None
     """
     for _, root in roots:
         if isinstance(root, torch.nn.Module):
-            root._apply(conversion)  # type: ignore[no-untyped-call]
+            if not apply_sharded(root, conversion):
+                root._apply(conversion)  # type: ignore[no-untyped-call]
             continue
         done: set[int] = set()
         for _, tensor in reachable_tensors(root):
@@ -33,13 +34,61 @@ def convert(roots: Iterable[tuple[str, object]], conversion: Conversion) -> None
                 _replace(tensor, conversion)
 
 
-def as_dtype(dtype: torch.dtype) -> Conversion:
-    """The conversion of `module.to(dtype)`: floating point and complex tensors only."""
+def convert_dtype(roots: Iterable[tuple[str, object]], dtype: torch.dtype) -> None:
+    """Gives floating point and complex tensors another dtype, as `from_pretrained(dtype=)` does.
 
-    def conversion(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() or tensor.is_complex() else tensor
+    In a module these are the parameters and the persistent buffers. Other buffers are tables that
+    the module computes itself, such as rotary frequencies: rounded, they change what a model says.
+    What a transformers model keeps in float32 under this dtype is float32 afterwards.
 
-    return conversion
+    Args:
+        roots: (name, object) pairs.
+        dtype: the dtype.
+    """
+    for name, root in roots:
+        exceptions = _exceptions(root, dtype) if isinstance(root, torch.nn.Module) else {}
+
+        def conversion(
+            tensor: torch.Tensor, exceptions: dict[int, torch.dtype] = exceptions
+        ) -> torch.Tensor:
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                return tensor
+            return tensor.to(exceptions.get(id(tensor), dtype))
+
+        convert([(name, root)], conversion)
+
+
+def _exceptions(root: torch.nn.Module, dtype: torch.dtype) -> dict[int, torch.dtype]:
+    """The dtypes of the tensors in `root` that do not get `dtype`, by the ids of the tensors."""
+    found: dict[int, torch.dtype] = {}
+    converted: set[int] = set()
+    for module in root.modules():
+        # TorchScript modules have no such set.
+        own = getattr(module, "_non_persistent_buffers_set", ())
+        for name, buffer in module.named_buffers(recurse=False):
+            if name in own:
+                found[id(buffer)] = buffer.dtype
+            else:
+                converted.add(id(buffer))
+    found = {key: kept for key, kept in found.items() if key not in converted}
+    pending = [root]
+    while pending:
+        module = pending.pop()
+        plan = getattr(module, "_get_dtype_plan", None)
+        if plan is None:
+            pending.extend(module.children())
+            continue
+        # transformers/modeling_utils.py; it looks for them as build_glob_alternation does.
+        kept = [(re.compile(key.replace("*", ".*")), to) for key, to in plan(dtype).items()]
+        for name, parameter in (*module.named_parameters(), *module.named_buffers()):
+            if id(parameter) in found:
+                continue
+            to = next((to for pattern, to in kept if pattern.search(name)), None)
+            if to is not None:
+                grad = parameter.grad if parameter.is_leaf else None
+                for tensor in (parameter, part_of(parameter), grad):
+                    found[id(tensor)] = to
+    return found
 
 
 def _replace(tensor: torch.Tensor, conversion: Conversion) -> None:

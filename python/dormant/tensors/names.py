@@ -4,15 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from dormant.text.printable import printable
 
-Rename = Mapping[str, str] | Callable[[str], str | None]
+Rename = Mapping[str, str | None] | Callable[[str], str | None]
+# A name, its shape in the checkpoint and in the model.
+Mismatch: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 class NamesError(KeyError):
-    """A KeyError whose message prints as it is, on several lines."""
+    """A KeyError whose message prints as it is, on several lines.
+
+    Attributes:
+        missing_keys: names that the model has and the checkpoint lacks.
+        unexpected_keys: names that the checkpoint has and the model lacks.
+        mismatched_keys: names that both have, with the shape in the checkpoint and in the model.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing_keys: Iterable[str] = (),
+        unexpected_keys: Iterable[str] = (),
+        mismatched_keys: Iterable[Mismatch] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing_keys = tuple(missing_keys)
+        self.unexpected_keys = tuple(unexpected_keys)
+        self.mismatched_keys = tuple(mismatched_keys)
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -23,8 +44,8 @@ def renaming(rename: Rename | None) -> Callable[[str], str | None]:
 
     Args:
         rename: a function from a checkpoint's name to the model's, or to None for a tensor that is
-            to be left out; or a mapping, in which a name that is not there itself is looked up by
-            its longest beginning that is there, is "" or ends with ".".
+            to be left out; or a mapping of the same, in which a name that is not there itself is
+            looked up by its longest beginning that is there, is "" or ends with ".".
 
     Returns:
         The function; names that the mapping does not mention stay as they are.
@@ -36,15 +57,19 @@ def renaming(rename: Rename | None) -> Callable[[str], str | None]:
         return lambda name: name
     if isinstance(rename, Mapping):
         exact = dict(rename)
-        if not all(isinstance(part, str) for pair in exact.items() for part in pair):
-            raise TypeError("load: rename must map str to str.")
+        for old, new in exact.items():
+            if not isinstance(old, str) or not isinstance(new, str | None):
+                raise TypeError(
+                    f"load: rename must map names to names, or to None; got {old!r}: {new!r}."
+                )
         prefixes = sorted((key for key in exact if key == "" or key.endswith(".")), key=len)[::-1]
 
-        def look_up(name: str) -> str:
+        def look_up(name: str) -> str | None:
             if name in exact:
                 return exact[name]
             prefix = next((key for key in prefixes if name.startswith(key)), None)
-            return name if prefix is None else exact[prefix] + name[len(prefix) :]
+            new = "" if prefix is None else exact[prefix]
+            return None if new is None else new + name[len(prefix or "") :]
 
         return look_up
     if not callable(rename):
@@ -80,7 +105,7 @@ def renamed(state: Mapping[str, Any], rename: Callable[[str], str | None]) -> di
         if new in result:
             raise ValueError(
                 f"load: rename gives {origin[new]!r} and {name!r} the same name {new!r}. Rename "
-                "them apart, or leave one out by a function that returns None for it."
+                "them apart, or leave one out by renaming it to None."
             )
         result[new] = value
         origin[new] = name
@@ -91,6 +116,44 @@ def listed(title: str, lines: Iterable[str]) -> str:
     """A title and a line for each of `lines`, or nothing where there are none."""
     text = "".join(f"\n  {printable(line)}" for line in lines)
     return f"\n{title}:{text}" if text else ""
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names with those that differ in numbers alone as one: "layers.{0...31}.weight".
+
+    Args:
+        names: names, of which the parts between dots may be numbers.
+
+    Returns:
+        The groups in the order of their first names; together they are exactly `names`.
+    """
+    patterns: dict[tuple[str, ...], set[tuple[frozenset[int], ...]]] = {}
+    for name in names:
+        parts = [(part, part.isdecimal() and part == str(int(part))) for part in name.split(".")]
+        pattern = tuple("" if is_number else f".{part}" for part, is_number in parts)
+        numbers = tuple(frozenset((int(part),)) for part, is_number in parts if is_number)
+        patterns.setdefault(pattern, set()).add(numbers)
+    lines = []
+    for pattern, boxes in patterns.items():
+        for place in reversed(range(pattern.count(""))):
+            merged: dict[tuple[frozenset[int], ...], frozenset[int]] = {}
+            for box in boxes:
+                rest = box[:place] + box[place + 1 :]
+                merged[rest] = merged.get(rest, frozenset()) | box[place]
+            boxes = {(*rest[:place], own, *rest[place:]) for rest, own in merged.items()}
+        for box in sorted(boxes, key=lambda box: [sorted(numbers) for numbers in box]):
+            texts = iter(map(_range, box))
+            lines.append(".".join(part[1:] if part else next(texts) for part in pattern))
+    return lines
+
+
+def _range(numbers: frozenset[int]) -> str:
+    first, last = min(numbers), max(numbers)
+    if first == last:
+        return str(first)
+    if len(numbers) == last - first + 1 > 2:
+        return f"{{{first}...{last}}}"
+    return f"{{{', '.join(map(str, sorted(numbers)))}}}"
 
 
 def renamed_prefix(theirs: Sequence[str], ours: Collection[str]) -> str:

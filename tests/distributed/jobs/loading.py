@@ -64,6 +64,24 @@ def load(kind: str, way: str, path: str, options: dict[str, Any]) -> dict[str, A
     return report(model, lazy)
 
 
+def converted(kind: str, way: str, path: str, dtype: str) -> dict[str, Any]:
+    """A load into another dtype, refused first, which leaves every shard as it was."""
+    model = lazy_model(kind)
+    WAYS[way](model)
+    lazy = lazy_names(model)
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "missing": "init"}
+    before = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    error = ""
+    try:
+        dormant.load(model, {"no": torch.ones(1)}, **options)
+    except KeyError as caught:
+        error = caught.args[0]
+    same = before == {name: parameter.dtype for name, parameter in model.named_parameters()}
+    still = lazy_names(model)
+    dormant.load(model, path, **options)
+    return {"error": error, "same": same, "still lazy": still, "lazy": lazy, **report(model, lazy)}
+
+
 def deferred(kind: str, way: str, path: str) -> dict[str, Any]:
     """A load without materialising, then materialised."""
     model = lazy_model(kind)

@@ -1,0 +1,119 @@
+"""A plan carried out: tensors get their memory, and what the checkpoint has for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from dormant._extension import _C
+from dormant.loading.plan import Prepared, real_storages
+from dormant.loading.record import tensors_of
+from dormant.materialization.api import make_report, steps
+from dormant.materialization.options import MaterializeOptions
+from dormant.quantization.layers import forget_sources
+from dormant.reporting.memory import PeakMemory
+from dormant.reporting.report import Origin, Report
+from dormant.tensors.conversion import convert
+from dormant.tensors.inventory import Inventory, is_wrapper, owns_storage
+
+
+def execute(
+    model: torch.nn.Module,
+    prepared: Prepared,
+    options: MaterializeOptions,
+    *,
+    place: torch.device | None,
+    materialize: bool,
+    peak: PeakMemory,
+) -> Report:
+    """Reads what was planned, and keeps it; or changes nothing.
+
+    Args:
+        model: the model that was prepared.
+        prepared: what it has taken; used up.
+        options: how tensors get their values.
+        place: where they go afterwards; None leaves them on the CPU.
+        materialize: False only keeps what was recorded.
+        peak: has looked at the memory since the load began.
+
+    Raises:
+        ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt: as by `load`.
+    """
+    finished: dict[int, _C.MaterializedStorage] = {}
+    held = prepared.held
+    try:
+        with steps("load", options.progress, peak) as on_step:
+            wanted = _wanted(prepared) if materialize else []
+            for storage in _C.materialize(
+                wanted, "exact", on_step, options.memory_budget, options.mmap, held.tensors
+            ):
+                finished[storage["storage"]] = storage
+    except BaseException as error:
+        written = held.partly_written()
+        held.restore()
+        if written and isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
+            raise _with_names(error, written) from error
+        raise
+    held.keep()
+    for tensor in prepared.loaded.objects:  # those that a conversion has made were not held
+        _C.settle(tensor)
+    if materialize:
+        forget_sources([model])
+    # `place` exchanges storages.
+    origins = _known_origins(model, prepared)
+    if place is not None and materialize:
+        convert([("", model)], lambda tensor: tensor.to(place))
+    return make_report(
+        _merged(prepared.before, prepared.loaded),
+        finished,
+        values="exact",
+        seconds=0.0,
+        peak_memory=peak.result(),
+        origins=origins,
+    )
+
+
+def _wanted(prepared: Prepared) -> list[torch.Tensor]:
+    """The tensors to materialize: the lazy ones, except those that are only held."""
+    had_memory = real_storages(prepared.before)
+    lazy = prepared.loaded.lazy_storages
+    return [tensor for storage, tensor in lazy.items() if storage not in had_memory]
+
+
+def _known_origins(model: torch.nn.Module, prepared: Prepared) -> dict[int, Origin]:
+    """What the report says of storages for which what the core did does not tell."""
+    names = prepared.read_at_once
+    tensors = tensors_of(model) if names else {}
+    real = [storage for storage, origin in prepared.origins.items() if origin == "already real"]
+    origins: dict[int, Origin] = dict.fromkeys(real, "already real")
+    return origins | {
+        _C.storage_id(tensors[name]): "checkpoint"
+        for name in names
+        if name in tensors and owns_storage(tensors[name]) and not is_wrapper(tensors[name])
+    }
+
+
+def _merged(before: Inventory, loaded: Inventory) -> Inventory:
+    """What the model holds now, with what was real before said to be."""
+    lazy = {
+        storage: tensor
+        for storage, tensor in loaded.lazy_storages.items()
+        if storage in before.lazy_storages or storage not in before.storage_nbytes
+    }
+    return Inventory(
+        objects=loaded.objects,
+        entries=[replace(entry, lazy=entry.storage in lazy) for entry in loaded.entries],
+        storage_nbytes=loaded.storage_nbytes,
+        lazy_storages=lazy,
+    )
+
+
+def _with_names(error: Exception, written: Sequence[str]) -> Exception:
+    text = f"These tensors, real before, were written in whole or in part: {', '.join(written)}."
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, f"{error.strerror} {text}")
+    kinds = (ValueError, OSError, RuntimeError, MemoryError)
+    kind = next(kind for kind in kinds if isinstance(error, kind))
+    return kind(f"{error} {text}")

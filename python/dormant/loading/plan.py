@@ -1,0 +1,347 @@
+"""`LoadPlan`: what a load will do, known before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from dormant._extension import _C
+from dormant.loading.pretrained import under_library_names
+from dormant.loading.record import Taken, take, tensors_of
+from dormant.loading.snapshot import HeldModule
+from dormant.loading.state import State
+from dormant.tensors.inventory import Inventory, owns_storage, take_inventory
+from dormant.tensors.names import Mismatch, NamesError, grouped, listed, renamed_prefix
+from dormant.text.printable import printable
+from dormant.text.table import format_bytes, format_count, format_html_table, format_table
+
+PlannedOrigin = Literal["checkpoint", "initialized", "already real"]
+
+_HEADER = ("from", "dtype", "tensors", "bytes", "largest")
+# What the core calls a state dict in memory (csrc/record/held_memory.cpp).
+_MEMORY = "memory"
+_SHOWN = 10  # groups of names in a printed plan
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of a `LoadPlan`.
+
+    Attributes:
+        names: every name that leads to it: more than one for tied tensors and aliases.
+        shape: its sizes.
+        dtype: its dtype as text, "float32".
+        nbytes: bytes of its elements.
+        origin: "checkpoint", "initialized" (its own recorded initialization), or "already real"
+            (it keeps its values).
+        files: paths of the files that it is read from.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    origin: PlannedOrigin
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What `load` would do; `load(..., dry_run=True)` returns it and changes nothing.
+
+    Attributes:
+        tensors: every distinct tensor of the model, tied ones once.
+        missing_keys: names that the model has and the checkpoint lacks.
+        unexpected_keys: names that the checkpoint has and the model lacks.
+        mismatched_keys: names that both have in different shapes, with the shape in the checkpoint
+            and the one in the model.
+        refusal: the message with which `load` would refuse these names; "" where it would not.
+
+    Example:
+        >>> import torch, dormant
+        >>> with dormant.lazy_init():
+        ...     layer = torch.nn.Linear(3, 2)
+        >>> plan = dormant.load(layer, {"weight": torch.ones(2, 3)}, dry_run=True)
+        >>> plan.missing_keys, plan.count("checkpoint"), dormant.is_lazy(layer)
+        (('bias',), 1, True)
+    """
+
+    tensors: list[PlannedTensor]
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
+    mismatched_keys: tuple[Mismatch, ...] = ()
+    refusal: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that would be read, sorted."""
+        return tuple(sorted({file for tensor in self.tensors for file in tensor.files}))
+
+    def count(self, origin: PlannedOrigin) -> int:
+        """Number of tensors of one origin."""
+        return sum(tensor.origin == origin for tensor in self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole plan in plain dicts, lists, numbers and strings, as for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A short table: one line for each origin and dtype, then the names that do not fit."""
+        return format_table(_HEADER, *self._table())
+
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"LoadPlan({self.count('checkpoint')} of {format_count(len(self.tensors), 'tensor')} "
+            f"from the checkpoint, {len(self.missing_keys)} missing, "
+            f"{len(self.unexpected_keys)} unexpected, {len(self.mismatched_keys)} mismatched"
+            f"{', refused' if self.refusal else ''})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The same as `str`, as notebooks show it."""
+        return format_html_table(_HEADER, *self._table())
+
+    def _table(self) -> tuple[list[Sequence[str]], list[str]]:
+        groups: dict[tuple[str, str], list[PlannedTensor]] = {}
+        for tensor in self.tensors:
+            groups.setdefault((tensor.origin, tensor.dtype), []).append(tensor)
+        rows: list[Sequence[str]] = [
+            (
+                origin,
+                dtype,
+                str(len(group)),
+                format_bytes(sum(tensor.nbytes for tensor in group)),
+                max(group, key=lambda tensor: tensor.nbytes).names[0],
+            )
+            for (origin, dtype), group in groups.items()
+        ]
+        footer = [
+            f"{format_count(len(self.tensors), 'tensor')}, {format_bytes(self.nbytes)}, from "
+            f"{format_count(len(self.files), 'file')}"
+        ]
+        for title, lines in _lists(self.missing_keys, self.unexpected_keys, self.mismatched_keys):
+            if lines:
+                footer.append(f"{title}:")
+                footer += [f"  {printable(line)}" for line in lines[:_SHOWN]]
+                if len(lines) > _SHOWN:
+                    footer.append(f"  ... {len(lines) - _SHOWN} more")
+        if self.refusal:
+            footer.append("load would refuse this.")
+        return rows, footer
+
+
+def _lists(
+    missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[Mismatch]
+) -> list[tuple[str, list[str]]]:
+    return [
+        ("missing in the checkpoint", grouped(missing)),
+        ("not in the model", grouped(unexpected)),
+        ("of another shape", _shapes(mismatched)),
+    ]
+
+
+def _shapes(mismatched: Sequence[Mismatch]) -> list[str]:
+    return [
+        f"{name}: {theirs} in the checkpoint, {ours} in the model"
+        for name, theirs, ours in mismatched
+    ]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What `load` does with names that do not fit; as its arguments.
+
+    Attributes:
+        missing: "warn", "init" or "error".
+        unexpected: "error" or "ignore".
+        mismatched: "error" or "init".
+    """
+
+    missing: str
+    unexpected: str
+    mismatched: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that has taken a checkpoint, lazily, and can still be as it was.
+
+    Attributes:
+        plan: what is going to happen.
+        held: what the model was.
+        before: its tensors then.
+        loaded: its tensors now.
+        origins: where each storage gets its values from.
+        read_at_once: names whose values had to be copied already.
+    """
+
+    plan: LoadPlan
+    held: HeldModule
+    before: Inventory
+    loaded: Inventory
+    origins: Mapping[int, PlannedOrigin]
+    read_at_once: tuple[str, ...]
+
+
+def prepare(
+    model: torch.nn.Module,
+    state: State,
+    dtype: torch.dtype | None,
+    policy: Policy,
+    *,
+    defer: bool,
+) -> Prepared:
+    """Lets the model take the checkpoint on lazy tensors; the caller keeps or restores it.
+
+    Args:
+        model: the model.
+        state: what the checkpoint gives.
+        dtype: what the model's tensors get before; None leaves theirs.
+        policy: what is accepted.
+        defer: real tensors of `state` are read later, too.
+
+    Raises:
+        ValueError, RuntimeError: as by `take`; the model is as it was.
+    """
+    state = under_library_names(model, state)
+    before = take_inventory([("", model)])
+    held = HeldModule(model)
+    try:
+        taken = take(model, state, dtype, defer=defer)
+        if taken.mismatched:
+            # load_state_dict has taken the others, but says of them only that there was an error.
+            held.restore()
+            held = HeldModule(model)
+            mismatched = taken.mismatched
+            names = {name for name, _, _ in mismatched}
+            try:
+                taken = take(model, state.without(names), dtype, defer=defer)
+            except Exception:  # a hook may want what was left out, and that is refused anyway
+                if policy.mismatched == "init":
+                    raise
+            absent = tuple(name for name in taken.missing if name not in names)
+            taken = replace(taken, missing=absent, mismatched=mismatched)
+        loaded = take_inventory([("", model)])
+        origins = _origins(model, taken, before, loaded)
+        plan = LoadPlan(
+            _planned(loaded, origins),
+            taken.missing,
+            taken.unexpected,
+            taken.mismatched,
+            _refusal(model, state, taken, policy),
+        )
+    except BaseException:
+        held.restore()
+        raise
+    return Prepared(plan, held, before, loaded, origins, taken.read_at_once)
+
+
+def _origins(
+    model: torch.nn.Module, taken: Taken, before: Inventory, loaded: Inventory
+) -> dict[int, PlannedOrigin]:
+    """Where each storage of the model gets its values from."""
+    tensors = tensors_of(model)
+    with torch._C.DisableTorchFunctionSubclass():
+        read = {
+            _C.storage_id(tensors[name])
+            for name in taken.loaded
+            if name in tensors and owns_storage(tensors[name])
+        }
+    had_memory = real_storages(before)
+
+    def origin(storage: int) -> PlannedOrigin:
+        if storage in read:
+            return "checkpoint"
+        tensor = loaded.lazy_storages.get(storage)
+        if tensor is None or storage in had_memory:
+            return "already real"
+        sources = _C.sources(tensor)
+        # A real tensor that is converted is read from the memory it had.
+        return "initialized" if not sources else "checkpoint" if _files(tensor) else "already real"
+
+    return {storage: origin(storage) for storage in loaded.storage_nbytes}
+
+
+def _files(tensor: torch.Tensor) -> tuple[str, ...]:
+    return tuple(sorted(_C.sources(tensor) - {_MEMORY}))
+
+
+def _planned(loaded: Inventory, origins: Mapping[int, PlannedOrigin]) -> list[PlannedTensor]:
+    return [
+        PlannedTensor(
+            names=tuple(entry.names),
+            shape=entry.shape,
+            dtype=entry.dtype,
+            nbytes=entry.nbytes,
+            origin=origins[entry.storage],
+            files=_files(loaded.lazy_storages[entry.storage])
+            if origins[entry.storage] == "checkpoint" and entry.storage in loaded.lazy_storages
+            else (),
+        )
+        for entry in loaded.entries
+    ]
+
+
+def real_storages(inventory: Inventory) -> set[int]:
+    """The storages that have memory."""
+    return inventory.storage_nbytes.keys() - inventory.lazy_storages.keys()
+
+
+def _refusal(model: torch.nn.Module, state: State, taken: Taken, policy: Policy) -> str:
+    """Why `load` refuses the names, all of them at once; "" where it does not."""
+    listing = ""
+    accepted = []
+    if policy.missing == "error":
+        listing += listed("missing in the checkpoint", taken.missing)
+        accepted.append("missing='init'")
+    if policy.unexpected == "error":
+        listing += listed("not in the model", taken.unexpected)
+        accepted.append("unexpected='ignore'")
+    if policy.mismatched == "error":
+        listing += listed("of another shape", _shapes(taken.mismatched))
+        accepted.append("mismatched='init'")
+    hint = renamed_prefix(taken.unexpected, taken.missing)
+    hint = f"{hint} " if hint else ""
+    unexpected = set(taken.unexpected)
+    if state.offered and tensors_of(model) and all(name in unexpected for name in state):
+        # With unexpected="ignore" that would be a model of random values.
+        listing = listed("not in the model", taken.unexpected)
+        return (
+            "load: no name of the checkpoint is one of the model; nothing was changed. It has "
+            f"{format_count(state.offered, 'name')}, the model {len(taken.missing)}, such as "
+            f"{', '.join(map(printable, taken.missing[:3]))}.{listing}\n{hint}{_inner(state)}"
+            "Rename with rename=, or pass the checkpoint of this model."
+        )
+    if not listing:
+        return ""
+    return (
+        f"load: the checkpoint does not fit the model; nothing was changed.{listing}\n{hint}"
+        f"Rename with rename=, or accept it with {' or '.join(accepted)}."
+    )
+
+
+def _inner(state: State) -> str:
+    """A hint where the mapping holds a state dict instead of being one."""
+    for name, value in state.items():
+        if isinstance(value, dict) and any(isinstance(t, torch.Tensor) for t in value.values()):
+            return f"Pass checkpoint[{name!r}], which holds tensors. "
+    return ""
+
+
+def refused(plan: LoadPlan) -> NamesError:
+    """The error of a plan that is refused."""
+    return NamesError(
+        plan.refusal,
+        missing_keys=plan.missing_keys,
+        unexpected_keys=plan.unexpected_keys,
+        mismatched_keys=plan.mismatched_keys,
+    )

@@ -1,0 +1,150 @@
+"""What one or more checkpoints give, under the names of a model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from dormant.checkpoint.api import Checkpoint, open_each
+from dormant.tensor_parallel.sets import apply_diffs
+from dormant.tensors.names import renamed
+
+CheckpointLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any]"
+
+EXTRA_STATE = "_extra_state"  # torch.nn.modules.module._EXTRA_STATE_KEY_SUFFIX
+
+# No configuration of a model is longer.
+_LONGEST_CONFIG = 1 << 24
+
+
+class State(dict[str, Any]):
+    """A state dict; `_metadata` is where `load_state_dict` looks for module versions.
+
+    Attributes:
+        folders: those of the files that it comes from.
+        offered: how many names the checkpoints have, those that were renamed to None included.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        metadata: dict[str, Any] | None = None,
+        folders: Iterable[Path] = (),
+        offered: int = 0,
+    ) -> None:
+        super().__init__(values)
+        self.folders = tuple(folders)
+        self.offered = offered
+        if metadata:  # load_state_dict asks whether there is any
+            self._metadata = metadata
+
+    def like_this(self, values: Mapping[str, Any]) -> State:
+        """Other values of the same modules."""
+        return State(values, getattr(self, "_metadata", None), self.folders, self.offered)
+
+    def without(self, names: Collection[str]) -> State:
+        """The rest of the values."""
+        return self.like_this({name: self[name] for name in self if name not in names})
+
+
+def gather(
+    checkpoint: CheckpointLike | Sequence[CheckpointLike],
+    rename: Callable[[str], str | None],
+    names: Collection[str],
+) -> State:
+    """All tensors, and other values, under the model's names.
+
+    Args:
+        checkpoint: as for `load`.
+        rename: from a checkpoint's names to the model's; None leaves a tensor out.
+        names: the model's, by which the state dict in a file of torch.save is found.
+
+    Raises:
+        TypeError: an item is neither a path nor a mapping.
+        ValueError, KeyError, NotImplementedError, OSError: as by `open_checkpoint`; two tensors of
+            one item get one name; or the first item holds differences.
+    """
+    items: Sequence[Any] = checkpoint if isinstance(checkpoint, (list, tuple)) else [checkpoint]
+
+    def fits(theirs: Iterable[str]) -> int:
+        return sum(rename(name) in names for name in theirs)
+
+    paths = [place for place, item in enumerate(items) if isinstance(item, (str, os.PathLike))]
+    found = open_each([items[place] for place in paths], fits)
+    opened = {paths[position]: each for position, each in found.items()}
+    values: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+    folders: dict[Path, None] = {}
+    offered = 0
+    for place, item in enumerate(items):
+        if isinstance(item, (str, os.PathLike)):
+            if place not in opened:  # a further part of a tensor-parallel set
+                continue
+            item = opened[place]
+        if not isinstance(item, Mapping):
+            raise TypeError(
+                "load: checkpoint must be a path, a mapping of names to tensors, or a sequence of "
+                f"these; got {type(item).__name__}."
+            )
+        if isinstance(item, Checkpoint):
+            folders.update(dict.fromkeys(path.parent for path in item.files))
+        offered += len(item)
+        ours = _renamed(item, rename)
+        if getattr(item, "are_differences", False):
+            if not values:
+                raise ValueError(
+                    f"load: {item!r} holds differences, which are added to other weights. Pass "
+                    "[base, differences], or their sum as a mapping."
+                )
+            ours = apply_diffs({name: values[name] for name in ours if name in values}, [ours])
+        values.update(ours)
+        metadata.update(getattr(item, "_metadata", None) or {})
+    return State(values, metadata, folders, offered)
+
+
+def _renamed(item: Mapping[str, Any], rename: Callable[[str], str | None]) -> dict[str, Any]:
+    values = {name: item[name] for name in item}
+    for name, value in getattr(item, "extra", {}).items():
+        if isinstance(name, str) and name.endswith(EXTRA_STATE):
+            values.setdefault(name, value)
+    return renamed(values, rename)
+
+
+def own_dtype(state: State) -> torch.dtype | None:
+    """The dtype of a checkpoint, as transformers finds it for `dtype="auto"`.
+
+    That is what config.json beside its files says, else the dtype of its first floating point
+    tensor; None where neither tells. Tensors of one byte an element are quantized.
+    """
+    for folder in state.folders:
+        dtype = _dtype_in(folder / "config.json")
+        if dtype is not None:
+            return dtype
+    for value in state.values():
+        if isinstance(value, torch.Tensor) and _can_compute(value.dtype):
+            return value.dtype
+    return None
+
+
+def _dtype_in(config: Path) -> torch.dtype | None:
+    try:
+        if config.stat().st_size > _LONGEST_CONFIG:
+            return None
+        entries = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(entries, dict):
+        return None
+    # Versions of transformers before 5 write "torch_dtype".
+    name = entries.get("dtype") or entries.get("torch_dtype")
+    dtype = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else None
+    return dtype if isinstance(dtype, torch.dtype) and _can_compute(dtype) else None
+
+
+def _can_compute(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point and dtype.itemsize > 1

@@ -1,0 +1,104 @@
+"""Parameters that are parts of a whole (DTensor), converted in place.
+
+`Module._apply` exchanges such a parameter for another one (torch.utils.swap_tensors), which fails
+where anything else refers to it and cannot be undone. Here the parameter stays, and so does what is
+lazy: its part is converted, and the wrapper told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.tensors.inventory import is_wrapper
+
+Conversion = Callable[[torch.Tensor], torch.Tensor]
+
+
+def part_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """This rank's part of a DTensor; None where `tensor` is something else."""
+    part = getattr(tensor, "_local_tensor", None) if is_wrapper(tensor) else None
+    return part if isinstance(part, torch.Tensor) else None
+
+
+def apply_sharded(root: torch.nn.Module, conversion: Conversion) -> bool:
+    """`root._apply(conversion)` where parameters are sharded.
+
+    Returns:
+        False, with nothing done, where none is.
+    """
+    if not any(part_of(parameter) is not None for parameter in root.parameters()):
+        return False
+    changed: list[torch.Tensor] = []
+    for module in root.modules():
+        reshard: Any = getattr(module, "reshard", None)
+        if reshard is not None:
+            reshard()
+        own = module._parameters
+        order = list(own)
+        sharded = {
+            name: parameter
+            for name, parameter in own.items()
+            if parameter is not None and part_of(parameter) is not None
+        }
+        for parameter in sharded.values():
+            changed += [each for each in _with_grad(parameter) if _convert(each, conversion)]
+        for name in sharded:
+            del own[name]
+        try:
+            # FSDP's own would look for the sharded ones.
+            torch.nn.Module._apply(module, conversion, recurse=False)  # type: ignore[no-untyped-call]
+        finally:
+            rest = dict(own)
+            own.clear()
+            own.update((name, sharded.get(name, rest.get(name))) for name in order)
+    tell_fsdp(root, changed)
+    return True
+
+
+def _with_grad(parameter: torch.Tensor) -> list[torch.Tensor]:
+    grad = parameter.grad
+    return [parameter] if grad is None or part_of(grad) is None else [parameter, grad]
+
+
+def _convert(tensor: torch.Tensor, conversion: Conversion) -> bool:
+    part = part_of(tensor)
+    assert part is not None
+    with torch.no_grad():
+        converted = conversion(part)
+    if converted.dtype is part.dtype and converted.device == part.device:
+        return False
+    spec: Any = tensor._spec  # type: ignore[attr-defined]
+    meta = spec.tensor_meta._replace(dtype=converted.dtype)
+    set_part(tensor, converted, replace(spec, tensor_meta=meta))
+    return True
+
+
+def set_part(tensor: Any, part: torch.Tensor, spec: Any) -> None:
+    """Lets a DTensor consist of another part; `spec` says of which whole."""
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        tensor.data = type(tensor)(part, spec, requires_grad=False)
+        tensor._local_tensor = part
+        tensor._spec = spec
+
+
+def tell_fsdp(root: torch.nn.Module, changed: Iterable[torch.Tensor]) -> None:
+    """FSDP2 keeps a flat view of each part, which must be one of the new part."""
+    ids = {id(tensor) for tensor in changed}
+    for module in root.modules() if ids else ():
+        state: Any = getattr(module, "_get_fsdp_state", lambda: None)()
+        for group in getattr(state, "_fsdp_param_groups", ()):
+            for held in group.fsdp_params:
+                if id(held.sharded_param) in ids:
+                    # Otherwise it would look at the address of the old one, for which that would
+                    # be materialized.
+                    held._sharded_param_data = torch.empty(0)
+                    recorded = _C.set_recording(True)
+                    try:
+                        held.reset_sharded_param()
+                    finally:
+                        _C.set_recording(recorded)
