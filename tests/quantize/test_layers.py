@@ -1,4 +1,4 @@
-"""Which layers become quantised ones, which stay, and what stays of them."""
+"""Which layers become quantized ones, which stay, and what stays of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parallel_layers import (
     MegatronColumnParallelLinear,
     RowParallelLinear,
 )
-from peers import assert_same_quantised, assert_same_state, four_bit, int8
+from peers import assert_same_quantized, assert_same_state, four_bit, int8
 from torch import nn
 from torch.nn.utils import parametrizations
 from transformers.pytorch_utils import Conv1D
@@ -111,19 +111,19 @@ def test_inside_and_outside_the_context(scheme: str, inside: bool) -> None:
     dormant.materialize(model)
     for mine, eager in zip(model, body(), strict=True):
         if isinstance(eager, nn.Linear):
-            assert_same_quantised(mine, peer(eager, scheme))
+            assert_same_quantized(mine, peer(eager, scheme))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_real_model_is_quantised_at_once(scheme: str) -> None:
+def test_a_real_model_is_quantized_at_once(scheme: str) -> None:
     model: Any = body()
     dormant.quantize(model, scheme, skip=())
     assert not dormant.is_lazy(model)
-    assert_same_quantised(model[0], peer(body()[0], scheme))
+    assert_same_quantized(model[0], peer(body()[0], scheme))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_conv1d_is_quantised_transposed(scheme: str) -> None:
+def test_conv1d_is_quantized_transposed(scheme: str) -> None:
     def build() -> Conv1D:
         torch.manual_seed(2)
         return Conv1D(96, 64)
@@ -286,7 +286,7 @@ def test_adapters_and_the_last_module_are_skipped_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    ("skip", "quantised"),
+    ("skip", "quantized"),
     [
         ((), ["layers.1.up", "layers.1.down", "layers.11.up", "layers.11.down", "head"]),
         (["layers.1"], ["layers.11.up", "layers.11.down", "head"]),
@@ -295,7 +295,7 @@ def test_adapters_and_the_last_module_are_skipped_by_default() -> None:
         (iter(["layers"]), ["head"]),
     ],
 )
-def test_skip_is_matched_as_transformers_does(skip: Any, quantised: list[str]) -> None:
+def test_skip_is_matched_as_transformers_does(skip: Any, quantized: list[str]) -> None:
     def block() -> nn.ModuleDict:
         return nn.ModuleDict({"up": nn.Linear(8, 8), "down": nn.Linear(8, 8)})
 
@@ -304,7 +304,7 @@ def test_skip_is_matched_as_transformers_does(skip: Any, quantised: list[str]) -
         model.layers = nn.ModuleDict({"1": block(), "11": block()})
         model.head = nn.Linear(8, 8)
     report = dormant.quantize(model, "nf4", skip=skip)
-    assert [layer.name for layer in report.layers] == quantised
+    assert [layer.name for layer in report.layers] == quantized
 
 
 def test_tied_weights_are_skipped_by_default() -> None:
@@ -327,7 +327,7 @@ def test_tied_weights_that_are_asked_for_are_refused() -> None:
     assert type(model[0]) is nn.Linear
 
 
-def test_a_module_held_twice_is_quantised_once() -> None:
+def test_a_module_held_twice_is_quantized_once() -> None:
     with dormant.lazy_init():
         model: Any = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
         model.append(model[0])
@@ -336,13 +336,13 @@ def test_a_module_held_twice_is_quantised_once() -> None:
     assert model[2] is model[0]
 
 
-def test_quantising_twice_takes_what_is_left() -> None:
+def test_quantizing_twice_takes_what_is_left() -> None:
     model: Any = lazy_body(ColumnParallelLinear(64, 64), nn.Linear(64, 64))
     first = dormant.quantize(model, "nf4", skip=["4"])
     second = dormant.quantize(model, "int8", skip=())
     assert [layer.name for layer in first.layers] == ["0", "2", "3"]
     assert [layer.name for layer in second.layers] == ["4"]
-    with pytest.raises(ValueError, match="no layer to quantise"):
+    with pytest.raises(ValueError, match="no layer to quantize"):
         dormant.quantize(model, "nf4", skip=())
 
 
@@ -371,7 +371,7 @@ def test_scripted_layers_are_left_alone(tmp_path: Path) -> None:
     dormant.materialize(model)
     eager: Any = build()
     assert_same_bits(eager[0].weight, model[0].weight)
-    assert_same_quantised(four_bit(eager[1], quant_type="nf4"), model[1])
+    assert_same_quantized(four_bit(eager[1], quant_type="nf4"), model[1])
 
 
 def test_gpt2_keeps_what_transformers_keeps() -> None:
@@ -389,7 +389,7 @@ def test_gpt2_keeps_what_transformers_keeps() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_deep_copy_of_a_lazy_quantised_model(scheme: str) -> None:
+def test_a_deep_copy_of_a_lazy_quantized_model(scheme: str) -> None:
     model = lazy_body()
     dormant.quantize(model, scheme, skip=())
     duplicate = copy.deepcopy(model)

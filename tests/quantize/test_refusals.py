@@ -55,7 +55,7 @@ def test_text_instead_of_a_list_of_names() -> None:
 
 
 def test_a_model_without_linear_layers() -> None:
-    assert_refused(nn.Sequential(nn.ReLU()), ValueError, "no layer to quantise in Sequential")
+    assert_refused(nn.Sequential(nn.ReLU()), ValueError, "no layer to quantize in Sequential")
 
 
 def test_a_model_of_which_everything_is_skipped_says_why() -> None:
@@ -126,12 +126,12 @@ def test_a_forward_that_was_replaced_on_the_object() -> None:
     assert_refused(model, ValueError, "forward of 0 was replaced on the object")
 
 
-def test_a_configuration_that_quantises_nothing() -> None:
+def test_a_configuration_that_quantizes_nothing() -> None:
     for configuration in (
         BitsAndBytesConfig(),
         BitsAndBytesConfig(load_in_8bit=True, llm_int8_has_fp16_weight=True),
     ):
-        assert_refused(lazy_model(), ValueError, "quantises nothing", configuration)
+        assert_refused(lazy_model(), ValueError, "quantizes nothing", configuration)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`quantize`: makes linear layers quantised ones before their weights exist."""
+"""`quantize`: makes linear layers quantized ones before their weights exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Scheme: TypeAlias = (
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` made a quantised one.
+    """One layer that `quantize` made a quantized one.
 
     Attributes:
         name: its name in the model.
@@ -59,7 +59,7 @@ class QuantizeReport:
 
     Attributes:
         scheme: the scheme in words.
-        layers: the layers that are quantised, or will be when they come to life.
+        layers: the layers that are quantized, or will be when they come to life.
         skipped: linear layers that keep their precision, with the reason.
     """
 
@@ -72,7 +72,7 @@ class QuantizeReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        """A short table: what was quantised and what was not, then totals."""
+        """A short table: what was quantized and what was not, then totals."""
         rows = [
             (
                 layer.name,
@@ -96,11 +96,11 @@ class QuantizeReport:
 def quantize(
     model: torch.nn.Module, scheme: Scheme, *, skip: Iterable[str] | None = None
 ) -> QuantizeReport:
-    """Makes the linear layers of a lazy model quantised ones, before their weights exist.
+    """Makes the linear layers of a lazy model quantized ones, before their weights exist.
 
     With the formats of bitsandbytes the packed bytes and the statistics are lazy tensors made from
-    the history of the weight, whatever that is by then: its initialisation, or what
-    `dormant.load` reads. `materialize` and `load` stream it through the quantiser in small tiles;
+    the history of the weight, whatever that is by then: its initialization, or what
+    `dormant.load` reads. `materialize` and `load` stream it through the quantizer in small tiles;
     the weight in full precision never exists, and the result is bit for bit what bitsandbytes makes
     of the eager weight. The modules stay the same objects and become `bitsandbytes.nn.Linear4bit`
     or `Linear8bitLt`; biases, hooks and all other attributes stay the same objects, too.
@@ -108,11 +108,11 @@ def quantize(
     Configuration objects of torchao and functions need a whole layer: `materialize` and `load`
     bring one layer after the other to life, hand it over and put the result in its place.
 
-    Quantised are modules whose class is exactly `torch.nn.Linear`, transformers' `Conv1D`, and
+    Quantized are modules whose class is exactly `torch.nn.Linear`, transformers' `Conv1D`, and
     column and row parallel layers, known by the attributes they have in fairscale and Megatron
     (`gather_output` and `output_size_per_partition`, `input_is_parallel` and
     `input_size_per_partition`). The last keep their class and forward, which must call
-    `torch.nn.functional.linear` with the weight. Layers that are already real are quantised at
+    `torch.nn.functional.linear` with the weight. Layers that are already real are quantized at
     once.
 
     Args:
@@ -133,7 +133,7 @@ def quantize(
         ImportError: the library that the scheme needs is not installed.
         NotImplementedError: a weight is a DTensor, as after `fully_shard`, or not on the CPU.
         TypeError: `model` is no module, or `scheme` nothing that is known.
-        ValueError: the name of the scheme is unknown; nothing in the model can be quantised; a
+        ValueError: the name of the scheme is unknown; nothing in the model can be quantized; a
             weight cannot be (tied to another, no floating point numbers, on the meta device); or an
             optimizer holds it. The model is as it was.
 
@@ -166,7 +166,7 @@ def quantize(
     return _layer_by_layer(model, scheme, resolved, layers, skipped)
 
 
-def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantiser, list[str] | None]:
+def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantizer, list[str] | None]:
     """The format or function that `scheme` stands for, and the modules it wants skipped."""
     if isinstance(scheme, str):
         if scheme not in ("nf4", "fp4", "int8"):
@@ -187,10 +187,10 @@ def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantiser, list
         resolved = bitsandbytes.from_configuration(configuration)
         return resolved, configuration.llm_int8_skip_modules
     if type(scheme).__name__ == "TorchAoConfig":
-        quantiser = torchao.layer_quantiser(configuration.quant_type)
-        return quantiser, configuration.modules_to_not_convert
+        quantizer = torchao.layer_quantizer(configuration.quant_type)
+        return quantizer, configuration.modules_to_not_convert
     if torchao.is_configuration(scheme):
-        return torchao.layer_quantiser(scheme), None
+        return torchao.layer_quantizer(scheme), None
     if callable(scheme) and not isinstance(scheme, type):
         return scheme, None
     raise TypeError(
@@ -227,7 +227,7 @@ def _choose(
             continue
         weight = module._parameters.get("weight")
         if weight is None and hasattr(module, "_is_fsdp_managed_module"):
-            skipped[name] = "FSDP has taken its weight; quantise first and shard then"
+            skipped[name] = "FSDP has taken its weight; quantize first and shard then"
         elif weight is None:
             skipped[name] = "its weight is computed: a parametrization or weight norm"
         elif is_wrapper(weight) and not isinstance(weight, DTensor):
@@ -240,7 +240,7 @@ def _choose(
 def _nothing(model: torch.nn.Module, skipped: dict[str, str]) -> str:
     kept = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:8])
     return (
-        f"quantize: there is no layer to quantise in {type(model).__name__}. Quantised are modules "
+        f"quantize: there is no layer to quantize in {type(model).__name__}. Quantized are modules "
         "of exactly torch.nn.Linear, transformers' Conv1D and column or row parallel layers"
         + (f"; {len(skipped)} were skipped ({kept}). Pass skip=() to skip none." if kept else ".")
     )
@@ -258,7 +258,7 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
             raise NotImplementedError(
                 f"quantize: {full_name} is a {type(weight).__name__} of shape "
                 f"{list(weight.shape)}, a shard of a weight whose statistics need the whole. "
-                "Quantise first and shard then: call dormant.quantize before fully_shard, FSDP or "
+                "Quantize first and shard then: call dormant.quantize before fully_shard, FSDP or "
                 "parallelize_module."
             )
         if weight.is_meta or is_uninitialized(weight):
@@ -269,7 +269,7 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
             )
         if weight.device.type != "cpu":
             raise NotImplementedError(
-                f"quantize: {full_name} is on {weight.device}; weights are quantised on the CPU. "
+                f"quantize: {full_name} is on {weight.device}; weights are quantized on the CPU. "
                 "Build the model there and move it when it is finished: dormant.materialize(model, "
                 'device="cuda").'
             )
@@ -277,12 +277,12 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
         if names is not None:
             raise ValueError(
                 f"quantize: {full_name} is tied: {', '.join(names)} share one storage, and a "
-                "quantised weight serves one layer only. Skip these layers, or untie them."
+                "quantized weight serves one layer only. Skip these layers, or untie them."
             )
         if "forward" in vars(layer.module):
             raise ValueError(
                 f"quantize: the forward of {name or 'the model'} was replaced on the object (by "
-                "hooks of accelerate, for example) and would bypass the quantised layer. Quantise "
+                "hooks of accelerate, for example) and would bypass the quantized layer. Quantize "
                 "first."
             )
     check_no_optimizer_holds({_weight_name(n): layer.weight for n, layer in layers.items()})
@@ -345,14 +345,14 @@ def _patterns_to_save(
 def _layer_by_layer(
     model: torch.nn.Module,
     scheme: Scheme,
-    quantiser: layerwise.Quantiser,
+    quantizer: layerwise.Quantizer,
     layers: dict[str, LinearLayer],
     skipped: dict[str, str],
 ) -> QuantizeReport:
     if torchao.is_configuration(getattr(scheme, "quant_type", scheme)):
         for name, layer in list(layers.items()):
             if layer.kind != "linear":
-                skipped[name] = "torchao quantises torch.nn.Linear only"
+                skipped[name] = "torchao quantizes torch.nn.Linear only"
                 del layers[name]
     chosen = {name: layer.module for name, layer in layers.items()}
     report = QuantizeReport(
@@ -370,8 +370,8 @@ def _layer_by_layer(
         skipped=skipped,
     )
     lazy = {name: layer for name, layer in chosen.items() if _C.is_lazy(layers[name].weight)}
-    layerwise.postpone(model, lazy.items(), quantiser)
-    layerwise.quantise_now(
-        model, [(name, layer) for name, layer in chosen.items() if name not in lazy], quantiser
+    layerwise.postpone(model, lazy.items(), quantizer)
+    layerwise.quantize_now(
+        model, [(name, layer) for name, layer in chosen.items() if name not in lazy], quantizer
     )
     return report

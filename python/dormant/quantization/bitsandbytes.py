@@ -48,7 +48,7 @@ class FourBit:
     Args:
         kind: "nf4" (levels for normally distributed weights) or "fp4" (a 4-bit floating point).
         block_size: elements that share a scale: 32, 64, 128, 256, 512, 1024, 2048 or 4096.
-        nested: quantise the scales too, to 8 bits ("double quantisation").
+        nested: quantize the scales too, to 8 bits ("double quantization").
         compute_dtype: dtype in which the layer multiplies; None takes that of its first input.
         storage_dtype: dtype as which the packed bytes are kept, as FSDP needs; bytes are the same.
 
@@ -80,11 +80,11 @@ class FourBit:
             )
 
     def __str__(self) -> str:
-        nested = ", double quantised" if self.nested else ""
+        nested = ", double quantized" if self.nested else ""
         return f"{self.kind}, blocks of {self.block_size}{nested}"
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """ValueError where `weight` cannot be quantised."""
+        """ValueError where `weight` cannot be quantized."""
         _check_source(weight, name, "4-bit formats")
         packed = (weight.numel() + 1) // 2
         size = self.storage_dtype.itemsize
@@ -96,7 +96,7 @@ class FourBit:
             )
 
     def nbytes(self, shape: torch.Size) -> int:
-        """Bytes of a quantised weight of `shape` with its statistics."""
+        """Bytes of a quantized weight of `shape` with its statistics."""
         blocks = -(-shape.numel() // self.block_size)
         statistics = blocks + -(-blocks // _NESTED_BLOCK) * 4 + 4 if self.nested else blocks * 4
         return (shape.numel() + 1) // 2 + statistics
@@ -137,7 +137,7 @@ class FourBit:
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantises `weight` anew into the Params4bit of `module`."""
+        """Quantizes `weight` anew into the Params4bit of `module`."""
         self._put(module, *self._quantize(weight))
         _watch_offset(module)
 
@@ -279,11 +279,11 @@ class Int8:
         return f"int8, threshold {self.threshold:g}"
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """ValueError where `weight` cannot be quantised."""
+        """ValueError where `weight` cannot be quantized."""
         _check_source(weight, name, "LLM.int8")
 
     def nbytes(self, shape: torch.Size) -> int:
-        """Bytes of a quantised weight of `shape` with its statistics."""
+        """Bytes of a quantized weight of `shape` with its statistics."""
         return shape.numel() + 4 * shape[0]
 
     def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
@@ -306,7 +306,7 @@ class Int8:
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantises `weight` anew into the Int8Params of `module`."""
+        """Quantizes `weight` anew into the Int8Params of `module`."""
         self._put(module, *_run(weight, _C.Int8Rows()))
 
     def follow(
@@ -377,7 +377,7 @@ def from_configuration(config: Any) -> FourBit | Int8:
     if config.load_in_8bit and not config.llm_int8_has_fp16_weight:
         return Int8(threshold=config.llm_int8_threshold)
     raise ValueError(
-        "quantize: the BitsAndBytesConfig quantises nothing: set load_in_4bit=True, or "
+        "quantize: the BitsAndBytesConfig quantizes nothing: set load_in_4bit=True, or "
         "load_in_8bit=True without llm_int8_has_fp16_weight (which keeps 16-bit weights)."
     )
 
@@ -433,7 +433,7 @@ def _run(weight: torch.Tensor, quantizer: _C.Quantizer) -> list[torch.Tensor]:
 
 
 def _nested_map() -> torch.Tensor:
-    """The 256 values that bitsandbytes quantises scales to: its own tensor, made once."""
+    """The 256 values that bitsandbytes quantizes scales to: its own tensor, made once."""
     functional = library().functional
     if "dynamic" not in functional.name2qmap:
         with unrecorded(), torch.device("cpu"):

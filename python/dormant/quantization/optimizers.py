@@ -35,7 +35,7 @@ def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(
             "quantize: an optimizer already holds weights that are to be replaced; it would train "
             f"tensors that are no longer in the model ({listed}). Make the optimizer after "
-            "quantising, from what is left to train."
+            "quantizing, from what is left to train."
         )
 
 

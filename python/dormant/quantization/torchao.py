@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dormant.quantization.layerwise import Quantiser
+from dormant.quantization.layerwise import Quantizer
 
 
 def is_configuration(scheme: object) -> bool:
@@ -15,8 +15,8 @@ def is_configuration(scheme: object) -> bool:
     return any(kind.__name__ == "AOBaseConfig" for kind in type(scheme).__mro__)
 
 
-def layer_quantiser(configuration: Any) -> Quantiser:
-    """The function that quantises one linear layer in place as `configuration` says.
+def layer_quantizer(configuration: Any) -> Quantizer:
+    """The function that quantizes one linear layer in place as `configuration` says.
 
     Raises:
         ImportError: torchao is not installed; the message says what to do.
@@ -38,8 +38,8 @@ def layer_quantiser(configuration: Any) -> Quantiser:
             "does not need it."
         ) from error
 
-    def quantise(layer: torch.nn.Module) -> torch.nn.Module:
+    def quantize(layer: torch.nn.Module) -> torch.nn.Module:
         quantize_(layer, configuration)
         return layer
 
-    return quantise
+    return quantize
