@@ -18,11 +18,12 @@ from dormant.materialization.options import (
     check_memory_budget,
 )
 from dormant.quantization.layers import check_sharding, forget_sources
-from dormant.quantization.layerwise import finish_layerwise
+from dormant.quantization.layerwise import finish_layerwise, pending_layers
 from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback, ProgressBar, wants_bar
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
+from dormant.reporting.tally import Tally
 from dormant.tensors.conversion import as_dtype, convert
 from dormant.tensors.inventory import (
     Inventory,
@@ -113,7 +114,7 @@ def materialize(
         mmap: whether tensors that are bytes of a checkpoint file and nothing else may show them in
             place, as for `load`.
         progress: True shows a progress bar, False none; a function is called with (done, total)
-            steps; None shows a bar where stderr is a terminal and it takes longer than a second.
+            bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
         trace_memory: look at the memory of the process every few milliseconds from a thread of its
             own; `Report.memory_trace` holds what it saw, and `Report.plot` draws it.
         verbose: print the report.
@@ -176,32 +177,32 @@ def bring_to_life(
 
     if dtype is not None:
         convert(roots, as_dtype(dtype))
-    quantised: dict[str, list[_C.MaterializedStorage]] = {}
-    if values != "empty":
-        for prefix, root in roots:
+    quantized: dict[str, list[_C.MaterializedStorage]] = {}
+    with steps("materialize", progress, peak) as tell:
+        inventory = take_inventory(roots)
+        tally = Tally(inventory.lazy_nbytes, tell)
 
-            def realize_layer(layer: torch.nn.Module, name: str, prefix: str = prefix) -> None:
-                full_name = f"{prefix}.{name}" if prefix and name else prefix or name
-                quantised[full_name] = _realize_layer(layer, values, memory_budget, mmap)
+        def realize_layer(layer: torch.nn.Module, name: str) -> None:
+            quantized[name] = _realize_layer(layer, values, tally, memory_budget, mmap)
 
-            finish_layerwise(root, realize_layer)
-    inventory = take_inventory(roots)
-    origins: dict[int, Origin] = {}
-    for name, layer_storages in quantised.items():
-        finished.update((each["storage"], each) for each in layer_storages)
-        read = any(each["read_bytes"] for each in layer_storages)
-        origins.update(
-            dict.fromkeys(_count_as_lazy(inventory, name), "checkpoint" if read else "initialised")
-        )
-    with steps("materialize", progress, peak) as on_step:
+        if values != "empty" and any(pending_layers(root) for _, root in roots):
+            del inventory  # which would keep the layers that are replaced
+            finish_layerwise(roots, realize_layer)
+            inventory = take_inventory(roots)
+        origins: dict[int, Origin] = {}
+        for name, layer_storages in quantized.items():
+            finished.update((each["storage"], each) for each in layer_storages)
+            read = any(each["read_bytes"] for each in layer_storages)
+            origin: Origin = "checkpoint" if read else "initialised"
+            origins.update(dict.fromkeys(_count_as_lazy(inventory, name), origin))
 
-        def realize(tensors: list[torch.Tensor]) -> None:
+        def realize(tensors: list[torch.Tensor], on_step: Callback) -> None:
             for storage in _C.materialize(tensors, values, on_step, memory_budget, mmap):
                 finished[storage["storage"]] = storage
 
         def moved(tensor: torch.Tensor) -> torch.Tensor:
             if _lacks_memory(tensor):
-                realize([tensor])
+                realize([tensor], tally.part(_C.storage_nbytes(tensor)))
             return tensor.to(place)
 
         try:
@@ -209,7 +210,7 @@ def bring_to_life(
                 convert(roots, moved)
             pending = [t for t in inventory.lazy_storages.values() if _C.is_lazy(t)]
             if pending:
-                realize(pending)
+                realize(pending, tally.rest())
         finally:
             for tensor in inventory.objects:
                 _C.settle(tensor)
@@ -228,12 +229,14 @@ def bring_to_life(
 def _realize_layer(
     layer: torch.nn.Module,
     values: Values,
+    tally: Tally,
     memory_budget: int | None,
     mmap: Literal["auto", "always", "never"],
 ) -> list[_C.MaterializedStorage]:
     inventory = take_inventory([("", layer)])
     tensors = list(inventory.lazy_storages.values())
-    storages = _C.materialize(tensors, values, None, memory_budget, mmap)
+    on_step = tally.part(inventory.lazy_nbytes)
+    storages = _C.materialize(tensors, values, on_step, memory_budget, mmap)
     for tensor in inventory.objects:
         _C.settle(tensor)
     return storages
