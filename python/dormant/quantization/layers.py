@@ -123,7 +123,9 @@ class QuantizedWeight:
         """
         packed = self._whole()
         source = self._source
-        exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
+        # A tensor made in inference mode would not count what is written to it.
+        with torch.inference_mode(False):
+            exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
         version = exposed._version
         self.module._parameters[self.attribute] = exposed
         try:

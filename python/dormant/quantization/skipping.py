@@ -151,7 +151,7 @@ def stacked_experts(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """
     found: dict[str, torch.nn.Parameter] = {}
     for prefix, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn."):
+        if isinstance(module, (torch.nn.modules.conv._ConvNd, torch.nn.Bilinear)):
             continue
         counts = {
             value
