@@ -172,9 +172,9 @@ def nested() -> torch.nn.Module:
 def test_offsets_of_nested_statistics_are_computed_with_progress(nested: torch.nn.Module) -> None:
     steps: list[tuple[int, int]] = []
     compute_offsets(nested, progress=lambda *step: steps.append(step))
-    elements = 512 * 640 + 640 * 256
+    nbytes = 4 * (512 * 640 + 640 * 256)
     assert steps == sorted(steps)
-    assert steps[-1] == (elements, elements)
+    assert steps[-1] == (nbytes, nbytes)
     offsets = [layer.weight.quant_state.offset for layer in nested]  # type: ignore[union-attr]
     assert not any(map(dormant.is_lazy, offsets))
     assert all(dormant.is_lazy(layer.weight) for layer in nested)  # type: ignore[arg-type]

@@ -12,7 +12,6 @@ import torch
 import dormant
 from child import in_child
 from compare import assert_same_bits
-from dormant import tensor_parallel
 from dormant.tensor_parallel import (
     COLUMN,
     LLAMA,
@@ -24,6 +23,7 @@ from dormant.tensor_parallel import (
     reshard,
     split,
 )
+from dormant.tensor_parallel.rules import match
 from pages import run_page
 
 State = dict[str, torch.Tensor]
@@ -206,7 +206,7 @@ def test_parts_may_be_held_in_any_mapping() -> None:
 def test_the_rules_of_llama_divide_as_its_layers_do(prefix: str) -> None:
     for name, dim in DIVIDED.items():
         expected = REPLICATED if dim is None else Sharded(dim)
-        assert tensor_parallel.match(LLAMA, prefix + name) == expected, name
+        assert match(LLAMA, prefix + name) == expected, name
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_the_rules_of_llama_divide_as_its_layers_do(prefix: str) -> None:
 )
 def test_biases_adapters_and_encoders_have_their_rules(name: str, dim: int | None) -> None:
     expected = REPLICATED if dim is None else Sharded(dim)
-    assert tensor_parallel.match(LLAMA, name) == expected
+    assert match(LLAMA, name) == expected
 
 
 def test_a_set_of_llama_3_is_known_by_its_shapes() -> None:
@@ -245,10 +245,10 @@ def test_a_set_of_llama_3_is_known_by_its_shapes() -> None:
 
 def test_the_first_pattern_that_fits_decides() -> None:
     rules = {"wq.weight": REPLICATED, "*": COLUMN}
-    assert tensor_parallel.match(rules, "layers.0.wq.weight") == REPLICATED
-    assert tensor_parallel.match(rules, "wq.weight") == REPLICATED
-    assert tensor_parallel.match(rules, "layers.0.xwq.weight") == COLUMN
-    assert tensor_parallel.match({"wq": COLUMN}, "layers.0.wq.weight") is None
+    assert match(rules, "layers.0.wq.weight") == REPLICATED
+    assert match(rules, "wq.weight") == REPLICATED
+    assert match(rules, "layers.0.xwq.weight") == COLUMN
+    assert match({"wq": COLUMN}, "layers.0.wq.weight") is None
 
 
 def test_parts_keep_whole_heads_where_a_unit_is_given() -> None:

@@ -1,4 +1,4 @@
-"""Loads a full-precision state dict into a quantised lazy model, through its exposed sources."""
+"""Loads a full-precision state dict into a quantized lazy model, through its exposed sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_exposed(
     strict: bool = True,
     assign: bool = False,
 ) -> Any:
-    """`model.load_state_dict` while every quantised weight stands there in full precision."""
+    """`model.load_state_dict` while every quantized weight stands there in full precision."""
     with contextlib.ExitStack() as stack:
         for weight in quantized_weights(model):
             stack.enter_context(weight.expose())

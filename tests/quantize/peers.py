@@ -17,38 +17,38 @@ def four_bit(layer: nn.Linear, **options: Any) -> Layer:
     """A Linear4bit made of an eager layer."""
     block_size = options.pop("block_size", 64)
     storage = options.get("quant_storage", torch.uint8)
-    quantised: Layer = bitsandbytes.nn.Linear4bit(
+    quantized: Layer = bitsandbytes.nn.Linear4bit(
         layer.in_features, layer.out_features, bias=layer.bias is not None, **options
     )
-    quantised.weight = bitsandbytes.nn.Params4bit(
+    quantized.weight = bitsandbytes.nn.Params4bit(
         layer.weight.detach().clone(),
         requires_grad=False,
         blocksize=block_size,
         compress_statistics=options.get("compress_statistics", True),
         quant_type=options.get("quant_type", "fp4"),
         quant_storage=storage,
-        module=quantised,
+        module=quantized,
     )
-    quantised.bias = layer.bias
-    quantised.train(layer.training)
-    return quantised.to("cpu")
+    quantized.bias = layer.bias
+    quantized.train(layer.training)
+    return quantized.to("cpu")
 
 
 def int8(layer: nn.Linear, *, threshold: float = 6.0) -> Layer:
     """A Linear8bitLt made of an eager layer."""
-    quantised: Layer = bitsandbytes.nn.Linear8bitLt(
+    quantized: Layer = bitsandbytes.nn.Linear8bitLt(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
         has_fp16_weights=False,
         threshold=threshold,
     )
-    quantised.weight = bitsandbytes.nn.Int8Params(
+    quantized.weight = bitsandbytes.nn.Int8Params(
         layer.weight.detach().clone(), requires_grad=False, has_fp16_weights=False
     )
-    quantised.bias = layer.bias
-    quantised.train(layer.training)
-    return quantised.to("cpu")
+    quantized.bias = layer.bias
+    quantized.train(layer.training)
+    return quantized.to("cpu")
 
 
 def assert_same_state(got: nn.Module, expected: nn.Module) -> None:
@@ -59,7 +59,7 @@ def assert_same_state(got: nn.Module, expected: nn.Module) -> None:
         assert_same_bits(mine[name], tensor, name)
 
 
-def assert_same_quantised(got: Layer, expected: Layer) -> None:
+def assert_same_quantized(got: Layer, expected: Layer) -> None:
     """Fails unless two layers of bitsandbytes are equal in everything it looks at."""
     assert type(got) is type(expected)
     assert type(got.weight) is type(expected.weight)

@@ -86,13 +86,13 @@ def case_refusals(rank: int) -> None:
     model = lazy()
     dormant.quantize(model, "int8", skip=())
     fully_shard(model)
-    refused("Quantise with dormant.FourBit", lambda: dormant.materialize(model))
+    refused("Quantize with dormant.FourBit", lambda: dormant.materialize(model))
 
     model = lazy()
     dormant.quantize(model, "nf4", skip=())
     plan: Any = {"0": ColwiseParallel(), "1": RowwiseParallel()}
     parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
-    refused(r"0\.weight was quantised.*Use fully_shard", lambda: dormant.materialize(model))
+    refused(r"0\.weight was quantized.*Use fully_shard", lambda: dormant.materialize(model))
 
 
 def case_fsdp1(rank: int) -> None:
@@ -118,7 +118,7 @@ def case_fsdp1(rank: int) -> None:
     kept = FullyShardedDataParallel(lazy(), device_id=torch.device("cpu"), use_orig_params=True)
     refused("before fully_shard, FSDP", lambda: dormant.quantize(kept, scheme, skip=()))
     taken = FullyShardedDataParallel(lazy(), device_id=torch.device("cpu"))
-    with pytest.raises(ValueError, match="FSDP has taken its weight; quantise first"):
+    with pytest.raises(ValueError, match="FSDP has taken its weight; quantize first"):
         dormant.quantize(taken, scheme, skip=())
 
 
@@ -126,7 +126,7 @@ def case_int8_left_out(rank: int) -> None:
     """What the refusal of int8 advises."""
     with dormant.lazy_init():
         model = build(1).append(nn.Linear(64, 8))
-    dormant.quantize(model, "int8")
+    dormant.quantize(model, "int8", skip=["2"])
     fully_shard(model, ignored_params={model[0].weight, model[1].weight})
     dormant.materialize(model)
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Casts and moves of quantised models: what bitsandbytes' own layers do with them."""
+"""Casts and moves of quantized models: what bitsandbytes' own layers do with them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def peer(model: nn.Module, scheme: str) -> Any:
     )
 
 
-def quantised(scheme: str) -> Any:
+def quantized(scheme: str) -> Any:
     with dormant.lazy_init():
         model = build()
     dormant.quantize(model, scheme, skip=())
@@ -53,10 +53,10 @@ def quantised(scheme: str) -> Any:
     ids=["half", "dtype", "device", "both", "cpu", "requires_grad"],
 )
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_between_quantising_and_materialising(
+def test_between_quantizing_and_materializing(
     scheme: str, convert: Callable[[nn.Module], Any]
 ) -> None:
-    model = quantised(scheme)
+    model = quantized(scheme)
     convert(model)
     assert dormant.is_lazy(model[0].weight)
     dormant.materialize(model)
@@ -67,8 +67,8 @@ def test_between_quantising_and_materialising(
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"device": "cpu"}], ids=str)
-def test_while_materialising(scheme: str, options: dict[str, Any]) -> None:
-    model = quantised(scheme)
+def test_while_materializing(scheme: str, options: dict[str, Any]) -> None:
+    model = quantized(scheme)
     dormant.materialize(model, **options)
     theirs = peer(build(), scheme)
     theirs.to(*options.values())
@@ -76,23 +76,23 @@ def test_while_materialising(scheme: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_loading_after_a_cast_of_the_quantised_model(scheme: str) -> None:
-    model = quantised(scheme)
+def test_loading_after_a_cast_of_the_quantized_model(scheme: str) -> None:
+    model = quantized(scheme)
     model.half()
     torch.manual_seed(9)
     other = build().state_dict()
     dormant.load(model, other)
     eager = build()
     eager.load_state_dict(other)
-    # The cast reached what was not quantised, and the sources stayed what they were.
+    # The cast reached what was not quantized, and the sources stayed what they were.
     theirs = peer(eager, scheme)
     theirs.half()
     assert_same_state(model, theirs)
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_a_quantised_model_that_is_real_is_pickled_as_bitsandbytes_does(scheme: str) -> None:
-    model = quantised(scheme)
+def test_a_quantized_model_that_is_real_is_pickled_as_bitsandbytes_does(scheme: str) -> None:
+    model = quantized(scheme)
     dormant.materialize(model)
     pickled = pickle.dumps(model)
     assert_same_state(pickle.loads(pickled), peer(build(), scheme))

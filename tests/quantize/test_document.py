@@ -42,9 +42,9 @@ def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(names["scheme"]) == "nf4, blocks of 128"
 
     code[2].run(names)
-    quantised = [layer.name for layer in names["report"].layers]
-    assert len(quantised) == 6
-    assert all(name.startswith("model.layers.1.") for name in quantised)
+    quantized = [layer.name for layer in names["report"].layers]
+    assert len(quantized) == 6
+    assert all(name.startswith("model.layers.1.") for name in quantized)
 
     code[3].run(names)
     assert_same_state(names["again"], first)

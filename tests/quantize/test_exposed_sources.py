@@ -1,4 +1,4 @@
-"""Checkpoints meet quantised lazy layers: in full precision through their sources, or packed."""
+"""Checkpoints meet quantized lazy layers: in full precision through their sources, or packed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from exposing import load_exposed
 from parallel_layers import ColumnParallelLinear
-from peers import assert_same_quantised, assert_same_state, four_bit, int8
+from peers import assert_same_quantized, assert_same_state, four_bit, int8
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -39,7 +39,7 @@ def lazy(seed: int, scheme: Any) -> Any:
 
 
 def peer(model: nn.Module, scheme: str) -> nn.Sequential:
-    """The model as bitsandbytes quantises it."""
+    """The model as bitsandbytes quantizes it."""
     if scheme == "int8":
         return nn.Sequential(*(int8(layer) for layer in model.children()))
     return nn.Sequential(
@@ -68,12 +68,12 @@ def test_a_state_dict_in_full_precision(scheme: str, assign: bool) -> None:
     dormant.materialize(model)
     theirs = peer(build(2), scheme)
     for mine, expected in zip(model, theirs, strict=True):
-        assert_same_quantised(mine, expected)
+        assert_same_quantized(mine, expected)
     assert_same_state(model, theirs)
 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-def test_weights_that_the_checkpoint_lacks_are_initialised_and_quantised(scheme: str) -> None:
+def test_weights_that_the_checkpoint_lacks_are_initialized_and_quantized(scheme: str) -> None:
     model = lazy(1, SCHEMES[scheme])
     state = {name: t for name, t in build(2).state_dict().items() if name.startswith("0")}
     result = load_exposed(model, state, strict=False)
@@ -124,7 +124,7 @@ def test_while_exposed_the_state_dict_has_the_float_weights() -> None:
     assert type(model[0].weight) is not nn.Parameter
 
 
-def test_a_dtype_is_what_is_quantised() -> None:
+def test_a_dtype_is_what_is_quantized() -> None:
     model = lazy(1, "nf4")
     for weight in quantized_weights(model):
         with weight.expose(dtype=torch.bfloat16):
@@ -132,10 +132,10 @@ def test_a_dtype_is_what_is_quantised() -> None:
     dormant.materialize(model)
     for mine, eager in zip(model, build(1), strict=True):
         expected = four_bit(eager.to(torch.bfloat16), quant_type="nf4")
-        assert_same_quantised(mine, expected)
+        assert_same_quantized(mine, expected)
 
 
-def test_partial_writes_add_to_the_initialisation() -> None:
+def test_partial_writes_add_to_the_initialization() -> None:
     model = lazy(1, "nf4")
     for weight in quantized_weights(model):
         with weight.expose() as exposed, torch.no_grad():
@@ -224,7 +224,7 @@ def test_a_real_model_keeps_what_is_not_loaded() -> None:
     assert model[1].weight.data_ptr() == pointer
 
 
-def test_materialised_models_keep_no_lazy_tensors_alive() -> None:
+def test_materialized_models_keep_no_lazy_tensors_alive() -> None:
     gc.collect()
     before = dormant._C.live_storages()
     model = lazy(1, "nf4")
@@ -234,7 +234,7 @@ def test_materialised_models_keep_no_lazy_tensors_alive() -> None:
     assert [weight.source.is_meta for weight in quantized_weights(model)] == [True, True]
 
 
-# --- checkpoints that were saved quantised
+# --- checkpoints that were saved quantized
 
 
 def packed_state(scheme: str) -> dict[str, torch.Tensor]:

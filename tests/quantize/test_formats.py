@@ -1,4 +1,4 @@
-"""Layers that are quantised lazily have the bits that bitsandbytes makes of the eager layer."""
+"""Layers that are quantized lazily have the bits that bitsandbytes makes of the eager layer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from peers import assert_same_forward, assert_same_quantised, assert_same_state, four_bit, int8
+from peers import assert_same_forward, assert_same_quantized, assert_same_state, four_bit, int8
 from torch import nn
 
 import dormant
@@ -33,7 +33,7 @@ def both(
     *,
     bias: bool = True,
 ) -> tuple[Any, nn.Linear]:
-    """A layer quantised by us, and the eager one to be quantised by bitsandbytes."""
+    """A layer quantized by us, and the eager one to be quantized by bitsandbytes."""
     with dormant.lazy_init():
         layer = linear(rows, columns, dtype, bias=bias)
     dormant.quantize(layer, scheme)
@@ -49,7 +49,7 @@ def both(
 def test_four_bit_layers(kind: Literal["nf4", "fp4"], nested: bool, dtype: torch.dtype) -> None:
     mine, eager = both(dormant.FourBit(kind=kind, nested=nested), 64, 192, dtype)
     theirs = four_bit(eager, quant_type=kind, compress_statistics=nested)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
     assert_same_state(mine, theirs)
     assert_same_forward(mine, theirs, 192, torch.float32)
 
@@ -58,7 +58,7 @@ def test_four_bit_layers(kind: Literal["nf4", "fp4"], nested: bool, dtype: torch
 def test_block_sizes(block_size: int) -> None:
     mine, eager = both(dormant.FourBit(block_size=block_size), 96, 128)
     theirs = four_bit(eager, quant_type="nf4", block_size=block_size)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
     assert_same_state(mine, theirs)
 
 
@@ -67,7 +67,7 @@ def test_block_sizes(block_size: int) -> None:
 def test_ragged_tails(rows: int, columns: int, nested: bool) -> None:
     mine, eager = both(dormant.FourBit(nested=nested), rows, columns)
     theirs = four_bit(eager, quant_type="nf4", compress_statistics=nested)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
     assert_same_state(mine, theirs)
 
 
@@ -75,14 +75,14 @@ def test_ragged_tails(rows: int, columns: int, nested: bool) -> None:
 def test_packed_bytes_of_another_dtype(storage: torch.dtype) -> None:
     mine, eager = both(dormant.FourBit(storage_dtype=storage), 64, 128)
     theirs = four_bit(eager, quant_type="nf4", quant_storage=storage)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
     assert_same_state(mine, theirs)
 
 
 def test_compute_dtype_is_the_layers() -> None:
     mine, eager = both(dormant.FourBit(compute_dtype=torch.bfloat16), 64, 128)
     theirs = four_bit(eager, quant_type="nf4", compute_dtype=torch.bfloat16)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
     assert_same_forward(mine, theirs, 128, torch.float32)
 
 
@@ -91,7 +91,7 @@ def test_compute_dtype_is_the_layers() -> None:
 def test_int8_layers(rows: int, columns: int, dtype: torch.dtype) -> None:
     mine, eager = both("int8", rows, columns, dtype)
     theirs = int8(eager)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
     assert_same_state(mine, theirs)
     assert_same_forward(mine, theirs, columns, dtype)
     # A forward moves the statistics; what is saved stays the same.
@@ -102,7 +102,7 @@ def test_int8_layers(rows: int, columns: int, dtype: torch.dtype) -> None:
 def test_layers_without_bias(scheme: str) -> None:
     mine, eager = both(scheme, 64, 64, bias=False)
     theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
     assert_same_state(mine, theirs)
     assert mine.bias is None
 
@@ -156,7 +156,7 @@ def test_special_values(scheme: str, fill: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_a_cast_before_is_what_is_quantised(scheme: str) -> None:
+def test_a_cast_before_is_what_is_quantized(scheme: str) -> None:
     with dormant.lazy_init():
         mine = linear(64, 128)
     mine.to(torch.bfloat16)
@@ -164,7 +164,7 @@ def test_a_cast_before_is_what_is_quantised(scheme: str) -> None:
     dormant.materialize(mine)
     eager = linear(64, 128).to(torch.bfloat16)
     theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
     assert_same_bits(mine.bias, theirs.bias, "bias")
 
 
@@ -172,11 +172,11 @@ def test_a_cast_before_is_what_is_quantised(scheme: str) -> None:
 def test_a_weight_so_large_that_the_offset_depends_on_the_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     mine, eager = both("nf4", 2048, 1040)
-    assert_same_quantised(mine, four_bit(eager, quant_type="nf4"))
+    assert_same_quantized(mine, four_bit(eager, quant_type="nf4"))
 
 
 def test_one_random_number_stream() -> None:
-    """Layers after a quantised one, and the generator, are as if nothing had been quantised."""
+    """Layers after a quantized one, and the generator, are as if nothing had been quantized."""
     torch.manual_seed(3)
     with dormant.lazy_init():
         first = nn.Linear(64, 64)
@@ -206,7 +206,7 @@ def test_outputs_may_come_to_life_one_by_one(scheme: str, order: str) -> None:
     dormant.materialize(mine)
     eager = linear(64, 128)
     theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
 
 
 WEIGHTS = {
@@ -236,7 +236,7 @@ def test_weights_of_any_geometry_and_history(weight: str, scheme: str) -> None:
     eager = build()
     eager.weight = nn.Parameter(eager.weight.detach().contiguous())
     theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
@@ -257,7 +257,7 @@ def test_an_interrupt_leaves_layers_lazy_and_a_second_call_finishes(scheme: str)
     dormant.materialize(model)
     for mine, eager in zip(model, build(), strict=True):
         theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
-        assert_same_quantised(mine, theirs)
+        assert_same_quantized(mine, theirs)
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
@@ -270,4 +270,4 @@ def test_a_memory_budget_gives_the_same_bits(scheme: str) -> None:
     dormant.materialize(mine, memory_budget=2 << 20)
     eager = linear(1024, 512)
     theirs = int8(eager) if scheme == "int8" else four_bit(eager, quant_type=scheme)
-    assert_same_quantised(mine, theirs)
+    assert_same_quantized(mine, theirs)

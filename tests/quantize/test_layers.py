@@ -1,4 +1,4 @@
-"""Which layers become quantised ones, which stay, and what stays of them."""
+"""Which layers become quantized ones, which stay, and what stays of them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from parallel_layers import (
     MegatronColumnParallelLinear,
     RowParallelLinear,
 )
-from peers import assert_same_quantised, assert_same_state, four_bit, int8
+from peers import assert_same_quantized, assert_same_state, four_bit, int8
 from torch import nn
 from torch.nn.utils import parametrizations
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 import dormant
 from compare import assert_same_bits
@@ -89,7 +91,7 @@ def test_other_parameters_stay_the_same_objects_and_get_eager_values() -> None:
     with dormant.lazy_init():
         model = build()
     before = dict(model.named_parameters())
-    dormant.quantize(model, "nf4")
+    dormant.quantize(model, "nf4", skip=["4"])
     dormant.materialize(model)
     eager = dict(build().named_parameters())
     for name, parameter in model.named_parameters():
@@ -111,19 +113,19 @@ def test_inside_and_outside_the_context(scheme: str, inside: bool) -> None:
     dormant.materialize(model)
     for mine, eager in zip(model, body(), strict=True):
         if isinstance(eager, nn.Linear):
-            assert_same_quantised(mine, peer(eager, scheme))
+            assert_same_quantized(mine, peer(eager, scheme))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_real_model_is_quantised_at_once(scheme: str) -> None:
+def test_a_real_model_is_quantized_at_once(scheme: str) -> None:
     model: Any = body()
     dormant.quantize(model, scheme, skip=())
     assert not dormant.is_lazy(model)
-    assert_same_quantised(model[0], peer(body()[0], scheme))
+    assert_same_quantized(model[0], peer(body()[0], scheme))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_conv1d_is_quantised_transposed(scheme: str) -> None:
+def test_conv1d_is_quantized_transposed(scheme: str) -> None:
     def build() -> Conv1D:
         torch.manual_seed(2)
         return Conv1D(96, 64)
@@ -267,26 +269,138 @@ def linear_of(parallel: Any) -> nn.Linear:
 # --- what is skipped
 
 
-def test_adapters_and_the_last_module_are_skipped_by_default() -> None:
+def test_adapters_are_skipped_by_default_and_no_head_is_guessed() -> None:
     with dormant.lazy_init():
         model = nn.ModuleDict(
             {
+                "output": nn.Linear(64, 10),
                 "embedding": nn.Embedding(10, 64),
                 "project": nn.Linear(64, 64),
                 "project_lora_a": nn.Linear(64, 4),
-                "output": nn.Linear(64, 10),
-                "output_lora_b": nn.Linear(4, 10),
+                "last": nn.Linear(64, 10),
+                "last_lora_b": nn.Linear(4, 10),
             }
         )
     report = dormant.quantize(model, "nf4")
-    assert [layer.name for layer in report.layers] == ["project"]
-    assert set(report.skipped) == {"project_lora_a", "output", "output_lora_b"}
+    assert [layer.name for layer in report.layers] == ["output", "project", "last"]
+    assert set(report.skipped) == {"project_lora_a", "last_lora_b"}
     assert "lora" in report.skipped["project_lora_a"]
-    assert "head" in report.skipped["output"]
+
+
+class HeadFirst(transformers.PreTrainedModel):  # type: ignore[misc]
+    """A model whose output embedding was registered before the rest."""
+
+    config_class = transformers.PretrainedConfig
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(64, 16)
+        self.body = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64))
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_head_is_what_the_model_says(within: bool) -> None:
+    with dormant.lazy_init():
+        model: nn.Module = HeadFirst(transformers.PretrainedConfig())
+        if within:
+            model = nn.ModuleDict({"encoder": model, "head": nn.Linear(64, 64)})
+    report = dormant.quantize(model, "nf4")
+    prefix = "encoder." if within else ""
+    expected = [f"{prefix}body.0", *(["head"] if within else [])]
+    assert [layer.name for layer in report.layers] == expected
+    assert report.skipped == {f"{prefix}head": "it is the output embedding"}
+
+
+def test_what_is_skipped_is_what_transformers_skips() -> None:
+    """Its own list of names for a head in a wrapper, a tied head and modules in float32."""
+    for configuration, kind in (
+        (
+            transformers.T5Config(d_model=64, d_kv=16, d_ff=64, num_layers=1, num_heads=4),
+            transformers.T5ForConditionalGeneration,
+        ),
+        (
+            transformers.GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=64),
+            transformers.GPT2LMHeadModel,
+        ),
+        (
+            transformers.BertConfig(
+                hidden_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                intermediate_size=64,
+                vocab_size=64,
+            ),
+            transformers.BertForSequenceClassification,
+        ),
+    ):
+        with dormant.lazy_init():
+            model = kind(configuration)
+            wrapped = nn.ModuleDict({"inner": kind(configuration)})
+        names = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        linear = [name for name, each in model.named_modules() if type(each) in (nn.Linear, Conv1D)]
+        expected = [name for name in linear if should_convert_module(name, names)]
+        report = dormant.quantize(model, "nf4")
+        assert [layer.name for layer in report.layers] == expected
+        assert set(report.skipped) == set(linear) - set(expected)
+        report = dormant.quantize(wrapped, "nf4")
+        assert [layer.name for layer in report.layers] == [f"inner.{name}" for name in expected]
+
+
+def test_stacked_experts_are_named() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_experts = 4
+            self.up = nn.Parameter(torch.randn(4, 64, 32))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(64, 4)
+            self.experts = nn.Module()
+            self.experts.down = nn.Parameter(torch.randn(3, 32, 64))
+            self.mlp = Experts()
+            self.positions = nn.Parameter(torch.randn(1, 16, 64))
+            self.expert_convolution = nn.Conv1d(4, 4, 3)
+
+    with dormant.lazy_init():
+        model = Block()
+        only = Experts()
+    report = dormant.quantize(model, "nf4")
+    assert [layer.name for layer in report.layers] == ["gate"]
+    assert list(report.skipped) == ["experts.down", "mlp.up"]
+    assert "3 experts in one parameter" in report.skipped["experts.down"]
+    assert "kept mlp.up: it stacks the matrices of 4 experts" in str(report)
+    with pytest.raises(ValueError, match=r"no layer to quantize.*up: it stacks"):
+        dormant.quantize(only, "nf4")
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_stacked_experts_of_a_transformers_model_are_named(scheme: str) -> None:
+    configuration = transformers.MixtralConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        vocab_size=64,
+    )
+    with dormant.lazy_init():
+        model = transformers.MixtralForCausalLM(configuration)
+    report = dormant.quantize(model, scheme)
+    experts = {name for name, p in model.named_parameters() if p.dim() == 3}
+    assert experts
+    assert set(report.skipped) == {"lm_head", *experts}
+    assert model.config.quantization_config.llm_int8_skip_modules is None
 
 
 @pytest.mark.parametrize(
-    ("skip", "quantised"),
+    ("skip", "quantized"),
     [
         ((), ["layers.1.up", "layers.1.down", "layers.11.up", "layers.11.down", "head"]),
         (["layers.1"], ["layers.11.up", "layers.11.down", "head"]),
@@ -295,7 +409,7 @@ def test_adapters_and_the_last_module_are_skipped_by_default() -> None:
         (iter(["layers"]), ["head"]),
     ],
 )
-def test_skip_is_matched_as_transformers_does(skip: Any, quantised: list[str]) -> None:
+def test_skip_is_matched_as_transformers_does(skip: Any, quantized: list[str]) -> None:
     def block() -> nn.ModuleDict:
         return nn.ModuleDict({"up": nn.Linear(8, 8), "down": nn.Linear(8, 8)})
 
@@ -304,7 +418,7 @@ def test_skip_is_matched_as_transformers_does(skip: Any, quantised: list[str]) -
         model.layers = nn.ModuleDict({"1": block(), "11": block()})
         model.head = nn.Linear(8, 8)
     report = dormant.quantize(model, "nf4", skip=skip)
-    assert [layer.name for layer in report.layers] == quantised
+    assert [layer.name for layer in report.layers] == quantized
 
 
 def test_tied_weights_are_skipped_by_default() -> None:
@@ -327,7 +441,7 @@ def test_tied_weights_that_are_asked_for_are_refused() -> None:
     assert type(model[0]) is nn.Linear
 
 
-def test_a_module_held_twice_is_quantised_once() -> None:
+def test_a_module_held_twice_is_quantized_once() -> None:
     with dormant.lazy_init():
         model: Any = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
         model.append(model[0])
@@ -336,13 +450,13 @@ def test_a_module_held_twice_is_quantised_once() -> None:
     assert model[2] is model[0]
 
 
-def test_quantising_twice_takes_what_is_left() -> None:
+def test_quantizing_twice_takes_what_is_left() -> None:
     model: Any = lazy_body(ColumnParallelLinear(64, 64), nn.Linear(64, 64))
     first = dormant.quantize(model, "nf4", skip=["4"])
     second = dormant.quantize(model, "int8", skip=())
     assert [layer.name for layer in first.layers] == ["0", "2", "3"]
     assert [layer.name for layer in second.layers] == ["4"]
-    with pytest.raises(ValueError, match="no layer to quantise"):
+    with pytest.raises(ValueError, match="no layer to quantize"):
         dormant.quantize(model, "nf4", skip=())
 
 
@@ -371,7 +485,7 @@ def test_scripted_layers_are_left_alone(tmp_path: Path) -> None:
     dormant.materialize(model)
     eager: Any = build()
     assert_same_bits(eager[0].weight, model[0].weight)
-    assert_same_quantised(four_bit(eager[1], quant_type="nf4"), model[1])
+    assert_same_quantized(four_bit(eager[1], quant_type="nf4"), model[1])
 
 
 def test_gpt2_keeps_what_transformers_keeps() -> None:
@@ -389,7 +503,7 @@ def test_gpt2_keeps_what_transformers_keeps() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_deep_copy_of_a_lazy_quantised_model(scheme: str) -> None:
+def test_a_deep_copy_of_a_lazy_quantized_model(scheme: str) -> None:
     model = lazy_body()
     dormant.quantize(model, scheme, skip=())
     duplicate = copy.deepcopy(model)
@@ -401,7 +515,7 @@ def test_a_deep_copy_of_a_lazy_quantised_model(scheme: str) -> None:
 
 def test_the_report_counts_bytes() -> None:
     model = lazy_body(nn.Linear(64, 8))
-    report = dormant.quantize(model, "nf4")
+    report = dormant.quantize(model, "nf4", skip=["3"])
     dormant.materialize(model)
     for layer in report.layers:
         state = model.get_submodule(layer.name).state_dict()
@@ -411,7 +525,7 @@ def test_the_report_counts_bytes() -> None:
         assert layer.nbytes == held + 4  # the offset, which is saved as text
     assert report.layers[0].nbytes_before == 4 * 64 * 128
     assert "2 layers" in str(report)
-    assert "kept 3: it is the output head" in str(report)
+    assert "kept 3: the caller skips it" in str(report)
     assert report.to_dict()["layers"][0]["name"] == "0"
 
 

@@ -1,4 +1,4 @@
-"""`dormant.load` into quantised models: from full precision, from packed bytes, all or nothing."""
+"""`dormant.load` into quantized models: from full precision, from packed bytes, all or nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 import torchao.quantization as ao
 import transformers
-from peers import assert_same_quantised, assert_same_state, four_bit, int8
+from peers import assert_same_quantized, assert_same_state, four_bit, int8
 from torch import nn
 from transformers import BitsAndBytesConfig
 
@@ -31,7 +31,7 @@ def build(seed: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 96), nn.LayerNorm(96), nn.Linear(96, 64))
 
 
-def quantised(seed: int, scheme: Any) -> Any:
+def quantized(seed: int, scheme: Any) -> Any:
     with dormant.lazy_init():
         model = build(seed)
     dormant.quantize(model, scheme, skip=())
@@ -59,7 +59,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("mmap", ["auto", "never"])
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_a_checkpoint_in_full_precision(scheme: str, mmap: Any, checkpoint: Path) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     parameters = list(model.parameters())
     report = dormant.load(model, checkpoint, missing="error", mmap=mmap)
     assert report.missing_keys == report.unexpected_keys == ()
@@ -70,19 +70,19 @@ def test_a_checkpoint_in_full_precision(scheme: str, mmap: Any, checkpoint: Path
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-def test_a_dtype_is_cast_to_before_quantising(
+def test_a_dtype_is_cast_to_before_quantizing(
     scheme: str, dtype: torch.dtype, checkpoint: Path
 ) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     dormant.load(model, checkpoint, dtype=dtype)
     assert_same_state(model, peer(build(2).to(dtype), scheme))
 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-def test_weights_that_are_missing_are_initialised_and_quantised(
+def test_weights_that_are_missing_are_initialized_and_quantized(
     scheme: str, checkpoint: Path
 ) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     report = dormant.load(model, checkpoint, rename=_without_last)
     assert report.missing_keys == ("2.weight", "2.bias")
     expected = [*peer(build(2), scheme)[:2], peer(build(1), scheme)[2]]
@@ -95,7 +95,7 @@ def _without_last(name: str) -> str | None:
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_lazy_afterwards(scheme: str, checkpoint: Path) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     dormant.load(model, checkpoint, materialize=False)
     assert dormant.is_lazy(model[0].weight)
     assert dormant.is_lazy(model[2].weight)
@@ -105,7 +105,7 @@ def test_lazy_afterwards(scheme: str, checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_a_model_that_is_real_already(scheme: str, checkpoint: Path) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     dormant.materialize(model)
     model.eval()(torch.randn(2, 64))
     dormant.load(model, checkpoint)
@@ -114,7 +114,7 @@ def test_a_model_that_is_real_already(scheme: str, checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_a_refused_checkpoint_changes_nothing(scheme: str, tmp_path: Path) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     state = build(2).state_dict()
     state["2.weight"] = torch.zeros(3, 3)
     safetensors.torch.save_file(state, tmp_path / "bad.safetensors")
@@ -134,7 +134,7 @@ def test_a_refused_checkpoint_changes_nothing(scheme: str, tmp_path: Path) -> No
 def test_an_interrupt_changes_nothing_and_a_second_call_works(
     scheme: str, real: bool, checkpoint: Path
 ) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     if real:
         dormant.materialize(model)
     expected = peer(build(1), scheme)
@@ -146,16 +146,16 @@ def test_an_interrupt_changes_nothing_and_a_second_call_works(
         dormant.load(model, checkpoint, progress=interrupt)
     assert dormant.is_lazy(model) is not real
     if real:
-        assert_same_quantised(model[0], expected[0])
+        assert_same_quantized(model[0], expected[0])
     dormant.load(model, checkpoint)
     assert_same_state(model, peer(build(2), scheme))
 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-def test_after_an_interrupt_the_initialisation_is_still_there(
+def test_after_an_interrupt_the_initialization_is_still_there(
     scheme: str, checkpoint: Path
 ) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -170,7 +170,7 @@ def test_after_an_interrupt_the_initialisation_is_still_there(
 def test_a_deep_copy_and_its_original_load_each_for_themselves(
     scheme: str, checkpoint: Path
 ) -> None:
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     duplicate = copy.deepcopy(model)
     third = copy.deepcopy(duplicate)
     dormant.load(duplicate, checkpoint, missing="error", materialize=False)
@@ -182,7 +182,7 @@ def test_a_deep_copy_and_its_original_load_each_for_themselves(
     for mine, theirs in ((duplicate, expected[0]), (model, expected[1])):
         assert_same_state(mine, theirs)
         for layer in (0, 2):
-            assert_same_quantised(mine[layer], theirs[layer])
+            assert_same_quantized(mine[layer], theirs[layer])
     assert_same_state(third, nn.Sequential(*expected[0][:2], expected[1][2]))
 
 
@@ -190,11 +190,11 @@ def test_a_deep_copy_and_its_original_load_each_for_themselves(
 
 
 @pytest.mark.parametrize("scheme", list(SCHEMES))
-def test_a_checkpoint_that_was_saved_quantised(scheme: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_was_saved_quantized(scheme: str, tmp_path: Path) -> None:
     theirs = peer(build(2), scheme)
     path = tmp_path / "packed.safetensors"
     safetensors.torch.save_file(theirs.state_dict(), path)
-    model = quantised(1, SCHEMES[scheme])
+    model = quantized(1, SCHEMES[scheme])
     report = dormant.load(model, path, missing="error")
     assert report.unexpected_keys == ()
     assert_same_state(model, theirs)
@@ -205,7 +205,7 @@ def test_a_checkpoint_that_was_saved_quantised(scheme: str, tmp_path: Path) -> N
 def test_a_packed_checkpoint_of_another_scheme_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "packed.safetensors"
     safetensors.torch.save_file(peer(build(2), "int8").state_dict(), path)
-    model = quantised(1, "nf4")
+    model = quantized(1, "nf4")
     with pytest.raises((KeyError, ValueError), match="SCB"):
         dormant.load(model, path)
     dormant.materialize(model)
@@ -213,7 +213,7 @@ def test_a_packed_checkpoint_of_another_scheme_changes_nothing(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_what_transformers_saved_quantised_loads_here(scheme: str, tmp_path: Path) -> None:
+def test_what_transformers_saved_quantized_loads_here(scheme: str, tmp_path: Path) -> None:
     configuration = transformers.LlamaConfig(
         hidden_size=64,
         intermediate_size=128,

@@ -112,7 +112,7 @@ def test_scratch_leaves_no_holes_between_the_tensors_that_stay(
         print(json.dumps(figures))
     """,
     )
-    scales = 4 * 12288 * 12288 // 64  # in float32, until they are quantised, too
+    scales = 4 * 12288 * 12288 // 64  # in float32, until they are quantized, too
     assert sees_the_memory(found)
     assert found["grown"] <= found["final"] + scales // 4
 

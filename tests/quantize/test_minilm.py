@@ -1,4 +1,4 @@
-"""Real weights: MiniLM quantised lazily gives the embeddings of bitsandbytes' own path."""
+"""Real weights: MiniLM quantized lazily gives the embeddings of bitsandbytes' own path."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
-from peers import assert_same_quantised, assert_same_state
+from peers import assert_same_quantized, assert_same_state
 from transformers import BitsAndBytesConfig
 
 import dormant
@@ -72,17 +72,17 @@ def ours(kind: type[Any], folder: Path, scheme: Any, dtype: torch.dtype, **optio
 
 def assert_same_models(mine: Any, theirs: Any) -> None:
     assert_same_state(mine, theirs)
-    quantised = {
+    quantized = {
         name: module for name, module in theirs.named_modules() if "bit" in type(module).__name__
     }
-    assert quantised
+    assert quantized
     for name, module in mine.named_modules():
-        if name in quantised:
+        if name in quantized:
             # transformers notes the class that was replaced.
-            module.source_cls = quantised[name].source_cls
+            module.source_cls = quantized[name].source_cls
             if type(module.bias) is torch.nn.Parameter:
                 module.bias.requires_grad_(False)
-            assert_same_quantised(module, quantised[name])
+            assert_same_quantized(module, quantized[name])
         else:
             assert type(module) is type(theirs.get_submodule(name))
     for name in ("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
@@ -145,7 +145,7 @@ def test_the_configuration_a_model_was_made_from_stays_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_adapters_on_a_lazy_quantised_model(scheme: str, tmp_path: Path) -> None:
+def test_adapters_on_a_lazy_quantized_model(scheme: str, tmp_path: Path) -> None:
     kind, configuration = saved("llama", tmp_path)
     adapters = peft.LoraConfig(target_modules=["q_proj", "v_proj"])
     with dormant.lazy_init():
@@ -198,7 +198,7 @@ def test_saving_writes_the_file_that_transformers_writes(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_peft_adds_its_adapters_to_the_quantised_layers(scheme: str, tmp_path: Path) -> None:
+def test_peft_adds_its_adapters_to_the_quantized_layers(scheme: str, tmp_path: Path) -> None:
     kind, _ = saved("llama", tmp_path)
     mine = ours(kind, tmp_path, BitsAndBytesConfig(**CONFIGURATIONS[scheme]), torch.float32)
     theirs = kind.from_pretrained(

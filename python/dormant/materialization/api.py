@@ -20,11 +20,12 @@ from dormant.materialization.options import (
     checked_options,
 )
 from dormant.quantization.layers import check_sharding, forget_sources
-from dormant.quantization.layerwise import finish_layerwise
+from dormant.quantization.layerwise import finish_layerwise, pending_layers
 from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback, ProgressBar, wants_bar
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
+from dormant.reporting.tally import Tally
 from dormant.tensors.conversion import convert, convert_dtype
 from dormant.tensors.device import check_device
 from dormant.tensors.identity import is_meta, is_wrapper, owns_storage
@@ -123,7 +124,7 @@ def materialize(
         mmap: whether tensors that are bytes of a checkpoint file and nothing else may show them in
             place, as for `load`.
         progress: True shows a progress bar, False none; a function is called with (done, total)
-            steps; None shows a bar where stderr is a terminal and it takes longer than a second.
+            bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
         trace_memory: look at the memory of the process every few milliseconds from a thread of its
             own; `Report.memory_trace` holds what it saw, and `Report.plot` draws it.
         verbose: print the report.
@@ -178,48 +179,46 @@ def bring_to_life(
     peak = PeakMemory()
     finished: dict[int, _C.MaterializedStorage] = {}
 
-    with explained("materialize", roots):
+    with explained("materialize", roots), steps("materialize", options.progress, peak) as tell:
         if dtype is not None:
             convert_dtype(roots, dtype)
         quantized: dict[str, list[_C.MaterializedStorage]] = {}
-        if values != "empty":
-            for prefix, root in roots:
-
-                def realize_layer(layer: torch.nn.Module, name: str, prefix: str = prefix) -> None:
-                    full_name = f"{prefix}.{name}" if prefix and name else prefix or name
-                    tensors = take_inventory([("", layer)]).objects
-                    quantized[full_name] = _C.materialize(
-                        tensors, values, None, options.memory_budget, options.mmap
-                    )
-
-                finish_layerwise(root, realize_layer)
         inventory = take_inventory(roots)
+        tally = Tally(inventory.lazy_nbytes, tell)
+
+        def realize_layer(layer: torch.nn.Module, name: str) -> None:
+            quantized[name] = _realize_layer(layer, values, tally, options)
+
+        if values != "empty" and any(pending_layers(root) for _, root in roots):
+            del inventory  # which would keep the layers that are replaced
+            finish_layerwise(roots, realize_layer)
+            inventory = take_inventory(roots)
         origins: dict[int, Origin] = {}
-        for name, storages in quantized.items():
-            finished.update((each["storage"], each) for each in storages)
-            read = any(each["read_bytes"] for each in storages)
+        for name, layer_storages in quantized.items():
+            finished.update((each["storage"], each) for each in layer_storages)
+            read = any(each["read_bytes"] for each in layer_storages)
             origin: Origin = "checkpoint" if read else "initialised"
             origins.update(dict.fromkeys(_count_as_lazy(inventory, name), origin))
-        with steps("materialize", options.progress, peak) as on_step:
 
-            def realize(tensors: list[torch.Tensor]) -> None:
-                for storage in _C.materialize(
-                    tensors, values, on_step, options.memory_budget, options.mmap
-                ):
-                    finished[storage["storage"]] = storage
+        def realize(tensors: list[torch.Tensor], on_step: Callback) -> None:
+            for storage in _C.materialize(
+                tensors, values, on_step, options.memory_budget, options.mmap
+            ):
+                finished[storage["storage"]] = storage
 
-            if place is not None:
-                aliases = inventory.objects_by_storage()
+        if place is not None:
+            aliases = inventory.objects_by_storage()
 
-                def moved(tensor: torch.Tensor) -> torch.Tensor:
-                    if is_meta(tensor):
-                        return tensor
-                    if _lacks_memory(tensor):
-                        realize([tensor, *aliases.get(_C.storage_id(tensor), ())])
-                    return tensor.to(place)
+            def moved(tensor: torch.Tensor) -> torch.Tensor:
+                if is_meta(tensor):
+                    return tensor
+                if _lacks_memory(tensor):
+                    same = aliases.get(_C.storage_id(tensor), ())
+                    realize([tensor, *same], tally.part(_C.storage_nbytes(tensor)))
+                return tensor.to(place)
 
-                convert(roots, moved)
-            realize(inventory.objects)
+            convert(roots, moved)
+        realize(inventory.objects, tally.rest())
     forget_sources(root for _, root in roots)
     patches.uninstall_if_idle()
     _warn_of_meta_tensors(roots, inventory)
@@ -254,6 +253,14 @@ def _warn_of_meta_tensors(roots: list[tuple[str, object]], inventory: Inventory)
             UserWarning,
             stacklevel=4,  # who called materialize
         )
+
+
+def _realize_layer(
+    layer: torch.nn.Module, values: Values, tally: Tally, options: MaterializeOptions
+) -> list[_C.MaterializedStorage]:
+    inventory = take_inventory([("", layer)])
+    on_step = tally.part(inventory.lazy_nbytes)
+    return _C.materialize(inventory.objects, values, on_step, options.memory_budget, options.mmap)
 
 
 def _count_as_lazy(inventory: Inventory, layer: str) -> list[int]:

@@ -1,9 +1,11 @@
-"""`quantize`: makes linear layers quantised ones before their weights exist."""
+"""`quantize`: makes linear layers quantized ones before their weights exist."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,10 +19,13 @@ from dormant.quantization.linear_layers import LinearLayer, linear_kind
 from dormant.quantization.optimizers import check_no_optimizer_holds
 from dormant.quantization.skipping import (
     ADAPTERS,
+    check_all_match,
+    checked,
     default_patterns,
     is_pretrained,
     is_skipped,
     kept_by_configuration,
+    stacked_experts,
     tied_names,
 )
 from dormant.tensors.dtensor import is_dtensor
@@ -35,7 +40,7 @@ Scheme: TypeAlias = (
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` made a quantised one.
+    """One layer that `quantize` made a quantized one.
 
     Attributes:
         name: its name in the model.
@@ -59,8 +64,9 @@ class QuantizeReport:
 
     Attributes:
         scheme: the scheme in words.
-        layers: the layers that are quantised, or will be when they come to life.
-        skipped: linear layers that keep their precision, with the reason.
+        layers: the layers that are quantized, or will be when they are materialized.
+        skipped: linear layers, and stacked parameters of experts, that keep their precision, with
+            the reason.
     """
 
     scheme: str
@@ -72,7 +78,7 @@ class QuantizeReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        """A short table: what was quantised and what was not, then totals."""
+        """A short table: what was quantized and what was not, then totals."""
         rows = [
             (
                 layer.name,
@@ -96,35 +102,38 @@ class QuantizeReport:
 def quantize(
     model: torch.nn.Module, scheme: Scheme, *, skip: Iterable[str] | None = None
 ) -> QuantizeReport:
-    """Makes the linear layers of a lazy model quantised ones, before their weights exist.
+    """Makes the linear layers of a lazy model quantized ones, before their weights exist.
 
     With the formats of bitsandbytes the packed bytes and the statistics are lazy tensors made from
-    the history of the weight, whatever that is by then: its initialisation, or what
-    `dormant.load` reads. `materialize` and `load` stream it through the quantiser in small tiles;
+    the history of the weight, whatever that is by then: its initialization, or what
+    `dormant.load` reads. `materialize` and `load` stream it through the quantizer in small tiles;
     the weight in full precision never exists, and the result is bit for bit what bitsandbytes makes
     of the eager weight. The modules stay the same objects and become `bitsandbytes.nn.Linear4bit`
     or `Linear8bitLt`; biases, hooks and all other attributes stay the same objects, too.
 
     Configuration objects of torchao and functions need a whole layer: `materialize` and `load`
-    bring one layer after the other to life, hand it over and put the result in its place.
+    make one layer after the other real, hand it over and put the result in its place. Until then
+    the function lies on its layer, and goes with it into other containers, wrappers, deep copies
+    and pickles.
 
-    Quantised are modules whose class is exactly `torch.nn.Linear`, transformers' `Conv1D`, and
+    Quantized are modules whose class is exactly `torch.nn.Linear`, transformers' `Conv1D`, and
     column and row parallel layers, known by the attributes they have in fairscale and Megatron
     (`gather_output` and `output_size_per_partition`, `input_is_parallel` and
     `input_size_per_partition`). The last keep their class and forward, which must call
-    `torch.nn.functional.linear` with the weight. Layers that are already real are quantised at
+    `torch.nn.functional.linear` with the weight. Layers that are already real are quantized at
     once.
 
     Args:
         model: the model, lazy or not; inside `dormant.lazy_init` or outside.
         scheme: "nf4" and "fp4" (as `FourBit(kind=...)`), "int8" (as `Int8()`), a `FourBit` or
             `Int8` with options, a transformers `BitsAndBytesConfig` or `TorchAoConfig`, a
-            configuration object of torchao, or a function that maps a layer to the layer that takes
-            its place.
+            configuration object of torchao, or a function or class that is called with a layer and
+            gives the module that takes its place.
         skip: module names of what keeps its precision, each a regular expression for the first
             parts of the name or text it ends with, as transformers' `llm_int8_skip_modules`. They
-            replace the default: names with "lora" in them, tied weights, and the output head (what
-            transformers takes for it in its models, else the last module with parameters).
+            replace the default: names with "lora" in them, tied weights, and in transformers models
+            what transformers skips, such as the output head. In other models it is not known which
+            layer is the head: name it.
 
     Returns:
         The layers, and what was skipped for which reason.
@@ -132,10 +141,12 @@ def quantize(
     Raises:
         ImportError: the library that the scheme needs is not installed.
         NotImplementedError: a weight is a DTensor, as after `fully_shard`, or not on the CPU.
-        TypeError: `model` is no module, or `scheme` nothing that is known.
-        ValueError: the name of the scheme is unknown; nothing in the model can be quantised; a
-            weight cannot be (tied to another, no floating point numbers, on the meta device); or an
-            optimizer holds it. The model is as it was.
+        TypeError: `model` is not a module, `scheme` nothing that is known, or `skip` not a list of
+            names.
+        ValueError: the name of the scheme is unknown; an entry of `skip` matches nothing or is not
+            a regular expression; nothing in the model can be quantized; a weight cannot be (tied to
+            another, no floating point numbers, on the meta device); or an optimizer holds it. The
+            model is as it was.
 
     Example:
         >>> import torch, dormant
@@ -143,7 +154,7 @@ def quantize(
         ...     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8))
         >>> def halve(layer):
         ...     return layer.to(torch.bfloat16)
-        >>> report = dormant.quantize(model, halve)
+        >>> report = dormant.quantize(model, halve, skip=["1"])
         >>> [layer.name for layer in report.layers], list(report.skipped)
         (['0'], ['1'])
         >>> report = dormant.materialize(model)
@@ -153,20 +164,23 @@ def quantize(
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"quantize: expected a module, got {type(model).__name__}.")
     resolved, configured_skip = _resolve(scheme)
-    if isinstance(skip, str):
-        raise TypeError(f"quantize: skip must be a list of names; got the text {skip!r}.")
-    skip = None if skip is None else list(skip)
-    patterns = _patterns(model, skip, configured_skip)
+    chosen_skip = None if skip is None else checked(skip, "skip")
+    patterns = _patterns(model, chosen_skip, configured_skip)
+    if chosen_skip:
+        check_all_match(model, chosen_skip)
     layers, skipped = _choose(model, patterns)
+    stacked = _stacked(model, patterns)
     if not layers:
-        raise ValueError(_nothing(model, skipped))
+        raise ValueError(_nothing(model, skipped | stacked))
     _check_layers(model, layers)
     if isinstance(resolved, (FourBit, Int8)):
-        return _fused(model, resolved, layers, skipped, skip, configured_skip)
-    return _layer_by_layer(model, scheme, resolved, layers, skipped)
+        report = _fused(model, resolved, layers, skipped, chosen_skip, configured_skip)
+    else:
+        report = _layer_by_layer(model, scheme, resolved, layers, skipped)
+    return replace(report, skipped=report.skipped | stacked)
 
 
-def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantiser, list[str] | None]:
+def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantizer, list[str] | None]:
     """The format or function that `scheme` stands for, and the modules it wants skipped."""
     if isinstance(scheme, str):
         if scheme not in ("nf4", "fp4", "int8"):
@@ -182,22 +196,44 @@ def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantiser, list
         bitsandbytes.library()
         return scheme, None
     configuration: Any = scheme
-    if type(scheme).__name__ == "BitsAndBytesConfig":
+    if _is_a(scheme, "BitsAndBytesConfig"):
         bitsandbytes.library()
         resolved = bitsandbytes.from_configuration(configuration)
         return resolved, configuration.llm_int8_skip_modules
-    if type(scheme).__name__ == "TorchAoConfig":
-        quantiser = torchao.layer_quantiser(configuration.quant_type)
-        return quantiser, configuration.modules_to_not_convert
+    if _is_a(scheme, "TorchAoConfig"):
+        quantizer = torchao.layer_quantizer(configuration.quant_type)
+        return quantizer, configuration.modules_to_not_convert
     if torchao.is_configuration(scheme):
-        return torchao.layer_quantiser(scheme), None
-    if callable(scheme) and not isinstance(scheme, type):
+        return torchao.layer_quantizer(scheme), None
+    if callable(scheme) and not _is_class_of_configurations(scheme) and _takes_a_layer(scheme):
         return scheme, None
     raise TypeError(
         'quantize: scheme must be "nf4", "fp4", "int8", dormant.FourBit, dormant.Int8, a '
-        "BitsAndBytesConfig, a configuration object of torchao or a function from layer to layer; "
-        f"got {scheme!r}."
+        "BitsAndBytesConfig, a configuration object of torchao, or a function or class that is "
+        f"called with a layer and gives a module; got {scheme!r}."
     )
+
+
+def _is_a(scheme: object, name: str) -> bool:
+    """Whether the class of `scheme`, or one it derives from, has this name; imports nothing."""
+    return any(kind.__name__ == name for kind in type(scheme).__mro__)
+
+
+def _is_class_of_configurations(scheme: object) -> bool:
+    """Whether somebody passed the class of a configuration instead of one."""
+    names = ("AOBaseConfig", "QuantizationConfigMixin", "FourBit", "Int8")
+    return isinstance(scheme, type) and any(kind.__name__ in names for kind in scheme.__mro__)
+
+
+def _takes_a_layer(function: Callable[..., object]) -> bool:
+    """Whether `function` can be called with one argument; True where that is not known."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # it tells no signature
+        return True
+    return True
 
 
 def _patterns(
@@ -213,13 +249,15 @@ def _patterns(
 def _choose(
     model: torch.nn.Module, patterns: dict[str, str]
 ) -> tuple[dict[str, LinearLayer], dict[str, str]]:
-    already = {id(weight.module) for weight in quantized_weights(model)}
-    already |= {id(layer) for _, layer in layerwise.pending_layers(model)}
+    already = {weight.module for weight in quantized_weights(model)}
     layers: dict[str, LinearLayer] = {}
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():
         kind = linear_kind(module)
-        if kind is None or id(module) in already:
+        if kind is None or module in already:
+            continue
+        if layerwise.is_waiting(module):
+            skipped[name] = "it waits for the quantizer of an earlier call"
             continue
         pattern = is_skipped(name, patterns) if name else None
         if pattern is not None:
@@ -227,7 +265,7 @@ def _choose(
             continue
         weight = module._parameters.get("weight")
         if weight is None and hasattr(module, "_is_fsdp_managed_module"):
-            skipped[name] = "FSDP has taken its weight; quantise first and shard then"
+            skipped[name] = "FSDP has taken its weight; quantize first and shard then"
         elif weight is None:
             skipped[name] = "its weight is computed: a parametrization or weight norm"
         elif is_wrapper(weight) and not is_dtensor(weight):
@@ -237,10 +275,24 @@ def _choose(
     return layers, skipped
 
 
+def _stacked(model: torch.nn.Module, patterns: dict[str, str]) -> dict[str, str]:
+    """Parameters that hold many matrices at once, which no scheme here takes, with the reason."""
+    reasons: dict[str, str] = {}
+    for name, parameter in stacked_experts(model).items():
+        pattern = is_skipped(name.rpartition(".")[0], patterns) or is_skipped(name, patterns)
+        reasons[name] = (
+            f"it stacks the matrices of {parameter.size(0)} experts in one parameter, which is not "
+            "supported"
+            if pattern is None
+            else patterns[pattern]
+        )
+    return reasons
+
+
 def _nothing(model: torch.nn.Module, skipped: dict[str, str]) -> str:
     kept = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:8])
     return (
-        f"quantize: there is no layer to quantise in {type(model).__name__}. Quantised are modules "
+        f"quantize: there is no layer to quantize in {type(model).__name__}. Quantized are modules "
         "of exactly torch.nn.Linear, transformers' Conv1D and column or row parallel layers"
         + (f"; {len(skipped)} were skipped ({kept}). Pass skip=() to skip none." if kept else ".")
     )
@@ -258,7 +310,7 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
             raise NotImplementedError(
                 f"quantize: {full_name} is a {type(weight).__name__} of shape "
                 f"{list(weight.shape)}, a shard of a weight whose statistics need the whole. "
-                "Quantise first and shard then: call dormant.quantize before fully_shard, FSDP or "
+                "Quantize first and shard then: call dormant.quantize before fully_shard, FSDP or "
                 "parallelize_module."
             )
         if weight.is_meta or is_uninitialized(weight):
@@ -269,7 +321,7 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
             )
         if weight.device.type != "cpu":
             raise NotImplementedError(
-                f"quantize: {full_name} is on {weight.device}; weights are quantised on the CPU. "
+                f"quantize: {full_name} is on {weight.device}; weights are quantized on the CPU. "
                 "Build the model there and move it when it is finished: dormant.materialize(model, "
                 'device="cuda").'
             )
@@ -277,12 +329,12 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
         if names is not None:
             raise ValueError(
                 f"quantize: {full_name} is tied: {', '.join(names)} share one storage, and a "
-                "quantised weight serves one layer only. Skip these layers, or untie them."
+                "quantized weight serves one layer only. Skip these layers, or untie them."
             )
         if "forward" in vars(layer.module):
             raise ValueError(
                 f"quantize: the forward of {name or 'the model'} was replaced on the object (by "
-                "hooks of accelerate, for example) and would bypass the quantised layer. Quantise "
+                "hooks of accelerate, for example) and would bypass the quantized layer. Quantize "
                 "first."
             )
     check_no_optimizer_holds({_weight_name(n): layer.weight for n, layer in layers.items()})
@@ -345,18 +397,19 @@ def _patterns_to_save(
 def _layer_by_layer(
     model: torch.nn.Module,
     scheme: Scheme,
-    quantiser: layerwise.Quantiser,
+    quantizer: layerwise.Quantizer,
     layers: dict[str, LinearLayer],
     skipped: dict[str, str],
 ) -> QuantizeReport:
     if torchao.is_configuration(getattr(scheme, "quant_type", scheme)):
         for name, layer in list(layers.items()):
             if layer.kind != "linear":
-                skipped[name] = "torchao quantises torch.nn.Linear only"
+                skipped[name] = "torchao quantizes torch.nn.Linear only"
                 del layers[name]
+    inner = scheme.func if isinstance(scheme, functools.partial) else scheme
     chosen = {name: layer.module for name, layer in layers.items()}
     report = QuantizeReport(
-        scheme=getattr(scheme, "__name__", type(scheme).__name__),
+        scheme=getattr(inner, "__name__", type(inner).__name__),
         layers=[
             QuantizedLayer(
                 name=name,
@@ -370,8 +423,8 @@ def _layer_by_layer(
         skipped=skipped,
     )
     lazy = {name: layer for name, layer in chosen.items() if _C.is_lazy(layers[name].weight)}
-    layerwise.postpone(model, lazy.items(), quantiser)
-    layerwise.quantise_now(
-        model, [(name, layer) for name, layer in chosen.items() if name not in lazy], quantiser
+    layerwise.quantize_now(
+        model, [(name, layer) for name, layer in chosen.items() if name not in lazy], quantizer
     )
+    layerwise.postpone(lazy.values(), quantizer)
     return report

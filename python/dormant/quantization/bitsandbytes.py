@@ -6,12 +6,17 @@ statistics come from Dormant's kernels, as lazy tensors.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
-from collections.abc import Mapping
+import numbers
+import operator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from dormant._extension import _C
 from dormant.quantization.foreign_layer import become, is_foreign, lend, multiply_through
@@ -20,6 +25,17 @@ from dormant.tensors.storage import realize, unrecorded
 
 _SOURCES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_STORAGE = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)
 _NESTED_BLOCK = 256
 
 
@@ -48,12 +64,15 @@ class FourBit:
     Args:
         kind: "nf4" (levels for normally distributed weights) or "fp4" (a 4-bit floating point).
         block_size: elements that share a scale: 32, 64, 128, 256, 512, 1024, 2048 or 4096.
-        nested: quantise the scales too, to 8 bits ("double quantisation").
-        compute_dtype: dtype in which the layer multiplies; None takes that of its first input.
+        nested: quantize the scales too, to 8 bits ("double quantization").
+        compute_dtype: floating point dtype in which the layer multiplies; None takes that of its
+            first input.
         storage_dtype: dtype as which the packed bytes are kept, as FSDP needs; bytes are the same.
+            Both dtypes may be names ("bfloat16"), as in transformers' `BitsAndBytesConfig`.
 
     Raises:
-        ValueError: `kind` or `block_size` is none of these.
+        TypeError: an option is of a type that cannot be used.
+        ValueError: `kind`, `block_size` or a dtype is none of these.
 
     Example:
         >>> import dormant
@@ -73,6 +92,24 @@ class FourBit:
     def __post_init__(self) -> None:
         if self.kind not in ("nf4", "fp4"):
             raise ValueError(f'FourBit: kind must be "nf4" or "fp4", got {self.kind!r}.')
+        if not isinstance(self.nested, bool):
+            raise TypeError(f"FourBit: nested must be a bool, got {self.nested!r}.")
+        if isinstance(self.block_size, bool) or not hasattr(self.block_size, "__index__"):
+            raise TypeError(f"FourBit: block_size must be an int, got {self.block_size!r}.")
+        _set(self, "block_size", operator.index(self.block_size))
+        if self.compute_dtype is not None:
+            compute_dtype = _dtype_of(self.compute_dtype, "compute_dtype")
+            if not compute_dtype.is_floating_point:
+                raise ValueError(
+                    f"FourBit: compute_dtype must be a floating point dtype, got {compute_dtype}."
+                )
+            _set(self, "compute_dtype", compute_dtype)
+        _set(self, "storage_dtype", _dtype_of(self.storage_dtype, "storage_dtype"))
+        if self.storage_dtype not in _STORAGE:
+            raise ValueError(
+                "FourBit: storage_dtype must be one that shows plain bytes, such as torch.uint8 or "
+                f"torch.bfloat16; got {self.storage_dtype}."
+            )
         if self.block_size not in _BLOCK_SIZES:
             raise ValueError(
                 f"FourBit: block_size must be one of {', '.join(map(str, _BLOCK_SIZES))}; got "
@@ -80,11 +117,11 @@ class FourBit:
             )
 
     def __str__(self) -> str:
-        nested = ", double quantised" if self.nested else ""
+        nested = ", double quantized" if self.nested else ""
         return f"{self.kind}, blocks of {self.block_size}{nested}"
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """ValueError where `weight` cannot be quantised."""
+        """ValueError where `weight` cannot be quantized."""
         _check_source(weight, name, "4-bit formats")
         packed = (weight.numel() + 1) // 2
         size = self.storage_dtype.itemsize
@@ -96,7 +133,7 @@ class FourBit:
             )
 
     def nbytes(self, shape: torch.Size) -> int:
-        """Bytes of a quantised weight of `shape` with its statistics."""
+        """Bytes of a quantized weight of `shape` with its statistics."""
         blocks = -(-shape.numel() // self.block_size)
         statistics = blocks + -(-blocks // _NESTED_BLOCK) * 4 + 4 if self.nested else blocks * 4
         return (shape.numel() + 1) // 2 + statistics
@@ -137,7 +174,7 @@ class FourBit:
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantises `weight` anew into the Params4bit of `module`."""
+        """Quantizes `weight` anew into the Params4bit of `module`."""
         self._put(module, *self._quantize(weight))
         _watch_offset(module)
 
@@ -183,7 +220,7 @@ class FourBit:
             name = "weight.nested_absmax"
             check_tensor(entries, name, torch.float32, (nested_blocks,), where)
             check_tensor(entries, "weight.nested_quant_map", torch.float32, (256,), where)
-            offset = torch.tensor(state.nested_offset)
+            offset = torch.tensor(state.nested_offset, dtype=torch.float32, device="cpu")
             state2 = library().functional.QuantState(
                 absmax=entries[name].clone(),
                 blocksize=state.nested_block_size,
@@ -221,7 +258,7 @@ class FourBit:
     def _quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
         functional = library().functional
         nested_map = _nested_map() if self.nested else None
-        code = functional.get_4bit_type(self.kind, device="cpu")
+        code = _levels(self.kind).clone()
         quantizer = _C.FourBit(self.kind, self.block_size, code, nested_map)
         packed, absmax, *nested = _run(weight, quantizer)
         state2 = offset = None
@@ -259,7 +296,8 @@ class Int8:
             precision; 0 multiplies all in int8. It has no influence on the weights.
 
     Raises:
-        ValueError: `threshold` is negative.
+        TypeError: `threshold` is not a number.
+        ValueError: it is negative.
 
     Example:
         >>> import dormant
@@ -272,6 +310,9 @@ class Int8:
     threshold: float = 6.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, numbers.Real):
+            raise TypeError(f"Int8: threshold must be a number, got {self.threshold!r}.")
+        _set(self, "threshold", float(self.threshold))
         if not self.threshold >= 0:
             raise ValueError(f"Int8: threshold must not be negative, got {self.threshold!r}.")
 
@@ -279,11 +320,11 @@ class Int8:
         return f"int8, threshold {self.threshold:g}"
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """ValueError where `weight` cannot be quantised."""
+        """ValueError where `weight` cannot be quantized."""
         _check_source(weight, name, "LLM.int8")
 
     def nbytes(self, shape: torch.Size) -> int:
-        """Bytes of a quantised weight of `shape` with its statistics."""
+        """Bytes of a quantized weight of `shape` with its statistics."""
         return shape.numel() + 4 * shape[0]
 
     def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
@@ -306,7 +347,7 @@ class Int8:
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantises `weight` anew into the Int8Params of `module`."""
+        """Quantizes `weight` anew into the Int8Params of `module`."""
         self._put(module, *_run(weight, _C.Int8Rows()))
 
     def follow(
@@ -377,9 +418,30 @@ def from_configuration(config: Any) -> FourBit | Int8:
     if config.load_in_8bit and not config.llm_int8_has_fp16_weight:
         return Int8(threshold=config.llm_int8_threshold)
     raise ValueError(
-        "quantize: the BitsAndBytesConfig quantises nothing: set load_in_4bit=True, or "
+        "quantize: the BitsAndBytesConfig quantizes nothing: set load_in_4bit=True, or "
         "load_in_8bit=True without llm_int8_has_fp16_weight (which keeps 16-bit weights)."
     )
+
+
+def _set(options: object, name: str, value: object) -> None:
+    object.__setattr__(options, name, value)  # the options are frozen
+
+
+def _dtype_of(value: object, option: str) -> torch.dtype:
+    if isinstance(value, str):
+        found = getattr(torch, value.removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(
+                f"FourBit: {option} {value!r} is not the name of a dtype; expected one like "
+                '"bfloat16".'
+            )
+        return found
+    if not isinstance(value, torch.dtype):
+        raise TypeError(
+            f"FourBit: {option} must be a torch.dtype or its name, got {type(value).__name__}: "
+            f"{value!r}."
+        )
+    return value
 
 
 def _watch_offset(module: torch.nn.Module) -> None:
@@ -433,10 +495,37 @@ def _run(weight: torch.Tensor, quantizer: _C.Quantizer) -> list[torch.Tensor]:
 
 
 def _nested_map() -> torch.Tensor:
-    """The 256 values that bitsandbytes quantises scales to: its own tensor, made once."""
+    """The 256 values that bitsandbytes quantizes scales to: its own tensor, made once."""
     functional = library().functional
     if "dynamic" not in functional.name2qmap:
-        with unrecorded(), torch.device("cpu"):
+        with _as_if_imported():
             functional.name2qmap["dynamic"] = functional.create_dynamic_map()
     nested_map: torch.Tensor = functional.name2qmap["dynamic"]
     return nested_map
+
+
+@functools.cache
+def _levels(kind: str) -> torch.Tensor:
+    """The 16 values of a 4-bit format, as bitsandbytes has them."""
+    with _as_if_imported():
+        levels: torch.Tensor = library().functional.get_4bit_type(kind, device="cpu")
+    return levels
+
+
+@contextlib.contextmanager
+def _as_if_imported() -> Iterator[None]:
+    """Tables of a library are the same in whatever mode they are asked for first."""
+    with unrecorded(), torch.inference_mode(False), torch.device("cpu"), _Float32():
+        yield
+
+
+class _Float32(TorchFunctionMode):
+    """Has `torch.tensor` make float32; the default dtype is the process's, not ours to change."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") == "tensor":
+            kwargs.setdefault("dtype", torch.float32)
+        return func(*args, **kwargs)

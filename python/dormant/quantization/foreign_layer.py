@@ -32,7 +32,7 @@ _OWN = frozenset(vars(torch.nn.Module()))
 
 @functools.cache
 def multiply_through(kind: Any) -> Any:
-    """A class of quantised parameters that `torch.nn.functional.linear` multiplies by.
+    """A class of quantized parameters that `torch.nn.functional.linear` multiplies by.
 
     For layers whose forward does more than to multiply, such as to communicate: they keep it, and
     where it calls `linear` with its weight, the library's own layer, which is the attribute `layer`
@@ -60,9 +60,9 @@ def multiply_through(kind: Any) -> Any:
 
         def __reduce_ex__(self, protocol: object) -> Any:
             raise NotImplementedError(
-                "dormant: a quantised parallel layer cannot be pickled: it would come back without "
+                "dormant: a quantized parallel layer cannot be pickled: it would come back without "
                 "the layer that multiplies for it. Save its state_dict, build the model again, "
-                "quantise it and load that."
+                "quantize it and load that."
             )
 
         @classmethod

@@ -1,9 +1,9 @@
-"""Quantised weights that still know the full-precision tensor they are made of.
+"""Quantized weights that still know the full-precision tensor they are made of.
 
-A quantised layer holds packed bytes and statistics, so a checkpoint in full precision finds no
+A quantized layer holds packed bytes and statistics, so a checkpoint in full precision finds no
 parameter to go to. While its packed bytes are lazy, each weight therefore keeps its source: the
 lazy float tensor it is computed from. `load` shows the sources as ordinary parameters for the time
-of `load_state_dict`, and quantises again, from the new histories, into the same parameter objects.
+of `load_state_dict`, and quantizes again, from the new histories, into the same parameter objects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ State: TypeAlias = "dict[str, object]"
 
 
 class PackedFormat(Protocol):
-    """How one library keeps a quantised weight in a layer.
+    """How one library keeps a quantized weight in a layer.
 
     Attributes:
         can_be_sharded: whether its layers work when the packed bytes are divided among ranks.
@@ -34,13 +34,13 @@ class PackedFormat(Protocol):
     can_be_sharded: ClassVar[bool]
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """Raises ValueError where a weight like this, [out, in], can't be quantised."""
+        """Raises ValueError where a weight like this, [out, in], can't be quantized."""
 
     def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
-        """Makes `module` the library's layer, its weight the quantised `weight` ([out, in])."""
+        """Makes `module` the library's layer, its weight the quantized `weight` ([out, in])."""
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantises `weight` anew into the parameter object that `install` made."""
+        """Quantizes `weight` anew into the parameter object that `install` made."""
 
     def follow(
         self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
@@ -53,7 +53,7 @@ class PackedFormat(Protocol):
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:
-        """Takes what a checkpoint of quantised weights has for this layer."""
+        """Takes what a checkpoint of quantized weights has for this layer."""
 
     def attributes(self, module: torch.nn.Module) -> list[tuple[dict[str, object], State]]:
         """Each dict that `refresh` and `accept` write to, with what is in it now."""
@@ -61,7 +61,7 @@ class PackedFormat(Protocol):
 
 @dataclass
 class _Source:
-    """What a quantised weight is made of; knows no module, so that it keeps none alive."""
+    """What a quantized weight is made of; knows no module, so that it keeps none alive."""
 
     tensor: torch.Tensor
     transposed: bool
@@ -69,7 +69,7 @@ class _Source:
     format: PackedFormat
 
     def weight(self) -> torch.Tensor:
-        """The tensor as it is quantised: [out, in]."""
+        """The tensor as it is quantized: [out, in]."""
         return self.tensor.t().contiguous() if self.transposed else self.tensor
 
 
@@ -77,7 +77,7 @@ _sources: weakref.WeakKeyDictionary[torch.nn.Module, _Source] = weakref.WeakKeyD
 
 
 class QuantizedWeight:
-    """The quantised weight of one layer.
+    """The quantized weight of one layer.
 
     Attributes:
         name: its name in the state dict of the model.
@@ -94,7 +94,7 @@ class QuantizedWeight:
 
     @property
     def source(self) -> torch.Tensor:
-        """The lazy float tensor that is quantised, laid out as a checkpoint has it."""
+        """The lazy float tensor that is quantized, laid out as a checkpoint has it."""
         return self._source.tensor
 
     @property
@@ -105,15 +105,15 @@ class QuantizedWeight:
 
     @contextlib.contextmanager
     def expose(self, *, dtype: torch.dtype | None = None) -> Iterator[torch.nn.Parameter]:
-        """Puts a float parameter in the place of the quantised one while open.
+        """Puts a float parameter in the place of the quantized one while open.
 
         It starts with the history of the source. What was written to it, or to a parameter that
-        replaced it, is quantised at the end into the same parameter object as before, lazily; where
+        replaced it, is quantized at the end into the same parameter object as before, lazily; where
         nothing was written, and no dtype asked for, everything is as it was. So it is after an
         exception.
 
         Args:
-            dtype: what is quantised gets this dtype first.
+            dtype: what is quantized gets this dtype first.
 
         Yields:
             The float parameter.
@@ -123,7 +123,9 @@ class QuantizedWeight:
         """
         packed = self._whole()
         source = self._source
-        exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
+        # A tensor made in inference mode would not count what is written to it.
+        with torch.inference_mode(False):
+            exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
         version = exposed._version
         self.module._parameters[self.attribute] = exposed
         try:
@@ -143,7 +145,7 @@ class QuantizedWeight:
         self._source = _remember(self.module, _to_keep(replaced))
 
     def accept_prequantized(self, entries: Mapping[str, torch.Tensor]) -> None:
-        """Takes a weight that a checkpoint has in quantised form, lazily where it is lazy.
+        """Takes a weight that a checkpoint has in quantized form, lazily where it is lazy.
 
         Args:
             entries: the checkpoint's tensors of this layer by their names within it: "weight",
@@ -152,18 +154,18 @@ class QuantizedWeight:
         Raises:
             KeyError: a part is missing, or there is one too many.
             NotImplementedError: the packed bytes are sharded.
-            ValueError: a part does not fit the layer, or is quantised another way.
+            ValueError: a part does not fit the layer, or is quantized another way.
         """
         self._whole()
         tensor = self._source.tensor
         sizes = tensor.shape[::-1] if self._source.transposed else tensor.shape
         with torch.no_grad():
             self._source.format.accept(self.module, entries, torch.Size(sizes))
-        # What was to be quantised is not the source of these bytes.
+        # What was to be quantized is not the source of these bytes.
         self._source = _remember(self.module, _placeholder(self._source))
 
     def prequantized_names(self) -> tuple[str, ...]:
-        """Every name under which a checkpoint of quantised weights may keep parts of this one."""
+        """Every name under which a checkpoint of quantized weights may keep parts of this one."""
         prefix = self.name.removesuffix(self.attribute)
         return tuple(prefix + part for part in _PARTS)
 
@@ -171,7 +173,7 @@ class QuantizedWeight:
         packed = _packed(self.module)
         if packed is None:
             raise NotImplementedError(
-                f"load: {self.name} is quantised and sharded; its statistics need the whole "
+                f"load: {self.name} is quantized and sharded; its statistics need the whole "
                 "weight. Load first and shard then: dormant.quantize, dormant.load(..., "
                 "materialize=False), fully_shard, dormant.materialize."
             )
@@ -204,7 +206,7 @@ def register(
 
 
 def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
-    """The quantised weights in `model` that `dormant.quantize` made, each once.
+    """The quantized weights in `model` that `dormant.quantize` made, each once.
 
     Args:
         model: the module, or one that holds it.
@@ -222,7 +224,7 @@ def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
 
 
 class HeldQuantization:
-    """What the quantised weights of a model are made of, and how they are held, until `restore`.
+    """What the quantized weights of a model are made of, and how they are held, until `restore`.
 
     The tensors themselves are not held.
     """
@@ -263,7 +265,7 @@ def _registered(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def check_sharding(roots: Iterable[object]) -> None:
-    """Raises where quantised weights were sharded whose layers cannot work with shards.
+    """Raises where quantized weights were sharded whose layers cannot work with shards.
 
     Args:
         roots: modules, and anything else, which has none.
@@ -276,18 +278,18 @@ def check_sharding(roots: Iterable[object]) -> None:
             packed_format = weight._source.format
             if _packed(weight.module) is None and not packed_format.can_be_sharded:
                 raise NotImplementedError(
-                    f"materialize: {weight.name} was quantised by {packed_format} and then "
-                    "sharded; the layers of bitsandbytes cannot compute with such shards. Quantise "
+                    f"materialize: {weight.name} was quantized by {packed_format} and then "
+                    "sharded; the layers of bitsandbytes cannot compute with such shards. Quantize "
                     "with dormant.FourBit, leave the layers out with fully_shard(..., "
                     "ignored_params=...), or do not shard the model."
                 )
             if _is_never_gathered(weight.module):
                 raise NotImplementedError(
-                    f"materialize: {weight.name} was quantised by {packed_format} and then "
+                    f"materialize: {weight.name} was quantized by {packed_format} and then "
                     "divided by distribute_tensor or parallelize_module; the layers of "
                     "bitsandbytes cannot compute with parts of a weight. Use fully_shard, which "
                     "gathers them first. For tensor parallelism build each rank's part of the "
-                    "model, quantise that, and load its part of the checkpoint "
+                    "model, quantize that, and load its part of the checkpoint "
                     "(dormant.tensor_parallel)."
                 )
 
@@ -325,7 +327,7 @@ def forget_sources(roots: Iterable[object]) -> None:
 
 
 class _Copier:
-    """An attribute of a lazy quantised layer, by which a deep copy gets a source of its own."""
+    """An attribute of a lazy quantized layer, by which a deep copy gets a source of its own."""
 
     ATTRIBUTE: ClassVar[str] = "_dormant_copier"
 
@@ -356,7 +358,7 @@ def _remember(module: torch.nn.Module, source: _Source) -> _Source:
 
 
 def _to_keep(source: _Source) -> _Source:
-    """`source` over a tensor of its own, which no replay of the quantised one brings to life."""
+    """`source` over a tensor of its own, which no replay of the quantized one brings to life."""
     if not _C.is_lazy(source.tensor):
         return _placeholder(source)
     with torch.no_grad():

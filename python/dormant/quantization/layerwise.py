@@ -1,117 +1,249 @@
-"""Layers that another library, or the user's function, quantises one at a time.
+"""Layers that another library, or the user's function, quantizes one at a time.
 
-Such a quantiser needs a whole layer in full precision. `dormant.quantize` only notes which layers
-are meant; `materialize` and `load` bring one of them to life, hand it over, put the result in its
-place and drop the original before the next. So the peak is the final model and one layer.
+Such a quantizer needs a whole layer in full precision. `dormant.quantize` only leaves it on the
+layer; `materialize` and `load` make one layer after the other real, hand it over, put the result in
+its place and drop the original before the next. So the peak is the final model and one layer.
+
+The quantizer lies on its layer and goes where the layer goes: into another container, a wrapper, a
+deep copy, a pickle. Where the layer stands is looked up in the modules that are being materialized.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
+import types
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 
-Quantiser = Callable[[torch.nn.Module], torch.nn.Module]
-Realize = Callable[[torch.nn.Module, str], None]
+Quantizer: TypeAlias = Callable[[torch.nn.Module], torch.nn.Module]
+Realize: TypeAlias = Callable[[torch.nn.Module, str], None]
+Roots: TypeAlias = Sequence[tuple[str, object]]
+
+_Holders: TypeAlias = "dict[int, list[tuple[torch.nn.Module, str]]]"
+
+# In the instance dictionary, beside parameters and submodules, where no method of a module looks.
+_ATTRIBUTE = "_dormant_quantizer"
 
 
-@dataclass
-class _Pending:
-    """What is to be done with a layer.
+class WaitingQuantizer:
+    """The quantizer that a layer is to go through. Immutable: copies of the layer share it."""
 
-    Attributes:
-        name: its name in the model that was quantised, for messages.
-        quantiser: maps it to the quantised one.
-        places: the modules that hold it, each with its name there.
-    """
+    __slots__ = ("_quantizer", "_replaced")
 
-    name: str
-    quantiser: Quantiser
-    places: list[tuple[weakref.ref[torch.nn.Module], str]] = field(default_factory=list)
+    def __init__(self, quantizer: Quantizer, replaced: _Replaced | None = None) -> None:
+        # What a function refers to is not the layer's: `reachable_tensors` does not enter a cell.
+        self._quantizer = types.CellType(quantizer)
+        self._replaced = replaced
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The function from the layer to the quantized one."""
+        quantizer: Quantizer = self._quantizer.cell_contents
+        return quantizer
+
+    def result(self, layer: torch.nn.Module) -> torch.nn.Module | None:
+        """What has taken the place of `layer` elsewhere, if that is alive and still its image."""
+        return None if self._replaced is None else self._replaced.result(layer)
+
+    def __deepcopy__(self, memo: object) -> WaitingQuantizer:
+        return WaitingQuantizer(self.quantizer) if self._replaced else self
+
+    def __reduce__(self) -> tuple[type[WaitingQuantizer], tuple[Quantizer]]:
+        return WaitingQuantizer, (self.quantizer,)
 
 
-_pending: weakref.WeakKeyDictionary[torch.nn.Module, _Pending] = weakref.WeakKeyDictionary()
+class _Replaced:
+    """What has taken the place of a layer that others may still hold; keeps nothing alive."""
+
+    __slots__ = ("_result", "_tensors")
+
+    def __init__(self, layer: torch.nn.Module, result: torch.nn.Module) -> None:
+        self._result = weakref.ref(result)
+        self._tensors = _state_of(layer)
+
+    def result(self, layer: torch.nn.Module) -> torch.nn.Module | None:
+        return self._result() if self._tensors == _state_of(layer) else None
 
 
-def postpone(
-    model: torch.nn.Module, layers: Iterable[tuple[str, torch.nn.Module]], quantiser: Quantiser
+def postpone(layers: Iterable[torch.nn.Module], quantizer: Quantizer) -> None:
+    """Leaves `quantizer` on `layers`, which go through it when they are materialized."""
+    for layer in layers:
+        vars(layer)[_ATTRIBUTE] = WaitingQuantizer(quantizer)
+
+
+def quantize_now(
+    model: torch.nn.Module, layers: Iterable[tuple[str, torch.nn.Module]], quantizer: Quantizer
 ) -> None:
-    """Notes that the named `layers` of `model` go through `quantiser` when they come to life."""
-    places = _places(model)
+    """Puts real `layers` of `model` through `quantizer`, one after the other."""
+    holders = _holders([("", model)])
     for name, layer in layers:
-        _pending[layer] = _Pending(name, quantiser, places.get(id(layer), []))
-
-
-def quantise_now(
-    model: torch.nn.Module, layers: Iterable[tuple[str, torch.nn.Module]], quantiser: Quantiser
-) -> None:
-    """Puts real `layers` of `model` through `quantiser`, one after the other."""
-    places = _places(model)
-    for name, layer in layers:
-        _quantise(layer, _Pending(name, quantiser, places.get(id(layer), [])))
+        _replace(layer, _quantized(layer, name, quantizer), name, holders)
 
 
 def pending_layers(model: object) -> list[tuple[str, torch.nn.Module]]:
-    """The layers in `model` that are still to be quantised, by name; none of what is no module."""
-    if not _pending or not isinstance(model, torch.nn.Module):
+    """The layers in `model` that are still to be quantized, by name; none of what is no module."""
+    if not isinstance(model, torch.nn.Module):
         return []
-    return [(name, module) for name, module in model.named_modules() if module in _pending]
+    return [(name, module) for name, module in model.named_modules() if is_waiting(module)]
 
 
-def finish_layerwise(model: object, realize: Realize) -> list[str]:
-    """Quantises the postponed layers of `model`, one at a time.
+def is_waiting(module: torch.nn.Module) -> bool:
+    """Whether a quantizer waits for `module`, or has begun with it."""
+    return _ATTRIBUTE in vars(module) or id(module) in _in_progress
+
+
+def finish_layerwise(roots: Roots, realize: Realize) -> None:
+    """Quantizes the waiting layers under `roots`, one at a time, in all places that hold them.
 
     Args:
-        model: a module; anything else has none.
-        realize: brings all tensors of one layer to life; gets the layer and its name.
-
-    Returns:
-        The names of the layers, in the order in which it was done.
+        roots: names and objects, of which the modules are looked at.
+        realize: makes all tensors of one layer real; gets the layer and its name.
 
     Raises:
-        TypeError: a quantiser returned no module. That layer is real and unquantised, the ones
-            before it are quantised, the others are as they were; it can be called again.
-        Exception: whatever a quantiser raises, with the same effect.
+        TypeError: a quantizer returned no module. That layer is real and unquantized, the ones
+            before it are quantized, the others are as they were; it can be called again.
+        ValueError: a quantizer returned another module, and nothing under `roots` holds the layer.
+        Exception: whatever a quantizer raises, with the same effect.
     """
-    finished: list[str] = []
-    waiting = pending_layers(model)[::-1]
+    waiting = {
+        id(layer): (f"{prefix}.{name}" if prefix and name else prefix or name, layer)
+        for prefix, root in reversed(roots)
+        for name, layer in reversed(pending_layers(root))
+    }
+    holders = _holders(roots) if waiting else {}
     # Popped, so that nothing here keeps a layer alive when another has taken its place.
     while waiting:
-        name, layer = waiting.pop()
-        realize(layer, name)
-        _quantise(layer, _pending[layer])
-        del _pending[layer]
-        finished.append(name)
-    return finished
+        _, (name, layer) = waiting.popitem()
+        with _claim(layer) as claimed:
+            if claimed:
+                _finish(layer, name, holders, realize)
 
 
-def _quantise(layer: torch.nn.Module, pending: _Pending) -> None:
-    result: Any = pending.quantiser(layer)
+def _finish(layer: torch.nn.Module, name: str, holders: _Holders, realize: Realize) -> None:
+    found: WaitingQuantizer = vars(layer)[_ATTRIBUTE]
+    known = found.result(layer)
+    if known is not None:
+        for parent, key in _places(layer, holders):
+            parent._modules[key] = known
+        return
+    realize(layer, name)
+    # Off for the time being: what the quantizer copies or keeps of the layer is not waiting.
+    waiting: WaitingQuantizer = vars(layer).pop(_ATTRIBUTE)
+    try:
+        result = _quantized(layer, name, waiting.quantizer)
+        _replace(layer, result, name, holders)
+    except BaseException:
+        vars(layer)[_ATTRIBUTE] = waiting
+        raise
+    if not any(module is layer for module in result.modules()):
+        # Another model may hold the layer, too, and be materialized later.
+        replaced = _Replaced(layer, result)
+        vars(layer)[_ATTRIBUTE] = WaitingQuantizer(waiting.quantizer, replaced)
+
+
+def _quantized(layer: torch.nn.Module, name: str, quantizer: Quantizer) -> torch.nn.Module:
+    result: Any = quantizer(layer)
     if not isinstance(result, torch.nn.Module):
         raise TypeError(
-            f"quantize: the function returned {type(result).__name__} for {pending.name}; expected "
-            "a module, the layer itself where it changed that in place."
+            f"quantize: the function returned {type(result).__name__} for {name or 'the model'}; "
+            "expected a module, the layer itself where it changed that in place."
         )
+    return result
+
+
+def _replace(layer: torch.nn.Module, result: torch.nn.Module, name: str, holders: _Holders) -> None:
     if result is layer:
         return
-    holders = [(parent, name) for place, name in pending.places if (parent := place())]
-    if not holders:
+    places = _places(layer, holders)
+    if not places:
         raise ValueError(
-            f"quantize: {pending.name or 'the model itself'} was replaced by another module, but "
-            "no module holds it in which the other could take its place. Change it in place, or "
-            "quantise the module that contains it."
+            f"quantize: the function returned another module for {name or 'the model itself'}, but "
+            "no module was given that holds the layer, in which the other could take its place. "
+            "Materialize the module that contains it, or change the layer in place."
         )
-    for parent, name in holders:
-        parent._modules[name] = result
+    for parent, key in places:
+        parent._modules[key] = result
 
 
-def _places(model: torch.nn.Module) -> dict[int, list[tuple[weakref.ref[torch.nn.Module], str]]]:
-    places: dict[int, list[tuple[weakref.ref[torch.nn.Module], str]]] = {}
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if child is not None:
-                places.setdefault(id(child), []).append((weakref.ref(parent), name))
-    return places
+def _places(layer: torch.nn.Module, holders: _Holders) -> list[tuple[torch.nn.Module, str]]:
+    """Those of `holders` that hold `layer` still."""
+    return [
+        (parent, key)
+        for parent, key in holders.get(id(layer), ())
+        if parent._modules.get(key) is layer
+    ]
+
+
+def _holders(roots: Roots) -> _Holders:
+    """The modules under `roots` that hold a module, with its names there, by its id."""
+    holders: _Holders = {}
+    parents = {
+        id(parent): parent
+        for _, root in roots
+        if isinstance(root, torch.nn.Module)
+        for parent in root.modules()
+    }
+    for parent in parents.values():
+        # TorchScript keeps its modules in C++, and none of them waits.
+        if isinstance(parent._modules, dict):
+            for key, child in parent._modules.items():
+                if child is not None:
+                    holders.setdefault(id(child), []).append((parent, key))
+    return holders
+
+
+def _state_of(layer: torch.nn.Module) -> list[object]:
+    """Equal as long as the tensors of `layer` are the same, with the same values."""
+    return [
+        (id(tensor), tensor.dtype, tensor.device, 0 if tensor.is_inference() else tensor._version)
+        for tensor in (*layer.parameters(), *layer.buffers())
+    ]
+
+
+# --- one thread at a time for each layer
+
+_lock = threading.Lock()  # held to look a layer up, never while anything runs
+_in_progress: dict[int, threading.Event] = {}  # by id: whoever works on a layer holds it
+_of_this_thread = threading.local()
+
+os.register_at_fork(after_in_child=_in_progress.clear)
+
+
+@contextlib.contextmanager
+def _claim(layer: torch.nn.Module) -> Iterator[bool]:
+    """Makes this thread the one that quantizes `layer`; False where another has done it.
+
+    It waits for another that has begun, unless it is itself called by a quantizer: then two threads
+    could wait for each other.
+    """
+    done = _begin(layer)
+    if done is None:
+        yield False
+        return
+    _of_this_thread.depth = getattr(_of_this_thread, "depth", 0) + 1
+    try:
+        yield True
+    finally:
+        _of_this_thread.depth -= 1
+        with _lock:
+            del _in_progress[id(layer)]
+        done.set()
+
+
+def _begin(layer: torch.nn.Module) -> threading.Event | None:
+    """The event to set when `layer` is done; None where there is nothing to do."""
+    while True:
+        with _lock:
+            others = _in_progress.get(id(layer))
+            if others is None:
+                if _ATTRIBUTE not in vars(layer):
+                    return None
+                return _in_progress.setdefault(id(layer), threading.Event())
+        if getattr(_of_this_thread, "depth", 0):
+            return None
+        others.wait()

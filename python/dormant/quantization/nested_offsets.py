@@ -6,6 +6,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.reporting.progress import Callback, ProgressBar, wants_bar
+from dormant.reporting.tally import Tally
 from dormant.tensors.inventory import own_parameter
 
 
@@ -20,7 +21,7 @@ def compute_offsets(
     Args:
         model: any module; weights that are not of bitsandbytes are passed over.
         memory_budget: as for `dormant.save`.
-        progress: as for `dormant.save`, in elements of the weights.
+        progress: as for `dormant.save`, in bytes of the weights in full precision.
 
     Raises:
         ValueError: `memory_budget` is too small to work in.
@@ -33,16 +34,11 @@ def compute_offsets(
     for state in states:
         offset = getattr(state, "offset", None)
         if isinstance(offset, torch.Tensor) and _C.is_lazy(offset):
-            offsets.append((offset, torch.Size(getattr(state, "shape", ())).numel()))
-    total = sum(count for _, count in offsets)
-    before = 0
+            weight = torch.Size(getattr(state, "shape", ())).numel()
+            offsets.append((offset, weight * getattr(state, "dtype", torch.float32).itemsize))
     with ProgressBar("statistics") as bar:
         tell = progress if callable(progress) else bar if wants_bar(progress) else None
-        for offset, count in offsets:
-
-            def on_step(done: int, of: int, before: int = before, count: int = count) -> None:
-                if tell is not None:
-                    tell(before + count * done // max(of, 1), total)
-
+        tally = None if tell is None else Tally(sum(nbytes for _, nbytes in offsets), tell)
+        for offset, nbytes in offsets:
+            on_step = None if tally is None else tally.part(nbytes)
             _C.materialize([offset], "exact", on_step, memory_budget)
-            before += count

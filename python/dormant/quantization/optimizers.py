@@ -19,6 +19,22 @@ def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
     Raises:
         ValueError: an optimizer has them; all are listed.
     """
+    held = _held_by_optimizers(weights)
+    if held:
+        # Deleted ones live on in cycles (a scheduler and its optimizer are one) until a collection.
+        gc.collect()
+        held = _held_by_optimizers(weights)
+    if held:
+        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in held.items())
+        raise ValueError(
+            "quantize: an optimizer already holds weights that are to be replaced; it would train "
+            f"tensors that are no longer in the model ({listed}). Make the optimizer after "
+            "quantizing, from what is left to train."
+        )
+
+
+def _held_by_optimizers(weights: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """The names of `weights` that optimizers have, by the optimizers' classes; keeps none alive."""
     by_id = {id(weight): name for name, weight in weights.items()}
     held: dict[str, list[str]] = {}
     for optimizer in _optimizers_around(weights):
@@ -30,13 +46,7 @@ def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
         ]
         if names:
             held.setdefault(type(optimizer).__name__, []).extend(names)
-    if held:
-        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in held.items())
-        raise ValueError(
-            "quantize: an optimizer already holds weights that are to be replaced; it would train "
-            f"tensors that are no longer in the model ({listed}). Make the optimizer after "
-            "quantising, from what is left to train."
-        )
+    return held
 
 
 def _optimizers_around(weights: Mapping[str, torch.Tensor]) -> list[torch.optim.Optimizer]:

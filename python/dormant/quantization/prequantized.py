@@ -1,4 +1,4 @@
-"""Checks of what a checkpoint says about weights that were saved quantised."""
+"""Checks of what a checkpoint says about weights that were saved quantized."""
 
 from __future__ import annotations
 

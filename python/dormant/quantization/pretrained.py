@@ -1,4 +1,4 @@
-"""What transformers looks at to know that a model is quantised by bitsandbytes."""
+"""What transformers looks at to know that a model is quantized by bitsandbytes."""
 
 from __future__ import annotations
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
 from dormant._extension import _C
-from dormant.tensors.inventory import owns_storage
+from dormant.tensors.inventory import is_wrapper, owns_storage
+from dormant.text.printable import printable
 
 ADAPTERS = ".*lora.*"
 """The pattern of adapters, which are trained in full precision."""
@@ -30,37 +33,97 @@ def is_skipped(name: str, patterns: Iterable[str]) -> str | None:
     return None
 
 
+def checked(patterns: Iterable[str], what: str) -> list[str]:
+    """`patterns` as a list.
+
+    Args:
+        patterns: what a user or a configuration gave.
+        what: where they come from, for messages.
+
+    Raises:
+        TypeError: they are no list of str.
+        ValueError: one is not a regular expression.
+    """
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise TypeError(f"quantize: {what} must be a list of module names, got {patterns!r}.")
+    listed = list(patterns)
+    for pattern in listed:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"quantize: {what} must hold names of modules (str), got "
+                f"{type(pattern).__name__}: {pattern!r}."
+            )
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"quantize: {what} has {pattern!r}, which is not a regular expression ({error}). "
+                "Names are matched from their start by regular expressions ('.*head', not "
+                "'*head'), or by the text with which they end ('head')."
+            ) from error
+    return listed
+
+
+def check_all_match(model: torch.nn.Module, patterns: Sequence[str]) -> None:
+    """Checks that each of the caller's patterns names a module.
+
+    Raises:
+        ValueError: some match nothing; the message proposes names that look alike.
+    """
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    unknown = [
+        pattern for pattern in patterns if not any(is_skipped(name, (pattern,)) for name in names)
+    ]
+    if unknown:
+        raise ValueError(
+            "quantize: skip matches no module of the model: "
+            + "; ".join(f"{pattern!r}{_proposal(pattern, names)}" for pattern in unknown)
+            + ". Nothing was changed. Correct the names or leave them out."
+        )
+
+
+def _proposal(pattern: str, names: Sequence[str]) -> str:
+    # Last parts, too: an entry may be the end of a name.
+    known = dict.fromkeys([*names, *(name.rpartition(".")[2] for name in names)])
+    near = difflib.get_close_matches(pattern, known, n=3)
+    if near:
+        return f" (did you mean {' or '.join(map(repr, map(printable, near)))}?)"
+    some = ", ".join(map(printable, names[:5])) + (", ..." if len(names) > 5 else "")
+    return f" (there are {some})" if names else ""
+
+
 def default_patterns(model: torch.nn.Module) -> dict[str, str]:
     """Patterns of what is skipped unless the caller says otherwise, each with its reason.
 
-    Names with "lora" in them; weights that are tied to other parameters; the output head. Of a
-    transformers model its own rules decide what the head is: the output embedding and the last
-    parameter's module, besides what the model keeps in float32. Of any other, the module of the
-    last parameter that is no adapter's, and the output embeddings of the models in it.
+    Names with "lora" in them; weights that are tied to other parameters; and of each transformers
+    model what its library skips: the output embedding, tied weights, the module of the last
+    parameter, and what the model keeps in float32. Of no other module the role is known.
     """
     patterns = {ADAPTERS: 'its name contains "lora"'}
     patterns |= dict.fromkeys(_tied_modules(model), "its weight is tied")
-    if is_pretrained(model):
-        base = importlib.import_module("transformers.quantizers.base")
-        for key in sorted(base.get_keys_to_not_convert(model)):
-            patterns.setdefault(key, "transformers keeps it: output head, last module or tied")
-    else:
-        head = _last_module(model)
-        if head:
-            patterns.setdefault(_exactly(head), "it is the output head (the last module)")
-        for name in _output_embeddings(model):
-            patterns.setdefault(_exactly(name), "it is the output embedding")
-    for key in _kept_in_float32(model):
-        patterns.setdefault(key, "transformers keeps it in float32")
-    return patterns
+    base = importlib.import_module("transformers.quantizers.base") if _pretrained(model) else None
+    for prefix, part in _pretrained(model):
+        head = part.get_output_embeddings()
+        heads = {name for name, module in part.named_modules() if module is head}
+        tied = {*part.all_tied_weights_keys, *part.all_tied_weights_keys.values()}
+        assert base is not None
+        for key in sorted(base.get_keys_to_not_convert(part)):
+            reason = (
+                "it is the output embedding"
+                if key in heads
+                else "its weight is tied"
+                if key in tied or f"{key}.weight" in tied
+                else "transformers skips it, the module of the last parameter"
+            )
+            # Without a prefix the library's own text, which a saved configuration repeats.
+            patterns.setdefault(_exactly(f"{prefix}.{key}") if prefix else key, reason)
+    return patterns | _kept_in_float32(model)
 
 
-def kept_by_configuration(model: torch.nn.Module, names: Sequence[str]) -> dict[str, str]:
+def kept_by_configuration(model: torch.nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Patterns where a configuration object has its own list, which replaces the defaults."""
-    patterns = dict.fromkeys(names, "the configuration skips it")
-    for key in _kept_in_float32(model):
-        patterns.setdefault(key, "transformers keeps it in float32")
-    return patterns
+    configured = checked(names, "the configuration's list of modules to skip")
+    return _kept_in_float32(model) | dict.fromkeys(configured, "the configuration skips it")
 
 
 def is_pretrained(model: torch.nn.Module) -> bool:
@@ -79,6 +142,48 @@ def tied_names(model: torch.nn.Module) -> dict[int, list[str]]:
     return {key: value for key, value in names.items() if len(value) > 1}
 
 
+def stacked_experts(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Parameters that hold the matrices of several experts, one upon the other, by name.
+
+    They are known by three dimensions, and by "expert" in their name or in the name of a number in
+    their module that says how many there are. Layers of PyTorch (`Conv1d`, `Bilinear`) are not
+    meant.
+    """
+    found: dict[str, torch.nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, (torch.nn.modules.conv._ConvNd, torch.nn.Bilinear)):
+            continue
+        counts = {
+            value
+            for name, value in list(vars(module).items())
+            if type(value) is int and "expert" in name
+        }
+        for name, parameter in module._parameters.items():
+            full_name = f"{prefix}.{name}" if prefix else name
+            if (
+                parameter is not None
+                and not is_wrapper(parameter)
+                and parameter.dim() == 3
+                and ("expert" in full_name.lower() or parameter.size(0) in counts)
+                and min(parameter.shape) > 1
+            ):
+                found[full_name] = parameter
+    return found
+
+
+def _pretrained(model: torch.nn.Module) -> list[tuple[str, Any]]:
+    """The transformers models in `model`, without those in them, by name."""
+    return list(_outermost(model, ""))
+
+
+def _outermost(module: torch.nn.Module, name: str) -> Iterator[tuple[str, Any]]:
+    if is_pretrained(module):
+        yield name, module
+        return
+    for key, child in module.named_children():
+        yield from _outermost(child, f"{name}.{key}" if name else key)
+
+
 def _tied_modules(model: torch.nn.Module) -> list[str]:
     return sorted(
         {
@@ -94,22 +199,6 @@ def _exactly(name: str) -> str:
     return re.escape(name) + "$"
 
 
-def _last_module(model: torch.nn.Module) -> str:
-    names = [name for name, _ in model.named_parameters() if "lora" not in name]
-    return names[-1].rpartition(".")[0] if names else ""
-
-
-def _output_embeddings(model: torch.nn.Module) -> list[str]:
-    found: list[str] = []
-    by_id = {id(module): name for name, module in model.named_modules()}
-    for module in model.modules():
-        if is_pretrained(module):
-            head = module.get_output_embeddings()  # type: ignore[operator]
-            if head is not None and by_id.get(id(head)):
-                found.append(by_id[id(head)])
-    return found
-
-
-def _kept_in_float32(model: torch.nn.Module) -> list[str]:
-    keys = getattr(model, "_keep_in_fp32_modules", None) if is_pretrained(model) else None
-    return sorted(keys or ())
+def _kept_in_float32(model: torch.nn.Module) -> dict[str, str]:
+    keys = {key for _, part in _pretrained(model) for key in part._keep_in_fp32_modules or ()}
+    return dict.fromkeys(sorted(keys), "transformers keeps it in float32")

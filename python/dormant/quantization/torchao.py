@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from dormant.quantization.layerwise import Quantiser
 
 
 def is_configuration(scheme: object) -> bool:
@@ -15,8 +15,20 @@ def is_configuration(scheme: object) -> bool:
     return any(kind.__name__ == "AOBaseConfig" for kind in type(scheme).__mro__)
 
 
-def layer_quantiser(configuration: Any) -> Quantiser:
-    """The function that quantises one linear layer in place as `configuration` says.
+@dataclass(frozen=True)
+class TorchaoQuantizer:
+    """Quantizes one linear layer in place as `configuration` says."""
+
+    configuration: Any
+
+    def __call__(self, layer: torch.nn.Module) -> torch.nn.Module:
+        """Quantizes `layer` and returns it."""
+        _quantize(type(self.configuration).__name__)(layer, self.configuration)
+        return layer
+
+
+def layer_quantizer(configuration: Any) -> TorchaoQuantizer:
+    """The function that quantizes one linear layer in place as `configuration` says.
 
     Raises:
         ImportError: torchao is not installed; the message says what to do.
@@ -29,17 +41,18 @@ def layer_quantiser(configuration: Any) -> Quantiser:
             "supported. Call dormant.quantize for each configuration in it, with skip for the "
             "layers that are not meant."
         )
+    _quantize(type(configuration).__name__)
+    return TorchaoQuantizer(configuration)
+
+
+def _quantize(name: str) -> Callable[[torch.nn.Module, Any], None]:
     try:
-        quantize_ = importlib.import_module("torchao.quantization").quantize_
+        function: Callable[[torch.nn.Module, Any], None] = importlib.import_module(
+            "torchao.quantization"
+        ).quantize_
     except ImportError as error:
         raise ImportError(
-            f"quantize: {type(configuration).__name__} is a configuration of torchao, which cannot "
-            f"be imported ({error}). Install it: pip install 'torchao>=0.18'. The rest of dormant "
-            "does not need it."
+            f"quantize: {name} is a configuration of torchao, which cannot be imported ({error}). "
+            "Install it: pip install 'torchao>=0.18'. The rest of dormant does not need it."
         ) from error
-
-    def quantise(layer: torch.nn.Module) -> torch.nn.Module:
-        quantize_(layer, configuration)
-        return layer
-
-    return quantise
+    return function
