@@ -40,6 +40,7 @@ def test_the_code_of_the_document_runs(
     assert_same_bits(norm["norm.bias"], names["model"].bias.detach())
     summed = names["base_and_differences"]["norm.weight"]
     assert_same_bits(PARTS[0]["norm.weight"] * 2, summed)
+    assert (names["plan"].missing_keys, names["plan"].unexpected_keys) == ((), ("mlp.weight",))
     assert names["step"] == 12
     assert_same_bits(training["optimizer"]["state"][0]["exp_avg"], names["moments"])
     assert "3 tensors in 1 files" in capsys.readouterr().out
