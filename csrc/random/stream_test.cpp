@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <gtest/gtest.h>
+#include <torch/headeronly/version.h>
 
 #include <algorithm>
 #include <chrono>
@@ -39,6 +40,12 @@ std::vector<const StreamKernels*> levels() {
     tables.resize(1);
   }
   return tables;
+}
+
+// Own kernels are those of torch 2.13. Older releases round differently in some dtypes, which the
+// trial finds (ExactPath.RunsOwnKernelsAtTheLevelThatAtenUses): nobody runs the kernel for these.
+bool is_run(const std::vector<Path>& paths, c10::ScalarType dtype) {
+  return TORCH_VERSION_MINOR >= 13 || paths[static_cast<size_t>(dtype)] == Path::kernel;
 }
 
 at::mt19937_data_pod engine_at(uint64_t seed, uint64_t offset) {
@@ -127,6 +134,9 @@ void expect_equal(const at::mt19937_data_pod& start, size_t n, c10::ScalarType d
 
 void expect_normal(const at::mt19937_data_pod& start, size_t n, c10::ScalarType dtype, double mean,
                    double std) {
+  if (!is_run(exact_path().normal, dtype)) {
+    return;
+  }
   SCOPED_TRACE("normal_(" + std::to_string(mean) + ", " + std::to_string(std) + ") of " +
                std::to_string(n) + " " + c10::toString(dtype));
   expect_equal(
@@ -138,6 +148,9 @@ void expect_normal(const at::mt19937_data_pod& start, size_t n, c10::ScalarType 
 
 void expect_uniform(const at::mt19937_data_pod& start, size_t n, c10::ScalarType dtype, double from,
                     double to) {
+  if (!is_run(exact_path().uniform, dtype)) {
+    return;
+  }
   SCOPED_TRACE("uniform_(" + std::to_string(from) + ", " + std::to_string(to) + ") of " +
                std::to_string(n) + " " + c10::toString(dtype));
   expect_equal(
@@ -511,14 +524,17 @@ TEST(ExactPath, RunsOwnKernelsAtTheLevelThatAtenUses) {
   const ExactPath& path = exact_path();
   SCOPED_TRACE(path.description);
   const std::string aten = at::get_cpu_capability();
+  const auto ran = [](bool own) { return own ? Path::kernel : Path::aten; };
   if (aten == "AVX2" || aten == "AVX512") {
     for (const c10::ScalarType dtype : {kFloat, kBFloat16, kHalf}) {
-      EXPECT_EQ(path.normal[static_cast<size_t>(dtype)], Path::kernel);
+      EXPECT_EQ(path.normal[static_cast<size_t>(dtype)],
+                ran(dtype == kFloat || TORCH_VERSION_MINOR >= 13));
     }
     EXPECT_STREQ(path.kernels->name, aten == "AVX512" ? "AVX-512" : "AVX2");
   }
   for (const c10::ScalarType dtype : {kFloat, kBFloat16, kHalf, kDouble}) {
-    EXPECT_EQ(path.uniform[static_cast<size_t>(dtype)], Path::kernel);
+    EXPECT_EQ(path.uniform[static_cast<size_t>(dtype)],
+              ran(dtype == kDouble || TORCH_VERSION_MINOR >= 12));
     EXPECT_EQ(path.bernoulli[static_cast<size_t>(dtype)], Path::kernel);
   }
   EXPECT_EQ(path.normal[static_cast<size_t>(kDouble)], Path::aten);

@@ -3,16 +3,15 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/TensorImpl.h>
-#include <c10/core/impl/COW.h>
 #include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
 #include <memory>
-#include <new>
 #include <string>
 #include <utility>
 
+#include "record/torch_version.h"
 #include "system/mutex.h"
 
 namespace dormant::record {
@@ -71,25 +70,14 @@ void give_memory(c10::StorageImpl* storage) {
 }
 
 /// How a storage answers who asks for its pointer: with memory of its own where nothing was
-/// written to it, else with an error. The caller holds the mutex, or alone knows the storage.
+/// written to it (and PyTorch lets it), else with an error. The caller holds the mutex, or alone
+/// knows the storage.
 void guard_pointer(c10::StorageImpl* storage, const History& history) noexcept {
-  storage->clear_materializer();
-  if (!history.tail) {
-    storage->clear_data_ptr_access_error_msg_();
-    storage->set_materializer(&give_memory);
-    return;
+  if (history.tail) {
+    refuse_pointer(storage, kRawAccess);
+  } else {
+    give_pointer(storage, &give_memory, kRawAccess);
   }
-  try {
-    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(kRawAccess);
-  } catch (const std::bad_alloc&) {
-    // No memory for our text: it refuses already, in PyTorch's words, once it looks.
-    storage->clear_materializer();
-  }
-}
-
-void unguard_pointer(c10::StorageImpl* storage) noexcept DORMANT_REQUIRES(mutex()) {
-  storage->clear_materializer();
-  storage->clear_data_ptr_access_error_msg_();
 }
 
 // TensorImpl keeps its key set protected and offers no way to remove DeferredInit; a pointer to the
@@ -207,7 +195,7 @@ bool commit(c10::StorageImpl* storage, const History& before, c10::DataPtr memor
     return false;
   }
   std::swap(storage->_mutable_data_ptr_no_checks(), released);
-  unguard_pointer(storage);
+  allow_pointer(storage);
   if (nbytes) {
     storage->set_nbytes(*nbytes);
   }
@@ -224,16 +212,15 @@ c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t 
                          bool& copies_on_write) noexcept {
   c10::DataPtr released = std::move(memory);
   const system::MutexLock lock(mutex());
-  const bool was = storage->has_materializer() &&
-                   c10::impl::cow::is_cow_data_ptr(storage->_mutable_data_ptr_no_checks());
+  const bool was = record::copies_on_write(storage);
   std::swap(storage->_mutable_data_ptr_no_checks(), released);
   storage->set_nbytes(nbytes);
   if (const auto* history = find_history(storage)) {
     guard_pointer(storage, *history);
   } else {
-    unguard_pointer(storage);
+    allow_pointer(storage);
     if (copies_on_write) {
-      storage->set_materializer(&c10::impl::cow::materialize_cow);
+      copy_on_write(storage);
     }
   }
   copies_on_write = was;

@@ -43,8 +43,8 @@ def load_extension(builds: Path = _PACKAGE / "_builds") -> None:
         raise ImportError(
             f"dormant: built for torch {', '.join(built)}, running torch {running}. The extension "
             "uses PyTorch's C++ interface, which changes with every release. Install "
-            f"torch=={built[-1]}, or rebuild dormant with torch {running} in the environment: "
-            f"{rebuild}."
+            f"torch=={built[-1]}, or rebuild dormant with torch {running} in the environment "
+            f"(2.11 to 2.15 are supported): {rebuild}."
         )
     path = next((file for file in files[running] if file.exists()), None)
     if path is None:

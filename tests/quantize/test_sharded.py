@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 JOB = Path(__file__).with_name("shard_job.py")
-SHARED = os.pathsep.join(str(JOB.parents[level]) for level in (0, 1))
+# Before what this process was given, which may be where dormant lies.
+PATHS = [*map(str, JOB.parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")])]
 
 
 CASES = ("from_recipes", "from_a_checkpoint", "refusals", "fsdp1", "int8_left_out")
@@ -24,7 +25,7 @@ def test_two_ranks(case: str, tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": SHARED},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)},
         )
         for rank in range(2)
     ]
