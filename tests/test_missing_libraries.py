@@ -74,11 +74,17 @@ with progress.ProgressBar("loading") as bar:
     bar(2, 2)
 """,
     "hashes": """
-import hashlib
+import contextlib, hashlib, io, json
 from dormant.cli.main import main
-tensor = torch.arange(5, dtype=torch.int16)
-torch.save({"tensor": tensor, "none": torch.empty(0)}, "model.pt")
-assert main(["inspect", "model.pt", "--hash", "--json"]) == 0
+del sys.modules["rich"]  # which the command requires
+torch.save({"some": torch.arange(5, dtype=torch.int16), "none": torch.empty(0)}, "model.pt")
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    assert main(["inspect", "model.pt", "--hash", "--json"]) == 0
+hashes = {tensor["name"]: tensor["sha256"] for tensor in json.loads(printed.getvalue())["tensors"]}
+assert hashes == {
+    "some": hashlib.sha256(bytes.fromhex("00000100020003000400")).hexdigest(),
+    "none": hashlib.sha256().hexdigest(),
+}
 """,
 }
 
