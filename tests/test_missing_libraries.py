@@ -10,7 +10,8 @@ import pytest
 
 OTHERS = (
     "numpy", "rich", "transformers", "safetensors", "huggingface_hub", "bitsandbytes", "matplotlib",
-    "torchao", "peft", "accelerate", "diffusers", "timm", "torchvision", "yaml", "packaging",
+    "torchao", "peft", "accelerate", "diffusers", "timm", "torchvision", "tqdm", "yaml",
+    "packaging",
 )  # fmt: skip
 WITHOUT = f"""
 import sys, warnings
@@ -69,9 +70,9 @@ for captured in (torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t(), torch.empty(0, 2)):
     "progress": """
 from dormant.reporting import progress
 progress._PATIENCE = -1.0
-with progress.ProgressBar("loading") as bar:
-    bar(1, 2)
-    bar(2, 2)
+with progress.following(True, "loading") as tell:
+    tell(1, 2)
+    tell(2, 2)
 """,
     "hashes": """
 import contextlib, hashlib, io, json

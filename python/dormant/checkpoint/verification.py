@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dormant.checkpoint.entry import Checksum, Contents
-from dormant.reporting.progress import Callback, ProgressBar, wants_bar
+from dormant.reporting.progress import Callback, following
 from dormant.text.table import format_bytes
 
 _BLOCK = 1 << 22
@@ -72,8 +72,7 @@ def verify(contents: Sequence[Contents], progress: bool | Callback | None) -> Ve
     for content in contents:
         content.file.check()
     damaged: list[str] = []
-    with ProgressBar("verify") as bar:
-        tell = progress if callable(progress) else bar if wants_bar(progress) else None
+    with following(progress, "verify") as tell:
         done = 0
         stop = threading.Event()
         workers = min(os.cpu_count() or 1, _MOST_THREADS)

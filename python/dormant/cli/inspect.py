@@ -19,7 +19,7 @@ from dormant.cli.outcome import Outcome
 from dormant.cli.screen import format_columns
 from dormant.cli.tree import Row, dtype_name, tree_rows
 from dormant.materialization.api import materialize
-from dormant.reporting.progress import Callback, ProgressBar, wants_bar
+from dormant.reporting.progress import Callback, following
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes
 
@@ -123,8 +123,7 @@ def _hashes(checkpoint: Checkpoint, progress: bool | Callback | None) -> dict[st
     """SHA-256 of the elements of each tensor, in logical order."""
     hashes = {}
     done = 0
-    with ProgressBar("inspect") as bar:
-        tell = progress if callable(progress) else bar if wants_bar(progress) else None
+    with following(progress, "inspect") as tell:
         for name in checkpoint:
             sha256 = hashlib.sha256()
             for piece in _pieces(checkpoint[name]):

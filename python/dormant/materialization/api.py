@@ -23,7 +23,7 @@ from dormant.quantization.layers import check_sharding, forget_sources
 from dormant.quantization.layerwise import finish_layerwise, pending_layers
 from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
-from dormant.reporting.progress import Callback, ProgressBar, wants_bar
+from dormant.reporting.progress import Callback, following
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
 from dormant.reporting.tally import Tally
 from dormant.tensors.conversion import convert, convert_dtype
@@ -277,8 +277,7 @@ def _count_as_lazy(inventory: Inventory, layer: str) -> list[int]:
 @contextlib.contextmanager
 def steps(title: str, progress: bool | Callback | None, peak: PeakMemory) -> Iterator[Callback]:
     """What the core calls after each step: looks at the memory, and tells who wants to know."""
-    with ProgressBar(title) as bar:
-        tell = progress if callable(progress) else bar if wants_bar(progress) else None
+    with following(progress, title) as tell:
 
         def on_step(done: int, total: int) -> None:
             peak.sample()

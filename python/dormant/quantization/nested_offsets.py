@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dormant._extension import _C
-from dormant.reporting.progress import Callback, ProgressBar, wants_bar
+from dormant.reporting.progress import Callback, following
 from dormant.reporting.tally import Tally
 from dormant.tensors.inventory import own_parameter
 
@@ -36,8 +36,7 @@ def compute_offsets(
         if isinstance(offset, torch.Tensor) and _C.is_lazy(offset):
             weight = torch.Size(getattr(state, "shape", ())).numel()
             offsets.append((offset, weight * getattr(state, "dtype", torch.float32).itemsize))
-    with ProgressBar("statistics") as bar:
-        tell = progress if callable(progress) else bar if wants_bar(progress) else None
+    with following(progress, "statistics") as tell:
         tally = None if tell is None else Tally(sum(nbytes for _, nbytes in offsets), tell)
         for offset, nbytes in offsets:
             on_step = None if tally is None else tally.part(nbytes)

@@ -2,64 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+from collections.abc import Callable, Iterator
+from typing import Any
 
 Callback = Callable[[int, int], None]
 
 _PATIENCE = 1.0  # seconds before the bar appears
 
 
-class ProgressBar:
-    """Shows (done, total) steps on stderr once the work has taken a second.
+@contextlib.contextmanager
+def following(progress: bool | Callback | None, title: str) -> Iterator[Callback | None]:
+    """What an operation calls with (done, total) bytes; None where nobody wants to know.
 
-    Nothing is shown, and rich is not imported, for shorter work.
+    Args:
+        progress: the option of that name: a function; True for a bar, False for none; None for a
+            bar where stderr is a terminal.
+        title: what the bar shows.
+    """
+    if callable(progress):
+        yield progress
+    elif wants_bar(progress):
+        bar = _Bar(title)
+        try:
+            yield bar
+        finally:
+            bar.close()
+    else:
+        yield None
+
+
+def wants_bar(progress: bool | None) -> bool:
+    """Whether `progress` asks for the built-in bar: True, or None on a terminal."""
+    # A process that was started with its stderr closed has none.
+    return progress is True or (progress is None and sys.stderr is not None and sys.stderr.isatty())
+
+
+class _Bar:
+    """A bar on stderr, or in a notebook, once the work has taken a second.
+
+    tqdm is not imported for shorter work; where it is not installed there is no bar.
     """
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._started = time.monotonic()
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._begin = time.monotonic() + _PATIENCE
+        self._bar: Any = None
 
     def __call__(self, done: int, total: int) -> None:
-        """Notes that `done` of `total` steps are done."""
         if self._bar is None:
-            if time.monotonic() - self._started < _PATIENCE:
+            if time.monotonic() < self._begin:
                 return
             try:
-                from rich.console import Console
-                from rich.progress import Progress
+                from tqdm.auto import tqdm  # type: ignore[import-untyped]
             except ImportError:  # a bar is not worth stopping the work
-                self._started = math.inf
+                self._begin = math.inf
                 return
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self._title, total=total)
-            self._bar.start()
-        if self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar = tqdm(
+                desc=self._title, unit="B", unit_scale=True, unit_divisor=1024, leave=False
+            )
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
 
-
-def wants_bar(progress: bool | Callback | None) -> bool:
-    """Whether `progress` asks for the built-in bar: True, or None on a terminal."""
-    # A process that was started with its stderr closed has none.
-    return progress is True or (progress is None and sys.stderr is not None and sys.stderr.isatty())
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dormant._extension import _C
-from dormant.reporting.progress import Callback, ProgressBar, wants_bar
+from dormant.reporting.progress import Callback, following
 from dormant.saving.publication import Publication, write_bytes
 
 # Of an open file (descriptor, path for messages); told how many bytes it has gone through.
@@ -65,8 +65,7 @@ def write_files(
     total = sum(plan.tensor_bytes for plan in plans.values())
     publication.check_room(sum(plan.nbytes for plan in plans.values()))
     before = 0
-    with ProgressBar(title) as bar:
-        tell = progress if callable(progress) else bar if wants_bar(progress) else None
+    with following(progress, title) as tell:
 
         def on_step(done: int) -> None:
             sample()
