@@ -326,7 +326,7 @@ def from_gpu(path: Path) -> Path:
         (lambda storage, location: storage, False),
         ({"cuda:0": "meta"}, False),
     ],
-    ids=str,
+    ids=lambda value: "a function" if callable(value) else str(value),
 )
 def test_map_location_does_what_it_says(
     map_location: Any, lazy: bool | None, tmp_path: Path
