@@ -50,7 +50,7 @@ def _run_rank(request: dict[str, Any], rank: int) -> NoReturn:
     faulthandler.dump_traceback_later(request["seconds"], exit=True, file=2)
     faulthandler.enable(file=2)
     # A forked process makes ATen's thread pool anew when somebody sets a number of threads. The
-    # threads of the first backward pass all do: they would race for it (torch 2.12 aborts then).
+    # threads of the first backward pass all do: they would race for it ("Invalid thread pool!").
     torch.set_num_threads(torch.get_num_threads())
     try:
         dist.init_process_group(
