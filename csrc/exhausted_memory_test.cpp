@@ -514,7 +514,7 @@ TEST_F(ExhaustedMemory, AFileThatIsNotOpenedLeavesNoDescriptorAndNoMapping) {
   const auto count = sweep(
       [&] {
         const auto file = checkpoint::File::open(path);
-        EXPECT_NE(file->map(4096, 4096).get(), nullptr);
+        EXPECT_NE(file->map(4096, 4096, record::Guard::if_possible).get(), nullptr);
       },
       [&](bool) {
         EXPECT_EQ(entries_of("/proc/self/fd"), descriptors);
