@@ -49,7 +49,7 @@ std::vector<Refusal> refusals() {
       {"DoubleSlash", mapping("a//b"), "a second way to write a path"},
       {"TrailingSlash", mapping("a/"), "a second way to write a path"},
       {"Deep", R"({"metadata":)" + std::string(100000, '['), "'metadata' is an array"},
-      {"FlatAbsolutePath", R"({"v":"a","w":"/etc/passwd"})", "'/etc/passwd' before byte 27"},
+      {"FlatAbsolutePath", R"({"v":"a","w":"/etc/passwd"})", "'/etc/passwd' before byte 26"},
       {"FlatPathOutOfTheFolder", R"({"w":"../x","v":"a"})", "a path out of its folder"},
       {"FlatEmptyName", R"({"":"a"})", "a tensor without a name"},
       {"FlatTwice", R"({"w":"a","w":"b"})", "names 'w' twice"},

@@ -7,10 +7,10 @@
 #include <array>
 #include <cerrno>
 #include <csignal>
+#include <exception>
 #include <future>
 #include <set>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -110,7 +110,7 @@ class LeaseWatcher {
         watch();
       }).detach();
       thread_ = thread.get();
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {  // no thread, or no memory to ask for one
     }
     ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
     return thread_ != 0;
@@ -171,16 +171,13 @@ class LeaseWatcher {
   std::array<int, 2> ends_ DORMANT_GUARDED_BY(mutex_) = {-1, -1};  ///< of a pipe, during a fork
 };
 
-Lease::Lease(int descriptor, std::function<void()> before_write)
-    : descriptor_(descriptor), before_write_(std::move(before_write)) {}
+Lease::Lease(std::function<void()> before_write) : before_write_(std::move(before_write)) {}
 
 std::unique_ptr<Lease> Lease::take(int descriptor, std::function<void()> before_write) {
-  const int own = open_again(descriptor);
-  if (own < 0) {
-    return nullptr;
-  }
-  std::unique_ptr<Lease> lease(new Lease(own, std::move(before_write)));
-  return LeaseWatcher::instance().add(*lease) ? std::move(lease) : nullptr;
+  std::unique_ptr<Lease> lease(new Lease(std::move(before_write)));  // owns what is opened next
+  lease->descriptor_ = open_again(descriptor);
+  const bool taken = lease->descriptor_ >= 0 && LeaseWatcher::instance().add(*lease);
+  return taken ? std::move(lease) : nullptr;
 }
 
 bool Lease::run_if_held(const std::function<void()>& change) {
@@ -188,8 +185,10 @@ bool Lease::run_if_held(const std::function<void()>& change) {
 }
 
 Lease::~Lease() {
-  LeaseWatcher::instance().remove(*this);
-  ::close(descriptor_);
+  if (descriptor_ >= 0) {
+    LeaseWatcher::instance().remove(*this);
+    ::close(descriptor_);
+  }
 }
 #else
 std::unique_ptr<Lease> Lease::take(int /*descriptor*/, std::function<void()> /*before_write*/) {

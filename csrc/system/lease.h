@@ -34,10 +34,10 @@ class DORMANT_BINDINGS_API Lease {
 
  private:
   friend class LeaseWatcher;
-  Lease(int descriptor, std::function<void()> before_write);
+  explicit Lease(std::function<void()> before_write);
 
   /// An open file of this lease alone: the system knows leases by their open file.
-  const int descriptor_;
+  int descriptor_ = -1;
   const std::function<void()> before_write_;
   bool held_ = false;  // as all of this, touched under the watcher's lock
 };
