@@ -354,7 +354,7 @@ def test_exhausted_memory_is_an_error_and_what_is_left_can_be_tried_again() -> N
         try:
             dormant.materialize(model)
             error = ""
-        except RuntimeError as raised:
+        except MemoryError as raised:
             error = str(raised)
         lazy = dormant.is_lazy(model)
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -104,7 +104,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, prefixes: str) -> Path:
         "cmake_minimum_required(VERSION 3.26)\nproject(pages LANGUAGES CXX)\n"
         # Compiling is what takes time here.
         "set(CMAKE_CXX_FLAGS -O0)\n"
-        f"add_executable(program program.cpp)\n{linking}"
+        f"add_executable(program program.cpp)\n{linking.code}"
     )
     configured = configure(folder, folder / "build", prefixes)
     assert configured.returncode == 0, configured.stdout + configured.stderr

@@ -29,7 +29,17 @@ ROWS = (
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 
 OPTIONAL = frozenset(
-    {"accelerate", "diffusers", "matplotlib", "peft", "rich", "timm", "torchvision", "transformers"}
+    {
+        "accelerate",
+        "diffusers",
+        "matplotlib",
+        "peft",
+        "rich",
+        "timm",
+        "torchvision",
+        "tqdm",
+        "transformers",
+    }
 )
 
 

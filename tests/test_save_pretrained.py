@@ -185,7 +185,10 @@ def test_files_of_a_quantized_model(scheme: str, size: str, tmp_path: Path) -> N
     from dormant.integrations.transformers import from_pretrained
 
     lazy = from_pretrained(
-        transformers.LlamaForCausalLM, tmp_path / "plain", quantization=config, materialize=False
+        transformers.LlamaForCausalLM,
+        tmp_path / "plain",
+        quantization_config=config,
+        materialize=False,
     )
     dormant.save(lazy, tmp_path / "lazy", max_shard_size=size)
     assert_same_files(tmp_path / "lazy", tmp_path / "expected")

@@ -412,7 +412,7 @@ def test_lazy_replicas_are_compared_and_stay_lazy() -> None:
 
 
 def test_a_difference_in_a_later_block_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dormant.replicas._BLOCK_BYTES", 64)
+    monkeypatch.setattr("dormant.tensor_parallel.replicas._BLOCK_BYTES", 64)
     parts = [{"norm.weight": torch.arange(1000.0)} for _ in range(2)]
     merge(parts)
     parts[1]["norm.weight"][991] = 0

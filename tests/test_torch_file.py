@@ -212,7 +212,9 @@ def test_a_mapping_in_the_mapping_is_unwrapped(tmp_path: Path, key: str, zipped:
 
 def test_a_mapping_beside_tensors_stays_beside_them(tmp_path: Path) -> None:
     path = save({"a": torch.ones(1), "inner": {"b": torch.ones(2)}}, tmp_path, zipped=True)
-    checkpoint = dormant.open_checkpoint(path)
+    with pytest.raises(ValueError, match=r"got 2: \['', 'inner'\]"):
+        dormant.open_checkpoint(path)
+    checkpoint = dormant.open_checkpoint(path, key="")
     assert list(checkpoint) == ["a"]
     assert checkpoint.extra["inner"]["b"].tolist() == [1.0, 1.0]
 

@@ -228,7 +228,7 @@ def test_a_module_pickled_twice_is_two_modules() -> None:
     assert storage_key(first.embed.weight) != storage_key(second.embed.weight)
     with torch.no_grad():
         first.embed.weight.zero_()
-    assert_same(eager, second)
+    assert_same(pickle.loads(pickle.dumps(eager)), second)  # pickle does not keep views
     assert_same(eager, lazy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 
 import dormant
 from compare import assert_same_bits
+from dormant.integrations import llama2_accessory
 from dormant.integrations.llama2_accessory import (
     default_tensor_type,
     load_tensor_parallel_model_list,
@@ -181,7 +183,8 @@ def test_contexts_inherit_what_they_are_not_told() -> None:
 
 
 def test_threads_have_contexts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # Where there is no GPU, none can be recorded for.
+    monkeypatch.setattr(llama2_accessory, "lazy_init", lambda **_: contextlib.nullcontext())
     device = default_tensor_type.get_current_materialization_device
     with default_tensor_type(device="cuda"), ThreadPoolExecutor(1) as other:
         assert device() == torch.device("cuda")

@@ -103,7 +103,9 @@ def _call(owner: str, name: str, kind: str, arguments: tuple[object, ...], lazy:
     attribute = getattr(OWNERS[owner], name)
     torch.manual_seed(1)
     try:
-        if callable(attribute):
+        if callable(attribute) and owner.startswith(("Tensor", "Untyped", "Typed")):
+            result = getattr(subject, name)(*extra)  # as code calls it; the class has PyTorch's own
+        elif callable(attribute):
             result = attribute(subject, *extra)
         elif arguments or not hasattr(attribute, "__get__"):
             return "no call"

@@ -84,7 +84,7 @@ def test_a_model_on_the_meta_device_is_refused(saved: Saver) -> None:
 
 @pytest.mark.parametrize(
     ("device", "message"),
-    [("xpu", "cannot make"), ("hpu", "cannot make"), ("moon", "none that")],
+    [("xpu", "cannot make"), ("hpu", "cannot make"), ("moon", "not a device that")],
 )
 def test_a_device_that_is_not_there(device: str, message: str, saved: Saver) -> None:
     model = lazy(Plain)

@@ -294,7 +294,7 @@ def test_other_readings_of_the_same_elements_load_as_in_eager(
         missing = set(state) - {name}
         if name in ("floats", "tied"):
             missing -= {"floats", "tied"}  # one of a tie's names is enough
-        assert set(report.missing) == missing
+        assert set(report.missing_keys) == missing
 
 
 @VIEWS

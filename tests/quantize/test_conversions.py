@@ -100,11 +100,21 @@ def test_a_quantized_model_that_is_real_is_pickled_as_bitsandbytes_does(scheme: 
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_lazy_quantized_model_is_pickled_as_a_real_one(scheme: str) -> None:
+    lazy = quantized(scheme)
+    assert_same_state(pickle.loads(pickle.dumps(lazy)), peer(build(), scheme))
+    assert dormant.is_lazy(lazy)
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
 def test_pickling_what_would_not_work_afterwards_is_refused(scheme: str) -> None:
     with dormant.lazy_init():
         lazy, parallel = nn.Linear(64, 64), ColumnParallelLinear(64, 64)
     dormant.quantize(lazy, scheme)
-    with pytest.raises(NotImplementedError, match=r"dormant\.materialize it first"):
+    with (
+        dormant.recipes.pickling(),
+        pytest.raises(NotImplementedError, match=r"dormant\.materialize it first"),
+    ):
         pickle.dumps(lazy)
     dormant.quantize(parallel, scheme)
     dormant.materialize(parallel)

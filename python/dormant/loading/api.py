@@ -196,10 +196,10 @@ def load(
     policy = Policy(missing, unexpected, mismatched)
     # A quantizer of another library needs whole layers: one after the other, from the file.
     layerwise = materialize and bool(pending_layers(model))
-    started = time.perf_counter()
     peak = PeakMemory()
     # At the end the lazy tensors of the checkpoint are gone.
     with patches.in_use(), MemoryTrace(trace_memory) as trace:
+        started = time.perf_counter()
         state = gather(checkpoint, rename_name, tensors_of(model).keys())
         chosen = own_dtype(state) if isinstance(dtype, str) else dtype
         prepared = prepare(model, state, chosen, policy, defer=materialize and not layerwise)
@@ -223,12 +223,13 @@ def load(
         if layerwise:
             report = bring_to_life([("", model)], options, place=place)
         del state, prepared
+        seconds = time.perf_counter() - started
     report = replace(
         with_memory_trace(report, trace.samples),
         missing_keys=plan.missing_keys,
         unexpected_keys=plan.unexpected_keys,
         mismatched_keys=plan.mismatched_keys,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
     if missing == "warn" and plan.missing_keys:
         warnings.warn(_warning(plan.missing_keys), stacklevel=2)

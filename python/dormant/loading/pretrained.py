@@ -29,7 +29,8 @@ def under_library_names(model: torch.nn.Module, state: State) -> State:
     """
     library: Any = sys.modules.get("transformers.core_model_loading")
     modeling: Any = sys.modules.get("transformers.modeling_utils")
-    if library is None or not isinstance(model, modeling.PreTrainedModel):
+    kind = getattr(modeling, "PreTrainedModel", None)  # None as long as it is being imported
+    if library is None or kind is None or not isinstance(model, kind):
         return state
     ours = tensors_of(model)
     if all(name in ours for name, value in state.items() if isinstance(value, torch.Tensor)):

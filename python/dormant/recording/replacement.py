@@ -82,8 +82,11 @@ _codes: weakref.WeakKeyDictionary[types.FunctionType, _Code] = weakref.WeakKeyDi
 def call(key: int, *args: Any, **kwargs: Any) -> Any:
     """What a function whose code is exchanged runs."""
     code = _by_key[key]
-    # What torch.compile traces is the original.
-    return (code.original if torch.compiler.is_compiling() else code.replacement)(*args, **kwargs)
+    # What torch.compile traces is the original. Unlike is_compiling, which is true for all threads
+    # while one compiles, this is true only where dynamo reads this very line.
+    return (code.original if torch.compiler.is_dynamo_compiling() else code.replacement)(
+        *args, **kwargs
+    )
 
 
 def _exchange_code(function: types.FunctionType, wrap: Wrap) -> Undo:

@@ -52,4 +52,7 @@ def is_meta(tensor: torch.Tensor) -> bool:
     """Whether `tensor` can never have values: on the meta device, or a fake tensor."""
     if tensor.device.type == "meta":
         return True
+    # A storage that Python has seen counts as one that somebody else refers to, and is made whole.
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
+        return False
     return owns_storage(tensor) and tensor.untyped_storage().device.type == "meta"
