@@ -11,6 +11,7 @@ import torch
 from dormant.loading.record import tensors_of
 from dormant.loading.state import State
 from dormant.recording.context import lazy_init
+from dormant.tensors.pretrained import is_pretrained
 
 
 def under_library_names(model: torch.nn.Module, state: State) -> State:
@@ -28,9 +29,7 @@ def under_library_names(model: torch.nn.Module, state: State) -> State:
         ValueError: two tensors get one name.
     """
     library: Any = sys.modules.get("transformers.core_model_loading")
-    modeling: Any = sys.modules.get("transformers.modeling_utils")
-    kind = getattr(modeling, "PreTrainedModel", None)  # None as long as it is being imported
-    if library is None or kind is None or not isinstance(model, kind):
+    if library is None or not is_pretrained(model):
         return state
     ours = tensors_of(model)
     if all(name in ours for name, value in state.items() if isinstance(value, torch.Tensor)):

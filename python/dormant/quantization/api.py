@@ -22,7 +22,6 @@ from dormant.quantization.skipping import (
     check_all_match,
     checked,
     default_patterns,
-    is_pretrained,
     is_skipped,
     kept_by_configuration,
     stacked_experts,
@@ -30,6 +29,7 @@ from dormant.quantization.skipping import (
 )
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.inventory import is_wrapper, owns_storage
+from dormant.tensors.pretrained import is_pretrained
 from dormant.text.table import format_bytes, format_table
 
 Scheme: TypeAlias = (

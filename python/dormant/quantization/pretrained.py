@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.tensors.pretrained import is_pretrained
 
 
 def configuration_of(scheme: FourBit | Int8, skipped: list[str] | None) -> Any:
@@ -51,9 +52,8 @@ def mark(model: Any, configuration: Any) -> None:
         model.is_loaded_in_4bit = True
     else:
         model.is_loaded_in_8bit = True
-    pretrained = importlib.import_module("transformers").PreTrainedModel
     for module in model.modules():
-        if isinstance(module, pretrained):
+        if is_pretrained(module):
             module.config._is_quantized = True
 
 

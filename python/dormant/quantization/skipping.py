@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.tensors.inventory import is_wrapper, owns_storage
+from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
 
 ADAPTERS = ".*lora.*"
@@ -124,12 +124,6 @@ def kept_by_configuration(model: torch.nn.Module, names: Iterable[str]) -> dict[
     """Patterns where a configuration object has its own list, which replaces the defaults."""
     configured = checked(names, "the configuration's list of modules to skip")
     return _kept_in_float32(model) | dict.fromkeys(configured, "the configuration skips it")
-
-
-def is_pretrained(model: torch.nn.Module) -> bool:
-    """Whether `model` is a transformers model."""
-    modeling_utils = sys.modules.get("transformers.modeling_utils")
-    return modeling_utils is not None and isinstance(model, modeling_utils.PreTrainedModel)
 
 
 def tied_names(model: torch.nn.Module) -> dict[int, list[str]]:

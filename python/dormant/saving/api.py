@@ -30,12 +30,13 @@ from dormant.saving.contents import (
     without_ties,
 )
 from dormant.saving.folder import divide, replace_earlier
-from dormant.saving.pretrained import is_pretrained, pretrained_contents
+from dormant.saving.pretrained import pretrained_contents
 from dormant.saving.publication import Publication, Replacement, made_folder
 from dormant.saving.safetensors_header import lay_out_file
 from dormant.saving.stream import FilePlan, write_files
 from dormant.saving.torch_archive import plan_torch_archive
 from dormant.tensors.inventory import Inventory
+from dormant.tensors.pretrained import is_pretrained
 from dormant.text.byte_count import parse_bytes
 
 Kind = Literal["safetensors", "torch", "folder"]

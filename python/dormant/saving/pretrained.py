@@ -31,13 +31,6 @@ from dormant.saving.contents import (
 from dormant.saving.safetensors_header import PYTORCH
 
 
-def is_pretrained(model: object) -> bool:
-    """Whether `model` is one of transformers; where that was not imported, nothing is."""
-    library = sys.modules.get("transformers.modeling_utils")
-    kind = getattr(library, "PreTrainedModel", None)
-    return isinstance(kind, type) and isinstance(model, kind)
-
-
 def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
     """What `model.save_pretrained` would write; of lazy tensors lazy ones.
 
