@@ -56,7 +56,8 @@ def main(folder: Path) -> None:
     verification: dormant.Verification = checkpoint.verify(progress=False)
     assert_type(verification.nbytes, int)
 
-    for target in (model, model.state_dict(), checkpoint["0.weight"], [model, {"a": checkpoint}]):
+    several: list[torch.nn.Module | dict[str, dormant.Checkpoint]] = [model, {"a": checkpoint}]
+    for target in (model, model.state_dict(), checkpoint["0.weight"], several):
         assert_type(dormant.is_lazy(target), bool)
         assert_type(dormant.summary(target), dormant.Summary)
         assert_type(dormant.materialize(target), dormant.Report)
@@ -67,6 +68,9 @@ def main(folder: Path) -> None:
     report = dormant.load(model, checkpoint, missing="error", mmap="never", rename={"old.": ""})
     assert_type(report.missing_keys, tuple[str, ...])
     assert_type(report.tensors, list[dormant.TensorReport])
+    plan = dormant.load(model, checkpoint, dry_run=True)
+    assert_type(plan, dormant.LoadPlan)
+    assert_type(plan.tensors, list[dormant.PlannedTensor])
     assert_type(dormant.materialize([model], values="exact", memory_budget=1 << 30), dormant.Report)
     dormant.save_recipe(model.state_dict(), folder / "model.recipe")
     assert_type(dormant.load_recipe(folder / "model.recipe", weights_only=True), Any)
@@ -138,8 +142,8 @@ def wrong(model: torch.nn.Module) -> None:
     # Each of these is an error, and mypy would complain of an ignored one that is none.
     dormant.is_lazy(3)  # type: ignore[arg-type]
     dormant.materialize(model, values="precise")  # type: ignore[arg-type]
-    dormant.load(model, "file", mising="init")  # type: ignore[call-arg]
-    dormant.load(model, 7)  # type: ignore[arg-type]
+    dormant.load(model, "file", mising="init")  # type: ignore[call-overload]
+    dormant.load(model, 7)  # type: ignore[call-overload]
     dormant.save(model)  # type: ignore[call-arg]
     build_lazily_too("two")  # type: ignore[arg-type]
     dormant.open_checkpoint("file").entries["a"].offset + 1  # type: ignore[operator]

@@ -11,7 +11,11 @@ import pytest
 
 JOB = Path(__file__).with_name("shard_job.py")
 # Before what this process was given, which may be where dormant lies.
-PATHS = [*map(str, JOB.parents[:2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+PATHS = [
+    str(JOB.parent),
+    str(JOB.parents[1] / "lib"),
+    *filter(None, [os.environ.get("PYTHONPATH")]),
+]
 
 
 CASES = ("from_recipes", "from_a_checkpoint", "refusals", "fsdp1", "int8_left_out")

@@ -220,9 +220,9 @@ def load(
             materialize=materialize and not layerwise,
             peak=peak,
         )
+        del state, prepared  # which would keep the layers that are replaced
         if layerwise:
             report = bring_to_life([("", model)], options, place=place)
-        del state, prepared
         seconds = time.perf_counter() - started
     report = replace(
         with_memory_trace(report, trace.samples),
