@@ -22,7 +22,7 @@ from dormant.checkpoint.entry import (
 )
 from dormant.checkpoint.file_stream import open_stream
 from dormant.checkpoint.torch_pickle import StorageRequest, Unpickled, read_pickle, unpickle
-from dormant.tensors.inventory import owns_storage
+from dormant.tensors.identity import owns_storage
 from dormant.tensors.reachable import reachable_tensors
 
 # PyTorch's own limit for most operators (dim_bitset_size in ATen/WrapDimUtilsMulti.h).

@@ -36,7 +36,7 @@ from dormant.cli.destination import (
     output,
 )
 from dormant.cli.outcome import Outcome, UsageError
-from dormant.cli.pretrained import quantised_model, read_config
+from dormant.cli.pretrained import quantized_model, read_config
 from dormant.quantization.nested_offsets import compute_offsets
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.report import Report
@@ -260,7 +260,7 @@ def _quantise(options: argparse.Namespace, target: Path) -> dict[str, Any]:
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{place} is already quantised, according to its config.json.")
     state = _open(options)
-    model, left_out = quantised_model(config, state, options.dtype, options.quantize)
+    model, left_out = quantized_model(config, state, options.dtype, options.quantize)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     report = _save(model, target, options)
     folders = folders_of(options.paths)

@@ -59,7 +59,7 @@ def read_config(path: str | os.PathLike[str]) -> Any:
     return library.AutoConfig.from_pretrained(os.fspath(path), local_files_only=True)
 
 
-def quantised_model(
+def quantized_model(
     config: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None, scheme: Scheme
 ) -> tuple[Any, list[str]]:
     """The model of a configuration with the weights of `state`, quantised and lazy.

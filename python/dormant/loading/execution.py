@@ -16,7 +16,8 @@ from dormant.quantization.layers import forget_sources
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.report import Origin, Report
 from dormant.tensors.conversion import convert
-from dormant.tensors.inventory import Inventory, is_wrapper, owns_storage
+from dormant.tensors.identity import is_wrapper, owns_storage
+from dormant.tensors.inventory import Inventory
 
 
 def execute(

@@ -13,7 +13,8 @@ from dormant.loading.pretrained import under_library_names
 from dormant.loading.record import Taken, take, tensors_of
 from dormant.loading.snapshot import HeldModule
 from dormant.loading.state import State
-from dormant.tensors.inventory import Inventory, owns_storage, take_inventory
+from dormant.tensors.identity import owns_storage
+from dormant.tensors.inventory import Inventory, take_inventory
 from dormant.tensors.names import Mismatch, NamesError, grouped, listed, renamed_prefix
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table

@@ -16,13 +16,10 @@ from dormant.quantization.layers import QuantizedWeight, quantized_weights
 from dormant.recording.dtensor_copies import own_part
 from dormant.tensors.conversion import convert_dtype
 from dormant.tensors.dtensor import is_dtensor
+from dormant.tensors.exhausted_memory import is_exhausted_memory
 from dormant.tensors.identity import identity, owns_storage
 from dormant.tensors.inventory import element_bytes
 from dormant.tensors.names import Mismatch
-
-# load_state_dict makes text of what is raised while it copies: these are the words of
-# c10/core/impl/alloc_cpu.cpp and of C++.
-_NO_MEMORY = ("can't allocate memory", "bad_alloc")
 
 # Tied names that are both in a checkpoint are compared in parts of this size.
 _COMPARED_BYTES = 16 << 20
@@ -87,7 +84,7 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None, *, def
                 and not _uninitialized(tensor)
                 and not _fits(given[name], tensor)
             )
-            if not mismatched and any(words in str(error) for words in _NO_MEMORY):
+            if not mismatched and is_exhausted_memory(error):
                 raise RuntimeError(f"load: there was no memory for a copy: {error}") from error
             if not mismatched:
                 raise ValueError(f"load: the module refused the checkpoint: {error}") from error

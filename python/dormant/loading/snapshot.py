@@ -9,7 +9,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.quantization.layers import HeldQuantization
-from dormant.tensors.inventory import owns_storage
+from dormant.tensors.identity import owns_storage
 from dormant.tensors.reachable import reachable_tensors
 from dormant.tensors.shards import part_of, set_part, tell_fsdp
 

@@ -28,7 +28,7 @@ from dormant.quantization.skipping import (
     tied_names,
 )
 from dormant.tensors.dtensor import is_dtensor
-from dormant.tensors.inventory import is_wrapper, owns_storage
+from dormant.tensors.identity import is_wrapper, owns_storage
 from dormant.tensors.pretrained import is_pretrained
 from dormant.text.table import format_bytes, format_table
 

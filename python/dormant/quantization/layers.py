@@ -19,7 +19,7 @@ import torch
 from dormant._extension import _C
 from dormant.recording.context import lazy_init
 from dormant.tensors.dtensor import is_dtensor
-from dormant.tensors.inventory import is_wrapper
+from dormant.tensors.identity import is_wrapper
 
 State: TypeAlias = "dict[str, object]"
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
-from dormant.tensors.inventory import is_wrapper, owns_storage
+from dormant.tensors.identity import is_wrapper, owns_storage
 from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
 

@@ -16,7 +16,8 @@ import torch
 from dormant._extension import _C
 from dormant.recording.patches import Patch, declare
 from dormant.tensors import dtensor
-from dormant.tensors.inventory import is_wrapper
+from dormant.tensors.identity import is_wrapper
+from dormant.tensors.reachable import is_tensor
 from dormant.tensors.storage import realize
 
 Function = Callable[..., Any]
@@ -60,7 +61,7 @@ class PartsFirst:
 
 
 def _lazy_parts(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         part = getattr(value, "_local_tensor", value)
         if not is_wrapper(part) and _C.is_lazy(part):
             yield part

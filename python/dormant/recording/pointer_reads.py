@@ -11,6 +11,7 @@ import torch.utils.dlpack
 
 from dormant._extension import _C
 from dormant.recording.patches import Patch, declare, uninstall_if_idle
+from dormant.tensors.reachable import is_tensor
 from dormant.tensors.storage import is_lazy_storage, realize, realize_storage, unrecorded
 
 Function = Callable[..., Any]
@@ -20,7 +21,7 @@ def _realize_tensor_first(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(*args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Tensor) and _C.is_lazy(value):
+            if is_tensor(value) and _C.is_lazy(value):
                 realize(value)
         uninstall_if_idle()
         return original(*args, **kwargs)

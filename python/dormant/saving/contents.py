@@ -11,8 +11,8 @@ import torch
 from dormant._extension import _C
 from dormant.saving.safetensors_header import METADATA_KEY, PYTORCH
 from dormant.saving.safetensors_header import obstacle as safetensors_obstacle
-from dormant.tensors.identity import identity
-from dormant.tensors.inventory import element_bytes, is_wrapper, owns_storage
+from dormant.tensors.identity import identity, is_wrapper, owns_storage
+from dormant.tensors.inventory import element_bytes
 
 
 @dataclass

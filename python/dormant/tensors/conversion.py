@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from dormant.tensors.inventory import is_wrapper
+from dormant.tensors.identity import is_wrapper
 from dormant.tensors.reachable import reachable_tensors
 from dormant.tensors.shards import Conversion, apply_sharded, part_of
 

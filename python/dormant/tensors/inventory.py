@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dormant._extension import _C
-from dormant.tensors.identity import identity, is_meta
-from dormant.tensors.identity import is_wrapper as is_wrapper
-from dormant.tensors.identity import owns_storage as owns_storage
+from dormant.tensors.identity import identity, is_meta, is_wrapper, owns_storage
 from dormant.tensors.reachable import only_part, reachable_tensors
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
-from dormant.tensors.inventory import is_wrapper
+from dormant.tensors.identity import is_wrapper
 
 Conversion = Callable[[torch.Tensor], torch.Tensor]
 

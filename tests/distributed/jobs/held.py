@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 import dormant
 from dormant import _C
-from dormant.tensors.inventory import is_wrapper
+from dormant.tensors.identity import is_wrapper
 from dormant.tensors.reachable import reachable_tensors
 
 
