@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,27 @@ def test_what_must_not_be_written_is_an_error(
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
+@pytest.mark.parametrize("then", ["nothing", "another file"])
+def test_a_file_that_another_save_removes_is_not_read_only(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    dormant.save({"a": torch.ones(3)}, path)
+    real = os.access
+
+    def access(name: Any, mode: int) -> bool:
+        monkeypatch.undo()
+        path.rename(tmp_path / "removed")
+        answer = real(name, mode)
+        if then == "another file":
+            path.write_bytes(b"")
+        return answer
+
+    monkeypatch.setattr(os, "access", access)
+    dormant.save({"a": torch.zeros(3)}, path)
+    assert torch.equal(safetensors.torch.load_file(path)["a"], torch.zeros(3))
+
+
 def test_a_folder_of_the_name_of_a_file_gets_files(tmp_path: Path) -> None:
     (tmp_path / "m.pt").mkdir()
     dormant.save(state(1), tmp_path / "m.pt")
@@ -346,6 +368,7 @@ def together(folder: Path, sizes: list[str], *, threads: bool) -> None:
             for i in range(8):
                 dormant.save(state(value + 10 * i), folder, max_shard_size=size, progress=False)
         except BaseException as error:
+            traceback.print_exc()  # a forked process says nothing else
             failures.append(error)
 
     def start(value: int, size: str) -> Callable[[], None]:

@@ -305,10 +305,13 @@ def _mode_of(path: Path) -> int | None:
     """
     try:
         status = path.stat()
-    except OSError:
+        # A file that another save removes in between answers as one that is read-only.
+        while not os.access(path, os.W_OK):
+            asked, status = status, path.stat()
+            if os.path.samestat(asked, status):
+                raise PermissionError(errno.EACCES, "a file of this name is read-only")
+    except FileNotFoundError:
         return None  # also a link that leads nowhere
-    if not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, "a file of this name is read-only")
     return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else None
 
 
