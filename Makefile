@@ -28,7 +28,7 @@ FLOCK := $(shell command -v flock)
 LOCK = $(if $(FLOCK),$(FLOCK) $(BUILD)/.lock)
 PROGRESS := tools/show_progress.sh
 NINJA := $(LOCK) $(PROGRESS) "compiling" $(BUILD)/compile.log $(VENV)/bin/ninja -C $(BUILD) -j $(JOBS) -k 0
-# Fresh and freed memory is filled with a pattern: a tensor that nobody initialised cannot look right by luck.
+# Fresh and freed memory is filled with a pattern: a tensor that nobody initialized cannot look right by luck.
 POISON := MALLOC_PERTURB_=165
 # A process of tests takes up to 4 GB. Each has whole files, so that what a file prepares is prepared once.
 WORKERS := $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu); m=$$(awk '/MemAvailable/ {print int($$2 / 4e6)}' /proc/meminfo 2>/dev/null || echo $$n); \
@@ -116,7 +116,7 @@ preload = LD_PRELOAD="$$($(CXX) -print-file-name=$(1)) $$($(CXX) -print-file-nam
 .PHONY: test-asan
 test-asan: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
 test-asan: export UBSAN_OPTIONS := print_stacktrace=1
-test-asan: ## address and undefined-behaviour sanitizers: C++ tests and the Python tests marked core
+test-asan: ## address and undefined-behavior sanitizers: C++ tests and the Python tests marked core
 	@$(call SANITIZED,asan,address,undefined) test-cpp
 	env $(call preload,libasan.so) PYTHONPATH=build-asan/site $(PY) -m pytest --capture=sys tests -m core $(PYTEST_ARGS)
 

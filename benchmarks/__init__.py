@@ -9,7 +9,7 @@ TASKS = (
     "construct",
     "operators",
     "tiny_models",
-    "initialise",
+    "initialize",
     "shard",
     "jump",
     "load",

@@ -26,7 +26,7 @@ class Operator:
     """One call.
 
     Attributes:
-        call: the operator, on two initialised tensors.
+        call: the operator, on two initialized tensors.
         elementary: False for those that several recorded operators make up.
     """
 
@@ -134,7 +134,7 @@ def _result(operator: Operator) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def measure(calls: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Microseconds per call: eager, lazy, and materialising what was recorded; every round's."""
+    """Microseconds per call: eager, lazy, and materializing what was recorded; every round's."""
     torch.set_num_threads(1)
     gc.freeze()  # what is loaded already need not be looked through at each collection
     figures: dict[str, dict[str, list[float]]] = {

@@ -1,4 +1,4 @@
-"""Nanoseconds per element of quantising a tensor on one thread, beside bitsandbytes."""
+"""Nanoseconds per element of quantizing a tensor on one thread, beside bitsandbytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.outcome import Outcome, Sheet, aim
 from dormant import _C
 
 NAME = "quantize_kernels"
-TITLE = "quantising a tensor that exists, one thread"
+TITLE = "quantizing a tensor that exists, one thread"
 _SCHEMES = ("nf4", "nf4 nested", "fp4", "int8")
 _DTYPES = ("float32", "bfloat16", "float16")
 _COLUMNS = 1024
@@ -24,7 +24,7 @@ _SIZES = {
 }  # elements; the former exceeds the second-level cache
 _LIMIT = 1.0  # ns per element from memory
 
-Quantise = Callable[[torch.Tensor], list[torch.Tensor]]
+Quantize = Callable[[torch.Tensor], list[torch.Tensor]]
 
 
 def run(options: Options) -> Outcome:
@@ -67,7 +67,7 @@ def run(options: Options) -> Outcome:
 # ---- in the child processes
 
 
-def _contestants(scheme: str) -> dict[str, Quantise]:
+def _contestants(scheme: str) -> dict[str, Quantize]:
     try:
         import bitsandbytes
         from bitsandbytes import functional
@@ -129,8 +129,8 @@ def measure(scheme: str, sizes: dict[str, int], repeat: int) -> list[dict[str, A
     ]
 
 
-def _differing(contestants: dict[str, Quantise], source: torch.Tensor) -> list[str]:
-    ours, theirs = (quantise(source.clone()) for quantise in contestants.values())
+def _differing(contestants: dict[str, Quantize], source: torch.Tensor) -> list[str]:
+    ours, theirs = (quantize(source.clone()) for quantize in contestants.values())
     if len(ours) != len(theirs):
         return ["number of outputs"]
     return [
@@ -141,7 +141,7 @@ def _differing(contestants: dict[str, Quantise], source: torch.Tensor) -> list[s
 
 
 def _samples(
-    contestants: dict[str, Quantise], source: torch.Tensor, repeat: int
+    contestants: dict[str, Quantize], source: torch.Tensor, repeat: int
 ) -> dict[str, list[float]]:
     """Nanoseconds per element, taken in turns."""
     target = torch.zeros_like(source)

@@ -21,7 +21,7 @@ from benchmarks.outcome import Outcome, Sheet, aim
 NAME = "tiny_models"
 TITLE = "whole models so narrow that eager has next to nothing to compute"
 _AIM = 1.5
-_CATALOGUE = Path(__file__).parent.parent / "tests" / "models"
+_CATALOG = Path(__file__).parent.parent / "tests" / "models"
 MODELS: dict[str, tuple[str, ...]] = {
     "transformers": (
         "BertModel",
@@ -66,7 +66,7 @@ def run(options: Options) -> Outcome:
                 ]
             )
     sheet.notes += [
-        "operators: those that materialising each model runs; recording saw more, "
+        "operators: those that materializing each model runs; recording saw more, "
         "which later writes made superfluous",
         aim("median ratio", statistics.median(ratios), _AIM, "x"),
         aim("largest ratio", max(ratios), _AIM, "x"),
@@ -81,8 +81,8 @@ def run(options: Options) -> Outcome:
 def measure(library: str, names: list[str], rounds: int) -> dict[str, dict[str, Any]]:
     """Compares the values of each model, then times its construction both ways."""
     warnings.simplefilter("ignore")
-    sys.path.insert(0, str(_CATALOGUE))
-    from libraries import models, prepare  # the catalogue that the tests build, too
+    sys.path.insert(0, str(_CATALOG))
+    from libraries import models, prepare  # the catalog that the tests build, too
 
     prepare()
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ function(dormant_compile_options target)
     endif()
   endif()
   if(DORMANT_SANITIZE)
-    # The instrumentation hides initialisations from GCC's flow analysis: false alarms, in the standard library even.
+    # The instrumentation hides initializations from GCC's flow analysis: false alarms, in the standard library even.
     target_compile_options(${target} PRIVATE -fsanitize=${DORMANT_SANITIZE} -fno-omit-frame-pointer -g
                                              -Wno-maybe-uninitialized)
     # Type information of torch's hidden classes is not shared between libraries, so `vptr` would report each of them.

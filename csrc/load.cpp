@@ -13,7 +13,7 @@
 #include <tuple>
 #include <utility>
 
-#include "checkpoint/catalogue.h"
+#include "checkpoint/catalog.h"
 #include "record/lazy_storage.h"
 #include "record/snapshot.h"
 #include "record/source_node.h"
@@ -23,13 +23,13 @@
 namespace dormant {
 namespace {
 
-using checkpoint::CatalogueEntry;
+using checkpoint::CatalogEntry;
 using text::in_quotes;
 
-const CatalogueEntry& find(const checkpoint::Catalogue& catalogue, const std::string& name) {
-  const auto found = catalogue.tensors.find(name);
-  TORCH_CHECK_INDEX(found != catalogue.tensors.end(), "dormant: the checkpoint has no tensor ",
-                    in_quotes(name), "; it has ", catalogue.tensors.size());
+const CatalogEntry& find(const checkpoint::Catalog& catalog, const std::string& name) {
+  const auto found = catalog.tensors.find(name);
+  TORCH_CHECK_INDEX(found != catalog.tensors.end(), "dormant: the checkpoint has no tensor ",
+                    in_quotes(name), "; it has ", catalog.tensors.size());
   return found->second;
 }
 
@@ -91,13 +91,13 @@ std::map<std::string, std::string> renamed(
 }
 
 /// c10::ValueError unless all tensors have the same bytes.
-void check_equal(const checkpoint::Catalogue& catalogue, const ModuleTensor& tensor) {
+void check_equal(const checkpoint::Catalog& catalog, const ModuleTensor& tensor) {
   constexpr size_t kBlock = 1024 * 1024;
   std::vector<char> one(kBlock);
   std::vector<char> other(kBlock);
-  const auto& first = find(catalogue, tensor.sources.front());
+  const auto& first = find(catalog, tensor.sources.front());
   for (size_t i = 1; i < tensor.sources.size(); ++i) {
-    const auto& second = find(catalogue, tensor.sources[i]);
+    const auto& second = find(catalog, tensor.sources[i]);
     bool equal = first.entry.dtype == second.entry.dtype;
     for (uint64_t done = 0; equal && done < first.entry.nbytes; done += kBlock) {
       const auto count = std::min<uint64_t>(kBlock, first.entry.nbytes - done);
@@ -146,24 +146,24 @@ Match match(const NamedTensors& tensors, const Checkpoint& checkpoint, const Loa
     }
     const bool found = !tensor.sources.empty();
     auto& list = found                    ? result.report.loaded
-                 : is_lazy(tensor.tensor) ? result.report.initialised
+                 : is_lazy(tensor.tensor) ? result.report.initialized
                                           : result.report.kept;
     list.insert(list.end(), tensor.names.begin(), tensor.names.end());
     if (!found) {
       missing.push_back(in_quotes(tensor.names.front()));
     }
   }
-  TORCH_CHECK_INDEX(mismatched.empty() || options.mismatched == Mismatched::initialise,
+  TORCH_CHECK_INDEX(mismatched.empty() || options.mismatched == Mismatched::initialize,
                     "dormant: load: ", mismatched.size(),
                     " tensors have other sizes in the "
                     "checkpoint: ",
                     joined(mismatched),
                     ". Next: build the model that was saved, or pass "
-                    "mismatched = Mismatched::initialise.");
-  TORCH_CHECK_INDEX(missing.empty() || options.missing == Missing::initialise,
+                    "mismatched = Mismatched::initialize.");
+  TORCH_CHECK_INDEX(missing.empty() || options.missing == Missing::initialize,
                     "dormant: load: ", missing.size(), " of ", result.tensors.size(),
                     " tensors of the module are not in the checkpoint: ", joined(missing),
-                    ". Next: pass `rename`, or missing = Missing::initialise.");
+                    ". Next: pass `rename`, or missing = Missing::initialize.");
   std::vector<std::string> unexpected;
   for (const auto& [name, source] : available) {
     unexpected.push_back(in_quotes(source));
@@ -201,38 +201,37 @@ std::string text_of(const std::system_error& error) {
 
 }  // namespace
 
-Checkpoint::Checkpoint(std::shared_ptr<const checkpoint::Catalogue> catalogue)
-    : catalogue_(std::move(catalogue)) {}
+Checkpoint::Checkpoint(std::shared_ptr<const checkpoint::Catalog> catalog)
+    : catalog_(std::move(catalog)) {}
 
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
-  for (const auto& [name, found] : catalogue_->tensors) {
+  for (const auto& [name, found] : catalog_->tensors) {
     names.push_back(name);
   }
   return names;
 }
 
 bool Checkpoint::contains(const std::string& name) const {
-  return catalogue_->tensors.contains(name);
+  return catalog_->tensors.contains(name);
 }
 
 CheckpointEntry Checkpoint::entry(const std::string& name) const {
-  const auto& [entry, file] = find(*catalogue_, name);
+  const auto& [entry, file] = find(*catalog_, name);
   return {entry.dtype, entry.sizes, file->path(), entry.offset, entry.nbytes};
 }
 
 at::Tensor Checkpoint::operator[](const std::string& name) const {
-  const auto& [entry, file] = find(*catalogue_, name);
+  const auto& [entry, file] = find(*catalog_, name);
   return record::make_read_tensor(file, entry.offset, entry.sizes, entry.dtype);
 }
 
 const std::map<std::string, std::string>& Checkpoint::metadata() const {
-  return catalogue_->metadata;
+  return catalog_->metadata;
 }
 
 Checkpoint open_checkpoint(const std::string& path) {
-  return Checkpoint(
-      std::make_shared<const checkpoint::Catalogue>(checkpoint::open_catalogue(path)));
+  return Checkpoint(std::make_shared<const checkpoint::Catalog>(checkpoint::open_catalog(path)));
 }
 
 LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
@@ -242,7 +241,7 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
   for (const auto& each : matched) {
     all.push_back(each.tensor);
     if (each.sources.size() > 1) {
-      check_equal(*checkpoint.catalogue_, each);
+      check_equal(*checkpoint.catalog_, each);
     }
   }
   tile::HeldTensors held(all);

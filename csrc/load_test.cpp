@@ -66,7 +66,7 @@ TEST(Load, ReadsWhatTheCheckpointHasAndInitialisesTheRest) {
   EXPECT_TRUE(model[1].second.equal(eager[1].second));
   EXPECT_TRUE(model[2].second.equal(eager[2].second));
   EXPECT_EQ(report.loaded, std::vector<std::string>{"a"});
-  EXPECT_EQ(report.initialised, (std::vector<std::string>{"b", "c"}));
+  EXPECT_EQ(report.initialized, (std::vector<std::string>{"b", "c"}));
   EXPECT_FALSE(record::carries_key(model[0].second));
 }
 
@@ -112,7 +112,7 @@ TEST(Load, AllNamesThatDoNotFitAreListedAndNothingChanges) {
   EXPECT_TRUE(contains(text, ", expected [17, 5]"));
 
   LoadOptions options;
-  options.mismatched = Mismatched::initialise;
+  options.mismatched = Mismatched::initialize;
   text = message_of<c10::IndexError>([&] { load(model, path, options); });
   EXPECT_TRUE(contains(text, "2 of 3 tensors of the checkpoint are not in the module: 'x', 'y'"));
 
@@ -123,7 +123,7 @@ TEST(Load, AllNamesThatDoNotFitAreListedAndNothingChanges) {
     EXPECT_TRUE(is_lazy(tensor)) << name;
   }
 
-  options.missing = Missing::initialise;
+  options.missing = Missing::initialize;
   options.unexpected = Unexpected::ignore;
   const auto report = load(model, path, options);
   EXPECT_EQ(report.ignored, (std::vector<std::string>{"x", "y"}));

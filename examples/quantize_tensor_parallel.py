@@ -1,4 +1,4 @@
-"""A multimodal LLaMA: built lazily, quantised to 4 bits, loaded from 4 tensor-parallel files.
+"""A multimodal LLaMA: built lazily, quantized to 4 bits, loaded from 4 tensor-parallel files.
 
 The model has LoRA adapters, which start from zero, and a vision encoder, which is made real inside
 the lazy context. The checkpoint has neither: a set of four files, as LLaMA's. It is loaded into one
@@ -6,7 +6,7 @@ rank, then into two, each of which takes its own part of every layer. Neither th
 its layers ever exists in full precision.
 
 Each rank then goes the eager way, too: it builds the model, joins and cuts the files with torch,
-and quantises layer by layer with bitsandbytes. The program compares weights and outputs bit for bit
+and quantizes layer by layer with bitsandbytes. The program compares weights and outputs bit for bit
 and exits with 1 if any of them differ.
 
     python examples/quantize_tensor_parallel.py [--features 512] [--layers 4]
@@ -197,9 +197,9 @@ def eager_way(folder: Path, rank: int, features: int, layers: int) -> nn.Module:
             linear = bitsandbytes.nn.LinearNF4(columns, rows, bias=False)
             linear.load_state_dict({"weight": module.weight.data})
             del module.weight
-            module.quantised = linear.to("cpu")
-            # In the place of the method: it multiplies by the quantised weight.
-            object.__setattr__(module, "product", module.quantised)
+            module.quantized = linear.to("cpu")
+            # In the place of the method: it multiplies by the quantized weight.
+            object.__setattr__(module, "product", module.quantized)
     return model
 
 
@@ -218,7 +218,7 @@ def run_rank(rank: int, world: int, folder: Path, features: int, layers: int) ->
     eager = eager_way(folder, rank, features, layers)
 
     mine = {name: tensor.clone() for name, tensor in lazy.state_dict().items()}
-    theirs = {name.replace("quantised.", ""): t.clone() for name, t in eager.state_dict().items()}
+    theirs = {name.replace("quantized.", ""): t.clone() for name, t in eager.state_dict().items()}
     different = [name for name in theirs if not torch.equal(mine[name], theirs[name])]
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(VOCABULARY, (2, 12), generator=generator)

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent / "lib"))
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: a fast, representative part, run under sanitizers")
-    config.addinivalue_line("markers", "threads: builds or materialises from several threads")
+    config.addinivalue_line("markers", "threads: builds or materializes from several threads")
 
 
 def pytest_report_header() -> str:

@@ -21,7 +21,7 @@ class Model(nn.Module):
         self.scale = nn.Parameter(torch.tensor([2.0, 3.0]))
 
 
-def test_the_module_is_materialised_in_place_and_returned() -> None:
+def test_the_module_is_materialized_in_place_and_returned() -> None:
     torch.manual_seed(0)
     eager = Model()
     torch.manual_seed(0)

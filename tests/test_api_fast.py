@@ -70,7 +70,7 @@ def test_the_distribution_is_eagers_and_the_values_are_not(name: str) -> None:
     assert not torch.equal(got, build())
 
 
-def test_neighbours_tensors_and_seeds_are_independent() -> None:
+def test_neighbors_tensors_and_seeds_are_independent() -> None:
     first = fast(lambda: torch.randn(N))
     torch.manual_seed(SEED)
     with dormant.lazy_init():
@@ -160,7 +160,7 @@ def test_the_report_says_which_values() -> None:
     report = dormant.materialize(lazily(lambda: torch.randn(1000)), values="fast")
     assert report.values == "fast"
     assert report.random_path.startswith("Philox 4x32-10")
-    assert report.count("initialised") == 1
+    assert report.count("initialized") == 1
     assert "Philox 4x32-10, not PyTorch's values" in str(report)
     assert report.to_dict()["values"] == "fast"
     exact = dormant.materialize(lazily(lambda: torch.randn(1000)))

@@ -63,7 +63,7 @@ def assert_equal_models(eager: Model, lazy: Model) -> None:
         assert_same_bits(tensor, got[name], name)
 
 
-def test_a_module_is_materialised_with_everything_it_holds() -> None:
+def test_a_module_is_materialized_with_everything_it_holds() -> None:
     eager, lazy = build(lazy=False), build(lazy=True)
     assert dormant.is_lazy(lazy)
     assert [name for name, tensor in tensors(lazy).items() if not dormant.is_lazy(tensor)] == [REAL]
@@ -108,7 +108,7 @@ def test_a_part_leaves_the_rest_lazy() -> None:
     assert dormant.is_lazy(model.plain)
 
 
-def test_materialising_twice_changes_nothing() -> None:
+def test_materializing_twice_changes_nothing() -> None:
     model = build(lazy=True)
     dormant.materialize(model)
     pointers = {name: tensor.data_ptr() for name, tensor in tensors(model).items()}
@@ -278,7 +278,7 @@ def test_device_cpu_is_where_everything_is_already() -> None:
     assert_equal_models(eager, lazy)
 
 
-def test_a_lazy_linear_stays_uninitialised_until_it_is_called() -> None:
+def test_a_lazy_linear_stays_uninitialized_until_it_is_called() -> None:
     layer = build(lazy=True, make=lambda: nn.LazyLinear(4))
     dormant.materialize(layer)
     assert isinstance(layer.weight, nn.UninitializedParameter)
@@ -336,7 +336,7 @@ def test_is_lazy_looks_at_every_tensor_of_a_module() -> None:
     assert dormant.is_lazy([Holder(lazy)])
 
 
-def test_materialising_inside_a_context_keeps_recording() -> None:
+def test_materializing_inside_a_context_keeps_recording() -> None:
     eager = build(lazy=False, make=lambda: (torch.randn(20), torch.randn(20)))
     torch.manual_seed(3)
     with dormant.lazy_init():

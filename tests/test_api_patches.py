@@ -492,7 +492,7 @@ def test_patches_go_with_the_next_use_after_the_last_lazy_tensor_died(
     assert _replaced() == originals
 
 
-def test_patches_go_when_reading_realises_the_last_lazy_tensor(
+def test_patches_go_when_reading_realizes_the_last_lazy_tensor(
     originals: dict[str, object],
 ) -> None:
     tensor = lazy_values()

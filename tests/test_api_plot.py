@@ -133,7 +133,7 @@ def text_of(picture: Path) -> str:
 def test_a_report_draws_its_parts_and_memory_over_time(report: Report, tmp_path: Path) -> None:
     report.plot(tmp_path / "report.svg")
     text = text_of(tmp_path / "report.svg")
-    for shown in ("0.weight", "1.running_mean", "initialised", "seconds", "resident"):
+    for shown in ("0.weight", "1.running_mean", "initialized", "seconds", "resident"):
         assert shown in text
     dormant.materialize(lazy_model()).plot(tmp_path / "untraced.svg")
     assert "seconds" not in text_of(tmp_path / "untraced.svg")
@@ -148,7 +148,7 @@ def test_a_summary_draws_what_is_lazy(tmp_path: Path) -> None:
     assert "lazy" in text
     assert "real" in text
     assert "16.3 KiB now" in text
-    assert dormant.is_lazy(model), "a picture must not materialise"
+    assert dormant.is_lazy(model), "a picture must not materialize"
     dormant.summary(nn.Identity()).plot(tmp_path / "empty.svg")
 
 

@@ -186,7 +186,7 @@ def test_what_is_registered_comes_first_and_by_its_own_name() -> None:
     # FSDP2's state hangs on hooks of every module and leads to all of them.
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].register_forward_hook(Plain(model).method)
-    model[0].neighbours = [[model[1]]]
+    model[0].neighbors = [[model[1]]]
     names = [name for name, _ in reachable_tensors(model)]
     assert names[:4] == [name for name, _ in model.named_parameters()]
 

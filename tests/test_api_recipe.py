@@ -335,7 +335,7 @@ def test_a_document_cut_anywhere_is_refused() -> None:
             recipes.load_storage(whole[:length], [recipes._packed(tensor) for tensor in tensors])
 
 
-def test_loading_puts_the_patches_in_place_and_materialising_takes_them_away() -> None:
+def test_loading_puts_the_patches_in_place_and_materializing_takes_them_away() -> None:
     data = dumps(lazy_normal())
     gc.collect()
     patches.uninstall_if_idle()

@@ -52,7 +52,7 @@ def test_a_report_counts_storages_and_bytes_once(model: Tied) -> None:
     report = dormant.materialize(model)
     assert (report.storages, report.nbytes, report.lazy_nbytes) == (4, 912, 904)
     assert report.lazy_rate == 904 / 912
-    assert report.count("initialised") == 4
+    assert report.count("initialized") == 4
     assert report.count("already real") == 1
     by_name = {tensor.names[0]: tensor for tensor in report.tensors}
     assert by_name["left"].storage == by_name["right"].storage
@@ -103,7 +103,7 @@ def test_a_report_is_plain_data(model: Tied) -> None:
 
 def test_a_report_prints_as_a_short_table(model: Tied) -> None:
     text = str(dormant.materialize(model))
-    assert "initialised" in text
+    assert "initialized" in text
     assert "already real" in text
     assert "5 tensors in 4 storages, 912 B, 99.1% of it lazy before" in text
     assert len(text.splitlines()) < 8
@@ -129,7 +129,7 @@ def test_a_summary_tells_bytes_now_and_after(model: Tied) -> None:
     assert (before.bytes_now, before.bytes_after) == (8, 912)
     assert before.lazy_rate == pytest.approx(904 / 912)
     assert [tensor.lazy for tensor in before.tensors].count(True) == 4
-    assert dormant.is_lazy(model.embedding.weight), "a summary must not materialise"
+    assert dormant.is_lazy(model.embedding.weight), "a summary must not materialize"
     dormant.materialize(model)
     after = dormant.summary(model)
     assert (after.bytes_now, after.bytes_after, after.lazy_rate) == (912, 912, 0.0)
@@ -139,7 +139,7 @@ def test_a_summary_shows_tied_names_once_with_their_aliases(model: Tied) -> None
     text = str(dormant.summary(model))
     assert text.count("embedding.weight (= head.weight)") == 1
     assert "10x20" in text
-    assert "8 B now, 912 B once materialised" in text
+    assert "8 B now, 912 B once materialized" in text
 
 
 def test_a_summary_takes_tensors_and_state_dicts_and_refuses_others(model: Tied) -> None:
@@ -202,11 +202,11 @@ def test_a_report_and_a_summary_are_one_line_where_they_are_shown_inside_others(
     model: Tied,
 ) -> None:
     assert repr(dormant.summary(model)) == (
-        "Summary(5 tensors, 4 lazy (99.1% of the bytes); 8 B now, 912 B once materialised)"
+        "Summary(5 tensors, 4 lazy (99.1% of the bytes); 8 B now, 912 B once materialized)"
     )
     report = dormant.materialize(model)
     text = repr(report)
-    assert text.startswith("Report(5 tensors, 912 B: 4 initialised, 1 already real; ")
+    assert text.startswith("Report(5 tensors, 912 B: 4 initialized, 1 already real; ")
     assert text.endswith(" s)")
     assert "\n" not in text
     assert repr(dormant.materialize(nn.Identity())).startswith("Report(0 tensors, 0 B; ")
@@ -214,7 +214,7 @@ def test_a_report_and_a_summary_are_one_line_where_they_are_shown_inside_others(
 
 def test_an_unknown_origin_is_refused_with_the_nearest_one(model: Tied) -> None:
     report = dormant.materialize(model)
-    with pytest.raises(ValueError, match=r"origin 'initialized', .* Did you mean 'initialised'"):
+    with pytest.raises(ValueError, match=r"origin 'initialized', .* Did you mean 'initialized'"):
         report.count("initialized")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"way 'tile', expected one of 'tiles', .* 'tiles'\?"):
         report.count_way("tile")  # type: ignore[arg-type]
@@ -252,9 +252,9 @@ def test_of_initialized_quantized_weights_only_the_statistics_are_quantized(
     held = [tensor for tensor in dormant.summary(model).tensors if tensor.lazy]
     assert len(held) == 2
     saved = dormant.save(model, tmp_path)
-    assert (saved.count("quantized"), saved.count("initialised")) == (1, 1)
+    assert (saved.count("quantized"), saved.count("initialized")) == (1, 1)
     report = dormant.materialize(model)
-    assert (report.count("quantized"), report.count("initialised")) == (1, 1)
+    assert (report.count("quantized"), report.count("initialized")) == (1, 1)
 
 
 def test_what_only_hooks_hold_of_a_parameter_is_not_listed_beside_it() -> None:

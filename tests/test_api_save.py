@@ -126,7 +126,7 @@ def test_the_file_has_the_bytes_of_eager_construction_and_safetensors(
     )
     assert (tmp_path / "lazy.safetensors").read_bytes() == expected
     assert len(report.tensors) == len(lazy)
-    assert report.count("initialised") > 0.8 * len(lazy)
+    assert report.count("initialized") > 0.8 * len(lazy)
 
 
 @pytest.mark.core
@@ -138,7 +138,7 @@ def test_real_and_lazy_tensors_give_the_same_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.core
-def test_lazy_tensors_stay_lazy_and_materialise_to_the_same_values(tmp_path: Path) -> None:
+def test_lazy_tensors_stay_lazy_and_materialize_to_the_same_values(tmp_path: Path) -> None:
     state = lazily(every_view)
     lazy_before = {name: dormant.is_lazy(tensor) for name, tensor in state.items()}
     assert lazy_before["orthogonal"]
@@ -182,7 +182,7 @@ def test_saving_draws_no_random_numbers(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_elements_that_nobody_initialised_are_zero(tmp_path: Path) -> None:
+def test_elements_that_nobody_initialized_are_zero(tmp_path: Path) -> None:
     with dormant.lazy_init():
         state = {"all": torch.empty(1000), "some": torch.empty(1000)}
         state["some"][:10].fill_(1)

@@ -183,7 +183,7 @@ def test_offsets_of_nested_statistics_are_computed_with_progress(nested: torch.n
     assert steps == []
 
 
-def test_a_quantised_model_is_saved_under_a_budget_above_its_largest_weight(
+def test_a_quantized_model_is_saved_under_a_budget_above_its_largest_weight(
     nested: torch.nn.Module, tmp_path: Path
 ) -> None:
     packed = 512 * 640 // 2

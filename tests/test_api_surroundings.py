@@ -54,11 +54,11 @@ def read_by_operators(model: Mixed) -> None:
     assert_same_bits(expected.square.sum(), model.square.sum())
 
 
-def materialise_all(model: Mixed) -> None:
+def materialize_all(model: Mixed) -> None:
     dormant.materialize(model)
 
 
-def materialise_another(model: Mixed) -> None:
+def materialize_another(model: Mixed) -> None:
     other = build_lazily()
     dormant.materialize(other)
     assert_as_eager(other)
@@ -80,8 +80,8 @@ def make_tensors(model: Mixed) -> None:
 
 CALLBACKS = [
     read_by_operators,
-    materialise_all,
-    materialise_another,
+    materialize_all,
+    materialize_another,
     compute_gradients,
     make_tensors,
 ]
@@ -166,7 +166,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
     assert_as_eager(model)
 
 
-def test_a_destructor_may_materialise() -> None:
+def test_a_destructor_may_materialize() -> None:
     model = build_lazily()
 
     class Owner:
@@ -211,7 +211,7 @@ FORKING = """
 """
 
 
-def test_a_forked_process_materialises_and_saves(tmp_path: Path) -> None:
+def test_a_forked_process_materializes_and_saves(tmp_path: Path) -> None:
     """Eager construction works there; PyTorch's threads, which we use, would be waited for."""
     found = in_child(
         FORKING,

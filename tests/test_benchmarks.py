@@ -15,7 +15,7 @@ TASKS = {
     "construct": 3,
     "operators": 19,
     "tiny_models": 3,
-    "initialise": 6,
+    "initialize": 6,
     "shard": 4,
     "jump": 8,
     "load": 17,

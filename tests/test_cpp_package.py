@@ -61,7 +61,7 @@ def test_loaded_checkpoint_equals_eager_construction_and_copy(
     ran = run(examples / "load_checkpoint", tmp_path, cwd=examples)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     # torch::tensor, which makes num_batches_tracked, is real at once, as it is in Python.
-    assert "loaded 2, initialised 6, kept 1: equal to eager construction and copy_" in ran.stdout
+    assert "loaded 2, initialized 6, kept 1: equal to eager construction and copy_" in ran.stdout
 
 
 PAGES = {

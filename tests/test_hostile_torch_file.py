@@ -257,7 +257,7 @@ def test_an_object_that_the_user_allows_is_beside_the_tensors(tmp_path: Path) ->
     ("function", "what"),
     [
         (torch._utils._rebuild_sparse_tensor, "a sparse tensor"),
-        (torch._utils._rebuild_qtensor, "a quantised tensor"),
+        (torch._utils._rebuild_qtensor, "a quantized tensor"),
         (torch._utils._rebuild_nested_tensor, "a nested tensor"),
         (torch._utils._rebuild_meta_tensor_no_storage, "a tensor of the meta device"),
     ],

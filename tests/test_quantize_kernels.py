@@ -1,4 +1,4 @@
-"""The kernels that quantise, against bitsandbytes itself, bit for bit."""
+"""The kernels that quantize, against bitsandbytes itself, bit for bit."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_four_bit_equals_bitsandbytes_for_numbers_of_every_kind(
                         assert_four_bit(source, kind, block_size, nested=nested)
 
 
-def test_bfloat16_and_float16_are_quantised_at_every_bit_pattern() -> None:
+def test_bfloat16_and_float16_are_quantized_at_every_bit_pattern() -> None:
     patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.bfloat16, torch.float16):
         numbers = patterns.view(dtype)
@@ -324,7 +324,7 @@ def test_what_cannot_be_a_scheme_is_refused() -> None:
         _C.FourBit("nf4", 64, values, nested_map.flip(0))
 
 
-def test_what_cannot_be_quantised_is_refused() -> None:
+def test_what_cannot_be_quantized_is_refused() -> None:
     with pytest.raises(ValueError, match="expected float32, bfloat16 or float16"):
         _C.quantize_now(torch.zeros(64, dtype=torch.float64), four_bit("nf4", 64, nested=False), 1)
     with pytest.raises(ValueError, match="expected a contiguous CPU tensor"):

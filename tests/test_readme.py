@@ -40,7 +40,7 @@ def eager() -> Any:
 
 @contextlib.contextmanager
 def one_rank_of_several() -> Iterator[None]:
-    """A process group without other processes: sharding and materialising need none."""
+    """A process group without other processes: sharding and materializing need none."""
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=RANK, world_size=WORLD)
     try:
         yield

@@ -74,7 +74,7 @@ def test_the_classifier_has_the_checkpoint_and_its_own_head(names: dict[str, Any
     )
 
 
-def test_the_quantised_model_is_the_one_of_bitsandbytes(
+def test_the_quantized_model_is_the_one_of_bitsandbytes(
     folder: Path, names: dict[str, Any]
 ) -> None:
     theirs = transformers.LlamaForCausalLM.from_pretrained(

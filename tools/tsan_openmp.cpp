@@ -1,7 +1,7 @@
 // Tells ThreadSanitizer what the fork and the join of an OpenMP region order; part of its build
 // only.
 //
-// GCC's OpenMP runtime synchronises with futexes that the sanitizer does not see, so that whatever
+// GCC's OpenMP runtime synchronizes with futexes that the sanitizer does not see, so that whatever
 // a region's body wrote looks like a race with what follows. The compiler turns a region into a
 // call of GOMP_parallel; the one here, hidden and therefore preferred within the same binary, adds
 // the two edges that OpenMP promises and nothing else: races between the threads of a region are

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from benchmarks.initialise.workloads import Workload
+from benchmarks.initialize.workloads import Workload
 
 
 @cache

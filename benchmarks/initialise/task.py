@@ -1,4 +1,4 @@
-"""Initialises layers and a whole Llama, each contestant in processes of its own."""
+"""Initializes layers and a whole Llama, each contestant in processes of its own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from benchmarks import fingerprint
 from benchmarks.child import Unavailable
 from benchmarks.contestants import Contestant, find
-from benchmarks.initialise.workloads import QUICK, WORKLOADS, workload
+from benchmarks.initialize.workloads import QUICK, WORKLOADS, workload
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.sample import median, sample
 from dormant.text.table import format_bytes
 
-NAME = "initialise"
+NAME = "initialize"
 TITLE = "from nothing to a model with its initial values"
 # At least as many times as fast as eager, by workload and threads.
 _AIMS = {
@@ -30,7 +30,7 @@ _AIMS = {
 
 def run(options: Options) -> Outcome:
     outcome = Outcome(NAME)
-    everyone = find("benchmarks.initialise")
+    everyone = find("benchmarks.initialize")
     threads = [1] if options.quick else sorted({1, min(2, os.cpu_count() or 1)})
     names, dtypes = (QUICK, ["float32"]) if options.quick else (WORKLOADS, ["float32", "bfloat16"])
     cases = list(itertools.product(names, dtypes))
@@ -52,7 +52,7 @@ def _compare(
     """Compares everyone's values with eager's; returns what can be said of each, by case."""
     described = {
         c.name: options.call(
-            "benchmarks.initialise.task:describe", module=c.module, cases=cases, threads=threads
+            "benchmarks.initialize.task:describe", module=c.module, cases=cases, threads=threads
         )
         for c in everyone
         if c.exact is not None
@@ -96,7 +96,7 @@ def _measure(
         for contestant in list(takers):
             try:
                 figures = options.call(
-                    "benchmarks.initialise.task:measure",
+                    "benchmarks.initialize.task:measure",
                     module=contestant.module,
                     name=name,
                     dtype=dtype,

@@ -1,4 +1,4 @@
-"""What is initialised: layers that draw from one distribution, and a whole model."""
+"""What is initialized: layers that draw from one distribution, and a whole model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that are larger than memory, quantised under an enforced limit."""
+"""Models that are larger than memory, quantized under an enforced limit."""
 
 from benchmarks.quantize_large.task import NAME, TITLE, run
 

@@ -1,4 +1,4 @@
-"""What runs in processes of its own: quantising under a limit, and what it is compared with."""
+"""What runs in processes of its own: quantizing under a limit, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def _lazy(size: str, layers: int | None) -> Any:
 
 
 def plan(size: str, layers: int | None = None) -> dict[str, int]:
-    """Elements of the model, and bytes of it in bfloat16 and quantised."""
+    """Elements of the model, and bytes of it in bfloat16 and quantized."""
     model = _lazy(size, layers)
     elements = sum(parameter.numel() for parameter in model.parameters())
     before = sum(parameter.nbytes for parameter in model.parameters())
     report = dormant.quantize(model, _SCHEME)
     after = sum(layer.nbytes or 0 for layer in report.layers)
     kept = before - sum(layer.nbytes_before for layer in report.layers)
-    return {"elements": elements, "nbytes": before, "quantised": after + kept}
+    return {"elements": elements, "nbytes": before, "quantized": after + kept}
 
 
 def materialize(size: str, layers: int | None, limit: int, names: list[str]) -> dict[str, Any]:
-    """Quantises the model in memory; the figures, and digests of the layers of these names."""
+    """Quantizes the model in memory; the figures, and digests of the layers of these names."""
     _prepare(limit)
     before, worked, started = resident_bytes() or 0, time.process_time(), time.perf_counter()
     model = _lazy(size, layers)
@@ -55,7 +55,7 @@ def materialize(size: str, layers: int | None, limit: int, names: list[str]) -> 
 
 
 def save(size: str, layers: int | None, limit: int, folder: str) -> dict[str, Any]:
-    """Quantises the model into files; the figures."""
+    """Quantizes the model into files; the figures."""
     _prepare(limit)
     before, worked, started = resident_bytes() or 0, time.process_time(), time.perf_counter()
     model = _lazy(size, layers)
@@ -100,7 +100,7 @@ def by_bitsandbytes(
     """Digests of what bitsandbytes makes of these layers.
 
     Their weights are those of eager construction where the model is small enough for it, else they
-    are materialised one at a time.
+    are materialized one at a time.
     """
     from bitsandbytes import functional
 

@@ -1,4 +1,4 @@
-"""Quantises a Llama of 13B in memory, and one of 70B into files, from their initialisation."""
+"""Quantizes a Llama of 13B in memory, and one of 70B into files, from their initialization."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(options: Options) -> Outcome:
     cases = QUICK if options.quick else FULL
     _compare_with_eager(outcome, cases[0].size, options)
     sheet = Sheet(
-        "from recipes, bfloat16 to nf4 with double quantisation",
+        "from recipes, bfloat16 to nf4 with double quantization",
         ("", "parameters", "in bfloat16", "limit", "s", "cpu s", "ns/parameter", "peak", "result"),
     )
     for case in cases:
@@ -147,8 +147,8 @@ def _layers_that_fit(size: str, options: Options) -> tuple[int, str]:
         options.call("benchmarks.quantize_large.children:plan", size=size, layers=layers)
         for layers in (2, 1)
     )
-    layer = some["quantised"] - one["quantised"]
-    free = shutil.disk_usage(_SCRATCH).free - _SPARE_DISK - one["quantised"]
+    layer = some["quantized"] - one["quantized"]
+    free = shutil.disk_usage(_SCRATCH).free - _SPARE_DISK - one["quantized"]
     fitting = max(1, min(count, 1 + free // layer))
     if fitting == count:
         return count, ""

@@ -1,4 +1,4 @@
-"""Time and memory from a checkpoint in bfloat16 to a quantised model."""
+"""Time and memory from a checkpoint in bfloat16 to a quantized model."""
 
 from benchmarks.quantize_load.task import NAME, TITLE, run
 

@@ -122,7 +122,7 @@ py::list materialize_tensors(const std::vector<Tensor>& arguments, const std::st
     entry["seconds"] = storage.seconds;
     entry["way"] = name_of(storage.way);
     entry["read_bytes"] = storage.read_bytes;
-    entry["initialised_bytes"] = storage.initialised_bytes;
+    entry["initialized_bytes"] = storage.initialized_bytes;
     entry["sources"] = storage.sources;
     result.append(entry);
   }

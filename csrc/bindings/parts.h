@@ -8,7 +8,7 @@ namespace dormant::bindings {
 /// Files, and what the formats of checkpoints say about them.
 void bind_checkpoint(pybind11::module_& m);
 
-/// What a quantise node may compute.
+/// What a quantize node may compute.
 void bind_quantize(pybind11::module_& m);
 
 /// Lets the core tell refusals of Python's Meta kernels from interrupts.

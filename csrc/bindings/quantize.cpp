@@ -1,4 +1,4 @@
-// The quantisers as Python sees them. Conversions only, no logic.
+// The quantizers as Python sees them. Conversions only, no logic.
 #include <ATen/EmptyTensor.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>

@@ -1,4 +1,4 @@
-// 8-bit codes for the absmax of blocks: double quantisation, as bitsandbytes' quantize_blockwise
+// 8-bit codes for the absmax of blocks: double quantization, as bitsandbytes' quantize_blockwise
 // does it on a CPU.
 #pragma once
 
@@ -24,7 +24,7 @@ class DynamicMap {
 
  private:
   // The first step of each code, and the end: the table is made from them when it is needed, since
-  // every quantised layer of a model may hold a map.
+  // every quantized layer of a model may hold a map.
   std::array<uint32_t, 257> first_step_;
 };
 

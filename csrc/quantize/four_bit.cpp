@@ -24,10 +24,10 @@ constexpr int64_t kLargestBlock = 4096;
 
 FourBitTable table_of(c10::ArrayRef<float> values) {
   FourBitTable table = {};
-  TORCH_CHECK_VALUE(values.size() == std::size(table.code), "dormant: 4-bit quantisation: got ",
+  TORCH_CHECK_VALUE(values.size() == std::size(table.code), "dormant: 4-bit quantization: got ",
                     values.size(), " values of codes, expected ", std::size(table.code));
   for (const float value : values) {
-    TORCH_CHECK_VALUE(std::abs(value) <= 1, "dormant: 4-bit quantisation: got ", value,
+    TORCH_CHECK_VALUE(std::abs(value) <= 1, "dormant: 4-bit quantization: got ", value,
                       " as the value of a code, expected a number from -1 to 1");
   }
   std::iota(std::begin(table.code), std::end(table.code), uint8_t{0});
@@ -39,7 +39,7 @@ FourBitTable table_of(c10::ArrayRef<float> values) {
   }
   // The kernels don't clamp to [-1, 1] what rounding took beyond: no middle may notice.
   TORCH_CHECK_VALUE(table.middle[0] > -1 && table.middle[14] < 1,
-                    "dormant: 4-bit quantisation: two codes have the same value, 1 or -1");
+                    "dormant: 4-bit quantization: two codes have the same value, 1 or -1");
   return table;
 }
 
@@ -50,7 +50,7 @@ FourBit::FourBit(std::string kind, int64_t block_size, c10::ArrayRef<float> valu
     : kind_(std::move(kind)), block_size_(block_size), table_(table_of(values)) {
   TORCH_CHECK_VALUE(block_size >= static_cast<int64_t>(kGroup) && block_size <= kLargestBlock &&
                         std::has_single_bit(static_cast<uint64_t>(block_size)),
-                    "dormant: ", kind_, " quantisation: got blocks of ", block_size,
+                    "dormant: ", kind_, " quantization: got blocks of ", block_size,
                     " elements; expected 32, 64, 128, 256, 512, 1024, 2048 or 4096");
   if (nested_map) {
     nested_.emplace(*nested_map);

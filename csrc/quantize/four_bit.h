@@ -21,7 +21,7 @@ namespace dormant::quantize {
 class DORMANT_BINDINGS_API FourBit final : public record::Quantizer {
  public:
   /// `kind` is a name; `values` are those of the 16 codes, within [-1, 1] (bitsandbytes'
-  /// get_4bit_type); `block_size` is a power of two from 32 to 4096; `nested_map` quantises the
+  /// get_4bit_type); `block_size` is a power of two from 32 to 4096; `nested_map` quantizes the
   /// absmax again (DynamicMap). ValueError otherwise.
   FourBit(std::string kind, int64_t block_size, c10::ArrayRef<float> values,
           std::optional<c10::ArrayRef<float>> nested_map = std::nullopt);

@@ -11,7 +11,7 @@ namespace dormant::quantize {
 using record::Geometry;
 
 std::vector<Geometry> Int8Rows::outputs(c10::IntArrayRef sizes) const {
-  TORCH_CHECK_VALUE(sizes.size() == 2 && sizes[1] > 0, "dormant: int8 quantisation: got sizes ",
+  TORCH_CHECK_VALUE(sizes.size() == 2 && sizes[1] > 0, "dormant: int8 quantization: got sizes ",
                     sizes, "; expected a matrix with at least one column");
   return {Geometry::contiguous(sizes, c10::ScalarType::Char),
           Geometry::contiguous(sizes.slice(0, 1), c10::ScalarType::Float)};

@@ -1,4 +1,4 @@
-// LLM.int8: rows of int8 with a scale for each, bit for bit as Int8Params of bitsandbytes quantises
+// LLM.int8: rows of int8 with a scale for each, bit for bit as Int8Params of bitsandbytes quantizes
 // on a CPU.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Both quantisers as the tile engine uses them: in pieces, in any order.
+// Both quantizers as the tile engine uses them: in pieces, in any order.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/randn.h>

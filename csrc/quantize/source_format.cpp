@@ -11,7 +11,7 @@ namespace dormant::quantize {
 Format source_format(c10::ScalarType dtype) {
   const std::optional<Format> format = random::format_of(dtype);
   TORCH_CHECK_VALUE(format.has_value() && *format != Format::float64,
-                    "dormant: quantise: got elements of ", dtype,
+                    "dormant: quantize: got elements of ", dtype,
                     "; expected float32, bfloat16 or float16. Convert them first");
   return *format;
 }

@@ -1,4 +1,4 @@
-// The format of the elements that are quantised.
+// The format of the elements that are quantized.
 #pragma once
 
 #include <c10/core/ScalarType.h>

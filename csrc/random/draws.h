@@ -3,7 +3,7 @@
 //
 // Recording a random operator must leave the generator where eager would, at once and without the
 // values: code that reads, saves, forks or reseeds the generator later in a constructor then sees
-// the truth, and the order of materialisation cannot matter.
+// the truth, and the order of materialization cannot matter.
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>

@@ -357,7 +357,7 @@ TEST_F(Skip, BernoulliOfATensorEqualsEager) {
   expect_compared(10290);
 }
 
-// Functionalisation calls these.
+// Functionalization calls these.
 TEST_F(Skip, GeneratedFunctionalAndOutFormsEqualEager) {
   const std::vector<std::tuple<std::string, std::string, std::string, Stack>> forms = {
       {"normal_functional", "", "", {0.0, 1.0}}, {"normal", "", "out", {0.0, 1.0}},

@@ -88,7 +88,7 @@ Draw fill_by_doubles(const FilledTensor& target, bool accepted, at::CPUGenerator
 
 // How many integers random_(from, to) chooses from, after what rounding to the dtype leaves of the
 // bounds; none where eager refuses them. Without `to` the range ends at the last integer up to
-// which the dtype tells neighbours apart.
+// which the dtype tells neighbors apart.
 template <typename Scalar>
 std::optional<uint64_t> integer_range(int64_t from, std::optional<int64_t> to) {
   using Limits = std::numeric_limits<Scalar>;

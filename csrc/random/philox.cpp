@@ -23,7 +23,7 @@ Format checked_format(const char* operation, c10::ScalarType dtype) {
   return *format;
 }
 
-// Box-Muller in double precision, on neighbouring pairs of 53-bit numbers.
+// Box-Muller in double precision, on neighboring pairs of 53-bit numbers.
 void normal_double(const PhiloxKey& key, void* out, uint64_t begin, size_t n, double mean,
                    double std) {
   constexpr size_t kElements = kPhiloxWords / 2;
@@ -48,7 +48,7 @@ void normal_double(const PhiloxKey& key, void* out, uint64_t begin, size_t n, do
 }
 
 /// A number for a generator's place: its words and how many of them are left, mixed by the
-/// finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
 /// generators", 2014).
 uint64_t stream_of(const at::mt19937_data_pod& place) {
   uint64_t mixed = static_cast<uint64_t>(place.left_);

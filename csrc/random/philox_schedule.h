@@ -16,7 +16,7 @@ class PhiloxSchedule {
   explicit PhiloxSchedule(const PhiloxKey& key) : stream_(key.stream) {
     const auto key0 = static_cast<uint32_t>(key.seed);
     const auto key1 = static_cast<uint32_t>(key.seed >> 32);
-    // Products rather than two running sums: GCC 12.2 at -O3 vectorises the two sums as one.
+    // Products rather than two running sums: GCC 12.2 at -O3 vectorizes the two sums as one.
     for (uint32_t round = 0; round < kRounds; ++round) {
       keys_[round][0] = simd::set<Int>(key0 + round * 0x9e3779b9u);
       keys_[round][1] = simd::set<Int>(key1 + round * 0xbb67ae85u);

@@ -12,7 +12,7 @@
 namespace dormant::random {
 namespace {
 
-// The serialised form: a version byte, a byte of flags, then little-endian fields; what the flags
+// The serialized form: a version byte, a byte of flags, then little-endian fields; what the flags
 // leave out takes no room.
 constexpr uint8_t kVersion = 1;
 constexpr uint8_t kHasNormal = 1;

@@ -45,7 +45,7 @@ constexpr auto kBelowAutograd = c10::DispatchKey::FPGA;
 
 /// Layers between us and the kernels that unwrap tensors and call operators anew: modes and
 /// subclasses with
-/// __torch_dispatch__, vmap, functionalisation. They come first; what they call comes back here.
+/// __torch_dispatch__, vmap, functionalization. They come first; what they call comes back here.
 const c10::DispatchKeySet kWrappers(
     {c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
      c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper,
@@ -305,7 +305,7 @@ void set_storage(const Call& call) {
   sync_key(self);
 }
 
-/// torch.use_deterministic_algorithms fills what nobody initialised
+/// torch.use_deterministic_algorithms fills what nobody initialized
 /// (at::native::fill_empty_deterministic_).
 void fill_if_deterministic(const at::Tensor& tensor) {
   const auto& context = at::globalContext();

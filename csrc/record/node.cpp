@@ -72,7 +72,7 @@ std::vector<Node*> closure(c10::ArrayRef<Node*> tails) {
   return found;
 }
 
-bool initialises(const Node& node) {
+bool initializes(const Node& node) {
   switch (traits_of(node.op).write) {
     case WriteRule::always:
     case WriteRule::value:

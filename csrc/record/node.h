@@ -1,6 +1,6 @@
 // Histories: what was written to a storage that has no memory yet.
 //
-// A node is one write (an ATen operator, bytes of a file, a quantisation). Nodes are immutable
+// A node is one write (an ATen operator, bytes of a file, a quantization). Nodes are immutable
 // values: they point only to earlier nodes and to buffers, so histories form a directed graph
 // without cycles, replaying one changes nothing in it, and any number of storages may be derived
 // from the same node.
@@ -103,7 +103,7 @@ struct Node : c10::intrusive_ptr_target {
 };
 
 /// Whether the node gives elements their first values: a fill, or random numbers.
-bool initialises(const Node& node);
+bool initializes(const Node& node);
 
 /// A number for the next node; grows over the whole process.
 uint64_t next_sequence();

@@ -24,7 +24,7 @@ enum class Route : uint8_t {
   resize,       ///< aten::resize_
   in_place,     ///< writes some of its arguments (in-place and out= operators): recorded
   functional,   ///< returns new tensors: recorded, the geometry comes from its Meta kernel
-  real,         ///< needs values or cannot be recorded: its inputs are materialised and it runs
+  real,         ///< needs values or cannot be recorded: its inputs are materialized and it runs
 };
 
 struct OperatorTraits : OperatorFacts {
@@ -35,7 +35,7 @@ struct OperatorTraits : OperatorFacts {
   bool below_autograd = false;
   /// Its result depends on the geometry of its tensor arguments at most.
   bool factory = false;
-  /// Moves or initialises data: stays lazy outside the context too.
+  /// Moves or initializes data: stays lazy outside the context too.
   bool movement = false;
   /// Draws random numbers.
   bool random = false;

@@ -1,4 +1,4 @@
-// What a quantise node computes: several outputs, unit by unit, from the elements of one tensor.
+// What a quantize node computes: several outputs, unit by unit, from the elements of one tensor.
 //
 // The tensor never has to exist: the tile engine hands its elements over as it makes them, from any
 // thread and in any order, so long as each call has whole units.
@@ -24,16 +24,16 @@ class DORMANT_BINDINGS_API Quantizer {
   Quantizer& operator=(const Quantizer&) = delete;
 
   /// Contiguous outputs for a source of `sizes`, the packed elements first. ValueError where such a
-  /// source can't be quantised.
+  /// source can't be quantized.
   virtual std::vector<Geometry> outputs(c10::IntArrayRef sizes) const = 0;
 
   /// What `run` leaves for `finish` besides the outputs.
   virtual std::vector<Geometry> scratch(c10::IntArrayRef sizes) const = 0;
 
-  /// Elements that are quantised together, at least one: `run` gets multiples of it.
+  /// Elements that are quantized together, at least one: `run` gets multiples of it.
   virtual int64_t unit(c10::IntArrayRef sizes) const = 0;
 
-  /// Quantises elements [begin, begin + count) of the source, in logical order; `begin` is a
+  /// Quantizes elements [begin, begin + count) of the source, in logical order; `begin` is a
   /// multiple of the unit, and so is `count` unless it reaches the end. `dtype` is float32,
   /// bfloat16 or float16. `memory` is that of the outputs, then of the scratch. Any number of
   /// threads.
@@ -49,7 +49,7 @@ class DORMANT_BINDINGS_API Quantizer {
   virtual std::string name() const = 0;
 };
 
-/// Quantises a tensor that exists, with PyTorch's threads: what the tile engine does tile by tile.
+/// Quantizes a tensor that exists, with PyTorch's threads: what the tile engine does tile by tile.
 /// `outputs` have the geometry that the quantizer says, each over memory of its own. ValueError
 /// where `source` is not a contiguous CPU tensor of a dtype that `run` takes, or does not fit.
 DORMANT_BINDINGS_API void run_whole(const Quantizer& quantizer, const at::Tensor& source,

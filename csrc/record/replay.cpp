@@ -99,7 +99,7 @@ void place_result(const at::Tensor& result, const Operand& wanted, Memory& memor
   wanted.geometry.over(memory.of(*wanted.buffer)).copy_(result);
 }
 
-/// Bytes of a file, or what quantising a tensor gives.
+/// Bytes of a file, or what quantizing a tensor gives.
 void run_without_operator(const Node& node, Memory& memory) {
   if (node.kind == NodeKind::read) {
     const auto& buffer = *node.operands[0].buffer;

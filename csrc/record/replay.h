@@ -39,7 +39,7 @@ struct ReplayOptions {
 std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages,
                                       const ReplayOptions& options);
 
-/// Bytes of memory, besides the final tensors, that materialising `storages` by replay takes at its
+/// Bytes of memory, besides the final tensors, that materializing `storages` by replay takes at its
 /// peak, as far as storages tell: what operators allocate inside is not counted.
 size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages, const ReplayOptions& options);
 

@@ -63,7 +63,7 @@ TEST(Replay, ReaderSeesTheValueOfItsTime) {
   EXPECT_TRUE(copy.equal(at::ones({64})));
 }
 
-TEST(Replay, FullOverwriteNeedsNoInitialisation) {
+TEST(Replay, FullOverwriteNeedsNoInitialization) {
   const auto lazy = lazily([] { return at::randn({1000}); });
   const auto values = at::arange(1000, at::kFloat).repeat(100);
   const auto large = lazily([] { return at::randn({100000}); });

@@ -36,7 +36,7 @@ class DORMANT_BINDINGS_API Source {
   }
 
   /// c10::ValueError where the bytes can no longer be trusted to be what they were when whoever
-  /// made a read node looked at them. Called once before the reads or maps of one materialisation:
+  /// made a read node looked at them. Called once before the reads or maps of one materialization:
   /// a mapping has no other chance to notice.
   virtual void check() const {}
 

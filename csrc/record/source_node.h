@@ -1,4 +1,4 @@
-// Histories that do not begin with an operator: bytes of a file, and what quantising gives.
+// Histories that do not begin with an operator: bytes of a file, and what quantizing gives.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -32,7 +32,7 @@ at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offse
 /// which must not change until the lazy one and its copies are real.
 DORMANT_BINDINGS_API at::Tensor read_of(const at::Tensor& tensor);
 
-/// The outputs of quantising `tensor`: lazy where it is lazy. `outputs`, where given, are such
+/// The outputs of quantizing `tensor`: lazy where it is lazy. `outputs`, where given, are such
 /// tensors of an earlier call, whose storages lose their histories for the new one. ValueError
 /// where the dtype is not float32, bfloat16 or float16, or where the quantizer refuses the sizes.
 DORMANT_BINDINGS_API std::vector<at::Tensor> quantize(

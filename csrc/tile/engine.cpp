@@ -50,8 +50,8 @@ Program::Origins origins_of_replay(const record::History& history) {
     if (node->kind == record::NodeKind::read) {
       origins.read = history.buffer->nbytes;
       origins.sources.insert(node->source.get());
-    } else if (node->kind != record::NodeKind::quantize && record::initialises(*node)) {
-      origins.initialised = history.buffer->nbytes;
+    } else if (node->kind != record::NodeKind::quantize && record::initializes(*node)) {
+      origins.initialized = history.buffer->nbytes;
     }
   }
   return origins;
@@ -178,7 +178,7 @@ class Work {
              history_length(target.history), 0.0},
             way,
             origins.read,
-            origins.initialised,
+            origins.initialized,
             names(origins.sources)};
   }
 
@@ -224,7 +224,7 @@ class Work {
       result.sources = names(origins.sources);
       // Counted once for the node, with its first output.
       result.read_bytes = i == 0 ? origins.read : 0;
-      result.initialised_bytes = i == 0 ? origins.initialised : 0;
+      result.initialized_bytes = i == 0 ? origins.initialized : 0;
       if (!job) {
         result.way = Way::replay;
         rest_results_[storages[i].unsafeGetStorageImpl()] = indices[i];

@@ -28,7 +28,7 @@ enum class Way : uint8_t {
 struct Materialized : record::Materialized {
   Way way;
   size_t read_bytes;         ///< of elements made from a source's bytes
-  size_t initialised_bytes;  ///< of elements drawn or filled, overwritten ones included
+  size_t initialized_bytes;  ///< of elements drawn or filled, overwritten ones included
   std::vector<std::string> sources;
 };
 

@@ -491,19 +491,19 @@ Program::Origins Program::origins() const {
     for (const auto& input : step.inputs) {
       const auto origins = input.program->origins();
       inputs.read += origins.read;
-      inputs.initialised += origins.initialised;
+      inputs.initialized += origins.initialized;
       found.sources.insert(origins.sources.begin(), origins.sources.end());
     }
     if (inputs.read > 0) {
       found.read += bytes;
     }
     // A table is of random numbers, or a captured tensor.
-    if (inputs.initialised > 0 || (step.inputs.empty() && record::initialises(*step.node))) {
-      found.initialised += bytes;
+    if (inputs.initialized > 0 || (step.inputs.empty() && record::initializes(*step.node))) {
+      found.initialized += bytes;
     }
   }
   if (table_.defined()) {
-    found.initialised = static_cast<size_t>(numel_) * itemsize_;
+    found.initialized = static_cast<size_t>(numel_) * itemsize_;
   }
   return found;
 }

@@ -89,7 +89,7 @@ class Program {
   /// What the elements come from.
   struct Origins {
     size_t read = 0;         ///< bytes of elements that are made from a source's
-    size_t initialised = 0;  ///< bytes of elements that are drawn or filled
+    size_t initialized = 0;  ///< bytes of elements that are drawn or filled
     std::set<const record::Source*> sources;
   };
   Origins origins() const;

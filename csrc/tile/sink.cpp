@@ -183,7 +183,7 @@ struct Contents {
       if (needed > least) {
         least = needed;
         cause =
-            "a tensor that is quantised, or can only be replayed whole, exists while it is written";
+            "a tensor that is quantized, or can only be replayed whole, exists while it is written";
       }
     }
     tile::check_budget("save", budget, least, cause, "raise memory_budget");

@@ -1,5 +1,5 @@
 // Loads a safetensors checkpoint into a lazy torch::nn model: what the file has is read once, the
-// rest initialised as eager construction would. Run with a folder to write the checkpoint to.
+// rest initialized as eager construction would. Run with a folder to write the checkpoint to.
 #include <dormant/checkpoint.h>
 #include <dormant/dormant.h>
 #include <torch/torch.h>
@@ -87,7 +87,7 @@ int main(int argc, char** argv) {
       return 1;
     }
   }
-  std::cout << "loaded " << report.loaded.size() << ", initialised " << report.initialised.size()
+  std::cout << "loaded " << report.loaded.size() << ", initialized " << report.initialized.size()
             << ", kept " << report.kept.size()
             << ": equal to eager construction and copy_, bit for bit\n";
   return 0;

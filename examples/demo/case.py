@@ -60,7 +60,7 @@ class Case:
 
 
 def model_tensors(model: Any) -> dict[str, Any]:
-    """Parameters, buffers, and what a state dict has besides, as scales of quantised weights."""
+    """Parameters, buffers, and what a state dict has besides, as scales of quantized weights."""
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

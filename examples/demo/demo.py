@@ -1,7 +1,7 @@
 """Does real work the ordinary way and with Dormant, and compares every bit, time and memory.
 
 A sentence encoder with its real weights, and a Llama of 1.1 billion parameters: written as a
-random checkpoint, then loaded as it is stored, cast, and quantised. Each way runs in a process of
+random checkpoint, then loaded as it is stored, cast, and quantized. Each way runs in a process of
 its own. The table, a picture and the numbers are left in demo-out/; the exit status is 1 when
 anything differs that should be equal.
 

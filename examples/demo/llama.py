@@ -76,13 +76,13 @@ def _dormant(folder: Path, tell: Tell, *, dtype: torch.dtype) -> Any:
     return model
 
 
-def _ordinary_quantised(folder: Path, tell: Tell, *, scheme: str) -> Any:
+def _ordinary_quantized(folder: Path, tell: Tell, *, scheme: str) -> Any:
     return transformers.LlamaForCausalLM.from_pretrained(
         folder, quantization_config=_quantization(scheme), dtype=torch.bfloat16
     )
 
 
-def _dormant_quantised(folder: Path, tell: Tell, *, scheme: str) -> Any:
+def _dormant_quantized(folder: Path, tell: Tell, *, scheme: str) -> Any:
     with dormant.lazy_init(dtype=torch.bfloat16):
         model = transformers.LlamaForCausalLM(_config(folder))
     dormant.quantize(model, _quantization(scheme))
@@ -121,11 +121,11 @@ def _loading(title: str, dtype: torch.dtype) -> Case:
     )
 
 
-def _quantising(title: str, scheme: str) -> Case:
+def _quantizing(title: str, scheme: str) -> Case:
     return Case(
         title,
-        partial(_ordinary_quantised, scheme=scheme),
-        partial(_dormant_quantised, scheme=scheme),
+        partial(_ordinary_quantized, scheme=scheme),
+        partial(_dormant_quantized, scheme=scheme),
         TINY,
         _describe,
     )
@@ -137,6 +137,6 @@ CASES = {
     ),
     "llama-bfloat16": _loading("Llama, as stored (bfloat16)", torch.bfloat16),
     "llama-float32": _loading("Llama, cast to float32", torch.float32),
-    "llama-nf4": _quantising("Llama to nf4", "nf4"),
-    "llama-int8": _quantising("Llama to int8", "int8"),
+    "llama-nf4": _quantizing("Llama to nf4", "nf4"),
+    "llama-int8": _quantizing("Llama to int8", "int8"),
 }

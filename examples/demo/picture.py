@@ -11,7 +11,7 @@ from results import Result
 from dormant.reporting.plot import draw_memory
 
 _COLUMNS = 3
-_COLOURS = {"ordinary": "#D55E00", "dormant": "#0072B2"}  # Okabe and Ito
+_COLORS = {"ordinary": "#D55E00", "dormant": "#0072B2"}  # Okabe and Ito
 
 
 def draw(results: Mapping[str, Result], machine: str, path: Path) -> None:
@@ -37,9 +37,9 @@ def draw(results: Mapping[str, Result], machine: str, path: Path) -> None:
 
 def _draw_times(axes: Any, results: Mapping[str, Result]) -> None:
     places = range(len(results))
-    for shift, (way, colour) in zip((-0.2, 0.2), _COLOURS.items(), strict=True):
+    for shift, (way, color) in zip((-0.2, 0.2), _COLORS.items(), strict=True):
         seconds = [getattr(result, way).used for result in results.values()]
-        bars = axes.barh([at + shift for at in places], seconds, 0.38, color=colour, label=way)
+        bars = axes.barh([at + shift for at in places], seconds, 0.38, color=color, label=way)
         axes.bar_label(
             bars,
             [f"{v:.0f}" if v >= 10 else f"{v:.2g}" for v in seconds],
@@ -56,13 +56,13 @@ def _draw_times(axes: Any, results: Mapping[str, Result]) -> None:
 
 def _draw_memory(axes: Any, result: Result) -> None:
     axes.set_title(result.title, fontsize="medium")
-    for way, colour in _COLOURS.items():
+    for way, color in _COLORS.items():
         measured = getattr(result, way)
         if not measured.trace:
             continue
-        draw_memory(axes, measured.trace, above=measured.start, colour=colour, label=way)
+        draw_memory(axes, measured.trace, above=measured.start, color=color, label=way)
         returned = max(
             (sample for sample in measured.trace if sample.seconds <= measured.seconds),
             default=measured.trace[0],
         )
-        axes.plot(returned.seconds, returned.resident - measured.start, "o", color=colour)
+        axes.plot(returned.seconds, returned.resident - measured.start, "o", color=color)

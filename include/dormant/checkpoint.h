@@ -5,7 +5,7 @@
 //     model = MyModel();                                    // no memory yet
 //   }
 //   dormant::load(model, "folder/model.safetensors");       // read once, cast on the way, the rest
-//                                                           // initialised as recorded
+//                                                           // initialized as recorded
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,7 +25,7 @@
 namespace dormant {
 
 namespace checkpoint {
-struct Catalogue;
+struct Catalog;
 }
 class Checkpoint;
 struct LoadOptions;
@@ -60,8 +60,8 @@ class DORMANT_API Checkpoint {
   friend DORMANT_API Checkpoint open_checkpoint(const std::string& path);
   friend DORMANT_API LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
                                      const LoadOptions& options);
-  explicit Checkpoint(std::shared_ptr<const checkpoint::Catalogue> catalogue);
-  std::shared_ptr<const checkpoint::Catalogue> catalogue_;
+  explicit Checkpoint(std::shared_ptr<const checkpoint::Catalog> catalog);
+  std::shared_ptr<const checkpoint::Catalog> catalog_;
 };
 
 /// Opens a safetensors file, the index of several (*.index.json), or a folder that has
@@ -73,7 +73,7 @@ DORMANT_API Checkpoint open_checkpoint(const std::string& path);
 
 /// A tensor of the module that the checkpoint lacks.
 enum class Missing : uint8_t {
-  initialise,  ///< gets its recorded values; keeps those it has, if it is real
+  initialize,  ///< gets its recorded values; keeps those it has, if it is real
   error,
 };
 /// A tensor of the checkpoint that the module lacks.
@@ -81,11 +81,11 @@ enum class Unexpected : uint8_t { error, ignore };
 /// Two tensors of one name with different sizes.
 enum class Mismatched : uint8_t {
   error,
-  initialise,  ///< as if the checkpoint lacked it
+  initialize,  ///< as if the checkpoint lacked it
 };
 
 struct LoadOptions {
-  Missing missing = Missing::initialise;
+  Missing missing = Missing::initialize;
   Unexpected unexpected = Unexpected::error;
   Mismatched mismatched = Mismatched::error;
   /// The module's name of a tensor, from the checkpoint's; std::nullopt leaves the tensor out.
@@ -98,7 +98,7 @@ struct LoadOptions {
 
 struct LoadReport {
   std::vector<std::string> loaded;       ///< names in the module, in its order
-  std::vector<std::string> initialised;  ///< lazy ones that got their recorded values
+  std::vector<std::string> initialized;  ///< lazy ones that got their recorded values
   std::vector<std::string> kept;         ///< real ones that the checkpoint lacks
   std::vector<std::string> ignored;      ///< names in the checkpoint
   size_t bytes = 0;                      ///< of the storages that were written

@@ -13,7 +13,7 @@ class MaterializedStorage(TypedDict):
     seconds: float
     way: Literal["tiles", "mapped", "replay"] | None  # None of what only went to a file
     read_bytes: int
-    initialised_bytes: int
+    initialized_bytes: int
     sources: list[str]
 
 # Recording, per thread.
@@ -117,7 +117,7 @@ def safetensors_entries(
 ) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...
 def index_entries(path: str | PathLike[str]) -> tuple[dict[str, str], dict[str, object]]: ...
 
-# Quantisers: what a quantise node may compute, bit for bit as bitsandbytes does on a CPU.
+# Quantizers: what a quantize node may compute, bit for bit as bitsandbytes does on a CPU.
 class Quantizer:
     @property
     def name(self) -> str: ...

@@ -59,7 +59,7 @@ def test_compositions_outside_the_context_stay_lazy(path: Path) -> None:
 
 
 class Model(torch.nn.Module):
-    """Takes STATE; its initialisation runs a QR, which a profiler sees."""
+    """Takes STATE; its initialization runs a QR, which a profiler sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def test_ties_of_a_torch_file_survive(tmp_path: Path) -> None:
     assert state["head"].count_nonzero() == 0
 
 
-def test_tensors_of_torch_load_initialise_nothing_in_vain(tmp_path: Path) -> None:
+def test_tensors_of_torch_load_initialize_nothing_in_vain(tmp_path: Path) -> None:
     class Large(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -133,8 +133,8 @@ def test_tensors_of_torch_load_initialise_nothing_in_vain(tmp_path: Path) -> Non
         return sum(event.count for event in profile.key_averages() if "qr" in event.key)
 
     with dormant.lazy_init():
-        initialised, loaded = Large(), Large()
-    assert decompositions(lambda: dormant.materialize(initialised)) > 0
+        initialized, loaded = Large(), Large()
+    assert decompositions(lambda: dormant.materialize(initialized)) > 0
 
     def load() -> None:
         loaded.load_state_dict(torch.load(file, mmap=True))

@@ -141,7 +141,7 @@ def test_a_renaming_that_makes_two_tensors_one_is_refused(cli: Cli, tmp_path: Pa
 
 
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
-def test_a_quantised_folder_is_what_transformers_quantises(
+def test_a_quantized_folder_is_what_transformers_quantizes(
     cli: Cli, tmp_path: Path, llama: Path, scheme: str
 ) -> None:
     # The schemes have the defaults of bitsandbytes; a BitsAndBytesConfig has others.
@@ -164,7 +164,7 @@ def test_a_quantised_folder_is_what_transformers_quantises(
     assert_same_state(dict(again.state_dict()), dict(expected.state_dict()))
 
 
-def test_a_training_checkpoint_is_quantised_by_a_configuration_elsewhere(
+def test_a_training_checkpoint_is_quantized_by_a_configuration_elsewhere(
     cli: Cli, tmp_path: Path, llama: Path
 ) -> None:
     state = {f"module.{name}": tensor for name, tensor in whole(llama).items()}
@@ -181,7 +181,7 @@ def test_a_training_checkpoint_is_quantised_by_a_configuration_elsewhere(
         assert path.read_bytes() == (expected / path.name).read_bytes(), path.name
 
 
-def test_a_quantised_folder_has_the_generation_settings_of_the_source(
+def test_a_quantized_folder_has_the_generation_settings_of_the_source(
     cli: Cli, tmp_path: Path, llama: Path
 ) -> None:
     copy = tmp_path / "copy"
@@ -328,7 +328,7 @@ def test_a_damaged_input_leaves_no_output(cli: Cli, tmp_path: Path, llama: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
 
 
-def test_scales_of_a_quantised_checkpoint_are_not_cast(
+def test_scales_of_a_quantized_checkpoint_are_not_cast(
     cli: Cli, tmp_path: Path, llama: Path
 ) -> None:
     copy = tmp_path / "copy"

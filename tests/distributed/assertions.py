@@ -28,6 +28,6 @@ def assert_same_tensors(
 
 
 def assert_came_to_life(result: Mapping[str, Any], where: str) -> None:
-    """Fails if anything is lazy, or goes through the dispatch key, after materialising."""
+    """Fails if anything is lazy, or goes through the dispatch key, after materializing."""
     assert result["lazy after"] == [], where
     assert result["keyed after"] == [], where

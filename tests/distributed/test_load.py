@@ -79,7 +79,7 @@ def test_the_dtype_of_shards_is_converted_in_place(
 
 @pytest.mark.parametrize("job", ["deferred", "plain"], ids=["load", "load_state_dict of PyTorch"])
 @pytest.mark.parametrize(("kind", "way"), WAYS)
-def test_parts_stay_lazy_until_they_are_materialised(
+def test_parts_stay_lazy_until_they_are_materialized(
     run_ranks: RunRanks, kind: str, way: str, job: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
@@ -114,7 +114,7 @@ def test_set_model_state_dict_takes_a_checkpoint(
 
 
 @pytest.mark.parametrize(("kind", "way"), WAYS)
-def test_what_the_checkpoint_lacks_is_initialised_on_every_rank(
+def test_what_the_checkpoint_lacks_is_initialized_on_every_rank(
     run_ranks: RunRanks, kind: str, way: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"

@@ -29,13 +29,13 @@ def test_full_tensor_of_a_lazy_model_is_the_eager_one(run_ranks: RunRanks) -> No
         assert_same_tensors(eager, result["gathered"], f"rank {rank}")
 
 
-@pytest.mark.parametrize("materialised", [True, False], ids=["materialised", "lazy"])
+@pytest.mark.parametrize("materialized", [True, False], ids=["materialized", "lazy"])
 def test_a_distributed_checkpoint_holds_the_eager_model(
-    run_ranks: RunRanks, tmp_path: Path, materialised: bool
+    run_ranks: RunRanks, tmp_path: Path, materialized: bool
 ) -> None:
     eager = tensors_of(eager_model("TiedModel"))
     folder = str(tmp_path / "checkpoint")
-    results = run_ranks(2, "options:checkpoint", folder=folder, materialised=materialised)
+    results = run_ranks(2, "options:checkpoint", folder=folder, materialized=materialized)
     for rank, result in enumerate(results):
         assert result["lazy before"]
         assert_same_tensors(result["expected"], result["local"], f"rank {rank}")

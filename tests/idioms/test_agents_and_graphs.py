@@ -38,7 +38,7 @@ def policies_that_hold_distributions() -> dict[str, Any]:
 
 
 @idiom
-def columns_normalised_after_the_draw() -> nn.Module:
+def columns_normalized_after_the_draw() -> nn.Module:
     model = nn.Linear(6, 4)
     model.weight.data.normal_(0, 1)
     model.weight.data *= 0.01 / torch.sqrt(model.weight.data.pow(2).sum(1, keepdim=True))
@@ -81,7 +81,7 @@ def two_hot_bins_and_symlog() -> nn.Module:
 
 
 @idiom(expect_lazy=0.6, reads="the bounds of an index are checked at once")
-def graph_normalisation_by_degrees() -> dict[str, torch.Tensor]:
+def graph_normalization_by_degrees() -> dict[str, torch.Tensor]:
     """torch_geometric's gcn_norm and its glorot on views."""
     rows, columns = torch.arange(6), (torch.arange(6) * 5 + 1) % 6
     edges = torch.stack([torch.cat([rows, columns]), torch.cat([columns, rows])])
@@ -126,8 +126,8 @@ def equivariant_constants() -> nn.Module:
     return model
 
 
-@idiom(expect_lazy=None, reads="a distance between two centres becomes a python number")
-def radial_basis_centres_and_cutoffs() -> nn.Module:
+@idiom(expect_lazy=None, reads="a distance between two centers becomes a python number")
+def radial_basis_centers_and_cutoffs() -> nn.Module:
     model = nn.Module()
     offset = torch.linspace(0.0, 5.0, 16)
     model.coeff = -0.5 / (offset[1] - offset[0]).item() ** 2
@@ -137,7 +137,7 @@ def radial_basis_centres_and_cutoffs() -> nn.Module:
 
 
 @idiom(expect_lazy=0.9, reads="torch.Tensor of a list holds numbers that exist already")
-def vector_quantiser_codebooks() -> nn.Module:
+def vector_quantizer_codebooks() -> nn.Module:
     model = nn.Module()
     model.embed = nn.Embedding(16, 4)
     model.embed.weight.data.uniform_(-1.0 / 16, 1.0 / 16)

@@ -53,7 +53,7 @@ def test_a_context_opened_inside_autocast() -> None:
     assert_same_bits(expected, lazy)
 
 
-def test_materialising_inside_autocast_changes_nothing() -> None:
+def test_materializing_inside_autocast_changes_nothing() -> None:
     torch.manual_seed(0)
     expected = torch.randn(4, 4) @ torch.randn(4, 4)
     torch.manual_seed(0)
@@ -147,7 +147,7 @@ class Counting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_torch_function_mode_of_the_user_is_honoured() -> None:
+def test_a_torch_function_mode_of_the_user_is_honored() -> None:
     def build() -> Tensors:
         with Doubling():
             return [torch.ones(3), torch.zeros(2)]

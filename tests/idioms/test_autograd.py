@@ -24,7 +24,7 @@ def mathematics_on_parameters() -> dict[str, Any]:
         "model": model,
         "scaled": model.weight * 2,
         "product": model.weight @ model.weight.t(),
-        "normalised": F.layer_norm(model.weight, (6,)),
+        "normalized": F.layer_norm(model.weight, (6,)),
         "norm": model.weight.norm(dim=1),
         "factors": list(torch.linalg.qr(model.weight)),
         "largest": list(model.weight.max(0)),
@@ -143,7 +143,7 @@ def what_cannot_be_recorded_has_its_graph_too() -> dict[str, Any]:
 
 
 @idiom
-def vocoder_blocks_with_normalised_weights() -> nn.Module:
+def vocoder_blocks_with_normalized_weights() -> nn.Module:
     layers = [
         nn.utils.weight_norm(nn.Conv1d(4, 8, 3)),
         nn.utils.weight_norm(nn.ConvTranspose1d(8, 4, 4, 2)),
@@ -217,7 +217,7 @@ def test_a_leaf_that_requires_grad_is_not_written_with_grad_mode_on() -> None:
             torch._foreach_mul_([weight], 2.0)
 
 
-def test_normalised_weights_train_as_in_eager() -> None:
+def test_normalized_weights_train_as_in_eager() -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
 

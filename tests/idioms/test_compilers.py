@@ -68,17 +68,17 @@ COMPILERS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("when", ["used while lazy", "materialised before", "materialised after"])
+@pytest.mark.parametrize("when", ["used while lazy", "materialized before", "materialized after"])
 @pytest.mark.parametrize("name", COMPILERS)
 def test_a_compiled_lazy_model_computes_what_eager_does(name: str, when: str) -> None:
     torch.compiler.reset()
     eager, lazy = build_both(Net)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if when == "materialised before":
+        if when == "materialized before":
             dormant.materialize(lazy)
         expected, got = COMPILERS[name](eager), COMPILERS[name](lazy)
-        if when == "materialised after":
+        if when == "materialized after":
             dormant.materialize(lazy)
         assert_same_bits(expected(batch()), got(batch()))
     dormant.materialize(lazy)

@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 def assert_same(eager: Any, lazy: Any) -> None:
-    """Materialises `lazy` and compares names, ties, strides and bits."""
+    """Materializes `lazy` and compares names, ties, strides and bits."""
     left, right = holdings(eager).tensors, holdings(lazy).tensors
     dormant.materialize(list(right.values()))
     assert list(left) == list(right)

@@ -1,4 +1,4 @@
-"""Dtypes and layouts: ambient defaults, complex, sparse, quantised and nested tensors."""
+"""Dtypes and layouts: ambient defaults, complex, sparse, quantized and nested tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_default_dtype_set_inside_the_build(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.core
-def test_the_default_dtype_changed_between_recording_and_materialising() -> None:
+def test_the_default_dtype_changed_between_recording_and_materializing() -> None:
     torch.manual_seed(0)
     expected = draws()
     torch.manual_seed(0)
@@ -107,7 +107,7 @@ def special_values_survive() -> Tensors:
 
 
 @idiom
-def complex_initialisation() -> nn.Module:
+def complex_initialization() -> nn.Module:
     model = nn.Linear(6, 4, dtype=torch.complex64)
     model.scale = nn.Parameter(torch.randn(4, 6, dtype=torch.cfloat) * 0.02)
     model.phase = torch.polar(torch.ones(5), torch.linspace(0, 3, 5))
@@ -161,7 +161,7 @@ def a_sparse_buffer_and_a_sparse_parameter() -> nn.Module:
 
 
 @idiom(expect_lazy=None, reads=REAL_AT_ONCE)
-def quantised_tensors() -> Tensors:
+def quantized_tensors() -> Tensors:
     a = torch.randn(4, 6)
     per_tensor = torch.quantize_per_tensor(a, 0.1, 10, torch.quint8)
     per_channel = torch.quantize_per_channel(
@@ -171,7 +171,7 @@ def quantised_tensors() -> Tensors:
 
 
 @idiom(expect_lazy=0.25, reads="fake_quantize has a mask as a second, hidden result")
-def fake_quantisation_and_int8_scales() -> Tensors:
+def fake_quantization_and_int8_scales() -> Tensors:
     a = torch.randn(4, 6)
     scale = a.abs().amax(1, keepdim=True) / 127
     packed = torch.round(a / scale).clamp_(-128, 127).to(torch.int8)
@@ -215,7 +215,7 @@ def test_the_context_sets_the_dtype_it_was_given() -> None:
     assert_same_bits(expected.weight, model.weight)
 
 
-def test_a_number_of_threads_changed_before_materialising_changes_no_reduction() -> None:
+def test_a_number_of_threads_changed_before_materializing_changes_no_reduction() -> None:
     def build() -> Tensors:
         a = torch.randn(300_000)
         return [a, a.sum(), a.norm(), a.cumsum(0), a.view(300, 1000).sum(0)]

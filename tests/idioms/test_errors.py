@@ -150,7 +150,7 @@ def test_an_exception_out_of_the_context_leaves_no_trace() -> None:
     assert kept[0].dtype is torch.float64
 
 
-def test_a_subclass_that_computes_with_lazy_parts_is_told_to_materialise_them() -> None:
+def test_a_subclass_that_computes_with_lazy_parts_is_told_to_materialize_them() -> None:
     with dormant.lazy_init():
         pair = TwoTensor(torch.randn(3), torch.randn(3))
     with pytest.raises(RuntimeError, match=r"__torch_dispatch__.*Next: call dormant.materialize"):

@@ -18,7 +18,7 @@ Tensors = list[torch.Tensor]
 
 @idiom
 def parameters_in_plain_nested_dictionaries() -> dict[str, Any]:
-    """JAX-like: no modules, an initialiser for each leaf, a generator split by seeds."""
+    """JAX-like: no modules, an initializer for each leaf, a generator split by seeds."""
 
     def dense(seed: int, rows: int, columns: int) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -40,7 +40,7 @@ def an_ensemble_stacked_by_hand() -> dict[str, torch.Tensor]:
 
 
 @idiom
-def initialisers_mapped_over_an_ensemble() -> Tensors:
+def initializers_mapped_over_an_ensemble() -> Tensors:
     def scaled(weight: torch.Tensor) -> torch.Tensor:
         return weight / weight.norm()
 
@@ -62,7 +62,7 @@ def _registry() -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
 
 
 @idiom
-def initialisers_from_a_registry() -> nn.Module:
+def initializers_from_a_registry() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4))
     for layer, name in zip(model, ("he", "zeros"), strict=True):
         _registry()[name](layer.weight)

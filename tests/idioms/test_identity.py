@@ -34,7 +34,7 @@ def a_tied_weight_stays_one_parameter() -> nn.Module:
 
 
 @idiom
-def a_tie_made_before_the_weight_is_initialised_again() -> nn.Module:
+def a_tie_made_before_the_weight_is_initialized_again() -> nn.Module:
     model = Tied()
     nn.init.normal_(model.head.weight, std=0.02)
     nn.init.zeros_(model.block.bias)
@@ -57,7 +57,7 @@ def detach_and_data_share_the_storage() -> dict[str, torch.Tensor]:
 
 
 @idiom
-def data_is_replaced_by_its_own_initialisation() -> nn.Module:
+def data_is_replaced_by_its_own_initialization() -> nn.Module:
     model = nn.Linear(7, 5)
     model.weight.data = nn.init.xavier_normal_(model.weight.data)
     model.bias.data = torch.full_like(model.bias.data, 0.25)
@@ -224,7 +224,7 @@ def test_an_alias_outside_the_module_drops_the_key_at_its_first_use() -> None:
     assert_same_bits(model.weight[1:], alias)
 
 
-def test_materialising_a_view_brings_the_whole_storage_to_life() -> None:
+def test_materializing_a_view_brings_the_whole_storage_to_life() -> None:
     torch.manual_seed(0)
     expected = torch.randn(100)
     torch.manual_seed(0)
@@ -237,7 +237,7 @@ def test_materialising_a_view_brings_the_whole_storage_to_life() -> None:
     assert_same_bits(expected, whole)
 
 
-def test_materialising_again_changes_nothing() -> None:
+def test_materializing_again_changes_nothing() -> None:
     with dormant.lazy_init():
         model = nn.Linear(3, 3)
     dormant.materialize(model)

@@ -182,7 +182,7 @@ def test_variance_scaling_of_timm(distribution: str, mode: str, timm_layers: Mod
     compare(build)
 
 
-def test_initialising_a_parameter_twice_keeps_the_second() -> None:
+def test_initializing_a_parameter_twice_keeps_the_second() -> None:
     def build() -> nn.Module:
         model = nn.Linear(16, 16)
         for parameter in model.parameters():
@@ -194,7 +194,7 @@ def test_initialising_a_parameter_twice_keeps_the_second() -> None:
 
 
 @pytest.mark.core
-def test_apply_with_an_initialising_function() -> None:
+def test_apply_with_an_initializing_function() -> None:
     def build() -> nn.Module:
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4))
 

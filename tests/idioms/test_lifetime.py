@@ -130,7 +130,7 @@ def test_equals_eager(case: Idiom) -> None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("first", range(3))
-def test_materialising_a_reader_first_leaves_the_rest_right(first: int) -> None:
+def test_materializing_a_reader_first_leaves_the_rest_right(first: int) -> None:
     def build() -> Tensors:
         a = torch.randn(40)
         b = a + torch.rand(40)
@@ -173,7 +173,7 @@ def test_storages_are_freed_with_their_tensors() -> None:
     assert dormant._C.live_storages() == before
 
 
-def test_materialised_storages_are_no_longer_counted() -> None:
+def test_materialized_storages_are_no_longer_counted() -> None:
     gc.collect()
     before = dormant._C.live_storages()
     with dormant.lazy_init():
@@ -272,8 +272,8 @@ def test_cycles_of_modules_are_collected() -> None:
     assert dormant._C.live_storages() == before
 
 
-def test_a_lazy_tensor_materialised_within_a_gc_callback() -> None:
-    """A finaliser may run anywhere, also while another tensor is being recorded."""
+def test_a_lazy_tensor_materialized_within_a_gc_callback() -> None:
+    """A finalizer may run anywhere, also while another tensor is being recorded."""
     with dormant.lazy_init():
         kept = torch.randn(10)
         seen = []

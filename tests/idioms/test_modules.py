@@ -79,14 +79,14 @@ def lazy_linear_stays_uninitialized() -> nn.Module:
 
 
 @idiom(expect_lazy=None, reads="a forward pass inside the context computes")
-def lazy_linear_materialised_by_a_dry_run() -> nn.Module:
+def lazy_linear_materialized_by_a_dry_run() -> nn.Module:
     model = nn.Sequential(nn.LazyLinear(6), nn.LazyBatchNorm1d(), nn.LazyLinear(3))
     model.eval()(torch.zeros(2, 5))
     return model
 
 
 @idiom
-def an_uninitialized_parameter_materialised_by_hand() -> nn.Module:
+def an_uninitialized_parameter_materialized_by_hand() -> nn.Module:
     model = nn.Module()
     model.weight = UninitializedParameter()
     model.weight.materialize((4, 3))
@@ -121,7 +121,7 @@ def a_model_wrapped_by_torch_compile() -> nn.Module:
 
 
 class LegacyLinear(nn.Module):
-    """As fairscale's and Megatron's layers allocate: uninitialised, then in place."""
+    """As fairscale's and Megatron's layers allocate: uninitialized, then in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def inference_mode_and_no_grad() -> list[torch.Tensor]:
 
 
 class Marked(torch.Tensor):
-    """A subclass without any behaviour of its own."""
+    """A subclass without any behavior of its own."""
 
 
 class ScaledParameter(nn.Parameter):
@@ -273,7 +273,7 @@ def a_module_wrapped_for_several_devices() -> nn.Module:
 
 
 @idiom(expect_lazy=0.8, reads="torch.tensor holds the counters of observers")
-def a_module_prepared_for_training_with_quantisation() -> nn.Module:
+def a_module_prepared_for_training_with_quantization() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
     model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
     return torch.ao.quantization.prepare_qat(model)

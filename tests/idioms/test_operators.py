@@ -1,4 +1,4 @@
-"""Every operator of PyTorch's own catalogue of operators, on inputs that are lazy themselves."""
+"""Every operator of PyTorch's own catalog of operators, on inputs that are lazy themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from compare import compare
 
-pytest.importorskip("expecttest", reason="torch's catalogue of operators imports it")
+pytest.importorskip("expecttest", reason="torch's catalog of operators imports it")
 
 from torch.testing._internal.common_methods_invocations import op_db
 
@@ -50,7 +50,7 @@ def compare_with_eager(
     *,
     requires_grad: bool = False,
 ) -> None:
-    """Compares a call on the sample at `position` of the catalogue, or the last one before it."""
+    """Compares a call on the sample at `position` of the catalog, or the last one before it."""
 
     def build() -> list[Any]:
         # sample_inputs() itself walks the stack of callers each time, which takes far longer

@@ -35,7 +35,7 @@ class Net(nn.Module):
 
 
 def assert_same(eager: Any, lazy: Any) -> None:
-    """Materialises `lazy` and compares all it holds."""
+    """Materializes `lazy` and compares all it holds."""
     dormant.materialize(list(holdings(lazy).tensors.values()))
     left, right = holdings(eager).tensors, holdings(lazy).tensors
     assert list(left) == list(right)
@@ -232,7 +232,7 @@ def test_a_training_step_of_a_lazy_model() -> None:
 
 
 @pytest.mark.core
-def test_a_state_dict_loaded_into_a_lazy_model_initialises_nothing() -> None:
+def test_a_state_dict_loaded_into_a_lazy_model_initializes_nothing() -> None:
     torch.manual_seed(1)
     source = Net().state_dict()
     _, lazy = build_both(Net)
@@ -264,7 +264,7 @@ def test_a_state_dict_assigned_keeps_its_tensors_lazy() -> None:
     assert_same_bits(eager.embed.weight, target.embed.weight)
 
 
-def test_torch_save_of_a_clone_that_was_materialised() -> None:
+def test_torch_save_of_a_clone_that_was_materialized() -> None:
     eager, lazy = build_both(Net)
     stream = io.BytesIO()
     dormant.materialize(lazy)
@@ -305,7 +305,7 @@ def test_a_real_tensor_written_from_a_lazy_one() -> None:
     assert_same_bits(eager[5:7], target[2:4])
 
 
-def test_no_key_is_left_after_a_forward_pass_and_materialise() -> None:
+def test_no_key_is_left_after_a_forward_pass_and_materialize() -> None:
     _, lazy = build_both(Net)
     lazy(torch.arange(4))
     dormant.materialize(lazy)

@@ -249,7 +249,7 @@ def test_state_of_a_generator_saved_between_lazy_draws_replays_them() -> None:
     compare(build)
 
 
-def test_a_generator_that_died_before_materialising() -> None:
+def test_a_generator_that_died_before_materializing() -> None:
     def build() -> list[torch.Tensor]:
         def draw(seed: int) -> torch.Tensor:
             return torch.randn(50, generator=torch.Generator().manual_seed(seed))

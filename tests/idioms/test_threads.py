@@ -1,4 +1,4 @@
-"""Building, materialising and reading from several threads."""
+"""Building, materializing and reading from several threads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_modules_built_in_threads() -> None:
 
 
 @pytest.mark.threads
-def test_one_model_materialised_by_several_threads_at_once() -> None:
+def test_one_model_materialized_by_several_threads_at_once() -> None:
     with dormant.lazy_init():
         shared = build_private(0)
     in_threads(lambda i: [dormant.materialize(t) for t in shared[i:] + shared[:i]])
@@ -88,7 +88,7 @@ def test_a_thread_started_inside_the_context_is_not_recorded() -> None:
 
 
 @pytest.mark.threads
-def test_a_lazy_tensor_used_by_another_thread_is_materialised_there() -> None:
+def test_a_lazy_tensor_used_by_another_thread_is_materialized_there() -> None:
     torch.manual_seed(0)
     expected = torch.randn(100)
     torch.manual_seed(0)

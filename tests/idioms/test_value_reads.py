@@ -101,7 +101,7 @@ def constants_from_lists_and_arrays() -> list[torch.Tensor]:
 
 
 @idiom(expect_lazy=None, reads="numpy's values exist already")
-def initialisation_from_numpy_and_python_generators() -> nn.Module:
+def initialization_from_numpy_and_python_generators() -> nn.Module:
     model = nn.Linear(8, 6)
     model.weight.data.copy_(torch.from_numpy(numpy.random.randn(6, 8)))
     model.bias.data = torch.tensor([random.gauss(0, 1) for _ in range(6)])
@@ -207,7 +207,7 @@ def test_equals_eager(case: Idiom) -> None:
 
 
 @pytest.mark.core
-def test_a_read_materialises_only_what_it_needs() -> None:
+def test_a_read_materializes_only_what_it_needs() -> None:
     """A value read while recording leaves the unrelated tensors lazy."""
 
     def build() -> list[torch.Tensor]:

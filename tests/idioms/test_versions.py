@@ -73,7 +73,7 @@ def test_version_after(write: str, kind: str) -> None:
 
 
 @pytest.mark.core
-def test_materialising_does_not_count_as_a_write() -> None:
+def test_materializing_does_not_count_as_a_write() -> None:
     with dormant.lazy_init():
         model = nn.Linear(4, 4)
     before = [p._version for p in model.parameters()]
@@ -91,7 +91,7 @@ def test_a_value_saved_for_backward_and_written_later_is_refused_as_in_eager() -
         product.backward()
 
 
-def test_backward_works_when_only_materialising_came_between() -> None:
+def test_backward_works_when_only_materializing_came_between() -> None:
     with dormant.lazy_init():
         weight = nn.Parameter(torch.randn(3))
         other = torch.randn(3)

@@ -352,7 +352,7 @@ def a_view_of_a_view_of_a_parameter_under_no_grad() -> nn.Module:
 
 
 @idiom
-def qkv_packed_from_three_initialised_parts() -> nn.Module:
+def qkv_packed_from_three_initialized_parts() -> nn.Module:
     model = nn.Linear(8, 24)
     with torch.no_grad():
         for part in model.weight.chunk(3):

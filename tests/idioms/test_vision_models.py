@@ -180,7 +180,7 @@ def karras_sigmas_with_a_final_zero() -> nn.Module:
 
 
 @idiom
-def zero_initialised_modules() -> nn.Module:
+def zero_initialized_modules() -> nn.Module:
     def zero_module(module: nn.Module) -> nn.Module:
         for parameter in module.parameters():
             parameter.detach().zero_()

@@ -1,4 +1,4 @@
-"""The catalogues of models, and libraries kept off the network before any is imported."""
+"""The catalogs of models, and libraries kept off the network before any is imported."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_load_checkpoint_and_dispatch_inside_the_context(
     with dormant.lazy_init():
         got = loaded(built(lazily=True), "ours")
     report = dormant.materialize(got)
-    assert report.initialised_bytes == 0
+    assert report.initialized_bytes == 0
     assert report.value_reads == {}
     assert_same_bits(output(expected), output(got), "logits")
     for key, tensor in expected.state_dict().items():

@@ -144,7 +144,7 @@ def test_what_cannot_be_read_lazily_is_read_by_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["LlamaForCausalLM", "BertForPreTraining", "MixtralForCausalLM", "SwinModel"]
 )
-def test_from_pretrained_initialises_nothing_in_vain(
+def test_from_pretrained_initializes_nothing_in_vain(
     name: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     torch.manual_seed(1234)
@@ -155,7 +155,7 @@ def test_from_pretrained_initialises_nothing_in_vain(
     report = dormant.materialize(model)
     assert report.lazy_rate > 0.99
     # What no checkpoint holds (position ids, index tables), and a bias that BERT pads with zeros.
-    assert report.initialised_bytes < 0.01 * report.nbytes
+    assert report.initialized_bytes < 0.01 * report.nbytes
     assert report.value_reads == {}
     assert report.read_bytes > 0.95 * report.nbytes
     expected = type(source).from_pretrained(tmp_path, dtype=dtype)
@@ -189,13 +189,13 @@ def test_from_pretrained_with_options(case: str, tmp_path: Path) -> None:
         model = kind.from_pretrained(tmp_path, **options)
     report = dormant.materialize(model)
     assert report.lazy_rate > 0.99
-    assert report.initialised_bytes == 0
+    assert report.initialized_bytes == 0
     assert report.value_reads == {}
     assert_same(kind.from_pretrained(tmp_path, **options), model, memory=False)
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_what_the_library_quantises_inside_has_its_bits(bits: str, tmp_path: Path) -> None:
+def test_what_the_library_quantizes_inside_has_its_bits(bits: str, tmp_path: Path) -> None:
     torch.manual_seed(1234)
     source: Any = ROWS["LlamaForCausalLM"].build()
     source.save_pretrained(tmp_path)
@@ -206,7 +206,7 @@ def test_what_the_library_quantises_inside_has_its_bits(bits: str, tmp_path: Pat
 
     with dormant.lazy_init():
         model = load()
-    assert dormant.materialize(model).initialised_bytes == 0
+    assert dormant.materialize(model).initialized_bytes == 0
     assert_same(load(), model, memory=False)
 
 

@@ -35,7 +35,7 @@ ADAPTERS: dict[str, Callable[[], Any]] = {
     "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
 }
-# What the initialisation factorises is real early; OFT makes its tables with numpy.
+# What the initialization factorises is real early; OFT makes its tables with numpy.
 EARLY = {"pissa", "oft"}
 
 
@@ -109,19 +109,19 @@ def test_a_second_adapter_of_the_same_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
-def test_an_adapter_on_a_quantised_base(bits: str, tmp_path: Path) -> None:
+def test_an_adapter_on_a_quantized_base(bits: str, tmp_path: Path) -> None:
     kind = transformers.LlamaForCausalLM
     base(tmp_path)
 
-    def quantised() -> transformers.BitsAndBytesConfig:
+    def quantized() -> transformers.BitsAndBytesConfig:
         return transformers.BitsAndBytesConfig(**{bits: True})
 
     expected, got = both(
         lambda: peft.get_peft_model(
-            kind.from_pretrained(tmp_path, quantization_config=quantised()), ADAPTERS["lora"]()
+            kind.from_pretrained(tmp_path, quantization_config=quantized()), ADAPTERS["lora"]()
         ),
         lambda: get_peft_model(
-            from_pretrained(kind, tmp_path, quantization_config=quantised(), materialize=False),
+            from_pretrained(kind, tmp_path, quantization_config=quantized(), materialize=False),
             ADAPTERS["lora"](),
         ),
     )
@@ -132,7 +132,7 @@ def test_an_adapter_on_a_quantised_base(bits: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("adapter", sorted(ADAPTERS.keys() - EARLY))
-def test_initialising_an_adapter_brings_nothing_to_life(adapter: str) -> None:
+def test_initializing_an_adapter_brings_nothing_to_life(adapter: str) -> None:
     with dormant.lazy_init():
         model = LLAMA()
     report = dormant.materialize(get_peft_model(model, ADAPTERS[adapter](), materialize=False))
@@ -164,15 +164,15 @@ def test_an_adapter_is_merged_before_anything_is_read(adapter: str, tmp_path: Pa
     assert_same(expected, got, memory=False)
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("quantized", [False, True])
 def test_from_pretrained_of_transformers_takes_the_folder_of_an_adapter(
-    quantised: bool, tmp_path: Path
+    quantized: bool, tmp_path: Path
 ) -> None:
     save_adapter("lora", base(tmp_path / "base"), tmp_path / "adapter")
     auto = transformers.AutoModelForCausalLM
 
     def config() -> Any:
-        return transformers.BitsAndBytesConfig(load_in_4bit=True) if quantised else None
+        return transformers.BitsAndBytesConfig(load_in_4bit=True) if quantized else None
 
     expected, got = both(
         lambda: auto.from_pretrained(tmp_path / "adapter", quantization_config=config()),

@@ -71,7 +71,7 @@ ARCHITECTURES: dict[str, dict[str, torch.Tensor] | None] = {
     "Qwen2VLForConditionalGeneration": None,
     "MllamaForConditionalGeneration": None,
 }
-# What is dropped has to be initialised, by each library's own rules.
+# What is dropped has to be initialized, by each library's own rules.
 MISSING = {
     "LlamaForCausalLM": ["model.layers.0.mlp", "lm_head"],
     "LlamaForCausalLM-tied-llama3-rope": ["model.embed_tokens"],
@@ -107,7 +107,7 @@ def test_the_model_is_that_of_from_pretrained(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_missing_keys_are_initialised_as_by_the_library(name: str, tmp_path: Path) -> None:
+def test_missing_keys_are_initialized_as_by_the_library(name: str, tmp_path: Path) -> None:
     kind = saved(name, tmp_path)
     drop_keys(tmp_path, *MISSING[name])
     expected, got = both(
@@ -262,7 +262,7 @@ def test_it_can_stay_lazy_and_be_cast_later(tmp_path: Path) -> None:
     assert dormant.is_lazy(model)
     report = dormant.materialize(model, dtype=torch.bfloat16)
     assert report.count("checkpoint") == 21
-    assert report.initialised_bytes == 0
+    assert report.initialized_bytes == 0
     expected = kind.from_pretrained(tmp_path).to(torch.bfloat16)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -278,7 +278,7 @@ BITS: dict[str, dict[str, Any]] = {
     ("name", "bits"),
     list(itertools.product(["LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel"], BITS)),
 )
-def test_quantised_models_and_their_checkpoints(name: str, bits: str, tmp_path: Path) -> None:
+def test_quantized_models_and_their_checkpoints(name: str, bits: str, tmp_path: Path) -> None:
     kind = saved(name, tmp_path / "float")
 
     def config() -> transformers.BitsAndBytesConfig:
@@ -301,7 +301,7 @@ def test_quantised_models_and_their_checkpoints(name: str, bits: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "T5ForConditionalGeneration"])
-def test_quantisers_that_are_not_ours_are_the_librarys(name: str, tmp_path: Path) -> None:
+def test_quantizers_that_are_not_ours_are_the_librarys(name: str, tmp_path: Path) -> None:
     kind = saved(name, tmp_path)
 
     def config() -> transformers.TorchAoConfig:
@@ -330,11 +330,11 @@ def test_what_the_library_takes_is_taken_by_its_names(tmp_path: Path) -> None:
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
 
     lazy = from_pretrained(kind, tmp_path, quantization_config=int8(), materialize=False)
-    assert dormant.materialize(lazy).value_reads == {}  # quantised while reading
+    assert dormant.materialize(lazy).value_reads == {}  # quantized while reading
     assert_same(kind.from_pretrained(tmp_path, quantization_config=int8()), lazy, memory=False)
 
 
-def test_missing_weights_are_initialised_and_quantised(tmp_path: Path) -> None:
+def test_missing_weights_are_initialized_and_quantized(tmp_path: Path) -> None:
     kind = saved("LlamaForCausalLM", tmp_path)
     drop_keys(tmp_path, "model.layers.0.mlp")
     expected, got = both(
@@ -351,13 +351,13 @@ def test_missing_weights_are_initialised_and_quantised(tmp_path: Path) -> None:
         assert torch.equal(layer.weight.quant_state.absmax, state.absmax)
 
 
-def test_no_full_precision_weight_is_formed_before_it_is_quantised(tmp_path: Path) -> None:
+def test_no_full_precision_weight_is_formed_before_it_is_quantized(tmp_path: Path) -> None:
     kind = saved("LlamaForCausalLM", tmp_path)
     model = from_pretrained(kind, tmp_path, quantization_config="nf4", materialize=False)
     report = dormant.materialize(model)
     assert report.lazy_rate > 0.9  # the tables of codes are real
     assert report.value_reads == {}
-    assert report.initialised_bytes == 0
+    assert report.initialized_bytes == 0
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "T5ForConditionalGeneration", "SwinModel"])

@@ -66,7 +66,7 @@ KINDS_OF_FOLDERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "variant": ({"variant": "fp16"}, {"variant": "fp16", "torch_dtype": torch.float16}),
     "shards": ({"max_shard_size": "500KB"}, {"torch_dtype": torch.bfloat16}),
     "torch.save": ({"safe_serialization": False}, {"torch_dtype": torch.bfloat16}),
-    "initialised first": ({}, {"low_cpu_mem_usage": False}),
+    "initialized first": ({}, {"low_cpu_mem_usage": False}),
     "device map": ({}, {"device_map": {"": "cpu"}}),
     "without mapping": ({}, {"disable_mmap": True}),
 }
@@ -103,7 +103,7 @@ def test_a_whole_pipeline(dtype: torch.dtype | None, tmp_path: Path) -> None:
     lazy = ours_diffusers.from_pretrained(diffusers.DiffusionPipeline, tmp_path, materialize=False)
     report = dormant.materialize(lazy.unet)
     assert report.lazy_rate > 0.99
-    assert report.initialised_bytes == 0
+    assert report.initialized_bytes == 0
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model.pth", "ema.pth"])
@@ -130,7 +130,7 @@ def test_models_of_timm(name: str, file: str, tmp_path: Path) -> None:
     lazy = ours_timm.create_model(name, checkpoint_path=path, materialize=False, **options)
     report = dormant.materialize(lazy)
     assert report.read_bytes > 0.99 * report.nbytes
-    assert report.initialised_bytes == 0
+    assert report.initialized_bytes == 0
 
 
 def test_options_have_the_same_names_everywhere(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 `compare(build)` runs `build` eagerly and inside `dormant.lazy_init` under the same seeds and fails
 at the first thing that differs: generator states, names, ties, geometry, versions, and every byte
-of every tensor after materialising in a shuffled order, as a whole, and one tensor alone.
+of every tensor after materializing in a shuffled order, as a whole, and one tensor alone.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Comparison:
     Attributes:
       tensors: distinct tensor objects.
       nbytes: bytes of their distinct storages.
-      lazy_bytes: bytes of storages that had no memory before materialising.
-      reads: operators that read values while recording, with the bytes they materialised.
+      lazy_bytes: bytes of storages that had no memory before materializing.
+      reads: operators that read values while recording, with the bytes they materialized.
     """
 
     tensors: int
@@ -43,7 +43,7 @@ class Comparison:
 
     @property
     def lazy_rate(self) -> float:
-        """Share of the bytes that was still lazy before materialising; 1 where there are none."""
+        """Share of the bytes that was still lazy before materializing; 1 where there are none."""
         return self.lazy_bytes / self.nbytes if self.nbytes else 1.0
 
 
@@ -205,7 +205,7 @@ def _describe_difference(expected: torch.Tensor, got: torch.Tensor) -> str:
     raw = [bits(t)[first * size : (first + 1) * size].tolist() for t in (expected, got)]
     return (
         f"at {tuple(int(i) for i in index)}: eager {values[0]!r} {raw[0]}, "
-        f"materialised {values[1]!r} {raw[1]}; {int(differs.sum())} of {differs.numel()} differ"
+        f"materialized {values[1]!r} {raw[1]}; {int(differs.sum())} of {differs.numel()} differ"
     )
 
 
@@ -217,7 +217,7 @@ def assert_same_bits(
 
     Args:
       expected: the eager tensor.
-      got: the tensor that was materialised.
+      got: the tensor that was materialized.
       what: the name used in the message.
       fail: called with the message instead of raising AssertionError.
     """
@@ -344,7 +344,7 @@ def _measure(held: Holdings) -> Comparison:
 
 
 def _materialize(built: _Built, order: Order, shuffle: int, fail: _Failure) -> list[str]:
-    """Materialises in the given order; returns the names whose values can now be compared."""
+    """Materializes in the given order; returns the names whose values can now be compared."""
     names = list(built.held.tensors)
     choose = random.Random(shuffle)
     if order == "whole":
@@ -404,10 +404,10 @@ def compare(
     Args:
       build: makes the objects; called without arguments, once eagerly and once for each order.
       seed: for torch, numpy and `random` before each construction.
-      shuffle: seeds the order of materialising, and the choice of the tensor in "alone".
-      expect_lazy: least share of the bytes that must still be lazy before materialising; None to
+      shuffle: seeds the order of materializing, and the choice of the tensor in "alone".
+      expect_lazy: least share of the bytes that must still be lazy before materializing; None to
         leave it unchecked. A test that asks for less than 1 says which operator reads values.
-      orders: "shuffled" materialises each tensor by itself in a shuffled order, "whole" everything
+      orders: "shuffled" materializes each tensor by itself in a shuffled order, "whole" everything
         in one call, "alone" one tensor after all others have been freed.
       unwritten: names of tensors with memory that was never written, each with the reason: their
         values mean nothing in eager either.

@@ -30,7 +30,7 @@ OWNERS: dict[str, Any] = {
     "TypedStorage": torch.storage.TypedStorage,
     "torch": torch,
 }
-# What cannot be compared: uninitialised memory, addresses, pickles (tested by themselves), names
+# What cannot be compared: uninitialized memory, addresses, pickles (tested by themselves), names
 # that make no call, and functions that change the process.
 _SKIPPED = re.compile(
     r"__(init|new|init_subclass|subclasshook|class|del|delattr|dir|weakref|module|doc|dict|setattr"
@@ -44,7 +44,7 @@ _SKIPPED = re.compile(
 _SKIPPED_FUNCTIONS = re.compile(
     r"_.*|compile|load|save|export|fork|wait|cond|while_loop|rand.*|normal|manual_seed|seed"
     r"|initial_seed|set_.*|use_deterministic_algorithms|import_ir_module.*|to_dlpack"
-    # its packed bytes hold addresses and memory that nobody initialised
+    # its packed bytes hold addresses and memory that nobody initialized
     r"|fbgemm_pack_gemm_matrix_fp16"
 )
 

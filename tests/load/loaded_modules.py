@@ -28,7 +28,7 @@ class Plain(nn.Module):
         self.noise = torch.randn(4, 4)
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """BatchNorm: running statistics, and a counter that old states lack."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Nested(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.plain = Plain()
-        self.normalised = Normalised()
+        self.normalized = Normalized()
         self.renaming = Renaming()
         self.fused = Fused()
         self.recurrent = nn.LSTM(5, 7, num_layers=2, bidirectional=True)

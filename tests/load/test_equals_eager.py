@@ -16,14 +16,14 @@ from eager_load import (
     lazy,
     state_of,
 )
-from loaded_modules import Counting, Forgiving, Fused, Nested, Normalised, Plain, Renaming, Tied
+from loaded_modules import Counting, Forgiving, Fused, Nested, Normalized, Plain, Renaming, Tied
 from torch import nn
 
 import dormant
 from compare import assert_same_bits
 from reachable import holdings
 
-KINDS = [Plain, Normalised, Renaming, Forgiving, Fused, Tied, Nested]
+KINDS = [Plain, Normalized, Renaming, Forgiving, Fused, Tied, Nested]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +81,7 @@ def test_loading_draws_no_random_numbers(saved: Saver) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_what_a_state_does_not_hold_is_initialised(saved: Saver) -> None:
+def test_what_a_state_does_not_hold_is_initialized(saved: Saver) -> None:
     """Non-persistent buffers and plain attributes have eager's values."""
     state = state_of(Plain)
     model = lazy(Plain)
@@ -151,31 +151,31 @@ def test_extra_state_is_set(start: Callable[..., nn.Module]) -> None:
 
 
 def test_a_counter_that_old_states_lack_stays_as_constructed(saved: Saver) -> None:
-    state = state_of(Normalised)
+    state = state_of(Normalized)
     del state["norm.num_batches_tracked"]
     # A state without metadata is of a version that knew no counter.
-    expected = eager_loaded(Normalised, state)
-    model = lazy(Normalised)
+    expected = eager_loaded(Normalized, state)
+    model = lazy(Normalized)
     dormant.load(model, saved(state))
     assert_same_model(expected, model)
 
 
 def test_metadata_of_a_state_decides_as_in_eager() -> None:
-    state = collections.OrderedDict(state_of(Normalised))
+    state = collections.OrderedDict(state_of(Normalized))
     del state["norm.num_batches_tracked"]
     state._metadata = {"": {"version": 1}, "norm": {"version": 2}}  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="num_batches_tracked"):
-        eager(Normalised).load_state_dict(state)
+        eager(Normalized).load_state_dict(state)
     with pytest.raises(KeyError, match="num_batches_tracked"):
-        dormant.load(lazy(Normalised), state, missing="error")
+        dormant.load(lazy(Normalized), state, missing="error")
 
 
 def test_metadata_counts_where_shapes_are_ignored_too() -> None:
-    state = collections.OrderedDict(state_of(Normalised))
+    state = collections.OrderedDict(state_of(Normalized))
     del state["norm.num_batches_tracked"]
     state["convolution.bias"] = torch.ones(9)
     state._metadata = {"": {"version": 1}, "norm": {"version": 2}}  # type: ignore[attr-defined]
-    report = dormant.load(lazy(Normalised), state, mismatched="init")
+    report = dormant.load(lazy(Normalized), state, mismatched="init")
     assert set(report.missing_keys) == {"norm.num_batches_tracked"}
     assert [name for name, _, _ in report.mismatched_keys] == ["convolution.bias"]
 
@@ -337,10 +337,10 @@ def test_mapped_or_read_the_values_are_the_same_and_the_models_own(mmap: Any, sa
 
 
 def test_training_goes_on_as_from_the_eager_model(saved: Saver) -> None:
-    state = state_of(Normalised)
-    model = lazy(Normalised)
+    state = state_of(Normalized)
+    model = lazy(Normalized)
     dormant.load(model, saved(state))
-    expected = eager_loaded(Normalised, state)
+    expected = eager_loaded(Normalized, state)
     images = torch.randn(2, 3, 8, 8)
     for each in (model, expected):
         optimizer = torch.optim.Adam(each.parameters())

@@ -28,7 +28,7 @@ from reachable import holdings
 
 
 class Large(nn.Module):
-    """Layers to load, a head that is initialised in tiles, and squares that are replayed whole."""
+    """Layers to load, a head that is initialized in tiles, and squares that are replayed whole."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_progress_may_stop_it_at_any_time(
         assert_same_bits(tensor, held[name], name)
 
 
-def test_stopped_twice_and_then_initialised_it_is_the_eager_model(saved: Saver) -> None:
+def test_stopped_twice_and_then_initialized_it_is_the_eager_model(saved: Saver) -> None:
     path = saved(large_state())
     model = lazy(Large)
     before = fingerprint(model)

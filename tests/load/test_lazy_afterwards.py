@@ -1,4 +1,4 @@
-"""A model that was loaded but not materialised: lazy, complete, and without work in vain."""
+"""A model that was loaded but not materialized: lazy, complete, and without work in vain."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lazy_names(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", [Plain, Nested, Tied])
-def test_it_stays_lazy_until_it_is_materialised(
+def test_it_stays_lazy_until_it_is_materialized(
     kind: type[nn.Module], saved_any_way: Saver
 ) -> None:
     state = state_of(kind)
@@ -41,7 +41,7 @@ def test_it_stays_lazy_until_it_is_materialised(
     assert_same_model(eager_loaded(kind, state), model)
 
 
-def test_initialisations_that_are_replaced_leave_the_history(saved: Saver) -> None:
+def test_initializations_that_are_replaced_leave_the_history(saved: Saver) -> None:
     state = {k: t for k, t in state_of(Plain).items() if not k.startswith("layers")}
     model = lazy(Plain)
     dormant.load(model, saved(state), materialize=False)

@@ -33,7 +33,7 @@ def without(state: dict[str, torch.Tensor], *prefixes: str) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize("dropped", ["layers", "scales.1", "embedding", ""])
-def test_missing_tensors_are_initialised_as_in_eager(dropped: str, saved: Saver) -> None:
+def test_missing_tensors_are_initialized_as_in_eager(dropped: str, saved: Saver) -> None:
     state = without(state_of(Plain), dropped)
     model = lazy(Plain)
     dormant.load(model, saved(state))
@@ -177,7 +177,7 @@ def test_names_are_printed_so_that_a_terminal_does_not_obey_them(saved: Saver) -
     assert "\n  a\\x1b[2J\\u202e\\nb\n" in caught.value.args[0]
 
 
-def test_mismatched_tensors_can_be_initialised(saved: Saver) -> None:
+def test_mismatched_tensors_can_be_initialized(saved: Saver) -> None:
     state = {**state_of(Plain), "embedding.weight": torch.ones(51, 12)}
     model = lazy(Plain)
     dormant.load(model, saved(state), mismatched="init")
@@ -279,7 +279,7 @@ def test_a_tied_tensor_with_neither_name_is_missing_once(saved: Saver) -> None:
     state = without(state_of(Tied), "head", "embedding")
     model = lazy(Tied)
     report = dormant.load(model, saved(state))
-    assert report.count("initialised") == 1
+    assert report.count("initialized") == 1
     assert_same_model(eager_loaded(Tied, state, strict=False), model)
 
 

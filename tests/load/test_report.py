@@ -33,7 +33,7 @@ def test_it_says_where_each_tensor_came_from(saved: Saver) -> None:
     assert origins(report) == {
         "body.weight": "checkpoint",
         "body.bias": "checkpoint",
-        "head.weight": "initialised",
+        "head.weight": "initialized",
         "head.bias": "already real",
     }
     files = {name: t.files for t in report.tensors for name in t.names}
@@ -77,21 +77,21 @@ def test_it_lists_what_model_and_checkpoint_do_not_share(saved: Saver) -> None:
     assert report.mismatched_keys == (("body.bias", (7,), (300,)),)
 
 
-def test_what_is_loaded_is_never_initialised(saved: Saver) -> None:
+def test_what_is_loaded_is_never_initialized(saved: Saver) -> None:
     state = state_of(Layers)
     for dtype in (torch.float32, torch.bfloat16):
         path = saved({k: t.to(dtype) for k, t in state.items()})
         report = dormant.load(lazy(Layers), path)
-        assert report.initialised_bytes == 0
+        assert report.initialized_bytes == 0
         assert report.read_bytes == sum(t.nbytes for t in state.values())
 
 
-def test_only_what_is_missing_is_initialised(saved: Saver) -> None:
+def test_only_what_is_missing_is_initialized(saved: Saver) -> None:
     state = {k: t for k, t in state_of(Layers).items() if k.startswith("body")}
     report = dormant.load(lazy(Layers), saved(state))
     assert report.read_bytes == sum(t.nbytes for t in state.values())
     head = eager(Layers).get_submodule("head")
-    assert report.initialised_bytes == sum(p.nbytes for p in head.parameters())
+    assert report.initialized_bytes == sum(p.nbytes for p in head.parameters())
 
 
 @pytest.mark.parametrize(("mmap", "way"), [("auto", "mapped"), ("never", "tiles")])
@@ -116,20 +116,20 @@ def test_a_tied_tensor_counts_once(saved: Saver) -> None:
     assert "embedding.weight" in names
 
 
-def test_a_load_that_materialises_nothing_reads_nothing(saved: Saver) -> None:
+def test_a_load_that_materializes_nothing_reads_nothing(saved: Saver) -> None:
     report = dormant.load(lazy(Layers), saved(state_of(Layers)), materialize=False)
-    assert report.read_bytes == report.initialised_bytes == 0
+    assert report.read_bytes == report.initialized_bytes == 0
     assert report.count("already real") == 0
 
 
-def test_materialising_later_reports_the_checkpoint(saved: Saver) -> None:
+def test_materializing_later_reports_the_checkpoint(saved: Saver) -> None:
     path = saved(state_of(Layers))
     model = lazy(Layers)
     dormant.load(model, path, materialize=False)
     report = dormant.materialize(model)
     assert set(origins(report).values()) == {"checkpoint"}
     assert {file for tensor in report.tensors for file in tensor.files} == {str(path)}
-    assert report.initialised_bytes == 0
+    assert report.initialized_bytes == 0
 
 
 def test_it_prints_and_becomes_json(saved: Saver, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The claim every catalogue row is put to: built lazily it is the model that eager builds."""
+"""The claim every catalog row is put to: built lazily it is the model that eager builds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from catalogue import Model
+from catalog import Model
 from value_readers import VALUE_READERS
 
 from compare import compare
@@ -27,7 +27,7 @@ def assert_lazy_equals_eager(library: str, row: Model) -> None:
     """Fails unless names, ties, geometry, generators and every bit equal eager construction.
 
     Args:
-        library: A key of `libraries.CATALOGUES`.
+        library: A key of `libraries.CATALOGS`.
         row: The model.
 
     Raises:
@@ -54,8 +54,8 @@ def assert_lazy_equals_eager(library: str, row: Model) -> None:
         )
 
 
-def assert_catalogue_is_recorded(library: str, names: list[str], *, at_least: int) -> None:
-    """Fails unless the catalogue is as large as promised and no list names a model it lacks."""
+def assert_catalog_is_recorded(library: str, names: list[str], *, at_least: int) -> None:
+    """Fails unless the catalog is as large as promised and no list names a model it lacks."""
     assert len(names) >= at_least, f"{library} has {len(names)} models, promised {at_least}"
     assert recorded_minimum()[library].keys() == set(names), "run record_minimum.py"
     assert VALUE_READERS[library].keys() <= set(names), "value_readers.py names unknown models"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# The catalogues are modules beside this file, whatever the import mode.
+# The catalogs are modules beside this file, whatever the import mode.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from libraries import prepare

@@ -1,8 +1,8 @@
 """Finds tensors that eager construction leaves as the allocator returned them.
 
-Builds every model of the catalogues in two processes whose fresh memory is filled with different
+Builds every model of the catalogs in two processes whose fresh memory is filled with different
 bytes (glibc's MALLOC_PERTURB_) and prints the tensors whose values differ: nothing ever wrote them,
-so no construction can be compared with another there. Run it after changing a catalogue, and leave
+so no construction can be compared with another there. Run it after changing a catalog, and leave
 out what it prints, or name it to `compare` as `unwritten`:
 
     python tests/models/find_unwritten.py
@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lib"))
 
-from libraries import CATALOGUES, models, prepare
+from libraries import CATALOGS, models, prepare
 
 from reachable import holdings
 
@@ -34,7 +34,7 @@ def digests() -> dict[str, str]:
     """A hash of the values of every tensor of every model, by `library/model/tensor`."""
     prepare()
     found = {}
-    for library in CATALOGUES:
+    for library in CATALOGS:
         for row in models(library):
             torch.manual_seed(0)
             numpy.random.seed(0)

@@ -1,22 +1,22 @@
-"""The catalogues by library, and what has to happen before those libraries are imported."""
+"""The catalogs by library, and what has to happen before those libraries are imported."""
 
 from __future__ import annotations
 
 import importlib
 import os
 
-from catalogue import Model
+from catalog import Model
 
-CATALOGUES = {
+CATALOGS = {
     "transformers": (
-        "catalogue_transformers_text",
-        "catalogue_transformers_vision",
-        "catalogue_transformers_audio",
-        "catalogue_transformers_multimodal",
+        "catalog_transformers_text",
+        "catalog_transformers_vision",
+        "catalog_transformers_audio",
+        "catalog_transformers_multimodal",
     ),
-    "timm": ("catalogue_timm",),
-    "torchvision": ("catalogue_torchvision",),
-    "diffusers": ("catalogue_diffusers",),
+    "timm": ("catalog_timm",),
+    "torchvision": ("catalog_torchvision",),
+    "diffusers": ("catalog_diffusers",),
 }
 
 
@@ -32,7 +32,7 @@ def prepare() -> None:
 
 def models(library: str) -> list[Model]:
     """All rows of one library; names are unique."""
-    rows = [row for module in CATALOGUES[library] for row in importlib.import_module(module).MODELS]
+    rows = [row for module in CATALOGS[library] for row in importlib.import_module(module).MODELS]
     names = [row.name for row in rows]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:

@@ -1,7 +1,7 @@
-"""Writes `minimum.json`: how many tensors and bytes each model of the catalogues has in eager.
+"""Writes `minimum.json`: how many tensors and bytes each model of the catalogs has in eager.
 
 The tests compare at least these, so that a comparison which silently loses tensors fails. Run it
-after changing a catalogue or a pinned library, and look at the difference:
+after changing a catalog or a pinned library, and look at the difference:
 
     python tests/models/record_minimum.py
 """
@@ -16,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "lib"))
 
-from libraries import CATALOGUES, models, prepare
+from libraries import CATALOGS, models, prepare
 
 from reachable import holdings
 
@@ -35,7 +35,7 @@ def size(root: object) -> dict[str, int]:
 def main() -> None:
     prepare()
     minimum = {
-        library: {row.name: size(row.build()) for row in models(library)} for library in CATALOGUES
+        library: {row.name: size(row.build()) for row in models(library)} for library in CATALOGS
     }
     target = Path(__file__).parent / "minimum.json"
     # One model a line: a changed library shows as a readable difference.

@@ -26,7 +26,7 @@ def lora(**options: Any) -> peft.LoraConfig:
 LAZY: dict[str, Callable[[], peft.PeftConfig]] = {
     "lora": lora,
     "lora-gaussian": lambda: lora(init_lora_weights="gaussian"),
-    "lora-uninitialised-as-identity": lambda: lora(init_lora_weights=False),
+    "lora-uninitialized-as-identity": lambda: lora(init_lora_weights=False),
     "rslora": lambda: lora(use_rslora=True),
     "lora-embedding": lambda: lora(target_modules=["embed_tokens", "lm_head"]),
     "lora-modules-to-save": lambda: lora(modules_to_save=["lm_head", "embed_tokens"]),

@@ -1,6 +1,6 @@
 """`from_pretrained` inside the context gives what the same call gives outside.
 
-The checkpoints are local and small, and lack some of the keys: what they lack is initialised, from
+The checkpoints are local and small, and lack some of the keys: what they lack is initialized, from
 the same random numbers as in eager.
 """
 
@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from catalogue import Model
+from catalog import Model
 from libraries import models
 
 import dormant
@@ -82,7 +82,7 @@ def assert_loads_as_in_eager(
         ("SamModel", ["mask_decoder"]),
     ],
 )
-def test_missing_keys_are_initialised_as_in_eager(
+def test_missing_keys_are_initialized_as_in_eager(
     name: str, without: list[str], tmp_path: Path
 ) -> None:
     folder = saved(ROWS[name], tmp_path, without=without)
@@ -142,7 +142,7 @@ def test_sharded_checkpoint(tmp_path: Path) -> None:
     assert_loads_as_in_eager(lambda: transformers.LlamaForCausalLM.from_pretrained(folder))
 
 
-def test_mismatched_sizes_are_initialised_as_in_eager(tmp_path: Path) -> None:
+def test_mismatched_sizes_are_initialized_as_in_eager(tmp_path: Path) -> None:
     folder = saved(ROWS["BertForSequenceClassification"], tmp_path)
 
     def load() -> torch.nn.Module:

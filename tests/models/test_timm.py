@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from catalogue import Model
-from claims import assert_catalogue_is_recorded, assert_lazy_equals_eager
+from catalog import Model
+from claims import assert_catalog_is_recorded, assert_lazy_equals_eager
 from libraries import models
 
 MODELS = models("timm")
 
 
-def test_catalogue_is_complete() -> None:
-    assert_catalogue_is_recorded("timm", [row.name for row in MODELS], at_least=70)
+def test_catalog_is_complete() -> None:
+    assert_catalog_is_recorded("timm", [row.name for row in MODELS], at_least=70)
 
 
 @pytest.mark.parametrize("row", MODELS, ids=lambda row: row.name)

@@ -111,7 +111,7 @@ def test_reports_count_the_layers_as_lazy_before() -> None:
     report = dormant.materialize(model)
     assert report.lazy_rate == 1.0
     assert report.count("already real") == 0
-    assert report.initialised_bytes == sum(p.nbytes for p in build().parameters())
+    assert report.initialized_bytes == sum(p.nbytes for p in build().parameters())
 
 
 class Rounded(nn.Module):

@@ -1,4 +1,4 @@
-"""`torch.device("meta")`: shapes only, how to initialise them is forgotten."""
+"""`torch.device("meta")`: shapes only, how to initialize them is forgotten."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Ways to initialise a model; `build(workload)` returns it with its values."""
+"""Ways to initialize a model; `build(workload)` returns it with its values."""

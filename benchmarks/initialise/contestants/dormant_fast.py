@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dormant
-from benchmarks.initialise.workloads import Workload
+from benchmarks.initialize.workloads import Workload
 
 NAME = 'dormant, values="fast"'
 EXACT = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.initialise.workloads import Workload
+from benchmarks.initialize.workloads import Workload
 
 NAME = "eager"
 EXACT = True

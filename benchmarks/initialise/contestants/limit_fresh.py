@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.initialise.memory_fill import fill, tensor_sizes
-from benchmarks.initialise.workloads import Workload
+from benchmarks.initialize.memory_fill import fill, tensor_sizes
+from benchmarks.initialize.workloads import Workload
 
 NAME = "memset, PyTorch's memory"
 EXACT = None

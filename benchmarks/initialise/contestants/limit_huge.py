@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-from benchmarks.initialise.memory_fill import fill, tensor_sizes
-from benchmarks.initialise.workloads import Workload
+from benchmarks.initialize.memory_fill import fill, tensor_sizes
+from benchmarks.initialize.workloads import Workload
 
 NAME = "memset, huge pages"
 EXACT = None

@@ -1,10 +1,10 @@
-"""The meta device, `to_empty`, then the model's own initialisation again."""
+"""The meta device, `to_empty`, then the model's own initialization again."""
 
 from __future__ import annotations
 
 import torch
 
-from benchmarks.initialise.workloads import Workload
+from benchmarks.initialize.workloads import Workload
 
 NAME = "meta + to_empty + reset"
 EXACT = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.initialise.workloads import Workload
+from benchmarks.initialize.workloads import Workload
 
 NAME = "skip_init + reset_parameters"
 EXACT = False

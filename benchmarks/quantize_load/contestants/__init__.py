@@ -1,1 +1,1 @@
-"""Ways of loading and quantising; each `build(stored, scheme)` gives a model."""
+"""Ways of loading and quantizing; each `build(stored, scheme)` gives a model."""

@@ -1,4 +1,4 @@
-"""As dormant, with mmap="never": what is not quantised is read at once, too."""
+"""As dormant, with mmap="never": what is not quantized is read at once, too."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Ways to get part of a randomly initialised tensor; `build(rows, columns, dim)`."""
+"""Ways to get part of a randomly initialized tensor; `build(rows, columns, dim)`."""

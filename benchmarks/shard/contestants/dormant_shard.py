@@ -1,4 +1,4 @@
-"""A copy of the part, cut while the whole is lazy; the whole is dropped before materialising."""
+"""A copy of the part, cut while the whole is lazy; the whole is dropped before materializing."""
 
 from __future__ import annotations
 

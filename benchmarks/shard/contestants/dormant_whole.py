@@ -1,4 +1,4 @@
-"""The whole tensor materialised, then cut."""
+"""The whole tensor materialized, then cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole tensor made, then cut: what every rank does without lazy initialisation."""
+"""The whole tensor made, then cut: what every rank does without lazy initialization."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ PathLike = str | os.PathLike[str]
 class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
     """The tensors of checkpoint files by name; made by `open_checkpoint`.
 
-    A tensor is made when it is asked for, is lazy, and is read when it is materialised. Tensors
+    A tensor is made when it is asked for, is lazy, and is read when it is materialized. Tensors
     that share memory in a file share it here as long as one of them is held, so `dict(checkpoint)`
     keeps ties. The files stay open while the checkpoint or one of its lazy tensors lives.
 

@@ -28,7 +28,7 @@ _TypedStorage = cast(Any, torch.storage.TypedStorage)
 _NOT_VIEWS = {
     "torch._utils _rebuild_sparse_tensor": "a sparse tensor",
     "torch._utils _rebuild_nested_tensor": "a nested tensor",
-    "torch._utils _rebuild_qtensor": "a quantised tensor",
+    "torch._utils _rebuild_qtensor": "a quantized tensor",
     "torch._utils _rebuild_meta_tensor_no_storage": "a tensor of the meta device",
     "torch._utils _rebuild_wrapper_subclass": "a tensor subclass",
     "torch._utils _rebuild_device_tensor_from_numpy": "a tensor kept as a numpy array",

@@ -33,7 +33,7 @@ from dormant.reporting.progress import wants_bar
 from dormant.text.table import format_bytes
 
 NAME = "bench"
-SUMMARY = "measure this machine: build, initialise, save, load, quantise, beside eager PyTorch"
+SUMMARY = "measure this machine: build, initialize, save, load, quantize, beside eager PyTorch"
 DESCRIPTION = """\
     Builds a Llama lazily and the ordinary way, and measures time and peak memory. Each run is a
     process of its own; the ways take turns. What both give is compared, every byte.

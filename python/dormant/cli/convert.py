@@ -51,7 +51,7 @@ from dormant.tensors.names import renaming as as_function
 from dormant.text.table import format_bytes
 
 NAME = "convert"
-SUMMARY = "make another checkpoint: format, dtype, quantised, merged or divided anew"
+SUMMARY = "make another checkpoint: format, dtype, quantized, merged or divided anew"
 DESCRIPTION = """\
     Reads a checkpoint and writes another one. Tensors pass through in small pieces: neither the
     checkpoint nor its largest tensor has to fit into memory. What OUT is called decides the format:
@@ -135,7 +135,7 @@ def run(options: argparse.Namespace) -> Outcome:
     check_apart(out, map(Path, options.paths))
     with (new_folder if to_folder else new_file)(out, force=options.force) as target:
         if options.quantize:
-            about = _quantise(options, target)
+            about = _quantize(options, target)
         else:
             about = _convert(options, target, to_folder)
     data = {
@@ -153,8 +153,8 @@ def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
         raise UsageError(f"--quantize and --parts write a folder; {options.out} names a file.")
     if options.quantize and options.parts:
         raise UsageError(
-            "--quantize and --parts cannot be used together: quantised layers are not divided. "
-            "Divide with --parts, and quantise each rank's model when it is loaded."
+            "--quantize and --parts cannot be used together: quantized layers are not divided. "
+            "Divide with --parts, and quantize each rank's model when it is loaded."
         )
     if options.config is not None and not options.quantize:
         raise UsageError(
@@ -203,7 +203,7 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
     folders = folders_of(options.paths)
     if options.dtype is not None and "quantization_config" in configuration(folders):
         raise UsageError(
-            "the checkpoint is quantised: --dtype would cast its scales. Leave it out."
+            "the checkpoint is quantized: --dtype would cast its scales. Leave it out."
         )
     state = _open(options)
     if options.dtype is not None:
@@ -253,12 +253,12 @@ def _save_parts(
         publication.publish(order)
 
 
-def _quantise(options: argparse.Namespace, target: Path) -> dict[str, Any]:
+def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
     place = _config_of(options)
     assert place is not None
     config = read_config(place)
     if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(f"{place} is already quantised, according to its config.json.")
+        raise ValueError(f"{place} is already quantized, according to its config.json.")
     state = _open(options)
     model, left_out = quantized_model(config, state, options.dtype, options.quantize)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)

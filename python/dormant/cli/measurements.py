@@ -260,7 +260,7 @@ MEASUREMENTS = {
         {"eager": _eager_load, "dormant, mapped": _lazy_load, "dormant, copied": _lazy_load_copied},
     ),
     "quantize": Measurement(
-        "build it, load a checkpoint, quantise to nf4",
+        "build it, load a checkpoint, quantize to nf4",
         {"eager": _eager_quantize, "dormant": _lazy_quantize},
         library="bitsandbytes",
     ),

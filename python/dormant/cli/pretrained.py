@@ -62,13 +62,13 @@ def read_config(path: str | os.PathLike[str]) -> Any:
 def quantized_model(
     config: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None, scheme: Scheme
 ) -> tuple[Any, list[str]]:
-    """The model of a configuration with the weights of `state`, quantised and lazy.
+    """The model of a configuration with the weights of `state`, quantized and lazy.
 
     Returns:
         The model, and the names in `state` that it does not have.
 
     Raises:
-        ValueError: nothing in the model can be quantised.
+        ValueError: nothing in the model can be quantized.
         KeyError: names that `state` lacks, all of them listed.
         RuntimeError: tensors have other shapes than the model's.
     """

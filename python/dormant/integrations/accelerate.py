@@ -21,8 +21,8 @@ from dormant.reporting.progress import Callback
 def init_empty_weights(include_buffers: bool | None = None) -> LazyInit:
     """A context with accelerate's name in which models are lazy instead of on the meta device.
 
-    What is built inside takes no memory either, but remembers its initialisation: it can be used
-    at once, loaded by `dormant.load`, quantised, or dispatched by `dispatch_model`. Code that
+    What is built inside takes no memory either, but remembers its initialization: it can be used
+    at once, loaded by `dormant.load`, quantized, or dispatched by `dispatch_model`. Code that
     insists on `accelerate.init_empty_weights` keeps working inside `dormant.lazy_init`, too, and
     gets its meta tensors.
 
@@ -59,7 +59,7 @@ def dispatch_model(
     The rest comes to life on the CPU, from where accelerate moves it.
 
     Args:
-        model: the model, lazy, real or mixed; quantise or load it (`materialize=False`) before.
+        model: the model, lazy, real or mixed; quantize or load it (`materialize=False`) before.
         device_map: module names to devices, "cpu" or "disk", as
             `accelerate.infer_auto_device_map` makes them.
         offload_dir: the folder for what goes to disk. It must not hold offloaded weights yet.

@@ -1,4 +1,4 @@
-"""`LazyInitContext`, for code written for ColossalAI's lazy initialisation."""
+"""`LazyInitContext`, for code written for ColossalAI's lazy initialization."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class LazyInitContext:
 
     @staticmethod
     def materialize(module: _Module, verbose: bool = False) -> _Module:
-        """Materialises `module` in place and returns it.
+        """Materializes `module` in place and returns it.
 
         Args:
             module: the module.

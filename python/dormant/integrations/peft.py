@@ -1,4 +1,4 @@
-"""Adapters of peft on models that are still lazy, quantised ones included."""
+"""Adapters of peft on models that are still lazy, quantized ones included."""
 
 from __future__ import annotations
 

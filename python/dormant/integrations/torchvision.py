@@ -45,7 +45,7 @@ def get_model(
             mapping with it in it, as its training scripts write; or what `dormant.load` takes
             besides: of a file with averaged weights, too, those are
             `dormant.open_checkpoint(path, key="model_ema")`. None loads none: the model is
-            initialised.
+            initialized.
         missing: names that the checkpoint lacks: "error" refuses, "init" initializes them, "warn"
             does so with a warning that names them.
         unexpected: names that the model lacks: "error" refuses, "ignore" leaves them out.

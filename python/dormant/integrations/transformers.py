@@ -1,4 +1,4 @@
-"""Models of transformers from local folders and configurations: read, cast and quantised once.
+"""Models of transformers from local folders and configurations: read, cast and quantized once.
 
 The library's own code runs, on lazy tensors: its renames and conversions of weights, its rules for
 missing keys, ties, dtypes and generation settings are those of the installed version.
@@ -44,7 +44,7 @@ def from_pretrained(
     """The model that `model_class.from_pretrained(folder)` gives, bit for bit.
 
     Each tensor goes from the file to its final memory once: cast, converted to the library's
-    layout and quantised on the way. What the checkpoint lacks is initialised as by the library.
+    layout and quantized on the way. What the checkpoint lacks is initialized as by the library.
 
     Args:
         model_class: a model class or an auto class, such as `transformers.AutoModelForCausalLM`.
@@ -56,9 +56,9 @@ def from_pretrained(
         quantization_config: what `dormant.quantize` takes ("nf4", "int8", a BitsAndBytesConfig,
             ...), or a configuration of another quantizer of transformers. A folder that is already
             quantized needs none.
-        missing: keys that the checkpoint lacks: "init" initialises them, "error" refuses.
+        missing: keys that the checkpoint lacks: "init" initializes them, "error" refuses.
         unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
-        mismatched: other shapes than the model's: "error" refuses, "init" initialises them.
+        mismatched: other shapes than the model's: "error" refuses, "init" initializes them.
         materialize: False leaves the model lazy, for `dormant.materialize` and its report, or for
             `dormant.save`.
         memory_budget: bytes that this may take besides the final tensors, a number or text like
@@ -74,10 +74,10 @@ def from_pretrained(
         `output_loading_info=True`, as in the library.
 
     Raises:
-        ImportError: transformers, or what the quantiser needs, is not installed.
+        ImportError: transformers, or what the quantizer needs, is not installed.
         TypeError: an argument is of a type that cannot be used.
         ValueError: an option is not one of those possible; a file is damaged; or the folder is
-            already quantised by another scheme, or holds an adapter that is to be quantised.
+            already quantized by another scheme, or holds an adapter that is to be quantized.
         KeyError: keys that are refused, all of them listed.
         RuntimeError: tensors have other shapes than the model's; from the library.
         OSError: there is no such folder, and no cached model of that name; or the system could not
@@ -145,7 +145,7 @@ def from_config(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
-    """The model that `model_class.from_config(config)` gives, initialised as under the same seed.
+    """The model that `model_class.from_config(config)` gives, initialized as under the same seed.
 
     Args:
         model_class: a model class or an auto class.
@@ -163,7 +163,7 @@ def from_config(
         The model, in training mode as the library's.
 
     Raises:
-        ImportError: transformers, or what the quantiser needs, is not installed.
+        ImportError: transformers, or what the quantizer needs, is not installed.
         TypeError: an argument is of a type that cannot be used.
         ValueError: an option is not one of those possible, or no model class fits the
             configuration.
@@ -196,9 +196,9 @@ def from_config(
 
 
 def _why_not_fused(config: Any, folder: Path) -> str:
-    """What of a folder has to be quantised by the library itself; empty where nothing has."""
+    """What of a folder has to be quantized by the library itself; empty where nothing has."""
     if Path(folder, "adapter_config.json").is_file():
-        return (  # peft has other layers for a base that is already quantised
+        return (  # peft has other layers for a base that is already quantized
             "holds an adapter of peft. Load its base with quantization_config= and "
             "materialize=False, then the adapter with dormant.integrations.peft.load_adapter."
         )

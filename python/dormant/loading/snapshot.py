@@ -69,7 +69,7 @@ class HeldModule:
         return sorted({name for storage in self.tensors.begun() for name in self._names[storage]})
 
     def keep(self) -> None:
-        """What was materialised stays; tensors that had memory have that memory again.
+        """What was materialized stays; tensors that had memory have that memory again.
 
         Raises:
             MemoryError: a copy that was taken meanwhile found no memory; all is restored.

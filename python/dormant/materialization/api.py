@@ -93,7 +93,7 @@ def materialize(
     Every object that refers to them (parameters, ties, views, optimizers, `state_dict` entries) is
     the same object afterwards, and valid. Tensors that are already real are left as they are, and
     so are those on the meta device, which have no values: a warning names them. Order
-    does not matter: any part may be materialised at any time. Of a storage that a single view
+    does not matter: any part may be materialized at any time. Of a storage that a single view
     refers to, only the view's part takes memory; the rest, which `as_strided` could show, is zero.
 
     It is atomic for each storage: when it fails (out of memory, Ctrl-C), what was finished is real,
@@ -101,7 +101,7 @@ def materialize(
 
     Args:
         target: a module, a tensor, a mapping such as a state dict, or an iterable of these. Of a
-            module, every tensor it holds in any attribute is materialised. A `Checkpoint` makes
+            module, every tensor it holds in any attribute is materialized. A `Checkpoint` makes
             its tensors anew at each access and is refused: keep them, `dict(checkpoint)`.
         values: "exact" gives the values of eager construction. "fast" gives other values of the
             same distributions, at the speed of memory, as for debugging or benchmarks: uniform,
@@ -136,7 +136,7 @@ def materialize(
         TypeError: `target`, `dtype` or `memory_budget` is of a type that cannot be used, or
             `target` is a `Checkpoint`.
         ValueError: `values` or `device` is not one of those possible, or `memory_budget` is too
-            small to work in; the message says the minimum, and nothing was materialised.
+            small to work in; the message says the minimum, and nothing was materialized.
         NotImplementedError: an operator cannot be replayed; the message names it.
         MemoryError: memory is exhausted; the message says how much is needed and how much is free.
         RuntimeError: an operator failed; its message says which.
@@ -147,7 +147,7 @@ def materialize(
         >>> with dormant.lazy_init():
         ...     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
         >>> report = dormant.materialize(model, dtype=torch.bfloat16)
-        >>> model[0].weight.dtype, report.count("initialised")
+        >>> model[0].weight.dtype, report.count("initialized")
         (torch.bfloat16, 6)
     """
     _check_values(values)
@@ -197,7 +197,7 @@ def bring_to_life(
         for name, layer_storages in quantized.items():
             finished.update((each["storage"], each) for each in layer_storages)
             read = any(each["read_bytes"] for each in layer_storages)
-            origin: Origin = "checkpoint" if read else "initialised"
+            origin: Origin = "checkpoint" if read else "initialized"
             origins.update(dict.fromkeys(_count_as_lazy(inventory, name), origin))
 
         def realize(tensors: list[torch.Tensor], on_step: Callback) -> None:
@@ -264,7 +264,7 @@ def _realize_layer(
 
 
 def _count_as_lazy(inventory: Inventory, layer: str) -> list[int]:
-    """The storages of what a quantiser made of a lazy layer, which were lazy for the report."""
+    """The storages of what a quantizer made of a lazy layer, which were lazy for the report."""
     storages = []
     for entry in inventory.entries:
         if any(not layer or name.startswith(f"{layer}.") for name in entry.names):
@@ -319,7 +319,7 @@ def make_report(
             return "checkpoint"
         if not entry.lazy and done is None:
             return "already real"
-        return "empty" if values == "empty" else "initialised"
+        return "empty" if values == "empty" else "initialized"
 
     def tensor_report(entry: InventoryEntry) -> TensorReport:
         done = finished.get(entry.storage)
@@ -347,7 +347,7 @@ def make_report(
         random_path=_FAST_PATH if values == "fast" else _C.exact_path(),
         values=values,
         read_bytes=sum(done["read_bytes"] for done in finished.values()),
-        initialised_bytes=sum(done["initialised_bytes"] for done in finished.values()),
+        initialized_bytes=sum(done["initialized_bytes"] for done in finished.values()),
     )
 
 

@@ -147,7 +147,7 @@ class MemoryTrace:
     """
 
     _INTERVAL = 0.005  # seconds
-    # Beyond it, two neighbours become the higher of them, and samples are taken half as often.
+    # Beyond it, two neighbors become the higher of them, and samples are taken half as often.
     _MOST = 4096
 
     def __init__(self, enabled: bool = True, process: int | None = None) -> None:
@@ -198,6 +198,6 @@ class MemoryTrace:
 
 
 def thinned(samples: list[MemorySample]) -> list[MemorySample]:
-    """Half as many samples with the same peak: of each two neighbours the higher."""
+    """Half as many samples with the same peak: of each two neighbors the higher."""
     pairs = (samples[at : at + 2] for at in range(0, len(samples), 2))
     return [max(pair, key=lambda sample: sample.resident) for pair in pairs]

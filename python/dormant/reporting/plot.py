@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from dormant.reporting.summaries import Summary
 
 _PARTS = 12  # bars; more could not be read
-# Okabe and Ito's colours, which people with any colour vision can tell apart.
-_COLOURS = {
+# Okabe and Ito's colors, which people with any color vision can tell apart.
+_COLORS = {
     "checkpoint": "#0072B2",
-    "initialised": "#E69F00",
+    "initialized": "#E69F00",
     "empty": "#CC79A7",
     "already real": "#999999",
     "real": "#0072B2",
@@ -54,7 +54,7 @@ def plot_summary(summary: Summary, path: str | os.PathLike[str]) -> None:
     _draw_parts(axes, parts)
     axes.set_title(
         f"{format_bytes(summary.bytes_now)} now, "
-        f"{format_bytes(summary.bytes_after)} once materialised"
+        f"{format_bytes(summary.bytes_after)} once materialized"
     )
     figure.savefig(Path(path))
 
@@ -122,10 +122,10 @@ def _draw_parts(axes: Axes, parts: Mapping[str, Mapping[str, int]]) -> None:
     """A bar for each part, divided by kind, the first one on top."""
     places = range(len(parts))
     left = [0.0] * len(parts)
-    for kind, colour in _COLOURS.items():
+    for kind, color in _COLORS.items():
         widths = [float(kinds.get(kind, 0)) for kinds in parts.values()]
         if any(kind in kinds for kinds in parts.values()):
-            axes.barh(places, widths, left=left, color=colour, label=kind)
+            axes.barh(places, widths, left=left, color=color, label=kind)
             left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.set_yticks(places, list(parts))
     axes.invert_yaxis()
@@ -139,7 +139,7 @@ def draw_memory(
     samples: Sequence[MemorySample],
     *,
     above: int = 0,
-    colour: str = "#0072B2",
+    color: str = "#0072B2",
     label: str = "resident",
 ) -> None:
     """Memory over time: a line for all of it, and below it, filled, what is no page of a file.
@@ -148,7 +148,7 @@ def draw_memory(
         axes: of matplotlib.
         samples: in order of time.
         above: bytes that count as nothing, as those that a process had before.
-        colour: of line and area.
+        color: of line and area.
         label: of the line in the legend.
     """
     seconds = [sample.seconds for sample in samples]
@@ -158,9 +158,9 @@ def draw_memory(
     private = [
         total - (sample.mapped - libraries) for total, sample in zip(resident, samples, strict=True)
     ]
-    axes.plot(seconds, resident, color=colour, linewidth=1.2, label=label)
+    axes.plot(seconds, resident, color=color, linewidth=1.2, label=label)
     axes.fill_between(
-        seconds, private, color=colour, alpha=0.25, linewidth=0, label=f"{label}, without files"
+        seconds, private, color=color, alpha=0.25, linewidth=0, label=f"{label}, without files"
     )
     axes.set_xlabel("seconds")
     # Of everything drawn so far, as there may be several timelines.

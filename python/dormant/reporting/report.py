@@ -14,7 +14,7 @@ from dormant.tensors.names import Mismatch, grouped
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
 
-Origin = Literal["checkpoint", "initialised", "quantized", "empty", "already real", "meta"]
+Origin = Literal["checkpoint", "initialized", "quantized", "empty", "already real", "meta"]
 Way = Literal["tiles", "mapped", "replay"]
 
 _HEADER = ("origin", "dtype", "tensors", "bytes", "largest")
@@ -29,7 +29,7 @@ class TensorReport:
         shape: its sizes.
         dtype: its dtype as text, "float32".
         nbytes: bytes of its elements; 0 on the meta device.
-        origin: "checkpoint" (its elements are made of what a file holds), "initialised" (its
+        origin: "checkpoint" (its elements are made of what a file holds), "initialized" (its
             history was run), "quantized" (a statistic of a quantized weight), "empty" (memory
             without values), "already real", or "meta" (on the meta device: it has no values).
         operators: recorded operators run for its storage; 0 where it was already real.
@@ -70,7 +70,7 @@ class Report:
         random_path: which code draws random numbers on this machine, in words.
         values: which values lazy tensors were given, as `materialize` was asked.
         read_bytes: bytes of the elements that were made from what files hold.
-        initialised_bytes: bytes of the elements that were drawn or filled, those included that
+        initialized_bytes: bytes of the elements that were drawn or filled, those included that
             something else overwrote.
         missing_keys: names that the model has and the checkpoint lacks: what `load` left to their
             own initialization, or as they were.
@@ -92,7 +92,7 @@ class Report:
     random_path: str = ""
     values: Literal["exact", "fast", "empty"] = "exact"
     read_bytes: int = 0
-    initialised_bytes: int = 0
+    initialized_bytes: int = 0
     missing_keys: tuple[str, ...] = ()
     unexpected_keys: tuple[str, ...] = ()
     mismatched_keys: tuple[Mismatch, ...] = ()
@@ -205,7 +205,7 @@ class Report:
             footer.append(
                 f"{format_bytes(self.read_bytes)} from files, "
                 f"{format_bytes(int(self.bytes_per_second))}/s; "
-                f"{format_bytes(self.initialised_bytes)} initialised"
+                f"{format_bytes(self.initialized_bytes)} initialized"
             )
         for title, names in (
             ("missing in the checkpoint", self.missing_keys),

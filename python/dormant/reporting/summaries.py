@@ -61,7 +61,7 @@ class Summary:
     Attributes:
         tensors: every distinct tensor, tied ones once.
         bytes_now: bytes of the storages that have memory.
-        bytes_after: bytes of all storages once everything is materialised.
+        bytes_after: bytes of all storages once everything is materialized.
         random_path: which code will draw PyTorch's random numbers on this machine, in words.
     """
 
@@ -129,14 +129,14 @@ class Summary:
             f"{format_count(len(self.tensors), 'tensor')}, "
             f"{lazy} lazy ({self.lazy_rate:.1%} of the bytes); "
             f"{format_bytes(self.bytes_now)} now, "
-            f"{format_bytes(self.bytes_after)} once materialised"
+            f"{format_bytes(self.bytes_after)} once materialized"
         )
 
 
 def summary(target: Target) -> Summary:
     """Lists what `target` holds: what is lazy, the bytes it takes now and will take.
 
-    Nothing is materialised by it.
+    Nothing is materialized by it.
 
     Args:
         target: a module, a tensor, a mapping such as a state dict or a `Checkpoint`, or an iterable

@@ -92,7 +92,7 @@ def save(
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
 
     Returns:
-        What was written: "initialised" and "checkpoint" are the tensors that were lazy, and still
+        What was written: "initialized" and "checkpoint" are the tensors that were lazy, and still
         are.
 
     Raises:
@@ -115,7 +115,7 @@ def save(
         ...     report = dormant.save(layer, folder)
         ...     [file.name for file in pathlib.Path(folder).iterdir()]
         ['model.safetensors']
-        >>> dormant.is_lazy(layer), report.count("initialised")
+        >>> dormant.is_lazy(layer), report.count("initialized")
         (True, 2)
     """
     started = time.perf_counter()
@@ -244,7 +244,7 @@ class _Account:
                     "seconds": 0.0,
                     "way": None,
                     "read_bytes": 0,
-                    "initialised_bytes": 0,
+                    "initialized_bytes": 0,
                     "sources": sorted(_C.sources(entry.tensor)),
                 }
 
@@ -256,7 +256,7 @@ class _Account:
             seconds=seconds,
             peak_memory=peak_memory,
             origins={
-                storage: "checkpoint" if made["sources"] else "initialised"
+                storage: "checkpoint" if made["sources"] else "initialized"
                 for storage, made in self._made.items()
             },
         )

@@ -17,7 +17,7 @@ class Geometry(NamedTuple):
         sizes: one for each dimension.
         strides: in elements.
         storage_offset: in elements.
-        bits: which of the bits "conj" and "neg" are set, as PyTorch serialises them.
+        bits: which of the bits "conj" and "neg" are set, as PyTorch serializes them.
     """
 
     dtype: torch.dtype

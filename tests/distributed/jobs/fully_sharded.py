@@ -32,7 +32,7 @@ def _shard(model: nn.Module, mesh: DeviceMesh, dim: int) -> None:
 
 
 def shard(mesh: list[int], dim: int = 0, dtype: str = "float32") -> dict[str, Any]:
-    """Shards a lazy model, materialises it, and trains it beside an eager one."""
+    """Shards a lazy model, materializes it, and trains it beside an eager one."""
     over = _mesh(mesh)
     model = lazy_model("TiedModel").to(getattr(torch, dtype))
     _shard(model, over, dim)

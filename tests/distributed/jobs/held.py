@@ -66,7 +66,7 @@ def train_step(model: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor
 
 
 def report(model: nn.Module, lazy_before: list[str]) -> dict[str, Any]:
-    """Everything about a materialised model that tests look at."""
+    """Everything about a materialized model that tests look at."""
     return {
         "lazy before": lazy_before,
         "lazy after": lazy_names(model),

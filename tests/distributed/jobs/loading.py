@@ -83,7 +83,7 @@ def converted(kind: str, way: str, path: str, dtype: str) -> dict[str, Any]:
 
 
 def deferred(kind: str, way: str, path: str) -> dict[str, Any]:
-    """A load without materialising, then materialised."""
+    """A load without materializing, then materialized."""
     model = lazy_model(kind)
     WAYS[way](model)
     lazy = lazy_names(model)

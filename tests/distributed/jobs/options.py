@@ -125,10 +125,10 @@ def gather_lazy() -> dict[str, Any]:
     return {"lazy before": before, "gathered": gathered}
 
 
-def checkpoint(folder: str, materialised: bool) -> dict[str, Any]:
+def checkpoint(folder: str, materialized: bool) -> dict[str, Any]:
     """Saves a sharded model by PyTorch's means, and loads it into a lazy one of another seed."""
     model = _shard(lazy_model("TiedModel"))
-    if materialised:
+    if materialized:
         dormant.materialize(model)
     dcp.save({"model": get_model_state_dict(model)}, checkpoint_id=folder)
 

@@ -38,7 +38,7 @@ def _mesh() -> DeviceMesh:
 
 
 def tensor(placement: str, source: int | None) -> dict[str, Any]:
-    """Distributes one lazy parameter and materialises the DTensor itself."""
+    """Distributes one lazy parameter and materializes the DTensor itself."""
     whole = lazy_model("TiedModel").get_parameter("embedding.weight")
     placed = distribute_tensor(whole, _mesh(), [PLACEMENTS[placement]], src_data_rank=source)
     lazy = dormant.is_lazy(placed)
@@ -53,7 +53,7 @@ def tensor(placement: str, source: int | None) -> dict[str, Any]:
 
 
 def state() -> dict[str, Any]:
-    """Materialises a mapping of DTensors, and has an optimizer step over them."""
+    """Materializes a mapping of DTensors, and has an optimizer step over them."""
     model = lazy_model("TwoLayers")
     mesh = _mesh()
     placed = {

@@ -31,7 +31,7 @@ def keep_stage(model: nn.Module, rank: int, world: int) -> nn.Module:
 
 
 def run() -> dict[str, Any]:
-    """Materialises this rank's stage and runs the pipeline; the last rank has the output."""
+    """Materializes this rank's stage and runs the pipeline; the last rank has the output."""
     rank, world = dist.get_rank(), dist.get_world_size()
     stage = keep_stage(lazy_model("Stages"), rank, world)
     lazy = lazy_names(stage)
@@ -52,7 +52,7 @@ def run() -> dict[str, Any]:
 
 
 def split_whole() -> dict[str, Any]:
-    """Materialises one layer's module inside the whole model; the rest is left as it was."""
+    """Materializes one layer's module inside the whole model; the rest is left as it was."""
     rank = dist.get_rank()
     model = lazy_model("Stages")
     mine = model.get_submodule("blocks").get_submodule(str(rank))

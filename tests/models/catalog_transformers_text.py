@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catalogue import Model, transformers_model
+from catalog import Model, transformers_model
 
 # The embedding table is the tensor above 64 KiB (512 x 64 float32 = 128 KiB).
 ENCODER = {

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 import torch
-from catalogue import Model
+from catalog import Model
 
 
 def timm_model(name: str, **options: Any) -> Model:

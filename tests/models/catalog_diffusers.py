@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from catalogue import Model
+from catalog import Model
 
 
 def diffusers_model(name: str, **options: Any) -> Model:

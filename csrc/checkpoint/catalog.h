@@ -11,13 +11,13 @@
 
 namespace dormant::checkpoint {
 
-struct CatalogueEntry {
+struct CatalogEntry {
   Entry entry;
   std::shared_ptr<const File> file;
 };
 
-struct Catalogue {
-  std::map<std::string, CatalogueEntry> tensors;
+struct Catalog {
+  std::map<std::string, CatalogEntry> tensors;
   /// Of the files; where they differ, that of the first in the order of their names.
   std::map<std::string, std::string> metadata;
 };
@@ -26,6 +26,6 @@ struct Catalogue {
 /// model.safetensors.index.json or only one such file of another name. c10::ValueError where the
 /// files are damaged, contradict the index, or a folder has none or a choice;
 /// c10::NotImplementedError for files of torch.save; std::system_error where the system refuses.
-Catalogue open_catalogue(const std::string& path);
+Catalog open_catalog(const std::string& path);
 
 }  // namespace dormant::checkpoint

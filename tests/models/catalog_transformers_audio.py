@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catalogue import Model, transformers_model
+from catalog import Model, transformers_model
 
 # The wav2vec 2.0 family: a convolutional front end, a weight-normed positional convolution.
 WAV2VEC2 = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catalogue import Model, transformers_model
+from catalog import Model, transformers_model
 
 # 8 x 8 patches of a 64 x 64 image; the patch projection and the widened MLPs exceed 64 KiB.
 VIT = {

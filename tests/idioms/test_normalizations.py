@@ -1,4 +1,4 @@
-"""Weight and spectral normalisation, old and new, and parametrizations."""
+"""Weight and spectral normalization, old and new, and parametrizations."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def old_weight_norm_removed_again() -> nn.Module:
 
 
 @idiom
-def old_weight_norm_initialised_after_it_was_applied() -> nn.Module:
+def old_weight_norm_initialized_after_it_was_applied() -> nn.Module:
     module = old_weight_norm(nn.Linear(20, 40))
     nn.init.normal_(module.weight_v, std=0.02)
     nn.init.ones_(module.weight_g)

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 import torch
-from catalogue import Model
+from catalog import Model
 
 
 def torchvision_model(name: str, **options: Any) -> Model:

@@ -1,4 +1,4 @@
-#include "checkpoint/catalogue.h"
+#include "checkpoint/catalog.h"
 
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
@@ -27,58 +27,58 @@ std::string file_of(const std::vector<std::string>& names) {
 
 constexpr const char* kIndexName = "model.safetensors.index.json";
 
-TEST(Catalogue, OpensAFile) {
+TEST(Catalog, OpensAFile) {
   const ScratchFolder folder;
   const auto path = folder.write("any.name", file_of({"b", "a"}));
-  const auto catalogue = open_catalogue(path);
-  ASSERT_EQ(catalogue.tensors.size(), 2u);
-  EXPECT_EQ(catalogue.tensors.at("b").file->path(), path);
-  EXPECT_EQ(catalogue.metadata.at("first"), "b");
+  const auto catalog = open_catalog(path);
+  ASSERT_EQ(catalog.tensors.size(), 2u);
+  EXPECT_EQ(catalog.tensors.at("b").file->path(), path);
+  EXPECT_EQ(catalog.metadata.at("first"), "b");
 }
 
-TEST(Catalogue, OpensTheFilesOfAnIndex) {
+TEST(Catalog, OpensTheFilesOfAnIndex) {
   const ScratchFolder folder;
   folder.write("1.safetensors", file_of({"a", "b"}));
   folder.write("2.safetensors", file_of({"c"}));
   folder.write(kIndexName,
                R"({"weight_map":{"a":"1.safetensors","b":"1.safetensors","c":"2.safetensors"}})");
-  const auto catalogue = open_catalogue(folder.path(""));
-  EXPECT_EQ(catalogue.tensors.size(), 3u);
-  EXPECT_EQ(catalogue.tensors.at("c").file->path(), folder.path("2.safetensors"));
-  EXPECT_EQ(catalogue.tensors.at("a").file, catalogue.tensors.at("b").file);
-  EXPECT_EQ(catalogue.metadata.at("first"), "a");
+  const auto catalog = open_catalog(folder.path(""));
+  EXPECT_EQ(catalog.tensors.size(), 3u);
+  EXPECT_EQ(catalog.tensors.at("c").file->path(), folder.path("2.safetensors"));
+  EXPECT_EQ(catalog.tensors.at("a").file, catalog.tensors.at("b").file);
+  EXPECT_EQ(catalog.metadata.at("first"), "a");
 }
 
-TEST(Catalogue, FolderPrefersTheSingleFileThenTheIndexThenAnythingAlone) {
+TEST(Catalog, FolderPrefersTheSingleFileThenTheIndexThenAnythingAlone) {
   const ScratchFolder folder;
   folder.write("other.safetensors", file_of({"o"}));
-  EXPECT_TRUE(open_catalogue(folder.path("")).tensors.contains("o"));
+  EXPECT_TRUE(open_catalog(folder.path("")).tensors.contains("o"));
   folder.write(kIndexName, R"({"weight_map":{"o":"other.safetensors"}})");
   folder.write("another.safetensors", file_of({"p"}));
-  EXPECT_TRUE(open_catalogue(folder.path("")).tensors.contains("o"));
+  EXPECT_TRUE(open_catalog(folder.path("")).tensors.contains("o"));
   folder.write("model.safetensors", file_of({"m"}));
-  EXPECT_TRUE(open_catalogue(folder.path("")).tensors.contains("m"));
+  EXPECT_TRUE(open_catalog(folder.path("")).tensors.contains("m"));
 }
 
-TEST(Catalogue, AmbiguousAndEmptyFoldersAreRefused) {
+TEST(Catalog, AmbiguousAndEmptyFoldersAreRefused) {
   const ScratchFolder folder;
-  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalogue(folder.path("")); }),
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalog(folder.path("")); }),
                        "holds no checkpoint, expected model.safetensors"));
   folder.write("x.safetensors", file_of({"a"}));
   folder.write("y.safetensors", file_of({"a"}));
-  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalogue(folder.path("")); }),
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalog(folder.path("")); }),
                        "holds 2 checkpoints: 'x.safetensors', 'y.safetensors', expected one"));
-  EXPECT_THROW(open_catalogue(folder.path("absent")), std::system_error);
+  EXPECT_THROW(open_catalog(folder.path("absent")), std::system_error);
 }
 
-TEST(Catalogue, IndexAndFilesMustAgree) {
+TEST(Catalog, IndexAndFilesMustAgree) {
   const ScratchFolder folder;
   folder.write("1.safetensors", file_of({"a", "b"}));
   folder.write("2.safetensors", file_of({"c"}));
   folder.write("3.safetensors", file_of({"c"}));
   const auto refusal = [&](const std::string& weight_map) {
     const auto path = folder.write("i.index.json", "{\"weight_map\":{" + weight_map + "}}");
-    return message_of<c10::ValueError>([&] { open_catalogue(path); });
+    return message_of<c10::ValueError>([&] { open_catalog(path); });
   };
   const std::string a = R"("a":"1.safetensors")";
   const std::string b = R"(,"b":"1.safetensors")";
@@ -100,13 +100,13 @@ TEST(Catalogue, IndexAndFilesMustAgree) {
       << text;
 }
 
-TEST(Catalogue, FilesOfTorchSaveAreNotForThis) {
+TEST(Catalog, FilesOfTorchSaveAreNotForThis) {
   const ScratchFolder folder;
   for (const std::string& bytes :
        {std::string("PK\x03\x04 and more"), std::string("\x80\x02\x8a\nl\xfc\x9c")}) {
     const auto path = folder.write("model.pt", bytes);
     EXPECT_TRUE(contains(
-        message_of<c10::NotImplementedError>([&] { open_catalogue(path); }),
+        message_of<c10::NotImplementedError>([&] { open_catalog(path); }),
         path + " is a file of torch.save, which only Python's dormant.open_checkpoint reads"));
   }
 }

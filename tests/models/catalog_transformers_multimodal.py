@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from catalogue import Model, transformers_model
+from catalog import Model, transformers_model
 
 TEXT = {
     "vocab_size": 512,

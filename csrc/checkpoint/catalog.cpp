@@ -1,4 +1,4 @@
-#include "checkpoint/catalogue.h"
+#include "checkpoint/catalog.h"
 
 #include <c10/util/Exception.h>
 
@@ -73,62 +73,62 @@ Safetensors read(const File& file) {
   return read_safetensors_header(file);
 }
 
-void add(Catalogue& catalogue, const std::shared_ptr<const File>& file, Safetensors contents) {
+void add(Catalog& catalog, const std::shared_ptr<const File>& file, Safetensors contents) {
   for (auto& entry : contents.entries) {
     auto name = entry.name;
     const auto [found, added] =
-        catalogue.tensors.try_emplace(std::move(name), CatalogueEntry{std::move(entry), file});
+        catalog.tensors.try_emplace(std::move(name), CatalogEntry{std::move(entry), file});
     TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", text::in_quotes(found->first),
                       " is in two files, ", found->second.file->name(), " and ", file->name(),
                       ", expected one. Cause: they are of different checkpoints. Next: download or "
                       "save it again.");
   }
-  catalogue.metadata.merge(contents.metadata);
+  catalog.metadata.merge(contents.metadata);
 }
 
-Catalogue open_index(const std::string& path) {
+Catalog open_index(const std::string& path) {
   const auto index = read_index(path);
   std::map<std::string, std::shared_ptr<const File>> files;
   for (const auto& [tensor, shard] : index.files) {
     files.try_emplace(shard);
   }
-  Catalogue catalogue;
+  Catalog catalog;
   for (auto& [shard, file] : files) {
     file = File::open(shard);
-    add(catalogue, file, read(*file));
+    add(catalog, file, read(*file));
   }
   constexpr const char* kCause =
       "Cause: index and files are of different checkpoints. Next: download or save it again.";
   for (const auto& [tensor, shard] : index.files) {
-    const auto found = catalogue.tensors.find(tensor);
-    const bool exists = found != catalogue.tensors.end();
+    const auto found = catalog.tensors.find(tensor);
+    const bool exists = found != catalog.tensors.end();
     TORCH_CHECK_VALUE(exists && found->second.file->path() == files.at(shard)->path(),
                       "dormant: open_checkpoint: ", text::printable(path), ": tensor ",
                       text::in_quotes(tensor), " is in ",
                       exists ? found->second.file->name() : "no file", ", expected in ",
                       text::printable(shard), ". ", kCause);
   }
-  for (const auto& [tensor, found] : catalogue.tensors) {
+  for (const auto& [tensor, found] : catalog.tensors) {
     TORCH_CHECK_VALUE(index.files.contains(tensor),
                       "dormant: open_checkpoint: ", text::printable(path), ": tensor ",
                       text::in_quotes(tensor), " of ", found.file->name(), " is not in the index. ",
                       kCause);
   }
-  return catalogue;
+  return catalog;
 }
 
 }  // namespace
 
-Catalogue open_catalogue(const std::string& path) {
+Catalog open_catalog(const std::string& path) {
   std::error_code error;
   const auto found = fs::is_directory(path, error) ? find_in(path) : path;
   if (std::string_view(found).ends_with(kAnyIndex)) {
     return open_index(found);
   }
   const auto file = File::open(found);
-  Catalogue catalogue;
-  add(catalogue, file, read(*file));
-  return catalogue;
+  Catalog catalog;
+  add(catalog, file, read(*file));
+  return catalog;
 }
 
 }  // namespace dormant::checkpoint

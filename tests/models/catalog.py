@@ -1,4 +1,4 @@
-"""One row of a catalogue: a published architecture at a size that builds in a moment."""
+"""One row of a catalog: a published architecture at a size that builds in a moment."""
 
 from __future__ import annotations
 
