@@ -10,6 +10,7 @@ bytes that are read.
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from dormant.tensors.exhausted_memory import is_exhausted_memory
 from dormant.tensors.inventory import tensors_of
 from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
+from dormant.text.table import format_count
 
 # Names of a checkpoint that a message spells out for one tensor of the model.
 _NAMED = 4
@@ -151,7 +153,7 @@ def find_conversion(
     prefix: Any = model.base_model_prefix
     steps: list[Step] = []
     pending: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
-    for name in sorted(shapes, key=library.dot_natural_key):
+    for name in _sorted(shapes, library, operation):
         new, pattern = library.rename_source_key(name, renamings, converters, prefix, known)
         if new not in known and name in known:
             new, pattern = library.rename_source_key(name, [], [], prefix, known)
@@ -184,6 +186,16 @@ def listing(names: Sequence[str]) -> str:
     return f"{shown}, ... {names[-1]!r} ({len(names)} tensors)"
 
 
+def _sorted(names: Iterable[str], library: Any, operation: str) -> list[str]:
+    try:
+        return sorted(names, key=library.dot_natural_key)
+    except ValueError as error:  # what looks like a number and is none, or has too many digits
+        raise ValueError(
+            f"{operation}: transformers cannot sort the names of the checkpoint: "
+            f"{printable(str(error))}. Rename or leave out the names that are not of this model."
+        ) from error
+
+
 def _takes(tensor: torch.Tensor | None, shape: Sequence[int]) -> bool:
     """Whether a tensor of the model takes one of the checkpoint as it is."""
     if tensor is None or torch.nn.parameter.is_lazy(tensor):
@@ -214,17 +226,21 @@ def _check_numbers(
         if all(number.isdecimal() for number in numbers):
             lists.append((found[0], places[0], set(map(int, numbers))))
     count = 1 + max((max(numbers) for _, _, numbers in lists), default=-1)
-    lacking = [
+    lacking = sum(count - len(numbers) for _, _, numbers in lists)
+    if not lacking:
+        return
+    names_of_them = (
         ".".join([*parts[:place], str(number), *parts[place + 1 :]])
         for parts, place, numbers in lists
         for number in range(count)
         if number not in numbers
-    ]
-    if lacking:
-        raise ValueError(
-            f"{operation}: the checkpoint lacks {listing(lacking)}, of which and others "
-            f"transformers makes {target!r} of {type(model).__name__}. Get the whole checkpoint."
-        )
+    )
+    shown = ", ".join(repr(name) for name in itertools.islice(names_of_them, _NAMED))
+    raise ValueError(
+        f"{operation}: the checkpoint lacks {format_count(lacking, 'tensor')} of those that "
+        f"transformers makes {target!r} of {type(model).__name__} of: {shown}"
+        f"{', ...' if lacking > _NAMED else ''}. Get the whole checkpoint."
+    )
 
 
 def _operations(rule: Any) -> str:
