@@ -216,3 +216,19 @@ def test_a_model_that_its_quantizer_cannot_save_is_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="quantized with odd"):
         dormant.save(model, tmp_path / "got")
     assert not list(tmp_path.iterdir())
+
+
+def test_files_that_a_class_adds_are_saved_and_the_model_stays_as_it_is(tmp_path: Path) -> None:
+    class Model(transformers.LlamaForCausalLM):
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+            self.generation_config.max_length = 7
+            super().save_pretrained(save_directory, *args, **kwargs)
+            Path(save_directory, "more.json").write_text("{}")
+
+    model = Model(transformers.LlamaConfig(**LLAMA))
+    before = model.config.to_dict(), model.generation_config.to_dict()
+    dormant.save(model, tmp_path / "got", max_shard_size="60KB")
+    assert (model.config.to_dict(), model.generation_config.to_dict()) == before
+    model.save_pretrained(tmp_path / "expected", max_shard_size="60KB")
+    assert_same_files(tmp_path / "got", tmp_path / "expected")
+    assert (tmp_path / "got" / "more.json").exists()

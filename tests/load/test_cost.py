@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,92 @@ def test_bytes_of_tensors_that_are_not_wanted_are_not_read(checkpoint: Path) -> 
         """,
     )
     assert FILE_BYTES // 4 <= found["read"] <= FILE_BYTES // 4 + MIB
+
+
+# Layouts of transformers: stacks of what the files have one by one
+
+EXPERTS = """
+    import json, os, pathlib, sys, torch, transformers, dormant
+    from dormant.reporting.memory import highest_resident_bytes, resident_bytes
+
+    torch.set_num_threads(2)
+    folder = pathlib.Path(FOLDER)
+
+    def model(width=768, layers=2):
+        config = transformers.MixtralConfig(
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+            num_attention_heads=8, num_key_value_heads=2, vocab_size=64, num_local_experts=16,
+        )
+        with dormant.lazy_init():
+            return transformers.MixtralForCausalLM(config)
+
+    BUDGET = 16 << 20
+    first = model(64, 1)
+    dormant.save(first, folder / "first", memory_budget=BUDGET)
+    again = model(64, 1)
+    dormant.load(again, folder / "first", dtype=torch.bfloat16, mmap="never", memory_budget=BUDGET)
+    again = model(64, 1)
+    dormant.load(again, folder / "first", materialize=False)
+    dormant.save(again, folder / "second", memory_budget=BUDGET)
+"""
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """450 MiB of float32, a matrix of 4.5 MiB for each expert, which the model has in stacks."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("experts")
+    found = in_child(
+        EXPERTS.replace("FOLDER", repr(str(folder))),
+        """
+        large = model()
+        before = resident_bytes()
+        dormant.save(large, folder / "large", memory_budget=BUDGET, max_shard_size="100MB")
+        print(json.dumps({"peak": highest_resident_bytes() - before}))
+        """,
+    )
+    assert found["peak"] <= 32 * MIB
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_stacks_of_experts_take_the_final_memory_and_the_budget(dtype: str, experts: Path) -> None:
+    found = in_child(
+        EXPERTS.replace("FOLDER", repr(str(experts))),
+        f"""
+        loaded = model()
+        before = resident_bytes()
+        dormant.load(
+            loaded, folder / "large", dtype=torch.{dtype}, mmap="never", memory_budget=BUDGET
+        )
+        print(json.dumps({{
+            "final": sum(p.nbytes for p in loaded.parameters()),
+            "grown": resident_bytes() - before,
+            "peak": highest_resident_bytes() - before,
+        }}))
+        """,
+    )
+    assert found["final"] > 200 * MIB
+    assert sees_the_memory(found)
+    assert found["peak"] <= found["final"] + 32 * MIB
+
+
+def test_experts_go_from_file_to_file_without_a_stack(experts: Path, tmp_path: Path) -> None:
+    found = in_child(
+        EXPERTS.replace("FOLDER", repr(str(experts))),
+        f"""
+        target = pathlib.Path({str(tmp_path)!r})
+        loaded = model()
+        before = resident_bytes()
+        dormant.load(loaded, folder / "large", materialize=False)
+        dormant.save(loaded, target, memory_budget=BUDGET, max_shard_size="100MB")
+        lazy = all(map(dormant.is_lazy, loaded.parameters()))
+        print(json.dumps({{"peak": highest_resident_bytes() - before, "lazy": lazy}}))
+        """,
+    )
+    assert found["lazy"]
+    assert found["peak"] <= 32 * MIB  # a stack has 72 or 144
+    for file in (experts / "large").glob("model*"):
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
+        (tmp_path / file.name).unlink()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
-from dormant.checkpoint.composition import add_differences, join, merged_parts
+from dormant.checkpoint.composition import add_differences, converted, join, merged_parts
 from dormant.checkpoint.entry import (
     Checksum,
     Contents,
@@ -178,6 +178,55 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
             (1, 0)
         """
         return verify(self._contents, progress)
+
+    def for_model(self, model: torch.nn.Module) -> Checkpoint:
+        """The tensors under the names and in the layouts of a model of transformers, still lazy.
+
+        They are converted by the rules of the installed transformers, as its `from_pretrained`
+        does: names change, experts that the files have one by one become stacks, and so on.
+        `load` does this by itself; here the result can be looked at and changed before.
+
+        Args:
+            model: the model, lazy or real, of which only configuration, names and shapes are used;
+                the result refers to it. For a model of another library, and where the checkpoint
+                has the model's own names and shapes, nothing changes.
+
+        Returns:
+            The checkpoint by the model's names; `entries` says of which parts of files a tensor is
+            made. Names that no rule makes the model's stay as they are.
+
+        Raises:
+            TypeError: `model` is not a module.
+            ValueError: the rules cannot be applied: the checkpoint lacks some of the tensors that
+                are put together, or two of its names get one name in the model. The message has
+                the checkpoint's names and the model's.
+
+        Example:
+            >>> import tempfile, transformers, dormant
+            >>> config = transformers.MixtralConfig(
+            ...     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            ...     num_key_value_heads=1, vocab_size=16, num_local_experts=4,
+            ... )
+            >>> model = transformers.MixtralForCausalLM(config)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     model.save_pretrained(folder)
+            ...     checkpoint = dormant.open_checkpoint(folder)
+            ...     converted = checkpoint.for_model(model)
+            >>> "model.layers.0.block_sparse_moe.experts.3.w2.weight" in checkpoint
+            True
+            >>> stack = converted["model.layers.0.mlp.experts.down_proj"]
+            >>> stack.shape, dormant.is_lazy(stack)
+            (torch.Size([4, 8, 8]), True)
+        """
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"for_model: model must be a module, got {type(model).__name__}.")
+        with patches.in_use():
+            items = converted(self._items, model)
+        if items is None:
+            return self
+        return Checkpoint(
+            items, self._contents, self._metadata_of_files, are_differences=self._are_differences
+        )
 
     @property
     def _metadata(self) -> dict[str, Any] | None:

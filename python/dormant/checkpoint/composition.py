@@ -1,4 +1,4 @@
-"""Tensors put together from those of several files: merged from parts, joined, summed.
+"""Tensors put together from several: merged from parts, joined, summed, converted for a model.
 
 What is kept for a name is how to make its tensor, which is made anew for each access: a checkpoint
 must not keep tensors alive that somebody brings to life.
@@ -6,12 +6,13 @@ must not keep tensors alive that somebody brings to life.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dormant.checkpoint.entry import Contents, Entry, Item
+from dormant.checkpoint.pretrained import Step, find_conversion
 from dormant.tensor_parallel.rules import Rules, llama_rules
 from dormant.tensor_parallel.sets import apply_diffs, merge
 
@@ -42,6 +43,46 @@ class _Sum:
     def tensor(self) -> torch.Tensor:
         differences = [{self.name: item.tensor()} for item in self.differences]
         return apply_diffs({self.name: self.base.tensor()}, differences)[self.name]
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A tensor that a rule of transformers makes of several, or of one in another layout."""
+
+    name: str
+    step: Step
+    model: torch.nn.Module
+    parts: Mapping[str, Item]
+    entry: Entry
+
+    def tensor(self) -> torch.Tensor:
+        parts = {name: part.tensor() for name, part in self.parts.items()}
+        made: torch.Tensor = self.step.apply(self.model, parts, "for_model")[self.name]
+        return made
+
+
+def converted(items: Mapping[str, Item], model: torch.nn.Module) -> dict[str, Item] | None:
+    """`items` under the names and in the layouts of a model; None where they have them already.
+
+    Raises:
+        ValueError: as by `find_conversion` and `Conversion.apply`.
+    """
+    shapes = {name: item.entry.shape for name, item in items.items()}
+    conversion = find_conversion(model, shapes, "for_model")
+    if conversion is None:
+        return None
+    # Converting all of them once checks everything; the tensors are not kept.
+    tensors = {name: item.tensor() for name, item in items.items()}
+    made, makers = conversion.apply(model, tensors, "for_model")
+    found: dict[str, Item] = {}
+    for name, step in makers.items():
+        parts = {each: items[each] for each in step.origins}
+        found[name] = (
+            parts[step.origins[0]]
+            if step.rule is None
+            else _Converted(name, step, model, parts, _whole(made[name], parts.values()))
+        )
+    return found
 
 
 def merged_parts(contents: Sequence[Contents], rules: Rules | None) -> dict[str, Item]:

@@ -12,7 +12,6 @@ import torch
 
 from dormant.loading.execution import execute
 from dormant.loading.plan import LoadPlan, Policy, prepare, refused
-from dormant.loading.record import tensors_of
 from dormant.loading.state import CheckpointLike, gather, own_dtype
 from dormant.materialization.api import bring_to_life
 from dormant.materialization.options import (
@@ -27,6 +26,7 @@ from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback
 from dormant.reporting.report import Report, with_memory_trace
 from dormant.tensors.device import check_device
+from dormant.tensors.inventory import tensors_of
 from dormant.tensors.names import Rename, grouped, renaming
 from dormant.text.printable import printable
 
@@ -203,7 +203,7 @@ def load(
         state = gather(checkpoint, rename_name, tensors_of(model).keys())
         chosen = own_dtype(state) if isinstance(dtype, str) else dtype
         prepared = prepare(model, state, chosen, policy, defer=materialize and not layerwise)
-        plan = prepared.plan
+        plan, rules = prepared.plan, prepared.rules
         if dry_run or plan.refusal:
             prepared.held.restore()
             del state, prepared
@@ -223,6 +223,9 @@ def load(
         del state, prepared  # which would keep the layers that are replaced
         if layerwise:
             report = bring_to_life([("", model)], options, place=place)
+        if rules is not None:
+            # So `save` and `save_pretrained` write such files again, as after `from_pretrained`.
+            vars(model)["_weight_conversions"] = list(rules)
         seconds = time.perf_counter() - started
     report = replace(
         with_memory_trace(report, trace.samples),

@@ -9,7 +9,6 @@ import torch
 
 from dormant._extension import _C
 from dormant.loading.plan import Prepared, real_storages
-from dormant.loading.record import tensors_of
 from dormant.materialization.api import make_report, steps
 from dormant.materialization.options import MaterializeOptions
 from dormant.quantization.layers import forget_sources
@@ -17,7 +16,7 @@ from dormant.reporting.memory import PeakMemory
 from dormant.reporting.report import Origin, Report
 from dormant.tensors.conversion import convert
 from dormant.tensors.identity import is_wrapper, owns_storage
-from dormant.tensors.inventory import Inventory
+from dormant.tensors.inventory import Inventory, tensors_of
 
 
 def execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -9,12 +10,11 @@ from typing import Any, Literal
 import torch
 
 from dormant._extension import _C
-from dormant.loading.pretrained import under_library_names
-from dormant.loading.record import Taken, take, tensors_of
+from dormant.loading.record import Taken, deferred, take
 from dormant.loading.snapshot import HeldModule
 from dormant.loading.state import State
 from dormant.tensors.identity import owns_storage
-from dormant.tensors.inventory import Inventory, take_inventory
+from dormant.tensors.inventory import Inventory, take_inventory, tensors_of
 from dormant.tensors.names import Mismatch, NamesError, grouped, listed, renamed_prefix
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
@@ -39,6 +39,8 @@ class PlannedTensor:
         origin: "checkpoint", "initialized" (its own recorded initialization), or "already real"
             (it keeps its values).
         files: paths of the files that it is read from.
+        sources: names of the checkpoint's tensors that it is made of: its own, or those of which
+            `rename`, or the rules of transformers, make it.
     """
 
     names: tuple[str, ...]
@@ -47,6 +49,7 @@ class PlannedTensor:
     nbytes: int
     origin: PlannedOrigin
     files: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,13 @@ class LoadPlan:
                 footer += [f"  {printable(line)}" for line in lines[:_SHOWN]]
                 if len(lines) > _SHOWN:
                     footer.append(f"  ... {len(lines) - _SHOWN} more")
+        converted = [tensor for tensor in self.tensors if set(tensor.sources) - set(tensor.names)]
+        if converted:
+            read = len(set(itertools.chain.from_iterable(each.sources for each in converted)))
+            footer.append(
+                f"{format_count(len(converted), 'tensor')} made of "
+                f"{format_count(read, 'tensor')} with other names in the checkpoint"
+            )
         if self.refusal:
             footer.append("load would refuse this.")
         return rows, footer
@@ -150,9 +160,10 @@ def _lists(
     ]
 
 
-def _shapes(mismatched: Sequence[Mismatch]) -> list[str]:
+def _shapes(mismatched: Sequence[Mismatch], state: State | None = None) -> list[str]:
     return [
-        f"{name}: {theirs} in the checkpoint, {ours} in the model"
+        f"{name}: {theirs} in the checkpoint{state.made_of(name) if state else ''}, {ours} in the "
+        "model"
         for name, theirs, ours in mismatched
     ]
 
@@ -183,6 +194,7 @@ class Prepared:
         loaded: its tensors now.
         origins: where each storage gets its values from.
         read_at_once: names whose values had to be copied already.
+        rules: those of transformers that were used; None where none were needed.
     """
 
     plan: LoadPlan
@@ -191,6 +203,7 @@ class Prepared:
     loaded: Inventory
     origins: Mapping[int, PlannedOrigin]
     read_at_once: tuple[str, ...]
+    rules: tuple[Any, ...] | None
 
 
 def prepare(
@@ -213,11 +226,11 @@ def prepare(
     Raises:
         ValueError, RuntimeError: as by `take`; the model is as it was.
     """
-    state = under_library_names(model, state)
+    state = (deferred(state) if defer else state).under_library_names(model)
     before = take_inventory([("", model)])
     held = HeldModule(model)
     try:
-        taken = take(model, state, dtype, defer=defer)
+        taken = take(model, state, dtype)
         if taken.mismatched:
             # load_state_dict has taken the others, but says of them only that there was an error.
             held.restore()
@@ -225,7 +238,7 @@ def prepare(
             mismatched = taken.mismatched
             names = {name for name, _, _ in mismatched}
             try:
-                taken = take(model, state.without(names), dtype, defer=defer)
+                taken = take(model, state.without(names), dtype)
             except Exception:  # a hook may want what was left out, and that is refused anyway
                 if policy.mismatched == "init":
                     raise
@@ -234,7 +247,7 @@ def prepare(
         loaded = take_inventory([("", model)])
         origins = _origins(model, taken, before, loaded)
         plan = LoadPlan(
-            _planned(loaded, origins),
+            _planned(loaded, origins, taken, state),
             taken.missing,
             taken.unexpected,
             taken.mismatched,
@@ -243,7 +256,7 @@ def prepare(
     except BaseException:
         held.restore()
         raise
-    return Prepared(plan, held, before, loaded, origins, taken.read_at_once)
+    return Prepared(plan, held, before, loaded, origins, taken.read_at_once, state.rules)
 
 
 def _origins(
@@ -276,7 +289,15 @@ def _files(tensor: torch.Tensor) -> tuple[str, ...]:
     return tuple(sorted(_C.sources(tensor) - {_MEMORY}))
 
 
-def _planned(loaded: Inventory, origins: Mapping[int, PlannedOrigin]) -> list[PlannedTensor]:
+def _planned(
+    loaded: Inventory, origins: Mapping[int, PlannedOrigin], taken: Taken, state: State
+) -> list[PlannedTensor]:
+    found = set(taken.loaded)
+
+    def sources(names: Sequence[str]) -> tuple[str, ...]:
+        each = (state.origins_of(name) for name in names if name in found)
+        return tuple(dict.fromkeys(itertools.chain.from_iterable(each)))
+
     return [
         PlannedTensor(
             names=tuple(entry.names),
@@ -287,6 +308,7 @@ def _planned(loaded: Inventory, origins: Mapping[int, PlannedOrigin]) -> list[Pl
             files=_files(loaded.lazy_storages[entry.storage])
             if origins[entry.storage] == "checkpoint" and entry.storage in loaded.lazy_storages
             else (),
+            sources=sources(entry.names),
         )
         for entry in loaded.entries
     ]
@@ -308,7 +330,7 @@ def _refusal(model: torch.nn.Module, state: State, taken: Taken, policy: Policy)
         listing += listed("not in the model", taken.unexpected)
         accepted.append("unexpected='ignore'")
     if policy.mismatched == "error":
-        listing += listed("of another shape", _shapes(taken.mismatched))
+        listing += listed("of another shape", _shapes(taken.mismatched, state))
         accepted.append("mismatched='init'")
     hint = renamed_prefix(taken.unexpected, taken.missing)
     hint = f"{hint} " if hint else ""

@@ -18,7 +18,7 @@ from dormant.tensors.conversion import convert_dtype
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.exhausted_memory import is_exhausted_memory
 from dormant.tensors.identity import identity, owns_storage
-from dormant.tensors.inventory import element_bytes
+from dormant.tensors.inventory import element_bytes, tensors_of
 from dormant.tensors.names import Mismatch
 
 # Tied names that are both in a checkpoint are compared in parts of this size.
@@ -44,14 +44,13 @@ class Taken:
     read_at_once: tuple[str, ...] = ()
 
 
-def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None, *, defer: bool) -> Taken:
+def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None) -> Taken:
     """Runs the module's own `load_state_dict` on lazy tensors.
 
     Args:
         model: the model, its tensors held.
         state: what the checkpoint gives.
         dtype: what the model's tensors get before; None leaves theirs.
-        defer: real tensors of `state` are read later, too.
 
     Raises:
         ValueError: names of one tensor have different values, or the module refuses the state.
@@ -59,9 +58,7 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None, *, def
     """
     if dtype is not None:
         convert_dtype([("", model)], dtype)
-    given = state.like_this(
-        {name: _lazily(value) if defer else value for name, value in state.items()}
-    )
+    given = state.like_this(state)
     with contextlib.ExitStack() as exposed:
         taken = _expose(quantized_weights(model), given, dtype, exposed)
         tensors = tensors_of(model)
@@ -139,8 +136,12 @@ def _expose(
     return taken
 
 
-def _lazily(value: Any) -> Any:
-    """A real tensor as a lazy one that reads it: nothing is copied before all is checked."""
+def deferred(state: State) -> State:
+    """`state`, real tensors as lazy ones that read them: nothing is copied before the checks."""
+    return state.like_this({name: _deferred(value) for name, value in state.items()})
+
+
+def _deferred(value: Any) -> Any:
     if (
         isinstance(value, torch.Tensor)
         and type(value) in (torch.Tensor, torch.nn.Parameter)
@@ -154,17 +155,6 @@ def _lazily(value: Any) -> Any:
     ):
         return _C.read_of(value)
     return value
-
-
-def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a state dict of the model would hold, by every name."""
-    found = dict(model.named_parameters(remove_duplicate=False))
-    persistent: dict[str, torch.Tensor] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                persistent[f"{prefix}.{name}" if prefix else name] = buffer
-    return {**found, **persistent}
 
 
 def _shard(value: Any, like: torch.Tensor) -> Any:
@@ -184,7 +174,7 @@ def _uninitialized(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer))
 
 
-def _check_ties(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+def _check_ties(tensors: Mapping[str, torch.Tensor], state: State) -> None:
     """Raises ValueError where a checkpoint has different values for names of one tensor."""
     first: dict[object, str] = {}
     for name, tensor in tensors.items():
@@ -193,9 +183,9 @@ def _check_ties(tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -
         other = first.setdefault(identity(tensor), name)
         if other != name and not _same_values(state[other], state[name]):
             raise ValueError(
-                f"load: {other!r} and {name!r} are one tensor in the model and have different "
-                "values in the checkpoint. Leave one of them out (rename to None), or untie them "
-                "in the model."
+                f"load: {other!r}{state.made_of(other)} and {name!r}{state.made_of(name)} are one "
+                "tensor in the model and have different values in the checkpoint. Leave one of "
+                "them out (rename to None), or untie them in the model."
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from dormant.checkpoint.api import Checkpoint, open_each
+from dormant.checkpoint.pretrained import find_conversion, listing
 from dormant.tensor_parallel.sets import apply_diffs
 from dormant.tensors.names import renamed
 
@@ -28,7 +29,11 @@ class State(dict[str, Any]):
     Attributes:
         folders: those of the files that it comes from.
         offered: how many names the checkpoints have, those that were renamed to None included.
+        origins: the checkpoint's names of what a name is made of, where they differ from it.
+        rules: those of transformers by which the names fit the model; None where they fit without.
     """
+
+    rules: tuple[Any, ...] | None = None
 
     def __init__(
         self,
@@ -36,20 +41,58 @@ class State(dict[str, Any]):
         metadata: dict[str, Any] | None = None,
         folders: Iterable[Path] = (),
         offered: int = 0,
+        origins: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__(values)
         self.folders = tuple(folders)
         self.offered = offered
+        self.origins = dict(origins or {})
         if metadata:  # load_state_dict asks whether there is any
             self._metadata = metadata
 
     def like_this(self, values: Mapping[str, Any]) -> State:
         """Other values of the same modules."""
-        return State(values, getattr(self, "_metadata", None), self.folders, self.offered)
+        metadata = getattr(self, "_metadata", None)
+        state = State(values, metadata, self.folders, self.offered, self.origins)
+        state.rules = self.rules
+        return state
 
     def without(self, names: Collection[str]) -> State:
         """The rest of the values."""
         return self.like_this({name: self[name] for name in self if name not in names})
+
+    def origins_of(self, name: str) -> tuple[str, ...]:
+        """The checkpoint's names of what `name` is made of."""
+        return self.origins.get(name, (name,))
+
+    def made_of(self, name: str) -> str:
+        """For a message: the checkpoint's names of what `name` is made of, where they differ."""
+        origins = self.origins_of(name)
+        return "" if origins == (name,) else f" (made of {listing(origins)})"
+
+    def under_library_names(self, model: torch.nn.Module) -> State:
+        """Under the names and in the layouts of a model, by the rules of transformers, lazily.
+
+        Raises:
+            ValueError: as by `find_conversion` and `Conversion.apply`.
+        """
+        shapes = {
+            name: tuple(value.shape) if isinstance(value, torch.Tensor) else None
+            for name, value in self.items()
+        }
+        conversion = find_conversion(model, shapes, "load")
+        if conversion is None:
+            return self
+        values, makers = conversion.apply(model, self, "load")
+        state = self.like_this(values)
+        state.rules = conversion.rules
+        state.origins = {
+            name: origins
+            for name, step in makers.items()
+            if (origins := tuple(each for one in step.origins for each in self.origins_of(one)))
+            != (name,)
+        }
+        return state
 
 
 def gather(
@@ -80,6 +123,7 @@ def gather(
     values: dict[str, Any] = {}
     metadata: dict[str, Any] = {}
     folders: dict[Path, None] = {}
+    origins: dict[str, tuple[str, ...]] = {}
     offered = 0
     for place, item in enumerate(items):
         if isinstance(item, (str, os.PathLike)):
@@ -103,8 +147,14 @@ def gather(
                 )
             ours = apply_diffs({name: values[name] for name in ours if name in values}, [ours])
         values.update(ours)
+        for name in item:
+            new = rename(name)
+            if new == name:
+                origins.pop(name, None)
+            elif new is not None:
+                origins[new] = (name,)
         metadata.update(getattr(item, "_metadata", None) or {})
-    return State(values, metadata, folders, offered)
+    return State(values, metadata, folders, offered, origins)
 
 
 def _renamed(item: Mapping[str, Any], rename: Callable[[str], str | None]) -> dict[str, Any]:

@@ -119,6 +119,10 @@ def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
                     "time. Choose one with model.set_adapter."
                 )
             model.peft_config[active[0]].save_pretrained(folder)
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
+        elif type(model).save_pretrained is not _base_class().save_pretrained:
+            _save_without_tensors(model, folder)
         else:
             config = copy.deepcopy(model.config)
             config.dtype = str(model.dtype).removeprefix("torch.")
@@ -127,10 +131,25 @@ def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
                 utilities = sys.modules["transformers.modeling_utils"]
                 utilities.custom_object_save(model, folder, config=config)
             config.save_pretrained(folder)
-        if model.can_generate():
-            model.generation_config.save_pretrained(folder)
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
         return {
             path.name: path.read_bytes()
             for path in sorted(Path(folder).iterdir())
-            if path.is_file()
+            if path.is_file() and path.suffix != ".safetensors"
         }
+
+
+def _base_class() -> Any:
+    return sys.modules["transformers.modeling_utils"].PreTrainedModel
+
+
+def _save_without_tensors(model: Any, folder: str) -> None:
+    """Runs the `save_pretrained` of a class that has its own, for the small files that it adds."""
+    twin = copy.copy(model)
+    for name in ("config", "generation_config"):  # which the library changes
+        if name in vars(model):
+            vars(twin)[name] = copy.deepcopy(vars(model)[name])
+    for name in ("hf_quantizer", "hf_device_map"):  # which would add tensors
+        vars(twin).pop(name, None)
+    twin.save_pretrained(folder, state_dict={})

@@ -1,0 +1,252 @@
+"""Names and layouts of transformers' checkpoints, which its `from_pretrained` makes a model's.
+
+What `save_pretrained` writes often has the names and the layout of the first release of a model
+(experts apart, "encoder.layer" for "layers"). The rules are those of the installed version
+(transformers/conversion_mapping.py); `convert_and_load_state_dict_in_model` in
+transformers/core_model_loading.py is what is followed here, with lazy tensors in the place of
+bytes that are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dormant.quantization.layers import quantized_weights
+from dormant.recording.context import lazy_init
+from dormant.tensors.exhausted_memory import is_exhausted_memory
+from dormant.tensors.inventory import tensors_of
+from dormant.tensors.pretrained import is_pretrained
+from dormant.text.printable import printable
+from dormant.text.table import format_count
+
+# Names of a checkpoint that a message spells out for one tensor of the model.
+_NAMED = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tensors of a checkpoint that one rule makes into tensors of the model.
+
+    Attributes:
+        target: the name in the model; of several that a rule makes the first.
+        sources: names in the checkpoint, each with the pattern of the rule that it fits.
+        rule: the rule of transformers; None where only the name changes.
+    """
+
+    target: str
+    sources: tuple[tuple[str, str], ...]
+    rule: Any = None
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The names in the checkpoint."""
+        return tuple(name for name, _ in self.sources)
+
+    def apply(self, model: Any, values: Mapping[str, Any], operation: str) -> dict[str, Any]:
+        """What the rule makes of `values`, lazily.
+
+        Args:
+            model: the model, whose configuration and shapes rules look at.
+            values: the checkpoint's tensors.
+            operation: for messages.
+
+        Raises:
+            ValueError: the rule cannot be applied to these tensors.
+        """
+        if self.rule is None:
+            return {self.target: values[self.origins[0]]}
+        # A rule keeps the tensors that it was given last.
+        rule = copy.deepcopy(self.rule)
+        given = [(name, pattern, values[name]) for name, pattern in self.sources]
+        for name, pattern, value in given:
+            rule.add_tensor(self.target, name, pattern, value)
+        try:
+            with lazy_init(), torch.no_grad():
+                made = rule.convert(self.target, model=model, config=model.config)
+        except Exception as error:
+            if is_exhausted_memory(error):
+                raise
+            raise ValueError(
+                f"{operation}: transformers makes {self.target!r} of {type(model).__name__} of "
+                f"{listing(self.origins)} of the checkpoint by {_operations(rule)}, which failed: "
+                f"{printable(str(error))}. Their shapes are "
+                f"{_shapes([value for _, _, value in given])}. Get the whole checkpoint of this "
+                "model, or leave these tensors out by renaming them to None."
+            ) from error
+        return {
+            name: value[0] if isinstance(value, list) else value for name, value in made.items()
+        }
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How the tensors of a checkpoint become those of a model of transformers.
+
+    Attributes:
+        steps: in the order of the library.
+        rules: those that fit a name, for which `save_pretrained` looks when the model is saved.
+    """
+
+    steps: tuple[Step, ...]
+    rules: tuple[Any, ...]
+
+    def apply(
+        self, model: Any, values: Mapping[str, Any], operation: str
+    ) -> tuple[dict[str, Any], dict[str, Step]]:
+        """The model's tensors, lazily, and the step that made each.
+
+        Raises:
+            ValueError: a rule cannot be applied, or two steps make one tensor.
+        """
+        made: dict[str, Any] = {}
+        makers: dict[str, Step] = {}
+        for step in self.steps:
+            for name, value in step.apply(model, values, operation).items():
+                if name in made:
+                    one, other = makers[name].origins, step.origins
+                    raise ValueError(
+                        f"{operation}: {listing(one)} and {listing(other)} of the checkpoint are "
+                        f"both {name!r} in {type(model).__name__}, by the rules of transformers. "
+                        f"Leave one of them out: rename={{{other[0]!r}: None}}."
+                    )
+                made[name] = value
+                makers[name] = step
+        return made, makers
+
+
+def find_conversion(
+    model: torch.nn.Module, shapes: Mapping[str, Sequence[int] | None], operation: str
+) -> Conversion | None:
+    """The conversion of a checkpoint to a model; None where it has the model's own tensors.
+
+    Args:
+        model: any module; for those that are not of transformers there is no conversion.
+        shapes: of the checkpoint's tensors by name; None for what is no tensor.
+        operation: for messages.
+
+    Raises:
+        ValueError: the checkpoint lacks some of the tensors that are put together, or has quantized
+            ones that would have to be put together.
+    """
+    library: Any = sys.modules.get("transformers.core_model_loading")
+    if library is None or not is_pretrained(model):
+        return None
+    own = tensors_of(model)
+    if all(_takes(own.get(name), shape) for name, shape in shapes.items() if shape is not None):
+        return None
+    parts = {
+        name for weight in quantized_weights(model) for name in weight.prequantized_names()
+    } - own.keys()
+    known = {**own, **dict.fromkeys(parts, True)}
+    mapping: Any = sys.modules["transformers.conversion_mapping"]
+    rules = mapping.get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, library.WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, library.WeightConverter)]
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+    prefix: Any = model.base_model_prefix
+    steps: list[Step] = []
+    pending: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
+    for name in _sorted(shapes, library, operation):
+        new, pattern = library.rename_source_key(name, renamings, converters, prefix, known)
+        if new not in known and name in known:
+            new, pattern = library.rename_source_key(name, [], [], prefix, known)
+        if new not in known or shapes[name] is None:
+            steps.append(Step(name, ((name, ""),)))  # unexpected under its own name
+        elif pattern is None:
+            steps.append(Step(new, ((name, ""),)))
+        elif new in parts:
+            raise ValueError(
+                f"{operation}: {name!r} of the checkpoint is part of a quantized weight that "
+                f"transformers would convert to {new!r} of {type(model).__name__}, which packed "
+                "bytes do not allow. Load the checkpoint that was not quantized, and quantize the "
+                "model with dormant.quantize."
+            )
+        else:
+            pending.setdefault(new, (by_pattern[pattern], []))[1].append((name, pattern))
+    for target, (rule, sources) in pending.items():
+        _check_numbers(target, sources, model, operation)
+        steps.append(Step(target, tuple(sources), rule))
+    return Conversion(tuple(steps), tuple(rule for rule in rules if rule.was_used()))
+
+
+def listing(names: Sequence[str]) -> str:
+    """A few names for a message."""
+    shown = ", ".join(repr(name) for name in names[: _NAMED - 1])
+    if len(names) < _NAMED:
+        return shown
+    if len(names) == _NAMED:
+        return f"{shown}, {names[-1]!r}"
+    return f"{shown}, ... {names[-1]!r} ({len(names)} tensors)"
+
+
+def _sorted(names: Iterable[str], library: Any, operation: str) -> list[str]:
+    try:
+        return sorted(names, key=library.dot_natural_key)
+    except ValueError as error:  # what looks like a number and is none, or has too many digits
+        raise ValueError(
+            f"{operation}: transformers cannot sort the names of the checkpoint: "
+            f"{printable(str(error))}. Rename or leave out the names that are not of this model."
+        ) from error
+
+
+def _takes(tensor: torch.Tensor | None, shape: Sequence[int]) -> bool:
+    """Whether a tensor of the model takes one of the checkpoint as it is."""
+    if tensor is None or torch.nn.parameter.is_lazy(tensor):
+        return tensor is not None
+    return tuple(tensor.shape) == tuple(shape)
+
+
+def _check_numbers(
+    target: str, sources: Iterable[tuple[str, str]], model: torch.nn.Module, operation: str
+) -> None:
+    """Raises ValueError where the tensors of a list (experts) are not numbered without a gap.
+
+    The library puts together what there is, whatever the numbers.
+    """
+    names: dict[str, list[list[str]]] = {}
+    for name, pattern in sources:
+        names.setdefault(pattern, []).append(name.split("."))
+    lists: list[tuple[list[str], int, set[int]]] = []
+    for pattern, found in names.items():
+        places = [
+            place
+            for place in range(min(map(len, found)))
+            if len({parts[place] for parts in found}) > 1
+        ]
+        if "*" not in pattern or len(places) != 1:
+            continue
+        numbers = {parts[places[0]] for parts in found}
+        if all(number.isdecimal() for number in numbers):
+            lists.append((found[0], places[0], set(map(int, numbers))))
+    count = 1 + max((max(numbers) for _, _, numbers in lists), default=-1)
+    lacking = sum(count - len(numbers) for _, _, numbers in lists)
+    if not lacking:
+        return
+    names_of_them = (
+        ".".join([*parts[:place], str(number), *parts[place + 1 :]])
+        for parts, place, numbers in lists
+        for number in range(count)
+        if number not in numbers
+    )
+    shown = ", ".join(repr(name) for name in itertools.islice(names_of_them, _NAMED))
+    raise ValueError(
+        f"{operation}: the checkpoint lacks {format_count(lacking, 'tensor')} of those that "
+        f"transformers makes {target!r} of {type(model).__name__} of: {shown}"
+        f"{', ...' if lacking > _NAMED else ''}. Get the whole checkpoint."
+    )
+
+
+def _operations(rule: Any) -> str:
+    return " and ".join(type(operation).__name__ for operation in rule.operations)
+
+
+def _shapes(values: Iterable[torch.Tensor]) -> str:
+    distinct = dict.fromkeys(tuple(value.shape) for value in values)
+    return ", ".join(str(list(shape)) for shape in distinct)
