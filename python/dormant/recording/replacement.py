@@ -37,6 +37,8 @@ def replace(owner: Any, name: str, wrap: Wrap) -> Undo:
         What takes it back; where somebody else has replaced it meanwhile, theirs stays.
     """
     own = vars(owner).get(name)
+    if isinstance(own, (classmethod, staticmethod)):
+        own = own.__func__
     if isinstance(own, types.FunctionType):
         return _exchange_code(own, wrap)
     found = inspect.getattr_static(owner, name)
