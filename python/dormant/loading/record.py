@@ -62,8 +62,9 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None, *, def
     given = state.like_this(
         {name: _lazily(value) if defer else value for name, value in state.items()}
     )
+    weights = quantized_weights(model)
     with contextlib.ExitStack() as exposed:
-        taken = _expose(quantized_weights(model), given, dtype, exposed)
+        taken = _expose(weights, given, dtype, exposed)
         tensors = tensors_of(model)
         for name in [name for name in given if is_dtensor(tensors.get(name))]:
             given[name] = _shard(given[name], tensors[name])
@@ -91,6 +92,8 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None, *, def
             absent = tuple(name for name in tensors if name not in given)
             return Taken(absent, (), mismatched)
     missing, unexpected = _names_of(result, tensors, given)
+    saved_as = {weight.held_as: weight.name for weight in weights}
+    missing = [saved_as.get(name, name) for name in missing]
     found = tuple(name for name in given if name in tensors)
     loaded = {identity(tensors[name]) for name in found}
     absent = tuple(
@@ -159,6 +162,9 @@ def _lazily(value: Any) -> Any:
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What a state dict of the model would hold, by every name."""
     found = dict(model.named_parameters(remove_duplicate=False))
+    # A module's own hook gives packed parameters the names that they had.
+    names = {weight.held_as: weight.name for weight in quantized_weights(model)}
+    found = {names.get(name, name): parameter for name, parameter in found.items()}
     persistent: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         for name, buffer in module._buffers.items():
