@@ -25,8 +25,9 @@ from dormant.loading import transformers_construction
 from dormant.loading.api import load
 from dormant.loading.plan import LoadPlan, PlannedTensor
 from dormant.materialization.api import is_lazy, materialize
-from dormant.quantization.api import QuantizedLayer, QuantizeReport, quantize
+from dormant.quantization.api import quantize
 from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.quantization.report import QuantizedLayer, QuantizeReport
 from dormant.recipes import load_recipe, save_recipe
 from dormant.recording import (
     constructors,

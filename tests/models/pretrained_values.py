@@ -115,7 +115,11 @@ def _compare(source: Any, folder: Path, verdict: Verdict) -> None:
     other, _ = reference(kind, config, source, loaded, SEED + 1)
     verdict.checkpoints += 1
     verdict.tensors += len(expected)
-    for way, model in (("library", theirs), ("inside", seeded(inside)), ("ours", seeded(integration))):
+    for way, model in (
+        ("library", theirs),
+        ("inside", seeded(inside)),
+        ("ours", seeded(integration)),
+    ):
         found = tensors(model)
         for name, wanted in expected.items():
             got = found.get(name)

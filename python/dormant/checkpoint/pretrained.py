@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from dormant.quantization.layers import quantized_weights
+from dormant.quantization.layers import quantized_weights, tensors_of
 from dormant.recording.context import lazy_init
 from dormant.tensors.exhausted_memory import is_exhausted_memory
-from dormant.tensors.inventory import tensors_of
 from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
 from dormant.text.table import format_count

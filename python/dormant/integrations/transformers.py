@@ -221,6 +221,8 @@ def _quantize(model: torch.nn.Module, scheme: Scheme) -> None:
         for name, module in model.named_modules()
     }
     for layer in quantize(model, scheme).layers:
+        if layer.name not in before:  # a parameter of another module
+            continue
         module: Any = model.get_submodule(layer.name)
         kind, weight = before[layer.name]
         if "bitsandbytes" in type(module).__module__:

@@ -69,9 +69,7 @@ class Call:
         """Says, once, which loaded tensors an initializer wrote to."""
         if not self._written:
             return
-        names = ", ".join(
-            f"{name} ({kind})" for name, kind in sorted(self._written.items())
-        )
+        names = ", ".join(f"{name} ({kind})" for name, kind in sorted(self._written.items()))
         warnings.warn(
             f"from_pretrained: the initialization of {type(model).__name__} wrote to tensors that "
             f"were loaded: {names}. They keep what was loaded. Initialize them in its "
@@ -123,7 +121,9 @@ def library_values() -> Iterator[None]:
 def _noting_what_is_loaded(original: Function) -> Function:
     """`Module.load_state_dict` in a constructor that loads a part of its model by itself."""
 
-    def replacement(self: torch.nn.Module, state_dict: object, *args: object, **more: object) -> object:
+    def replacement(
+        self: torch.nn.Module, state_dict: object, *args: object, **more: object
+    ) -> object:
         result = original(self, state_dict, *args, **more)
         here = current()
         if here is not None and here.is_constructing and isinstance(state_dict, dict):

@@ -80,7 +80,9 @@ def _not_while_constructing(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(self: Any, *args: Any, **kwargs: Any) -> Any:
         here = current()
-        return None if here is not None and here.is_constructing else original(self, *args, **kwargs)
+        return (
+            None if here is not None and here.is_constructing else original(self, *args, **kwargs)
+        )
 
     return replacement
 
