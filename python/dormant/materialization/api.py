@@ -240,7 +240,16 @@ def _warn_of_meta_tensors(roots: list[tuple[str, object]], inventory: Inventory)
     given: dict[int, torch.Tensor] = {}
     for _, root in roots:
         if is_module(root):
-            given.update((id(tensor), tensor) for tensor in (*root.parameters(), *root.buffers()))
+            given.update(
+                (id(tensor), tensor)
+                for module in root.modules()
+                # accelerate brings what it offloaded when the module is called.
+                if not hasattr(module, "_hf_hook")
+                for tensor in (
+                    *module.parameters(recurse=False),
+                    *module.buffers(recurse=False),
+                )
+            )
         elif is_tensor(root):
             given[id(root)] = root
     names = [printable(entry.names[0]) for key, entry in meta.items() if key in given]
