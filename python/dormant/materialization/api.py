@@ -116,8 +116,8 @@ def materialize(
         dtype: floating point and complex tensors get this dtype, without a copy in the old one. Of
             a module these are the parameters and the persistent buffers: tables that it computes
             itself (non-persistent buffers, such as rotary frequencies) keep their precision, and
-            so does what a transformers model keeps in float32, unlike in `module.to(dtype)`.
-            Aliases outside `target` keep their dtype.
+            so does what a model of transformers or diffusers keeps in float32, unlike in
+            `module.to(dtype)`. Aliases outside `target` keep their dtype.
         memory_budget: bytes that materializing may take besides the final tensors, a number or
             text like "2GiB"; None sets no bound. Tensors get smaller tiles, and fewer threads, to
             fit.
