@@ -43,4 +43,9 @@ def test_the_code_of_the_document_runs(
     assert (names["plan"].missing_keys, names["plan"].unexpected_keys) == ((), ("mlp.weight",))
     assert names["step"] == 12
     assert_same_bits(training["optimizer"]["state"][0]["exp_avg"], names["moments"])
+    assert len(names["stack"].sources) == 4
+    assert set(names["by_model"]) == set(names["again"].state_dict())
+    dormant.materialize(names["mixtral"])
+    for name, tensor in names["mixtral"].state_dict().items():
+        assert_same_bits(tensor, names["again"].state_dict()[name])
     assert "3 tensors in 1 files" in capsys.readouterr().out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from assertions import assert_came_to_life, assert_same_tensors, tensors_of
-from jobs.models import eager_model
+from jobs.models import eager_model, mixtral
 from launch import RunRanks
 
 WAYS = [
@@ -52,6 +53,17 @@ def test_the_parts_together_are_the_eager_model(
         assert result["lazy before"], where
         assert_came_to_life(result, where)
         assert_same_tensors(expected, result["gathered"], where)
+
+
+def test_experts_of_a_file_become_shards_of_stacks(run_ranks: RunRanks, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    source: Any = mixtral()
+    source.save_pretrained(tmp_path / "model")
+    for rank, result in enumerate(run_ranks(2, "loading:experts", path=str(tmp_path / "model"))):
+        where = f"rank {rank}"
+        assert_came_to_life(result, where)
+        assert_same_tensors(tensors_of(source), result["gathered"], where)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["own", "other"])

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ MAPS: dict[str, dict[str, Any]] = {
     "disk and cpu": MIXED,
     "all on disk": {"model": "disk", "lm_head": "disk"},
 }
+ALL: dict[str, Any] = {"": "disk"}
 
 
 def built(*, lazily: bool) -> Any:
@@ -109,6 +111,126 @@ def test_device_map_of_from_pretrained(name: str, tmp_path: Path) -> None:
     assert_same_bits(outputs[0], outputs[1], "logits")
 
 
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "LlamaForCausalLM-tied-llama3-rope"])
+def test_a_whole_model_on_disk_is_that_of_disk_offload(name: str, tmp_path: Path) -> None:
+    def build() -> Any:
+        torch.manual_seed(7)
+        return ROWS[name].build().eval()
+
+    expected = accelerate.disk_offload(build(), tmp_path / "theirs")
+    with dormant.lazy_init():
+        lazy = build()
+    got = dispatch_model(lazy, ALL, offload_dir=tmp_path / "ours")
+    assert {parameter.device.type for parameter in got.parameters()} == {"meta"}
+    assert_same_bits(output(expected), output(got), "logits")
+    assert_same_bits(output(build()), output(got), "logits")
+    ours, theirs = (
+        {file.name: file.read_bytes() for file in (tmp_path / side).glob("*.dat")}
+        for side in ("ours", "theirs")
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    ["LlamaForCausalLM", "MixtralForCausalLM", "Qwen3MoeForCausalLM", "JambaForCausalLM"],
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["parts", "whole"])
+def test_converted_weights_on_disk_are_those_of_the_library(
+    whole: bool, name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    torch.manual_seed(1234)
+    source: Any = ROWS[name].build()
+    source.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    parts = {name: "cpu" for name, _ in source.named_children()}
+    parts |= {f"model.{name}": "cpu" for name, _ in source.model.named_children()}
+    parts |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    del parts["model"], parts["model.layers"]
+
+    def loaded(load: Any, side: str) -> Any:
+        warnings.simplefilter("error", UserWarning)
+        return load(
+            tmp_path / "model",
+            device_map=dict(ALL if whole else parts),
+            offload_folder=tmp_path / side,
+            dtype=dtype,
+        )
+
+    def lazily(folder: Path, **options: Any) -> Any:
+        with dormant.lazy_init():
+            return type(source).from_pretrained(folder, **options)
+
+    expected = loaded(type(source).from_pretrained, "theirs")
+    logits = output(expected)
+    for side, load in (
+        ("ours", lambda *args, **options: from_pretrained(type(source), *args, **options)),
+        ("inside", lazily),
+    ):
+        got = loaded(load, side)
+        assert_same_bits(logits, output(got), "logits")
+        for key, tensor in expected.state_dict().items():
+            assert got.state_dict()[key].device == tensor.device, key
+        ours, theirs = (
+            {file.name: file.read_bytes() for file in (tmp_path / each).glob("*.safetensors")}
+            for each in (side, "theirs")
+        )
+        assert ours == theirs
+        assert "experts" not in "".join(source.state_dict()) or ours
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_packed_weights_on_disk_are_refused(scheme: str, tmp_path: Path) -> None:
+    """accelerate's own dispatch_model makes a model of them that fails when it is used."""
+    pytest.importorskip("bitsandbytes")
+    model = built(lazily=True)
+    dormant.quantize(model, scheme)
+    for device_map in (ALL, MIXED):
+        with pytest.raises(ValueError, match=r"cannot bring them back: model\.layers\.0\."):
+            dispatch_model(model, device_map, offload_dir=tmp_path / "disk")
+    assert dormant.is_lazy(model)
+    assert not (tmp_path / "disk").exists()
+    # What is not quantized may go there.
+    kept = {**dict.fromkeys(MIXED, "cpu"), "model.norm": "disk", "lm_head": "disk"}
+    got = dispatch_model(model, kept, offload_dir=tmp_path / "disk")
+    expected = built(lazily=True)
+    dormant.quantize(expected, scheme)
+    dormant.materialize(expected)
+    assert_same_bits(output(expected), output(got), "logits")
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_a_quantized_map_keeps_in_full_precision_what_the_library_keeps(
+    scheme: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    built(lazily=False).save_pretrained(tmp_path / "model")
+    kind = transformers.LlamaForCausalLM
+
+    def options(side: str, **more: Any) -> dict[str, Any]:
+        config = transformers.BitsAndBytesConfig(
+            **{f"load_in_{4 if scheme == 'nf4' else 8}bit": True}, **more
+        )
+        return {
+            "device_map": dict(MIXED),
+            "offload_folder": tmp_path / side,
+            "quantization_config": config,
+        }
+
+    for scheme_or_config in (scheme, options("x")["quantization_config"]):
+        with pytest.raises(ValueError, match="llm_int8_enable_fp32_cpu_offload"):
+            from_pretrained(
+                kind,
+                tmp_path / "model",
+                **{**options("refused"), "quantization_config": scheme_or_config},
+            )
+    allowed = {"llm_int8_enable_fp32_cpu_offload": True}
+    expected = kind.from_pretrained(tmp_path / "model", **options("theirs", **allowed))
+    got = from_pretrained(kind, tmp_path / "model", **options("ours", **allowed))
+    assert [type(each) for each in got.modules()] == [type(each) for each in expected.modules()]
+    assert_same_bits(output(expected), output(got), "logits")
+
+
 def test_what_goes_to_disk_never_lies_in_memory_as_a_whole(tmp_path: Path) -> None:
     code = f"""if True:
         import accelerate, torch, dormant
@@ -145,8 +267,8 @@ def test_a_map_that_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text("{}")
     with pytest.raises(ValueError, match="already holds"):
         dispatch_model(model, {"model": "disk", "lm_head": "disk"}, offload_dir=tmp_path)
-    with pytest.raises(ValueError, match="name its parts"):
-        dispatch_model(model, {"": "disk"}, offload_dir=tmp_path / "other")
+    with pytest.raises(ValueError, match=r"'lm_head' elsewhere. Name the parts"):
+        dispatch_model(model, {"": "disk", "lm_head": "cpu"}, offload_dir=tmp_path / "other")
     assert dormant.is_lazy(model)
     assert dormant.materialize(model).lazy_rate == 1.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from libraries import models
 from same_model import assert_same, assert_same_output, both
 
 import dormant
+from compare import assert_same_bits
 from dormant.integrations import diffusers as ours_diffusers
 from dormant.integrations import timm as ours_timm
 from dormant.integrations import torchvision as ours_torchvision
@@ -51,6 +53,32 @@ def test_models_of_diffusers(name: str, dtype: torch.dtype | None, tmp_path: Pat
     report = dormant.materialize(lazy)
     assert report.lazy_rate > 0.99
     assert report.count("checkpoint") > 20
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("how", ["load", "materialize"])
+@pytest.mark.parametrize("name", ["WanTransformer3DModel", "FluxTransformer2DModel"])
+def test_load_keeps_in_float32_what_diffusers_keeps(
+    name: str, how: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    torch.manual_seed(1234)
+    source: Any = DIFFUSERS[name].build()
+    source.save_pretrained(tmp_path)
+    expected = type(source).from_pretrained(tmp_path, torch_dtype=dtype)
+    dtypes = {tensor.dtype for tensor in expected.state_dict().values()}
+    assert dtypes == ({dtype, torch.float32} if name.startswith("Wan") else {dtype})
+    for lazily in (False, True):
+        with dormant.lazy_init() if lazily else contextlib.nullcontext():
+            model = DIFFUSERS[name].build()
+        file = tmp_path / "diffusion_pytorch_model.safetensors"
+        if how == "load":
+            dormant.load(model, file, dtype=dtype, missing="error")
+        else:
+            dormant.load(model, file, missing="error", materialize=False)
+            dormant.materialize(model, dtype=dtype)
+        state = model.state_dict()
+        for key, tensor in expected.state_dict().items():
+            assert_same_bits(tensor, state[key], key)
 
 
 def test_a_folder_inside_a_pipeline(tmp_path: Path) -> None:

@@ -193,12 +193,10 @@ def test_load_is_from_pretrained_and_save_is_save_pretrained(name: str, tmp_path
     dormant.save(source, tmp_path / "saved", max_shard_size=size)
     assert_same_files(tmp_path / "saved", folder)
 
-    theirs, info = type(source).from_pretrained(folder, output_loading_info=True)
+    theirs = type(source).from_pretrained(folder)
     ours = lazy(name)
     converted = dormant.open_checkpoint(folder).for_model(ours)
-    report = dormant.load(ours, folder, missing="init", materialize=False)
-    assert set(report.missing_keys) == set(info["missing_keys"])
-    assert set(report.unexpected_keys) == set(info["unexpected_keys"]) == set()
+    dormant.load(ours, folder, missing="error", unexpected="error", materialize=False)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=size)
     if name not in OVERWRITTEN:
         dormant.save(ours, tmp_path / "ours", max_shard_size=size)
@@ -208,11 +206,10 @@ def test_load_is_from_pretrained_and_save_is_save_pretrained(name: str, tmp_path
     expected, original = theirs.state_dict(), source.state_dict()
     assert list(expected) == list(ours.state_dict())
     for key, tensor in ours.state_dict().items():
-        if key not in info["missing_keys"]:
-            assert_same_bits(original[key], tensor, key)
-            if key not in OVERWRITTEN.get(name, ()):
-                assert_same_bits(expected[key], tensor, key)
-    assert converted.keys() <= expected.keys()
+        assert_same_bits(original[key], tensor, key)
+        if key not in OVERWRITTEN.get(name, ()):
+            assert_same_bits(expected[key], tensor, key)
+    assert converted.keys() <= expected.keys()  # of tied tensors there is one
     for key, entry in converted.entries.items():
         assert entry.shape == tuple(expected[key].shape)
     values = dict(converted)

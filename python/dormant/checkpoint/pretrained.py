@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import itertools
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ def find_conversion(
     } - own.keys()
     known = {**own, **dict.fromkeys(parts, True)}
     mapping: Any = sys.modules["transformers.conversion_mapping"]
-    rules = mapping.get_model_conversion_mapping(model)
+    rules = mapping.get_model_conversion_mapping(_AsBuilt(model) if _is_sharded(model) else model)
     renamings = [rule for rule in rules if isinstance(rule, library.WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, library.WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
@@ -183,6 +183,40 @@ def listing(names: Sequence[str]) -> str:
     if len(names) == _NAMED:
         return f"{shown}, {names[-1]!r}"
     return f"{shown}, ... {names[-1]!r} ({len(names)} tensors)"
+
+
+class _AsBuilt:
+    """A model whose modules are of their own classes again.
+
+    `fully_shard` gives them classes of its own, which the library takes for a user's code, whose
+    names it does not convert.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """The modules, those that were sharded as objects of their former class."""
+        for name, module in self._model.named_modules():
+            if not _is_sharded_class(type(module)):
+                yield name, module
+                continue
+            kind = next(kind for kind in type(module).__mro__ if not _is_sharded_class(kind))
+            twin: Any = object.__new__(kind)
+            vars(twin).update(vars(module))
+            yield name, twin
+
+
+def _is_sharded(module: torch.nn.Module) -> bool:
+    return any(map(_is_sharded_class, {type(each) for each in module.modules()}))
+
+
+def _is_sharded_class(kind: type) -> bool:
+    library = sys.modules.get("torch.distributed.fsdp")  # imported by whoever shards
+    return library is not None and issubclass(kind, library.FSDPModule)
 
 
 def _sorted(names: Iterable[str], library: Any, operation: str) -> list[str]:

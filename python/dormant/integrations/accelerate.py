@@ -16,6 +16,7 @@ from dormant.materialization.options import checked_options
 from dormant.quantization.layerwise import pending_layers
 from dormant.recording.context import LazyInit, lazy_init
 from dormant.reporting.progress import Callback
+from dormant.tensors.identity import is_wrapper
 
 
 def init_empty_weights(include_buffers: bool | None = None) -> LazyInit:
@@ -75,7 +76,8 @@ def dispatch_model(
         ImportError: accelerate is not installed.
         TypeError: `memory_budget` is not a number or text.
         ValueError: the device map leaves out tensors; or sends some to disk without an
-            `offload_dir`, or with one that is in use. The model is as it was.
+            `offload_dir`, with one that is in use, or that accelerate cannot bring back, as
+            quantized ones. The model is as it was.
         OSError: the system could not write the offloaded tensors.
 
     Example:
@@ -94,10 +96,12 @@ def dispatch_model(
     devices = dict(device_map)
     imported("accelerate.utils").check_device_map(model, devices)
     on_disk = [name for name, device in devices.items() if device == "disk"]
-    folder = _free_folder(offload_dir, on_disk)
+    folder = _free_folder(offload_dir, devices, on_disk)
+    _check_accelerate_can_offload(model, on_disk)
     if folder is None or pending_layers(model):
         bring_to_life([("", model)], how)
     if folder is not None:
+        _check_accelerate_can_offload(model, on_disk)  # those that were pending, too
         offloaded = _offload(model, on_disk, folder)
         rest = [item for item in _tensors(model).items() if item[0] not in offloaded]
         bring_to_life(list(rest), how)
@@ -106,17 +110,21 @@ def dispatch_model(
     return dispatched
 
 
-def _free_folder(offload_dir: str | os.PathLike[str] | None, on_disk: list[str]) -> Path | None:
+def _free_folder(
+    offload_dir: str | os.PathLike[str] | None, devices: Mapping[str, Any], on_disk: list[str]
+) -> Path | None:
     if not on_disk:
         return None
     if offload_dir is None:
         raise ValueError(
-            f"dispatch_model: the device map sends {', '.join(on_disk)} to disk; pass the folder "
-            "for it as offload_dir."
+            f"dispatch_model: the device map sends {', '.join(map(repr, on_disk))} to disk; pass "
+            "the folder for it as offload_dir."
         )
-    if "" in on_disk:  # accelerate finds no tensors below this name
+    if "" in on_disk and len(devices) > 1:  # accelerate looks for all of its parts on disk
+        others = ", ".join(repr(name) for name in devices if name)
         raise ValueError(
-            "dispatch_model: the device map sends '' to disk, the whole model; name its parts."
+            f"dispatch_model: the device map sends '', the whole model, to disk, and {others} "
+            "elsewhere. Name the parts that go to disk."
         )
     folder = Path(offload_dir)
     if (folder / "index.json").exists():
@@ -127,10 +135,36 @@ def _free_folder(offload_dir: str | os.PathLike[str] | None, on_disk: list[str])
     return folder
 
 
+def _below(name: str, modules: list[str]) -> bool:
+    """Whether a tensor belongs to one of `modules`, of which "" is the whole model."""
+    return any(not module or name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def _check_accelerate_can_offload(model: torch.nn.Module, on_disk: list[str]) -> None:
+    """Raises ValueError where a tensor that is to go to disk is more than its elements.
+
+    accelerate keeps on disk what numpy sees of a tensor. Statistics that a quantized weight holds
+    besides are lost, and what is left fails in the first forward pass.
+    """
+    refused = [
+        f"{name} ({type(tensor).__name__})"
+        for name, tensor in _tensors(model).items()
+        if _below(name, on_disk)
+        and (is_wrapper(tensor) or type(tensor).__module__.startswith("bitsandbytes"))
+    ]
+    if refused:
+        raise ValueError(
+            f"dispatch_model: the device map sends {len(refused)} quantized or wrapped tensors to "
+            f"disk, from where accelerate cannot bring them back: {', '.join(refused[:3])}"
+            f"{', ...' if len(refused) > 3 else ''}. Map these modules to a device, or leave them "
+            "in full precision: dormant.quantize(model, scheme, skip=...)."
+        )
+
+
 def _offload(model: torch.nn.Module, on_disk: list[str], folder: Path) -> set[str]:
     """Writes what accelerate looks for on disk; returns the names of the parameters among it."""
     offload = imported("accelerate.utils.offload")
-    wanted = offload.extract_submodules_state_dict(model.state_dict(), on_disk)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if _below(name, on_disk)}
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {}
     with torch.no_grad():

@@ -55,7 +55,9 @@ def from_pretrained(
             as in the library.
         quantization_config: what `dormant.quantize` takes ("nf4", "int8", a BitsAndBytesConfig,
             ...), or a configuration of another quantizer of transformers. A folder that is already
-            quantized needs none.
+            quantized needs none. Modules that `device_map` sends to disk, or only some to the CPU,
+            keep full precision, by the library's own rule: a BitsAndBytesConfig with
+            `llm_int8_enable_fp32_cpu_offload=True` allows that.
         missing: keys that the checkpoint lacks: "init" initializes them, "error" refuses.
         unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
         mismatched: other shapes than the model's: "error" refuses, "init" initializes them.
@@ -76,8 +78,9 @@ def from_pretrained(
     Raises:
         ImportError: transformers, or what the quantizer needs, is not installed.
         TypeError: an argument is of a type that cannot be used.
-        ValueError: an option is not one of those possible; a file is damaged; or the folder is
-            already quantized by another scheme, or holds an adapter that is to be quantized.
+        ValueError: an option is not one of those possible; a file is damaged; the folder is
+            already quantized by another scheme, or holds an adapter that is to be quantized; or
+            `device_map` has quantized weights on disk, or some of them on the CPU.
         KeyError: keys that are refused, all of them listed.
         RuntimeError: tensors have other shapes than the model's; from the library.
         OSError: there is no such folder, and no cached model of that name; or the system could not
@@ -106,7 +109,7 @@ def from_pretrained(
         cache_dir=options.get("cache_dir"),
     )
     fused = quantization_config is not None and is_ours(quantization_config)
-    refusal = _why_not_fused(config, place) if fused else ""
+    refusal = _why_not_fused(config, place, options.get("device_map")) if fused else ""
     if quantization_config is not None and (not fused or refusal):
         if not hasattr(quantization_config, "quant_method"):
             raise ValueError(
@@ -195,8 +198,8 @@ def from_config(
     return model
 
 
-def _why_not_fused(config: Any, folder: Path) -> str:
-    """What of a folder has to be quantized by the library itself; empty where nothing has."""
+def _why_not_fused(config: Any, folder: Path, device_map: Any) -> str:
+    """Why a folder has to be quantized by the library itself; empty where it need not be."""
     if Path(folder, "adapter_config.json").is_file():
         return (  # peft has other layers for a base that is already quantized
             "holds an adapter of peft. Load its base with quantization_config= and "
@@ -204,6 +207,13 @@ def _why_not_fused(config: Any, folder: Path) -> str:
         )
     if _is_quantized(config, folder):
         return "is already quantized: leave quantization_config out."
+    places = {str(place) for place in device_map.values()} if isinstance(device_map, dict) else {}
+    if "disk" in places or ("cpu" in places and len(places) > 1):
+        return (  # bitsandbytes has no weights there that come and go
+            f"goes to {', '.join(sorted(places))} by device_map, where weights can only stay in "
+            "full precision: pass a BitsAndBytesConfig with llm_int8_enable_fp32_cpu_offload=True, "
+            "or leave quantization_config out."
+        )
     return ""
 
 

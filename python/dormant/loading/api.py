@@ -124,10 +124,10 @@ def load(
             are "" or end with "." stand for prefixes, or a function that returns the new name.
             None for a new name leaves tensors out. With several checkpoints it applies to each.
         dtype: floating point and complex parameters and persistent buffers get this dtype; other
-            buffers, and what a transformers model keeps in float32, keep their precision (see
-            `materialize`). "auto" is the checkpoint's own dtype, as in transformers: what
-            config.json beside the files says, else the dtype of the first floating point tensor.
-            None keeps the model's.
+            buffers, and what a model of transformers or diffusers keeps in float32, keep their
+            precision (see `materialize`). "auto" is the checkpoint's own dtype, as in transformers:
+            what config.json beside the files says, else the dtype of the first floating point
+            tensor. None keeps the model's.
         device: where the tensors shall be, as in `model.to(device)`; they are made on the CPU.
             With `materialize=False` it can only be the CPU.
         materialize: False leaves lazy tensors lazy, loaded ones with the file as their source.

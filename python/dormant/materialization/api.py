@@ -116,8 +116,8 @@ def materialize(
         dtype: floating point and complex tensors get this dtype, without a copy in the old one. Of
             a module these are the parameters and the persistent buffers: tables that it computes
             itself (non-persistent buffers, such as rotary frequencies) keep their precision, and
-            so does what a transformers model keeps in float32, unlike in `module.to(dtype)`.
-            Aliases outside `target` keep their dtype.
+            so does what a model of transformers or diffusers keeps in float32, unlike in
+            `module.to(dtype)`. Aliases outside `target` keep their dtype.
         memory_budget: bytes that materializing may take besides the final tensors, a number or
             text like "2GiB"; None sets no bound. Tensors get smaller tiles, and fewer threads, to
             fit.
@@ -240,7 +240,16 @@ def _warn_of_meta_tensors(roots: list[tuple[str, object]], inventory: Inventory)
     given: dict[int, torch.Tensor] = {}
     for _, root in roots:
         if is_module(root):
-            given.update((id(tensor), tensor) for tensor in (*root.parameters(), *root.buffers()))
+            given.update(
+                (id(tensor), tensor)
+                for module in root.modules()
+                # accelerate brings what it offloaded when the module is called.
+                if not hasattr(module, "_hf_hook")
+                for tensor in (
+                    *module.parameters(recurse=False),
+                    *module.buffers(recurse=False),
+                )
+            )
         elif is_tensor(root):
             given[id(root)] = root
     names = [printable(entry.names[0]) for key, entry in meta.items() if key in given]

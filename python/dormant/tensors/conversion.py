@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
 from dormant.tensors.identity import is_wrapper
 from dormant.tensors.reachable import reachable_tensors
 from dormant.tensors.shards import Conversion, apply_sharded, part_of
+
+_UNKNOWN = object()
 
 
 def convert(roots: Iterable[tuple[str, object]], conversion: Conversion) -> None:
@@ -39,7 +42,8 @@ def convert_dtype(roots: Iterable[tuple[str, object]], dtype: torch.dtype) -> No
 
     In a module these are the parameters and the persistent buffers. Other buffers are tables that
     the module computes itself, such as rotary frequencies: rounded, they change what a model says.
-    What a transformers model keeps in float32 under this dtype is float32 afterwards.
+    What a model of transformers or diffusers keeps in float32 under this dtype is float32
+    afterwards.
 
     Args:
         roots: (name, object) pairs.
@@ -74,21 +78,37 @@ def _exceptions(root: torch.nn.Module, dtype: torch.dtype) -> dict[int, torch.dt
     pending = [root]
     while pending:
         module = pending.pop()
-        plan = getattr(module, "_get_dtype_plan", None)
-        if plan is None:
+        kept_dtype = _kept_by_library(module, dtype)
+        if kept_dtype is None:
             pending.extend(module.children())
             continue
-        # transformers/modeling_utils.py; it looks for them as build_glob_alternation does.
-        kept = [(re.compile(key.replace("*", ".*")), to) for key, to in plan(dtype).items()]
         for name, parameter in (*module.named_parameters(), *module.named_buffers()):
-            if id(parameter) in found:
-                continue
-            to = next((to for pattern, to in kept if pattern.search(name)), None)
-            if to is not None:
+            to = None if id(parameter) in found else kept_dtype(name)
+            if to is not None and parameter.is_floating_point():
                 grad = parameter.grad if parameter.is_leaf else None
                 for tensor in (parameter, part_of(parameter), grad):
                     found[id(tensor)] = to
     return found
+
+
+def _kept_by_library(
+    module: torch.nn.Module, dtype: torch.dtype
+) -> Callable[[str], torch.dtype | None] | None:
+    """The dtypes in which a model of transformers or diffusers keeps tensors, by their names.
+
+    None where the module is of neither. In them only the outermost model is asked.
+    """
+    plan = getattr(module, "_get_dtype_plan", None)
+    if plan is not None:
+        # transformers/modeling_utils.py; it looks for them as build_glob_alternation does.
+        patterns = [(re.compile(key.replace("*", ".*")), to) for key, to in plan(dtype).items()]
+        return lambda name: next((to for pattern, to in patterns if pattern.search(name)), None)
+    names: Any = getattr(module, "_keep_in_fp32_modules", _UNKNOWN)
+    if names is _UNKNOWN:
+        return None
+    # diffusers/models/model_loading_utils.py, load_model_dict_into_meta: whatever the dtype is.
+    parts = {names} if isinstance(names, str) else set(names or ())
+    return lambda name: None if parts.isdisjoint(name.split(".")) else torch.float32
 
 
 def _replace(tensor: torch.Tensor, conversion: Conversion) -> None:

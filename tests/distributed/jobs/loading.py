@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import dormant
 from jobs.held import lazy_names, report
-from jobs.models import lazy_model
+from jobs.models import lazy_model, mixtral
 
 
 def _fully_shard(model: nn.Module, dim: int) -> None:
@@ -61,6 +61,17 @@ def load(kind: str, way: str, path: str, options: dict[str, Any]) -> dict[str, A
     WAYS[way](model)
     lazy = lazy_names(model)
     dormant.load(model, path, **options)
+    return report(model, lazy)
+
+
+def experts(path: str) -> dict[str, Any]:
+    """A model of transformers whose file has the experts of a stack one by one."""
+    with dormant.lazy_init():
+        model: Any = mixtral()
+    for part in (*model.model.layers, model.model, model):
+        fully_shard(part)
+    lazy = lazy_names(model)
+    dormant.load(model, path, missing="error")
     return report(model, lazy)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import torch
 from torch import nn
 
@@ -118,3 +120,19 @@ def part_of(tensor: torch.Tensor, dim: int, parts: int, index: int) -> torch.Ten
     run = -(-size // parts)
     start = min(index * run, size)
     return tensor.detach().narrow(dim, start, min(run, size - start))
+
+
+def mixtral() -> nn.Module:
+    """Two layers of four experts."""
+    transformers = importlib.import_module("transformers")
+    config = transformers.MixtralConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=32,
+        num_local_experts=4,
+    )
+    model: nn.Module = transformers.MixtralForCausalLM(config)
+    return model
