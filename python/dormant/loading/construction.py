@@ -34,7 +34,6 @@ class Call:
         self.loaded_inside: dict[int, torch.Tensor] = {}
         self.protection: Protection | None = None
         self.marked: list[torch.nn.Module] = []
-        self.aside: dict[str, torch.Tensor] = {}
         self.shared: list[list[str]] = []
         self._written: dict[str, str] = {}
 
@@ -69,16 +68,14 @@ class Call:
         """Says, once, which loaded tensors an initializer wrote to."""
         if not self._written:
             return
-        names = ", ".join(
-            f"{name} ({kind})" for name, kind in sorted(self._written.items())
-        )
+        names = ", ".join(f"{name} ({kind})" for name, kind in sorted(self._written.items()))
         warnings.warn(
             f"from_pretrained: the initialization of {type(model).__name__} wrote to tensors that "
             f"were loaded: {names}. They keep what was loaded. Initialize them in its "
             "_init_weights by the functions of transformers.initialization, which leave loaded "
             "tensors alone; for what the library gives, pass library_values=True to "
             "dormant.integrations.transformers.from_pretrained.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -87,7 +84,7 @@ class _Calls(threading.local):
 
     def __init__(self) -> None:
         self.open: list[Call | None] = []
-        self.are_the_librarys = False
+        self.go_their_own_way = False
 
 
 _calls = _Calls()
@@ -101,7 +98,7 @@ def current() -> Call | None:
 @contextlib.contextmanager
 def call() -> Iterator[Call | None]:
     """Around one `from_pretrained`; gives None where the library is to go its own way."""
-    here = Call() if _C.recording() and not _calls.are_the_librarys else None
+    here = Call() if _C.recording() and not _calls.go_their_own_way else None
     _calls.open.append(here)
     try:
         yield here
@@ -110,20 +107,22 @@ def call() -> Iterator[Call | None]:
 
 
 @contextlib.contextmanager
-def library_values() -> Iterator[None]:
+def as_the_library() -> Iterator[None]:
     """Leaves `from_pretrained` as it is: what a file lacks gets what the library gives it."""
-    before = _calls.are_the_librarys
-    _calls.are_the_librarys = True
+    before = _calls.go_their_own_way
+    _calls.go_their_own_way = True
     try:
         yield
     finally:
-        _calls.are_the_librarys = before
+        _calls.go_their_own_way = before
 
 
 def _noting_what_is_loaded(original: Function) -> Function:
     """`Module.load_state_dict` in a constructor that loads a part of its model by itself."""
 
-    def replacement(self: torch.nn.Module, state_dict: object, *args: object, **more: object) -> object:
+    def replacement(
+        self: torch.nn.Module, state_dict: object, *args: object, **more: object
+    ) -> object:
         result = original(self, state_dict, *args, **more)
         here = current()
         if here is not None and here.is_constructing and isinstance(state_dict, dict):

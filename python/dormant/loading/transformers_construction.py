@@ -80,7 +80,9 @@ def _not_while_constructing(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(self: Any, *args: Any, **kwargs: Any) -> Any:
         here = current()
-        return None if here is not None and here.is_constructing else original(self, *args, **kwargs)
+        return (
+            None if here is not None and here.is_constructing else original(self, *args, **kwargs)
+        )
 
     return replacement
 
@@ -152,18 +154,21 @@ def _keeping_the_constructed(original: Function) -> Function:
         twins = {name: group for group in here.shared for name in group}
         made: dict[int, torch.Tensor] = {}
         for name, tensor in tensors.items():
-            if name not in missing | buffers or getattr(tensor, _MARK, False):
+            if name not in missing | buffers:
+                continue
+            device = torch.device(library.get_device(device_map, name, valid_torch_device=True))
+            if tensor.device == device and _is_loaded(here, tensor):
+                setattr(tensor, _MARK, True)
                 continue
             loaded = [
                 tensors[twin] for twin in twins.get(name, ()) if hasattr(tensors[twin], _MARK)
             ]
-            device = library.get_device(device_map, name, valid_torch_device=True)
             if loaded:  # the file has it under another name
                 new = loaded[0]
             elif id(tensor) in made:
                 new = made[id(tensor)]
             else:
-                new = _as_new(tensor, torch.device(device))
+                new = _as_new(tensor, device)
             library._load_parameter_into_model(self, name, new)
             made[id(tensor)] = self.get_parameter_or_buffer(name)
 
