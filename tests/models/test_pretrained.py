@@ -73,7 +73,7 @@ def assert_loads_as_in_eager(
         ("SwinModel", ["encoder.layers.0"]),
         ("ConvNextModel", ["encoder.stages.1"]),
         ("ResNetForImageClassification", ["resnet.embedder", "classifier"]),
-        ("CLIPModel", ["text_model.embeddings", "visual_projection", "logit_scale"]),
+        ("CLIPModel", ["text_model.embeddings", "visual_projection"]),
         ("Blip2ForConditionalGeneration", ["query_tokens", "qformer"]),
         ("Wav2Vec2ForCTC", ["wav2vec2.masked_spec_embed", "wav2vec2.encoder.pos_conv", "lm_head"]),
         ("HubertModel", ["encoder.pos_conv_embed", "feature_projection"]),

@@ -143,10 +143,11 @@ def _keeping_the_constructed(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(
         self: Any, missing_keys: Iterable[str], device_map: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    ) -> None:
         here = current()
         if here is None or not here.has_constructed:
-            return original(self, missing_keys, device_map, *args, **kwargs)
+            original(self, missing_keys, device_map, *args, **kwargs)
+            return
         library: Any = sys.modules["transformers.modeling_utils"]
         missing = set(missing_keys) - self.all_tied_weights_keys.keys()
         buffers = {name for name, _ in self.named_non_persistent_buffers()}
