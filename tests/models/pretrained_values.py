@@ -97,8 +97,20 @@ def judge(row: Model, folder: Path, *, singles: int = 1) -> Verdict:
 def _compare(source: Any, folder: Path, verdict: Verdict) -> None:
     kind, config = type(source), type(source).config_class.from_pretrained(folder)
 
+    states: list[torch.Tensor] = []
+
     def outside() -> Any:
-        return kind.from_pretrained(folder)
+        initialize = kind._initialize_missing_keys
+
+        def noting(*args: Any) -> Any:
+            states.append(torch.get_rng_state())
+            return initialize(*args)
+
+        kind._initialize_missing_keys = noting
+        try:
+            return kind.from_pretrained(folder)
+        finally:
+            del kind._initialize_missing_keys
 
     def inside() -> Any:
         with dormant.lazy_init():
@@ -111,7 +123,7 @@ def _compare(source: Any, folder: Path, verdict: Verdict) -> None:
 
     theirs = seeded(outside)
     loaded = {name for name, tensor in tensors(theirs).items() if getattr(tensor, MARK, False)}
-    expected, constructed = reference(kind, config, source, loaded, SEED)
+    expected, constructed = reference(kind, config, source, loaded, states[0])
     other: dict[str, torch.Tensor] = {}
     verdict.checkpoints += 1
     verdict.tensors += len(expected)
@@ -127,17 +139,23 @@ def _compare(source: Any, folder: Path, verdict: Verdict) -> None:
                 verdict.note(way, name, f"is {None if got is None else got.device}")
             elif not same(got, wanted) and not same(got, constructed[name]):
                 if way == "library":
-                    other = other or reference(kind, config, source, loaded, SEED + 1)[0]
+                    if not other:
+                        torch.manual_seed(SEED + 1)
+                        state = torch.get_rng_state()
+                        other, _ = reference(kind, config, source, loaded, state)
                     if not same(wanted, other[name]) and plausible(got, wanted):
                         continue  # drawn from other random numbers
                 verdict.note(way, name, f"{sample(got)}, expected {sample(wanted)}")
 
 
 def reference(
-    kind: Any, config: Any, source: Any, loaded: set[str], seed: int
+    kind: Any, config: Any, source: Any, loaded: set[str], state: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What plain eager PyTorch makes of it, with the rules of the library and without them."""
-    torch.manual_seed(seed)
+    """What plain eager PyTorch makes of it, with the rules of the library and without them.
+
+    `state` is where the library's generator is when it initializes what the file lacks.
+    """
+    torch.manual_seed(SEED)
     model = kind(config)
     saved = tensors(source)
 
@@ -157,7 +175,7 @@ def reference(
     constructed = {name: tensor.detach().clone() for name, tensor in tensors(model).items()}
     for module in model.modules():
         module.__dict__.pop(MARK, None)
-    torch.manual_seed(seed)
+    torch.set_rng_state(state)
     model.initialize_weights()
     load()
     values = {name: tensor.detach() for name, tensor in tensors(model).items()}

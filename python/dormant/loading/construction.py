@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from dormant._extension import _C
+from dormant.loading.library_generator import LibraryGenerator
 from dormant.loading.protection import Protection
 from dormant.recording.patches import Function, Patch, declare
 
@@ -39,19 +40,19 @@ class Call:
 
     @contextlib.contextmanager
     def constructing(self) -> Iterator[None]:
-        """Around the constructor. The generator is afterwards where it was before.
+        """Around the constructor. The generator is afterwards where the library would have it.
 
-        On the meta device, where the libraries construct, nothing is drawn, so what they draw
-        afterwards for missing tensors are the same numbers.
+        So what it draws for missing tensors are the same numbers.
         """
-        generator = torch.get_rng_state()
+        generator = LibraryGenerator()
         self.is_constructing = True
         try:
-            yield
+            with generator:
+                yield
         finally:
             self.is_constructing = False
             self.has_constructed = True
-            torch.set_rng_state(generator)
+            torch.set_rng_state(generator.state)
 
     @contextlib.contextmanager
     def protecting(self, protection: Protection) -> Iterator[None]:
