@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from dormant._extension import _C
+from dormant.loading.library_generator import LibraryGenerator
 from dormant.loading.protection import Protection
 from dormant.recording.patches import Function, Patch, declare
 
@@ -34,25 +35,24 @@ class Call:
         self.loaded_inside: dict[int, torch.Tensor] = {}
         self.protection: Protection | None = None
         self.marked: list[torch.nn.Module] = []
-        self.aside: dict[str, torch.Tensor] = {}
         self.shared: list[list[str]] = []
         self._written: dict[str, str] = {}
 
     @contextlib.contextmanager
     def constructing(self) -> Iterator[None]:
-        """Around the constructor. The generator is afterwards where it was before.
+        """Around the constructor. The generator is afterwards where the library would have it.
 
-        On the meta device, where the libraries construct, nothing is drawn, so what they draw
-        afterwards for missing tensors are the same numbers.
+        So what it draws for missing tensors are the same numbers.
         """
-        generator = torch.get_rng_state()
+        generator = LibraryGenerator()
         self.is_constructing = True
         try:
-            yield
+            with generator:
+                yield
         finally:
             self.is_constructing = False
             self.has_constructed = True
-            torch.set_rng_state(generator)
+            torch.set_rng_state(generator.state)
 
     @contextlib.contextmanager
     def protecting(self, protection: Protection) -> Iterator[None]:
@@ -76,7 +76,7 @@ class Call:
             "_init_weights by the functions of transformers.initialization, which leave loaded "
             "tensors alone; for what the library gives, pass library_values=True to "
             "dormant.integrations.transformers.from_pretrained.",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -85,7 +85,7 @@ class _Calls(threading.local):
 
     def __init__(self) -> None:
         self.open: list[Call | None] = []
-        self.are_the_librarys = False
+        self.go_their_own_way = False
 
 
 _calls = _Calls()
@@ -99,7 +99,7 @@ def current() -> Call | None:
 @contextlib.contextmanager
 def call() -> Iterator[Call | None]:
     """Around one `from_pretrained`; gives None where the library is to go its own way."""
-    here = Call() if _C.recording() and not _calls.are_the_librarys else None
+    here = Call() if _C.recording() and not _calls.go_their_own_way else None
     _calls.open.append(here)
     try:
         yield here
@@ -108,14 +108,14 @@ def call() -> Iterator[Call | None]:
 
 
 @contextlib.contextmanager
-def library_values() -> Iterator[None]:
+def as_the_library() -> Iterator[None]:
     """Leaves `from_pretrained` as it is: what a file lacks gets what the library gives it."""
-    before = _calls.are_the_librarys
-    _calls.are_the_librarys = True
+    before = _calls.go_their_own_way
+    _calls.go_their_own_way = True
     try:
         yield
     finally:
-        _calls.are_the_librarys = before
+        _calls.go_their_own_way = before
 
 
 def _noting_what_is_loaded(original: Function) -> Function:

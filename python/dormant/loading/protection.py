@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ class _Held:
 
     name: str | None
     module: torch.nn.Module
-    registry: dict[str, torch.Tensor | None]
+    registry: dict[str, Any]
     key: str
     tensor: torch.Tensor
     alias: torch.Tensor
@@ -78,7 +79,8 @@ class Protection:
         held = []
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for child in module.modules():
-                for registry in (child._parameters, child._buffers):
+                registries: list[dict[str, Any]] = [child._parameters, child._buffers]
+                for registry in registries:
                     if not isinstance(registry, dict):  # that of a TorchScript module
                         continue
                     for key, tensor in registry.items():

@@ -143,10 +143,11 @@ def _keeping_the_constructed(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(
         self: Any, missing_keys: Iterable[str], device_map: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    ) -> None:
         here = current()
         if here is None or not here.has_constructed:
-            return original(self, missing_keys, device_map, *args, **kwargs)
+            original(self, missing_keys, device_map, *args, **kwargs)
+            return
         library: Any = sys.modules["transformers.modeling_utils"]
         missing = set(missing_keys) - self.all_tied_weights_keys.keys()
         buffers = {name for name, _ in self.named_non_persistent_buffers()}
@@ -154,18 +155,21 @@ def _keeping_the_constructed(original: Function) -> Function:
         twins = {name: group for group in here.shared for name in group}
         made: dict[int, torch.Tensor] = {}
         for name, tensor in tensors.items():
-            if name not in missing | buffers or getattr(tensor, _MARK, False):
+            if name not in missing | buffers:
+                continue
+            device = torch.device(library.get_device(device_map, name, valid_torch_device=True))
+            if tensor.device == device and _is_loaded(here, tensor):
+                setattr(tensor, _MARK, True)
                 continue
             loaded = [
                 tensors[twin] for twin in twins.get(name, ()) if hasattr(tensors[twin], _MARK)
             ]
-            device = library.get_device(device_map, name, valid_torch_device=True)
             if loaded:  # the file has it under another name
                 new = loaded[0]
             elif id(tensor) in made:
                 new = made[id(tensor)]
             else:
-                new = _as_new(tensor, torch.device(device))
+                new = _as_new(tensor, device)
             library._load_parameter_into_model(self, name, new)
             made[id(tensor)] = self.get_parameter_or_buffer(name)
 
