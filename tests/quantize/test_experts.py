@@ -521,3 +521,56 @@ def test_lora_of_target_parameters() -> None:
             assert_same_bits(parameter.grad, trained[name], name)
     with mine.disable_adapter(), theirs.disable_adapter():
         assert_same_bits(mine(input_ids=ids).logits, theirs(input_ids=ids).logits, "base")
+
+
+# ---- torchao
+
+
+def test_torchao_quantizes_the_parameters_that_its_configuration_names() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    int8, float8 = torchao.Int8WeightOnlyConfig(), torchao.Float8WeightOnlyConfig()
+    tables: list[dict[str, Any]] = [
+        {"model.layers.0.mlp.experts.gate_up_proj": int8, "re:.*down_proj": float8},
+        {r"re:.*experts\..*_proj": int8, "model.layers.1.mlp.experts.down_proj": None},
+        {"re:.*_proj": int8, "model.layers.0.self_attn.q_proj": float8, "lm_head": None},
+    ]
+    for table in tables:
+        model = built(mixtral, lazily=True).bfloat16()
+        eager = built(mixtral, lazily=False).bfloat16()
+        report = dormant.quantize(model, torchao.FqnToConfig(table))
+        assert dormant.is_lazy(model)
+        duplicate = copy.deepcopy(model)
+        dormant.materialize(model)
+        dormant.load(duplicate, eager.state_dict())
+        torchao.quantize_(eager, torchao.FqnToConfig(table), filter_fn=None)
+        changed = {n for n, p in eager.named_parameters() if type(p) is not nn.Parameter}
+        assert changed
+        told = {each.name for each in report.layers}
+        assert told == {name if name in told else name.removesuffix(".weight") for name in changed}
+        assert not told & set(report.skipped)
+        for name, expected in eager.named_parameters():
+            for each in (model, duplicate):
+                mine = each.get_parameter(name)
+                assert type(mine) is type(expected)
+                assert_same_bits(
+                    *(p.dequantize() if name in changed else p for p in (mine, expected)), name
+                )
+
+
+def test_what_torchao_names_is_checked() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    config = torchao.FqnToConfig({"nothing": torchao.Int8WeightOnlyConfig()})
+    with pytest.raises(ValueError, match="no layer to quantize in Experts"):
+        dormant.quantize(lazy_experts(), config)
+    config = torchao.FqnToConfig({"down_proj": torchao.Int8WeightOnlyConfig()})
+    broad = torchao.FqnToConfig({"re:.*experts.*": torchao.Int8WeightOnlyConfig()})
+    with pytest.raises(
+        ValueError, match="experts.act_fn, a SiLUActivation, which has no parameter"
+    ):
+        dormant.quantize(built(mixtral, lazily=True), broad)
+    with pytest.raises(ValueError, match="names what it quantizes itself"):
+        dormant.quantize(lazy_experts(), config, parameters=["down_proj"])
+    tied = lazy_experts()
+    tied.down_proj = tied.gate_up_proj
+    with pytest.raises(ValueError, match="tied: gate_up_proj, down_proj share one storage"):
+        dormant.quantize(tied, config)
