@@ -564,9 +564,7 @@ def test_what_torchao_names_is_checked() -> None:
         dormant.quantize(lazy_experts(), config)
     config = torchao.FqnToConfig({"down_proj": torchao.Int8WeightOnlyConfig()})
     broad = torchao.FqnToConfig({"re:.*experts.*": torchao.Int8WeightOnlyConfig()})
-    with pytest.raises(
-        ValueError, match="experts.act_fn, a SiLUActivation, which has no parameter"
-    ):
+    with pytest.raises(ValueError, match="a SiLUActivation, which has no parameter"):
         dormant.quantize(built(mixtral, lazily=True), broad)
     with pytest.raises(ValueError, match="names what it quantizes itself"):
         dormant.quantize(lazy_experts(), config, parameters=["down_proj"])
