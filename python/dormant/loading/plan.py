@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from dormant._extension import _C
+from dormant.loading.packed_experts import joined
 from dormant.loading.pretrained import under_library_names
 from dormant.loading.record import Taken, take, tensors_of
 from dormant.loading.snapshot import HeldModule
@@ -213,7 +214,7 @@ def prepare(
     Raises:
         ValueError, RuntimeError: as by `take`; the model is as it was.
     """
-    state = under_library_names(model, state)
+    state = under_library_names(model, joined(model, state))
     before = take_inventory([("", model)])
     held = HeldModule(model)
     try:
