@@ -15,6 +15,7 @@ TASKS = (
     "load",
     "quantize_kernels",
     "quantize_load",
+    "quantize_experts",
 )
 ON_REQUEST = ("quantize_large",)  # takes long, and much memory and disk
 EVERY = (*TASKS, *ON_REQUEST)

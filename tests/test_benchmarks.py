@@ -21,6 +21,7 @@ TASKS = {
     "load": 17,
     "quantize_kernels": 12,
     "quantize_load": 4,
+    "quantize_experts": 4,
     "quantize_large": 3,
 }
 

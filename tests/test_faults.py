@@ -644,6 +644,75 @@ def test_quantize_does_a_layer_or_leaves_it(build: str) -> None:
     assert sweep("allocate", BUILDS[build], attempt, check) > 0
 
 
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(4, 64, 64))
+        self.down_proj = nn.Parameter(torch.randn(4, 64, 64))
+
+
+def experts(build: str) -> Experts:
+    torch.manual_seed(5)
+    if build == "real":
+        return Experts()
+    with dormant.lazy_init():
+        return Experts()
+
+
+@pytest.mark.parametrize("build", ["lazy", "real"])
+def test_quantize_packs_a_parameter_or_leaves_it(build: str) -> None:
+    def attempt(model: Experts) -> None:
+        dormant.quantize(model, "nf4")
+
+    expected = experts("real")
+    attempt(expected)
+    shapes = {"gate_up_proj": (4, 64, 64), "down_proj": (4, 64, 64)}
+
+    def check(model: Experts, error: BaseException | None) -> None:
+        if error is not None:
+            left = dict(model.named_parameters(recurse=False))
+            lists = getattr(model, "parametrizations", {})
+            assert set(left) | set(lists) == set(shapes)
+            assert not set(left) & set(lists)
+            # One forward hook of each kind for a packed parameter, none for another.
+            assert len(model._forward_hooks) == len(model._forward_pre_hooks) == len(lists)
+            for name, parameter in left.items():
+                assert getattr(model, name) is parameter
+                assert parameter.shape == shapes[name]
+            if left:
+                attempt(model)
+        dormant.materialize(model)
+        assert type(model).__name__ == type(expected).__name__
+        state = model.state_dict()
+        for name, tensor in expected.state_dict().items():
+            assert_same_bits(tensor, state[name], name)
+
+    assert sweep("allocate", lambda: experts(build), attempt, check) > 0
+
+
+def test_a_load_into_packed_parameters_that_fails_leaves_them_lazy() -> None:
+    source = {name: torch.randn(4, 64, 64) for name in ("gate_up_proj", "down_proj")}
+    expected = experts("lazy")
+    dormant.quantize(expected, "nf4")
+    dormant.load(expected, source)
+    before: dict[str, Any] = {}
+
+    def prepare() -> Experts:
+        model = experts("lazy")
+        dormant.quantize(model, "nf4")
+        before["fingerprint"], before["kind"] = fingerprint(model), type(model)
+        return model
+
+    def check(model: Experts, error: BaseException | None) -> None:
+        if error is not None:
+            assert type(model) is before["kind"]
+            assert fingerprint(model) == before["fingerprint"]
+            dormant.load(model, source)
+        assert_same_values(expected, model)
+
+    assert sweep("allocate", prepare, lambda model: dormant.load(model, source), check) > 0
+
+
 COPIES: dict[str, Callable[[nn.Module], Any]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),

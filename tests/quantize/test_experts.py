@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
+from bitsandbytes import functional
 from stacked_models import (
     BUILDS,
+    SIZES,
     assert_same_model_packed,
     built,
     mixtral,
@@ -521,3 +524,159 @@ def test_lora_of_target_parameters() -> None:
             assert_same_bits(parameter.grad, trained[name], name)
     with mine.disable_adapter(), theirs.disable_adapter():
         assert_same_bits(mine(input_ids=ids).logits, theirs(input_ids=ids).logits, "base")
+
+
+# ---- torchao
+
+
+def test_torchao_quantizes_the_parameters_that_its_configuration_names() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    int8, float8 = torchao.Int8WeightOnlyConfig(), torchao.Float8WeightOnlyConfig()
+    tables: list[dict[str, Any]] = [
+        {"model.layers.0.mlp.experts.gate_up_proj": int8, "re:.*down_proj": float8},
+        {r"re:.*experts\..*_proj": int8, "model.layers.1.mlp.experts.down_proj": None},
+        {"re:.*_proj": int8, "model.layers.0.self_attn.q_proj": float8, "lm_head": None},
+    ]
+    for table in tables:
+        model = built(mixtral, lazily=True).bfloat16()
+        eager = built(mixtral, lazily=False).bfloat16()
+        report = dormant.quantize(model, torchao.FqnToConfig(table))
+        assert dormant.is_lazy(model)
+        duplicate = copy.deepcopy(model)
+        dormant.materialize(model)
+        dormant.load(duplicate, eager.state_dict())
+        torchao.quantize_(eager, torchao.FqnToConfig(table), filter_fn=None)
+        changed = {n for n, p in eager.named_parameters() if type(p) is not nn.Parameter}
+        assert changed
+        told = {each.name for each in report.layers}
+        assert told == {name if name in told else name.removesuffix(".weight") for name in changed}
+        assert not told & set(report.skipped)
+        for name, expected in eager.named_parameters():
+            for each in (model, duplicate):
+                mine = each.get_parameter(name)
+                assert type(mine) is type(expected)
+                assert_same_bits(
+                    *(p.dequantize() if name in changed else p for p in (mine, expected)), name
+                )
+
+
+def test_what_torchao_names_is_checked() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    config = torchao.FqnToConfig({"nothing": torchao.Int8WeightOnlyConfig()})
+    with pytest.raises(ValueError, match="no layer to quantize in Experts"):
+        dormant.quantize(lazy_experts(), config)
+    config = torchao.FqnToConfig({"down_proj": torchao.Int8WeightOnlyConfig()})
+    broad = torchao.FqnToConfig({"re:.*experts.*": torchao.Int8WeightOnlyConfig()})
+    with pytest.raises(ValueError, match="a SiLUActivation, which has no parameter"):
+        dormant.quantize(built(mixtral, lazily=True), broad)
+    with pytest.raises(ValueError, match="names what it quantizes itself"):
+        dormant.quantize(lazy_experts(), config, parameters=["down_proj"])
+    tied = lazy_experts()
+    tied.down_proj = tied.gate_up_proj
+    with pytest.raises(ValueError, match="tied: gate_up_proj, down_proj share one storage"):
+        dormant.quantize(tied, config)
+
+
+# ---- checkpoints of transformers 4, which had a linear layer for each expert
+
+
+def packed_one_by_one(source: Any, way: str, **options: Any) -> dict[str, torch.Tensor]:
+    """What bitsandbytes saved of such a model, under the names of `way`."""
+    state = dict(source.state_dict())
+    rows = {"gate_up_proj": ("w1", "w3") if way == "mixtral" else ("gate_proj", "up_proj")}
+    rows["down_proj"] = ("w2",) if way == "mixtral" else ("down_proj",)
+    for name in stacks(source):
+        path, _, attribute = name.rpartition(".")
+        if way == "mixtral":
+            path = path.replace(".mlp.", ".block_sparse_moe.")
+        for expert, matrices in enumerate(state.pop(name)):
+            for row, matrix in zip(
+                rows[attribute], matrices.chunk(len(rows[attribute])), strict=True
+            ):
+                full = f"{path}.{expert}.{row}.weight"
+                packed, quantized = functional.quantize_4bit(matrix.contiguous(), **options)
+                state[full] = packed
+                for key, part in quantized.as_dict(packed=True).items():
+                    state[f"{full}.{key}"] = part
+    if way == "mixtral":
+        state = {
+            name.replace(".mlp.gate.", ".block_sparse_moe.gate."): tensor
+            for name, tensor in state.items()
+        }
+    return state
+
+
+LINEAR = [r".*(self_attn|lm_head|gate)"]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_packed_one_by_one_are_put_together(
+    name: str, nested: bool, tmp_path: Path
+) -> None:
+    source = built(BUILDS[name], lazily=False, seed=9)
+    names = stacks(source)
+    kind = "nf4" if nested else "fp4"
+    state = packed_one_by_one(source, name, quant_type=kind, compress_statistics=nested)
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    model = built(BUILDS[name], lazily=True)
+    dormant.quantize(model, kind, skip=LINEAR)
+    dormant.load(model, tmp_path, missing="error", unexpected="error")
+    assert not dormant.is_lazy(model)
+    if not nested:
+        pack_by_library(source, names, quant_type=kind)
+        assert_same_model_packed(model, source, names)
+        return
+    whole = {each: source.get_parameter(each).detach() for each in names}
+    for each, stack in whole.items():
+        path, _, attribute = each.rpartition(".")
+        parts = [part for e in stack for part in e.chunk(2 if "gate" in attribute else 1)]
+        unpacked = [
+            functional.dequantize_4bit(
+                *functional.quantize_4bit(
+                    part.contiguous(), quant_type=kind, compress_statistics=True
+                )
+            )
+            for part in parts
+        ]
+        got = getattr(model.get_submodule(path), attribute)
+        assert_same_bits(got, torch.cat(unpacked).view(stack.shape), each)
+
+
+def test_experts_packed_one_by_one_that_cannot_be_put_together() -> None:
+    source = built(mixtral, lazily=False, seed=9)
+
+    def refused(match: str, change: Any = None, scheme: Any = "nf4", **options: Any) -> None:
+        state = packed_one_by_one(source, "mixtral", quant_type="nf4", **options)
+        if change is not None:
+            change(state)
+        model = built(mixtral, lazily=True)
+        if scheme is not None:
+            dormant.quantize(model, scheme, skip=LINEAR)
+        lazy = [n for n, p in model.named_parameters() if dormant.is_lazy(p)]
+        with pytest.raises((ValueError, KeyError), match=match):
+            dormant.load(model, state)
+        assert [n for n, p in model.named_parameters() if dormant.is_lazy(p)] == lazy
+
+    first = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+
+    def without_the_last(state: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in state if "layers.0.block_sparse_moe.experts.3.w3" in name]:
+            del state[name]
+
+    refused("has it in full precision. Quantize the model first", scheme=None)
+    refused("has .4, 3. packed matrices", without_the_last)
+    refused("missing .'weight.quant_map'", lambda state: state.pop(f"{first}.quant_map"))
+    refused("missing .'weight.quant_state.bitsandbytes__fp4'", scheme="fp4")
+    odd = built(odd_mixtral, lazily=False)
+    state = packed_one_by_one(odd, "mixtral", quant_type="nf4", blocksize=4096)
+    model = built(odd_mixtral, lazily=True)
+    dormant.quantize(model, "nf4", skip=LINEAR)
+    with pytest.raises(ValueError, match=r"of \[96, 64\] in blocks of \[4096\].*full precision"):
+        dormant.load(model, state)
+    assert dormant.is_lazy(model)
+
+
+def odd_mixtral() -> Any:
+    config = transformers.MixtralConfig(**{**SIZES, "intermediate_size": 96}, num_local_experts=4)
+    return transformers.MixtralForCausalLM(config)

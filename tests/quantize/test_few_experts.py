@@ -171,7 +171,7 @@ def test_any_implementation_can_be_chosen_afterwards(tmp_path: Any) -> None:
 
 
 def test_experts_that_are_not_packed_compute_as_ever() -> None:
-    model, eager = pair(mixtral, "eager")
+    model, _ = pair(mixtral, "eager")
     assert "dormant_eager" in ALL_EXPERTS_FUNCTIONS
     plain, expected = built(mixtral, lazily=False), built(mixtral, lazily=False)
     plain.set_experts_implementation("dormant_eager")

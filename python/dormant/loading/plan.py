@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from dormant._extension import _C
+from dormant.loading.packed_experts import joined
 from dormant.loading.record import Taken, deferred, take
 from dormant.loading.snapshot import HeldModule
 from dormant.loading.state import State
@@ -227,7 +228,7 @@ def prepare(
     Raises:
         ValueError, RuntimeError: as by `take`; the model is as it was.
     """
-    state = (deferred(state) if defer else state).under_library_names(model)
+    state = joined(model, deferred(state) if defer else state).under_library_names(model)
     before = take_inventory([("", model)])
     held = HeldModule(model)
     try:

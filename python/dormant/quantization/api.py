@@ -38,6 +38,7 @@ from dormant.quantization.skipping import (
 )
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.identity import is_wrapper, owns_storage
+from dormant.tensors.inventory import own_parameter
 from dormant.tensors.pretrained import is_pretrained
 
 Scheme: TypeAlias = (
@@ -130,6 +131,13 @@ def quantize(
     if chosen_skip:
         check_all_match(model, chosen_skip)
     named = None if parameters is None else checked(parameters, "parameters")
+    if isinstance(resolved, torchao.TorchaoByName):
+        if named is not None:
+            raise ValueError(
+                "quantize: a FqnToConfig names what it quantizes itself; leave parameters out."
+            )
+        explicit = patterns if skip is not None or configured_skip else {}
+        return _by_name(model, resolved, explicit)
     layers, skipped = _choose(model, patterns)
     chosen, kept = _choose_parameters(model, resolved, patterns, named, skip is not None, layers)
     if not layers and not chosen:
@@ -144,7 +152,9 @@ def quantize(
     return QuantizeReport(words, done, skipped | kept, total)
 
 
-def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantizer, list[str] | None]:
+def _resolve(
+    scheme: Scheme,
+) -> tuple[FourBit | Int8 | layerwise.Quantizer | torchao.TorchaoByName, list[str] | None]:
     """The format or function that `scheme` stands for, and the modules it wants skipped."""
     if isinstance(scheme, str):
         if scheme not in ("nf4", "fp4", "int8"):
@@ -437,6 +447,61 @@ def _patterns_to_save(
     if configured_skip is None and any("lora" in name for name in skipped):
         return [ADAPTERS, *(name for name in skipped if "lora" not in name)]
     return configured_skip
+
+
+def _by_name(
+    model: torch.nn.Module, scheme: torchao.TorchaoByName, patterns: dict[str, str]
+) -> QuantizeReport:
+    """What a FqnToConfig of torchao names, each module by itself."""
+    chosen: dict[str, ModuleParameter] = {}
+    quantizers: list[tuple[str, torch.nn.Module, layerwise.Quantizer]] = []
+    names: dict[str, ModuleParameter] = {}
+    kept: dict[str, str] = {}
+    for name, module, part in scheme.chosen(model):
+        pattern = is_skipped(name, patterns) if name else None
+        if pattern is not None:
+            kept[name] = patterns[pattern]
+            continue
+        if layerwise.is_waiting(module):
+            kept[name] = "it waits for the quantizer of an earlier call"
+            continue
+        quantizers.append((name, module, part))
+        for attribute in part.parts:
+            full = ".".join(filter(None, (name, attribute)))
+            each = ModuleParameter(full, module, attribute or "weight")
+            if own_parameter(module, each.attribute) is None:
+                raise ValueError(
+                    f"quantize: the configuration names {full or 'the model'}, a "
+                    f"{type(module).__name__}, which has no parameter {each.attribute!r}. Name the "
+                    "parameters, or modules that have a weight."
+                )
+            names[full] = each
+            chosen[full if attribute else _weight_name(name)] = each
+    if not quantizers:
+        raise ValueError(_nothing(model, kept))
+    _check_weights(model, {}, chosen)
+    total = parameter_nbytes(model)
+    done = [
+        QuantizedLayer(
+            name=full,
+            kind=type(each.module).__name__,
+            shape=tuple(each.weight.shape),
+            nbytes_before=each.weight.numel() * each.weight.element_size(),
+            nbytes=None,
+        )
+        for full, each in names.items()
+    ]
+    for name, module in model.named_modules():
+        if linear_kind(module) is not None and name not in kept and name not in names:
+            kept[name] = "the configuration does not name it"
+    kept = {name: why for name, why in kept.items() if _weight_name(name) not in chosen}
+    kept |= large_parameters(model, {*names, *chosen, *kept})
+    for name, module, quantizer in quantizers:
+        if any(_C.is_lazy(parameter) for parameter in module.parameters()):
+            layerwise.postpone([module], quantizer)
+        else:
+            layerwise.quantize_now(model, [(name, module)], quantizer)
+    return QuantizeReport(type(scheme.configuration).__name__, done, kept, total)
 
 
 def _layer_by_layer(

@@ -51,10 +51,12 @@ class QuantizedWeight:
         held_as: the name under which `named_parameters` has the packed bytes.
         module: the layer or module.
         attribute: the name of the parameter there.
+        format: how it is packed.
     """
 
     def __init__(self, prefix: str, module: torch.nn.Module, source: _Source) -> None:
         self.module = module
+        self.format = source.format
         self.attribute = source.format.attribute
         self.name = prefix + self.attribute
         self.held_as = prefix + source.format.held_as

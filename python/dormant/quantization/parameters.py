@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dormant.quantization.four_bit_parameter import parametrization_of
 from dormant.quantization.layers import quantized_weights
 from dormant.quantization.skipping import is_skipped, proposal
 from dormant.tensors.identity import identity, is_wrapper
@@ -59,9 +60,17 @@ def expert_parameters(model: torch.nn.Module) -> dict[str, ModuleParameter]:
 def _has_experts(module: torch.nn.Module) -> bool:
     if all(name in vars(module) for name in _INTERFACE):
         return True
-    stacks = [module._parameters.get(name) for name in ("gate_up_proj", "down_proj")]
-    sizes = {stack.shape[0] for stack in stacks if stack is not None and stack.dim() == 3}
-    return len(sizes) == 1 and all(stack is not None and stack.dim() == 3 for stack in stacks)
+    shapes = [_shape(module, name) for name in ("gate_up_proj", "down_proj")]
+    return all(len(shape) == 3 for shape in shapes) and shapes[0][0] == shapes[1][0]
+
+
+def _shape(module: torch.nn.Module, name: str) -> torch.Size:
+    """Of a parameter, or of what was packed there before."""
+    parameter = module._parameters.get(name)
+    if parameter is not None:
+        return parameter.shape
+    unpacks = parametrization_of(module, name)
+    return torch.Size(()) if unpacks is None else torch.Size(unpacks.quant_state.shape)
 
 
 def _is_stack(parameter: ModuleParameter) -> bool:

@@ -128,7 +128,11 @@ def kept_by_configuration(model: torch.nn.Module, names: Iterable[str]) -> dict[
 
 
 def tied_names(model: torch.nn.Module) -> dict[int, list[str]]:
-    """Names of parameters that share one storage with others, by the storage."""
+    """Names of parameters that share one storage with others, by the storage.
+
+    More than tensors of one `identity`: a transposed tie, or rows of a fused weight, are written
+    through each other's storage, which a packed copy of one would no longer show.
+    """
     names: dict[int, list[str]] = defaultdict(list)
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
