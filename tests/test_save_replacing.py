@@ -411,3 +411,25 @@ def together(folder: Path, sizes: list[str], *, threads: bool) -> None:
     dormant.save(state(value), folder, max_shard_size=size)
     assert weights(folder) == names
     assert leftovers(folder) == []
+
+
+def test_a_reader_in_the_middle_of_a_save_finds_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dormant.save(state(1), tmp_path, max_shard_size="3KB")
+    dormant.save(state(2), tmp_path / "new.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path == index and index.exists():
+            # What a save of one file does, after the reader has seen that there is no such file.
+            (tmp_path / "new.safetensors").rename(tmp_path / "model.safetensors")
+            index.unlink()
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    read = dormant.open_checkpoint(tmp_path)
+    assert not index.exists()
+    for name, tensor in state(2).items():
+        assert torch.equal(read[name].clone(), tensor)
