@@ -90,6 +90,14 @@ def torch_version() -> str: ...
 def attributes(object: object, /) -> dict[object, object] | None:
     """Its own attributes, whatever its class does with `__dict__`; None where it can have none."""
 
+def holders(
+    objects: list[object], followed: tuple[type, ...], ignored: tuple[type, ...], /
+) -> list[int]:
+    """Positions of the objects that may hold a tensor, without running any code of theirs.
+
+    What is of a type in `followed` always may; what is of one in `ignored` never does.
+    """
+
 # For tests.
 def set_faults(text: str, /) -> dict[str, int]:
     """Lets calls fail (csrc/system/faults.h); returns how many were counted since the last time."""
