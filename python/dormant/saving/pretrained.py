@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.recording.context import lazy_init
 from dormant.saving.contents import (
     Contents,
     SavedTensor,
@@ -29,6 +30,7 @@ from dormant.saving.contents import (
     tied_patterns,
 )
 from dormant.saving.safetensors_header import PYTORCH
+from dormant.tensors.identity import identity
 
 
 def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
@@ -53,6 +55,8 @@ def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
         state = model.state_dict()
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         state.pop(name, None)
+    if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
+        state = _with_offloaded(model, state)
     kept = _without_ties(checked_tensors(state), tied_patterns(model))
     names = {saved.names[0]: saved.names for saved in kept}
     tensors = {saved.names[0]: saved.tensor for saved in kept}
@@ -85,6 +89,25 @@ def _quantized_state(model: Any, adapters: bool) -> tuple[dict[str, Any] | None,
         )
     state, metadata = quantizer.get_state_dict_and_metadata(model)
     return state, dict(metadata)
+
+
+def _with_offloaded(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` with what accelerate has offloaded to files of safetensors, lazily."""
+    load = sys.modules["transformers.integrations.accelerate"].load_offloaded_parameter
+    loaded: dict[object, torch.Tensor] = {}
+
+    def found(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        key = identity(tensor)
+        if key not in loaded:  # names of one tensor stay names of one
+            with lazy_init():
+                value = load(model, name)
+            loaded[key] = value if _C.is_lazy(value) else tensor
+        return loaded[key]
+
+    return {
+        name: found(name, value) if isinstance(value, torch.Tensor) and value.is_meta else value
+        for name, value in state.items()
+    }
 
 
 def _without_ties(state: Mapping[str, torch.Tensor], tied: list[str]) -> list[SavedTensor]:
