@@ -130,6 +130,40 @@ def test_a_loaded_model_is_saved_as_the_library_saves_it(folder: Path, tmp_path:
         assert file.read_bytes() == (folder / file.name).read_bytes(), file.name
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["names of files", "names of the model"])
+def test_a_later_checkpoint_replaces_what_an_earlier_one_gave(
+    own: bool, source: Any, folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(6)
+    other = mixtral()
+    names = [STACK.format("down_proj"), "model.layers.0.mlp.gate.weight", "lm_head.weight"]
+    given = (
+        {name: other.state_dict()[name] for name in names}
+        if own
+        else {
+            name: tensor
+            for name, tensor in files_of(other, tmp_path / "other").items()
+            if ".0.block_sparse_moe.gate" in name
+            or "lm_head" in name
+            or (".0.block_sparse_moe" in name and ".w2." in name)
+        }
+    )
+    model = lazily()
+    dormant.load(model, [folder, given], missing="error")
+    assert_same_state(
+        model, {**source.state_dict(), **{name: other.state_dict()[name] for name in names}}
+    )
+    again = lazily()
+    dormant.load(again, [given, folder], missing="error")
+    assert_same_state(again, source.state_dict())
+
+
+def test_files_of_one_checkpoint_in_a_list_are_joined_first(source: Any, folder: Path) -> None:
+    model = lazily()
+    dormant.load(model, sorted(folder.glob("*.safetensors")), missing="error")
+    assert_same_state(model, source.state_dict())
+
+
 def test_a_body_takes_the_names_of_a_head_and_the_other_way_round(tmp_path: Path) -> None:
     torch.manual_seed(1)
     head = mixtral()

@@ -98,9 +98,19 @@ class Conversion:
     rules: tuple[Any, ...]
 
     def apply(
-        self, model: Any, values: Mapping[str, Any], operation: str
+        self,
+        model: Any,
+        values: Mapping[str, Any],
+        operation: str,
+        places: Mapping[str, int] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Step]]:
         """The model's tensors, lazily, and the step that made each.
+
+        Args:
+            model: the model.
+            values: the checkpoint's tensors.
+            operation: for messages.
+            places: which of several checkpoints a name is of; later ones replace earlier ones.
 
         Raises:
             ValueError: a rule cannot be applied, or two steps make one tensor.
@@ -109,7 +119,9 @@ class Conversion:
         makers: dict[str, Step] = {}
         for step in self.steps:
             for name, value in step.apply(model, values, operation).items():
-                if name in made:
+                if name in made and _is_later(makers[name], step, places or {}):
+                    continue
+                if name in made and not _is_later(step, makers[name], places or {}):
                     one, other = makers[name].origins, step.origins
                     raise ValueError(
                         f"{operation}: {listing(one)} and {listing(other)} of the checkpoint are "
@@ -119,6 +131,12 @@ class Conversion:
                 made[name] = value
                 makers[name] = step
         return made, makers
+
+
+def _is_later(step: Step, other: Step, places: Mapping[str, int]) -> bool:
+    """Whether all that `step` is made of is of later checkpoints than what `other` is made of."""
+    first = min(places.get(name, 0) for name in step.origins)
+    return first > max(places.get(name, 0) for name in other.origins)
 
 
 def find_conversion(
