@@ -324,6 +324,44 @@ def test_a_refusal_names_both_and_changes_nothing(case: str, source: Any, tmp_pa
             assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "real"),
+    [("read", False), ("read", True), ("allocate", False)],  # real tensors are written in place
+)
+def test_a_failure_on_the_way_leaves_the_model_as_it_was(
+    real: bool, kind: str, source: Any, folder: Path
+) -> None:
+    _C = dormant._C
+
+    def prepared() -> Any:
+        return mixtral() if real else lazily()
+
+    def load(model: Any) -> None:
+        dormant.load(model, folder, mmap="never", missing="error")
+
+    try:
+        _C.set_faults(f"{kind}:0")
+        load(prepared())
+        calls, failed = _C.set_faults("")[kind], 0
+        for n in sorted({1 + i * (calls - 1) // 15 for i in range(16)}):
+            model = prepared()
+            before = fingerprint(model)
+            _C.set_faults(f"{kind}:{n}")
+            try:
+                load(model)
+            except (OSError, RuntimeError, MemoryError):
+                failed += 1
+                _C.set_faults("")
+                assert fingerprint(model) == before
+                assert not hasattr(model, "_weight_conversions")
+                load(model)
+            _C.set_faults("")
+            assert_same_state(model, source.state_dict())
+    finally:
+        _C.set_faults("")
+    assert failed > 0
+
+
 def test_a_stack_of_another_size_names_what_it_is_made_of(folder: Path) -> None:
     model = lazily(num_local_experts=8)
     with pytest.raises(KeyError) as caught:
