@@ -5,6 +5,7 @@ That every architecture is converted as the library does it is in tests/models/t
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -232,6 +233,47 @@ def test_threads_share_a_checkpoint_and_a_model(source: Any, folder: Path) -> No
     for state in states:
         for name, tensor in source.state_dict().items():
             assert_same_bits(tensor, state[name], name)
+
+
+def test_a_rule_that_a_user_registers_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library: Any = importlib.import_module("transformers.conversion_mapping")
+    rules: Any = importlib.import_module("transformers.core_model_loading")
+    library.get_checkpoint_conversion_mapping("mixtral")  # builds the table
+    table = dict(library._checkpoint_conversion_mapping_cache)
+    monkeypatch.setattr(library, "_checkpoint_conversion_mapping_cache", table)
+    monkeypatch.setattr(library, "USER_REGISTERED_MAPPINGS", set())
+
+    class Fused(transformers.PreTrainedModel):
+        config_class = transformers.LlamaConfig
+        base_model_prefix = "model"
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.first = torch.nn.Linear(4, 6, bias=False)
+            self.second = torch.nn.Linear(4, 6, bias=False)
+            self.post_init()
+
+    library.register_checkpoint_conversion_mapping(
+        "Fused",
+        [
+            rules.WeightConverter(
+                source_patterns="both.weight",
+                target_patterns=["first.weight", "second.weight"],
+                operations=[rules.Chunk(dim=0)],
+            )
+        ],
+    )
+    both = torch.arange(48.0).view(12, 4)
+    safetensors.torch.save_file({"both.weight": both}, tmp_path / "model.safetensors")
+    model = lazily(lambda: Fused(transformers.LlamaConfig()))
+    plan = dormant.load(model, tmp_path, dry_run=True)
+    assert [tensor.sources for tensor in plan.tensors] == [("both.weight",)] * 2
+    dormant.load(model, tmp_path, missing="error")
+    assert_same_state(model, {"first.weight": both[:6], "second.weight": both[6:]})
+    dormant.save(model, tmp_path / "again")
+    assert_same_bits(both, dormant.open_checkpoint(tmp_path / "again")["both.weight"], "both")
 
 
 # Refusals: the file's names and the model's

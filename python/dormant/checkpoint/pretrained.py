@@ -191,6 +191,8 @@ def find_conversion(
     for target, (rule, sources) in pending.items():
         _check_numbers(target, sources, model, operation)
         steps.append(Step(target, tuple(sources), rule))
+    if all(step.rule is None and step.origins == (step.target,) for step in steps):
+        return None
     return Conversion(tuple(steps), tuple(rule for rule in rules if rule.was_used()))
 
 

@@ -42,9 +42,15 @@ def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
 
     Raises:
         ValueError: the library cannot save how it is quantized, or the format its tensors.
-        NotImplementedError: a tensor subclass made of other tensors.
+        NotImplementedError: a tensor subclass made of other tensors; or the class of a model with
+            adapters has a `save_pretrained` of its own.
     """
     adapters = bool(getattr(model, "_hf_peft_config_loaded", False))
+    if adapters and _has_own_way(model):
+        raise NotImplementedError(
+            f"save: {type(model).__name__} saves adapters by a save_pretrained of its own. "
+            "Materialize the model and call model.save_pretrained(folder)."
+        )
     state, metadata = _quantized_state(model, adapters)
     if adapters:
         state = {
@@ -144,7 +150,7 @@ def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
             model.peft_config[active[0]].save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
-        elif type(model).save_pretrained is not _base_class().save_pretrained:
+        elif _has_own_way(model):
             _save_without_tensors(model, folder)
         else:
             config = copy.deepcopy(model.config)
@@ -163,8 +169,9 @@ def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
         }
 
 
-def _base_class() -> Any:
-    return sys.modules["transformers.modeling_utils"].PreTrainedModel
+def _has_own_way(model: Any) -> bool:
+    base = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    return type(model).save_pretrained is not base.save_pretrained
 
 
 def _save_without_tensors(model: Any, folder: str) -> None:
