@@ -225,10 +225,15 @@ def test_files_that_a_class_adds_are_saved_and_the_model_stays_as_it_is(tmp_path
             super().save_pretrained(save_directory, *args, **kwargs)
             Path(save_directory, "more.json").write_text("{}")
 
-    model = Model(transformers.LlamaConfig(**LLAMA))
+    model: Any = Model(transformers.LlamaConfig(**LLAMA))
     before = model.config.to_dict(), model.generation_config.to_dict()
     dormant.save(model, tmp_path / "got", max_shard_size="60KB")
     assert (model.config.to_dict(), model.generation_config.to_dict()) == before
     model.save_pretrained(tmp_path / "expected", max_shard_size="60KB")
     assert_same_files(tmp_path / "got", tmp_path / "expected")
     assert (tmp_path / "got" / "more.json").exists()
+    peft = pytest.importorskip("peft")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(NotImplementedError, match=r"Model saves adapters by a save_pretrained"):
+        dormant.save(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()

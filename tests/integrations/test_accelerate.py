@@ -179,6 +179,31 @@ def test_converted_weights_on_disk_are_those_of_the_library(
         assert "experts" not in "".join(source.state_dict()) or ours
 
 
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM-tied-llama3-rope", "MixtralForCausalLM", "Qwen3MoeForCausalLM"]
+)
+@pytest.mark.parametrize("size", ["5GB", "60KB"])
+def test_a_model_on_disk_is_saved_without_being_read_first(
+    size: str, name: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(1234)
+    source: Any = ROWS[name].build()
+    source.save_pretrained(tmp_path / "model")
+    model = from_pretrained(
+        type(source), tmp_path / "model", device_map=ALL, offload_folder=tmp_path / "disk"
+    )
+    dormant.save(model, tmp_path / "ours", max_shard_size=size, memory_budget="1MiB")
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    # The library divides the model's own tensors here, and others the files'.
+    source.save_pretrained(tmp_path / "theirs", max_shard_size=size)
+    ours, theirs = (dict(dormant.open_checkpoint(tmp_path / side)) for side in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    dormant.materialize([ours, theirs])
+    for key, tensor in theirs.items():
+        assert_same_bits(tensor, ours[key], key)
+    assert_same_bits(output(source), output(model), "logits")
+
+
 @pytest.mark.parametrize("scheme", ["nf4", "int8"])
 def test_packed_weights_on_disk_are_refused(scheme: str, tmp_path: Path) -> None:
     """accelerate's own dispatch_model makes a model of them that fails when it is used."""

@@ -5,6 +5,7 @@ That every architecture is converted as the library does it is in tests/models/t
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,40 @@ def test_a_loaded_model_is_saved_as_the_library_saves_it(folder: Path, tmp_path:
         assert file.read_bytes() == (folder / file.name).read_bytes(), file.name
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["names of files", "names of the model"])
+def test_a_later_checkpoint_replaces_what_an_earlier_one_gave(
+    own: bool, source: Any, folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(6)
+    other = mixtral()
+    names = [STACK.format("down_proj"), "model.layers.0.mlp.gate.weight", "lm_head.weight"]
+    given = (
+        {name: other.state_dict()[name] for name in names}
+        if own
+        else {
+            name: tensor
+            for name, tensor in files_of(other, tmp_path / "other").items()
+            if ".0.block_sparse_moe.gate" in name
+            or "lm_head" in name
+            or (".0.block_sparse_moe" in name and ".w2." in name)
+        }
+    )
+    model = lazily()
+    dormant.load(model, [folder, given], missing="error")
+    assert_same_state(
+        model, {**source.state_dict(), **{name: other.state_dict()[name] for name in names}}
+    )
+    again = lazily()
+    dormant.load(again, [given, folder], missing="error")
+    assert_same_state(again, source.state_dict())
+
+
+def test_files_of_one_checkpoint_in_a_list_are_joined_first(source: Any, folder: Path) -> None:
+    model = lazily()
+    dormant.load(model, sorted(folder.glob("*.safetensors")), missing="error")
+    assert_same_state(model, source.state_dict())
+
+
 def test_a_body_takes_the_names_of_a_head_and_the_other_way_round(tmp_path: Path) -> None:
     torch.manual_seed(1)
     head = mixtral()
@@ -198,6 +233,47 @@ def test_threads_share_a_checkpoint_and_a_model(source: Any, folder: Path) -> No
     for state in states:
         for name, tensor in source.state_dict().items():
             assert_same_bits(tensor, state[name], name)
+
+
+def test_a_rule_that_a_user_registers_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library: Any = importlib.import_module("transformers.conversion_mapping")
+    rules: Any = importlib.import_module("transformers.core_model_loading")
+    library.get_checkpoint_conversion_mapping("mixtral")  # builds the table
+    table = dict(library._checkpoint_conversion_mapping_cache)
+    monkeypatch.setattr(library, "_checkpoint_conversion_mapping_cache", table)
+    monkeypatch.setattr(library, "USER_REGISTERED_MAPPINGS", set())
+
+    class Fused(transformers.PreTrainedModel):
+        config_class = transformers.LlamaConfig
+        base_model_prefix = "model"
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.first = torch.nn.Linear(4, 6, bias=False)
+            self.second = torch.nn.Linear(4, 6, bias=False)
+            self.post_init()
+
+    library.register_checkpoint_conversion_mapping(
+        "Fused",
+        [
+            rules.WeightConverter(
+                source_patterns="both.weight",
+                target_patterns=["first.weight", "second.weight"],
+                operations=[rules.Chunk(dim=0)],
+            )
+        ],
+    )
+    both = torch.arange(48.0).view(12, 4)
+    safetensors.torch.save_file({"both.weight": both}, tmp_path / "model.safetensors")
+    model = lazily(lambda: Fused(transformers.LlamaConfig()))
+    plan = dormant.load(model, tmp_path, dry_run=True)
+    assert [tensor.sources for tensor in plan.tensors] == [("both.weight",)] * 2
+    dormant.load(model, tmp_path, missing="error")
+    assert_same_state(model, {"first.weight": both[:6], "second.weight": both[6:]})
+    dormant.save(model, tmp_path / "again")
+    assert_same_bits(both, dormant.open_checkpoint(tmp_path / "again")["both.weight"], "both")
 
 
 # Refusals: the file's names and the model's
@@ -288,6 +364,44 @@ def test_a_refusal_names_both_and_changes_nothing(case: str, source: Any, tmp_pa
                 attempt()
             assert not [text for text in texts if text not in str(caught.value)], caught.value
             assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "real"),
+    [("read", False), ("read", True), ("allocate", False)],  # real tensors are written in place
+)
+def test_a_failure_on_the_way_leaves_the_model_as_it_was(
+    real: bool, kind: str, source: Any, folder: Path
+) -> None:
+    _C = dormant._C
+
+    def prepared() -> Any:
+        return mixtral() if real else lazily()
+
+    def load(model: Any) -> None:
+        dormant.load(model, folder, mmap="never", missing="error")
+
+    try:
+        _C.set_faults(f"{kind}:0")
+        load(prepared())
+        calls, failed = _C.set_faults("")[kind], 0
+        for n in sorted({1 + i * (calls - 1) // 15 for i in range(16)}):
+            model = prepared()
+            before = fingerprint(model)
+            _C.set_faults(f"{kind}:{n}")
+            try:
+                load(model)
+            except (OSError, RuntimeError, MemoryError):
+                failed += 1
+                _C.set_faults("")
+                assert fingerprint(model) == before
+                assert not hasattr(model, "_weight_conversions")
+                load(model)
+            _C.set_faults("")
+            assert_same_state(model, source.state_dict())
+    finally:
+        _C.set_faults("")
+    assert failed > 0
 
 
 def test_a_stack_of_another_size_names_what_it_is_made_of(folder: Path) -> None:

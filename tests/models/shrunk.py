@@ -38,6 +38,37 @@ _SIZES = {
     "num_mel_bins": 16,
     "num_nextn_predict_layers": 0,
 }
+# What does not fit the sizes above, and is given by hand.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "Ernie4_5_VLMoeForConditionalGeneration": {
+        "text_config": {
+            "num_hidden_layers": 3,
+            "moe_intermediate_size": [16, 16],
+            "moe_k": 2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [1, 1, 2],
+            },
+        }
+    },
+    "GraniteMoeHybridForCausalLM": {
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "shared_intermediate_size": 16,
+    },
+    "HunYuanMoEV1ForCausalLM": {
+        "head_dim": 8,
+        "moe_topk": [2, 2],
+        "moe_intermediate_size": [16, 16],
+    },
+    "LagunaForCausalLM": {
+        "layer_types": ["full_attention", "full_attention"],
+        "num_attention_heads_per_layer": [4, 4],
+    },
+    "Lfm2MoeForCausalLM": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+}
 # They follow from the number of layers, which is another now.
 _DERIVED = ("layer_types", "mlp_layer_types")
 
@@ -45,7 +76,10 @@ _DERIVED = ("layer_types", "mlp_layer_types")
 def build(class_name: str) -> torch.nn.Module:
     """The model class of transformers of that name, with its own configuration made small."""
     kind: Any = getattr(importlib.import_module("transformers"), class_name)
-    model: torch.nn.Module = kind(kind.config_class(**_shrunk(kind.config_class())))
+    options = _shrunk(kind.config_class())
+    for name, value in _OPTIONS.get(class_name, {}).items():
+        options[name] = {**options[name], **value} if isinstance(value, dict) else value
+    model: torch.nn.Module = kind(kind.config_class(**options))
     return model
 
 

@@ -97,9 +97,19 @@ class Conversion:
     rules: tuple[Any, ...]
 
     def apply(
-        self, model: Any, values: Mapping[str, Any], operation: str
+        self,
+        model: Any,
+        values: Mapping[str, Any],
+        operation: str,
+        places: Mapping[str, int] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Step]]:
         """The model's tensors, lazily, and the step that made each.
+
+        Args:
+            model: the model.
+            values: the checkpoint's tensors.
+            operation: for messages.
+            places: which of several checkpoints a name is of; later ones replace earlier ones.
 
         Raises:
             ValueError: a rule cannot be applied, or two steps make one tensor.
@@ -108,7 +118,9 @@ class Conversion:
         makers: dict[str, Step] = {}
         for step in self.steps:
             for name, value in step.apply(model, values, operation).items():
-                if name in made:
+                if name in made and _is_later(makers[name], step, places or {}):
+                    continue
+                if name in made and not _is_later(step, makers[name], places or {}):
                     one, other = makers[name].origins, step.origins
                     raise ValueError(
                         f"{operation}: {listing(one)} and {listing(other)} of the checkpoint are "
@@ -118,6 +130,12 @@ class Conversion:
                 made[name] = value
                 makers[name] = step
         return made, makers
+
+
+def _is_later(step: Step, other: Step, places: Mapping[str, int]) -> bool:
+    """Whether all that `step` is made of is of later checkpoints than what `other` is made of."""
+    first = min(places.get(name, 0) for name in step.origins)
+    return first > max(places.get(name, 0) for name in other.origins)
 
 
 def find_conversion(
@@ -165,6 +183,8 @@ def find_conversion(
     for target, (rule, sources) in pending.items():
         _check_numbers(target, sources, model, operation)
         steps.append(Step(target, tuple(sources), rule))
+    if all(step.rule is None and step.origins == (step.target,) for step in steps):
+        return None
     return Conversion(tuple(steps), rules.used())
 
 

@@ -198,6 +198,7 @@ declare(
             "safetensors.torch",
             "transformers.modeling_utils",
             "accelerate.utils.modeling",
+            "accelerate.utils.offload",
         )
     ),
     Patch(

@@ -30,6 +30,7 @@ class State(dict[str, Any]):
         folders: those of the files that it comes from.
         offered: how many names the checkpoints have, those that were renamed to None included.
         origins: the checkpoint's names of what a name is made of, where they differ from it.
+        places: which of several checkpoints a name is of.
         rules: those of transformers by which the names fit the model; None where they fit without.
     """
 
@@ -47,6 +48,7 @@ class State(dict[str, Any]):
         self.folders = tuple(folders)
         self.offered = offered
         self.origins = dict(origins or {})
+        self.places: dict[str, int] = {}
         if metadata:  # load_state_dict asks whether there is any
             self._metadata = metadata
 
@@ -55,6 +57,7 @@ class State(dict[str, Any]):
         metadata = getattr(self, "_metadata", None)
         state = State(values, metadata, self.folders, self.offered, self.origins)
         state.rules = self.rules
+        state.places = self.places
         return state
 
     def without(self, names: Collection[str]) -> State:
@@ -83,7 +86,7 @@ class State(dict[str, Any]):
         conversion = find_conversion(model, shapes, "load")
         if conversion is None:
             return self
-        values, makers = conversion.apply(model, self, "load")
+        values, makers = conversion.apply(model, self, "load", self.places)
         state = self.like_this(values)
         state.rules = conversion.rules
         state.origins = {
@@ -124,6 +127,7 @@ def gather(
     metadata: dict[str, Any] = {}
     folders: dict[Path, None] = {}
     origins: dict[str, tuple[str, ...]] = {}
+    places: dict[str, int] = {}
     offered = 0
     for place, item in enumerate(items):
         if isinstance(item, (str, os.PathLike)):
@@ -147,6 +151,7 @@ def gather(
                 )
             ours = apply_diffs({name: values[name] for name in ours if name in values}, [ours])
         values.update(ours)
+        places.update(dict.fromkeys(ours, place))
         for name in item:
             new = rename(name)
             if new == name:
@@ -154,7 +159,9 @@ def gather(
             elif new is not None:
                 origins[new] = (name,)
         metadata.update(getattr(item, "_metadata", None) or {})
-    return State(values, metadata, folders, offered, origins)
+    state = State(values, metadata, folders, offered, origins)
+    state.places = places
+    return state
 
 
 def _renamed(item: Mapping[str, Any], rename: Callable[[str], str | None]) -> dict[str, Any]:

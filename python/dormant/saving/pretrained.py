@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.recording.context import lazy_init
 from dormant.saving.contents import (
     Contents,
     SavedTensor,
@@ -29,6 +30,7 @@ from dormant.saving.contents import (
     tied_patterns,
 )
 from dormant.saving.safetensors_header import PYTORCH
+from dormant.tensors.identity import identity
 
 
 def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
@@ -40,9 +42,15 @@ def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
 
     Raises:
         ValueError: the library cannot save how it is quantized, or the format its tensors.
-        NotImplementedError: a tensor subclass made of other tensors.
+        NotImplementedError: a tensor subclass made of other tensors; or the class of a model with
+            adapters has a `save_pretrained` of its own.
     """
     adapters = bool(getattr(model, "_hf_peft_config_loaded", False))
+    if adapters and _has_own_way(model):
+        raise NotImplementedError(
+            f"save: {type(model).__name__} saves adapters by a save_pretrained of its own. "
+            "Materialize the model and call model.save_pretrained(folder)."
+        )
     state, metadata = _quantized_state(model, adapters)
     if adapters:
         state = {
@@ -53,6 +61,8 @@ def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
         state = model.state_dict()
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         state.pop(name, None)
+    if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
+        state = _with_offloaded(model, state)
     kept = _without_ties(checked_tensors(state), tied_patterns(model))
     names = {saved.names[0]: saved.names for saved in kept}
     tensors = {saved.names[0]: saved.tensor for saved in kept}
@@ -85,6 +95,25 @@ def _quantized_state(model: Any, adapters: bool) -> tuple[dict[str, Any] | None,
         )
     state, metadata = quantizer.get_state_dict_and_metadata(model)
     return state, dict(metadata)
+
+
+def _with_offloaded(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """`state` with what accelerate has offloaded to files of safetensors, lazily."""
+    load = sys.modules["transformers.integrations.accelerate"].load_offloaded_parameter
+    loaded: dict[object, torch.Tensor] = {}
+
+    def found(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        key = identity(tensor)
+        if key not in loaded:  # names of one tensor stay names of one
+            with lazy_init():
+                value = load(model, name)
+            loaded[key] = value if _C.is_lazy(value) else tensor
+        return loaded[key]
+
+    return {
+        name: found(name, value) if isinstance(value, torch.Tensor) and value.is_meta else value
+        for name, value in state.items()
+    }
 
 
 def _without_ties(state: Mapping[str, torch.Tensor], tied: list[str]) -> list[SavedTensor]:
@@ -121,7 +150,7 @@ def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
             model.peft_config[active[0]].save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
-        elif type(model).save_pretrained is not _base_class().save_pretrained:
+        elif _has_own_way(model):
             _save_without_tensors(model, folder)
         else:
             config = copy.deepcopy(model.config)
@@ -140,8 +169,9 @@ def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
         }
 
 
-def _base_class() -> Any:
-    return sys.modules["transformers.modeling_utils"].PreTrainedModel
+def _has_own_way(model: Any) -> bool:
+    base = sys.modules["transformers.modeling_utils"].PreTrainedModel
+    return type(model).save_pretrained is not base.save_pretrained
 
 
 def _save_without_tensors(model: Any, folder: str) -> None:
