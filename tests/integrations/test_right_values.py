@@ -527,6 +527,23 @@ def test_two_threads_load_at_once(way: Any, tmp_path: Path) -> None:
     assert not failures, failures
 
 
+@both_ways
+def test_tied_weights_on_disk_are_not_compared(way: Any, tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20)
+    torch.manual_seed(1)
+    model = transformers.GPT2LMHeadModel(config)
+    config.save_pretrained(tmp_path)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    options = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "disk"}
+    with pytest.warns(UserWarning, match="on the meta device"):
+        found = way(transformers.GPT2LMHeadModel, tmp_path, **options)
+    assert found.lm_head.weight.is_meta
+    assert found.all_tied_weights_keys == model.all_tied_weights_keys
+    words = torch.arange(6).view(1, 6)
+    assert_same_bits(model.eval()(words).logits, found(words).logits)
+
+
 def test_outside_of_the_context_the_library_is_as_it_was(tmp_path: Path) -> None:
     saved(Toy, tmp_path, without=("head.bias",))
     kept = dormant.open_checkpoint(tmp_path)["body.weight"]  # the patches are in place

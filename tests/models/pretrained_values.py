@@ -10,6 +10,7 @@ is poisoned, so that a tensor which nobody writes is seen. The figures of docs/t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -42,6 +43,7 @@ class Verdict:
 
     name: str
     checkpoints: int = 0
+    refused: int = 0
     tensors: int = 0
     wrong: dict[str, dict[str, str]] = field(default_factory=dict)
 
@@ -121,7 +123,15 @@ def _compare(source: Any, folder: Path, verdict: Verdict) -> None:
     def integration() -> Any:
         return dormant.integrations.transformers.from_pretrained(kind, folder)
 
-    theirs = seeded(outside)
+    try:
+        theirs = seeded(outside)
+    except RuntimeError:  # one of several experts, which make one parameter, is missing
+        verdict.refused += 1
+        for way, build in (("inside", inside), ("ours", integration)):
+            with contextlib.suppress(RuntimeError):
+                build()
+                verdict.note(way, "the file", "loads, expected an error")
+        return
     loaded = {name for name, tensor in tensors(theirs).items() if getattr(tensor, MARK, False)}
     expected, constructed = reference(kind, config, source, loaded, states[0])
     other: dict[str, torch.Tensor] = {}
@@ -245,8 +255,12 @@ def main(names: list[str]) -> int:
                     name, text = next(iter(wrong.items()))
                     print(f"{verdicts[-1].name}: {way}: {len(wrong)}: {name} {text}", flush=True)
     checked = sum(verdict.checkpoints for verdict in verdicts)
+    refused = sum(verdict.refused for verdict in verdicts)
     compared = sum(verdict.tensors for verdict in verdicts)
-    print(f"{len(verdicts)} architectures, {checked} checkpoints, {compared} tensors compared")
+    print(
+        f"{len(verdicts)} architectures, {checked} checkpoints ({refused} more are refused), "
+        f"{compared} tensors compared"
+    )
     for way in ("library", "inside", "ours"):
         wrong_ones = [verdict.name for verdict in verdicts if way in verdict.wrong]
         print(f"wrong, {way}: {len(wrong_ones)} of {len(verdicts)}: {', '.join(wrong_ones)}")

@@ -56,11 +56,10 @@ class LibraryGenerator(TorchFunctionMode):
             if kwargs.get("generator") is None and self._is_off_meta(target):
                 self._follow(func, target, args[1:], kwargs)
         result = func(*args, **kwargs)
-        if name in _LIKE_ANOTHER or (
-            kwargs.get("device") is None and func in _device_constructors()
-        ):
-            if is_tensor(result) and owns_storage(result) and _C.is_lazy(result):
-                self._on_meta[_C.storage_id(result)] = result
+        takes_device = kwargs.get("device") is None and func in _device_constructors()
+        is_new = takes_device or name in _LIKE_ANOTHER
+        if is_new and is_tensor(result) and owns_storage(result) and _C.is_lazy(result):
+            self._on_meta[_C.storage_id(result)] = result
         return result
 
     def _is_off_meta(self, target: Any) -> bool:

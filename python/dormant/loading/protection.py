@@ -34,6 +34,10 @@ class _Held:
         self.registry[self.key] = self.tensor
         if identity(self.tensor) != identity(self.alias):
             self.tensor.data = self.alias
+
+    def settle(self) -> None:
+        _C.settle(self.tensor)
+        _C.settle(self.alias)
         if self.name is None or self.tensor.is_inference():
             return  # it counts as written to
         if self.tensor._version != self.version:
@@ -96,19 +100,20 @@ class Protection:
 
     def _put_back(self, held: list[_Held], storages: _C.HeldTensors) -> None:
         touched = set(storages.touched())
-        written = [one for one in held if one.is_elsewhere()]
+        elsewhere = [one for one in held if one.is_elsewhere()]
+        written = list(elsewhere)
         doubtful = []
         for one in held:
-            if _C.storage_id(one.alias) in touched and not one.is_elsewhere():
+            if _C.storage_id(one.alias) in touched:
                 if _C.is_lazy(one.alias):
                     written.append(one)
                 else:  # it has been read, and perhaps written to afterwards
                     doubtful.append((one, _C.clone_storage(one.alias)))
         storages.restore()
-        for one in held:
+        for one in elsewhere:
             one.put_back()
-            _C.settle(one.tensor)
-            _C.settle(one.alias)
+        for one in held:
+            one.settle()
         for one, values in doubtful:
             before = _C.clone_storage(one.alias)
             _C.materialize([before], "exact", None)

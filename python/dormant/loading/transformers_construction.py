@@ -18,17 +18,21 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
-from dormant.loading.construction import Call, call, current
+from dormant.loading.construction import Call, as_the_library, call, current
 from dormant.loading.protection import Protection
 from dormant.recording.patches import Function, Patch, declare
 
 _MARK = "_is_hf_initialized"  # what the library sets on loaded tensors and on initialized modules
 
+# With these it makes DTensors of what it finds on the meta device.
+_DISTRIBUTED = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
+
 
 def _in_a_call(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        with call() as here:
+        is_distributed = any(kwargs.get(name) is not None for name in _DISTRIBUTED)
+        with as_the_library() if is_distributed else contextlib.nullcontext(), call() as here:
             result = original(cls, *args, **kwargs)
         if here is not None:
             here.warn(result[0] if isinstance(result, tuple) else result)
@@ -121,20 +125,37 @@ def _initializing_a_module(original: Function) -> Function:
     return replacement
 
 
-def _noting_the_constructed(original: Function) -> Function:
+def _among_the_constructed(original: Function) -> Function:
     """`_load_pretrained_model`, after which loaded tensors are in the place of constructed ones."""
 
     @functools.wraps(original)
-    def replacement(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def replacement(
+        model: Any, state_dict: Any, files: Any, load_config: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         here = current()
-        if here is not None and here.has_constructed:
-            names: dict[int, list[str]] = {}
-            for name, tensor in _tensors(model):
-                names.setdefault(id(tensor), []).append(name)
-            here.shared = [group for group in names.values() if len(group) > 1]
-        return original(model, *args, **kwargs)
+        if here is None or not here.has_constructed:
+            return original(model, state_dict, files, load_config, *args, **kwargs)
+        names: dict[int, list[str]] = {}
+        for name, tensor in _tensors(model):
+            names.setdefault(id(tensor), []).append(name)
+        here.shared = [group for group in names.values() if len(group) > 1]
+        info, index = original(model, state_dict, files, load_config, *args, **kwargs)
+        if "disk" in (load_config.device_map or {}).values():
+            _leave_on_disk(model, load_config.device_map, info.missing_and_mismatched())
+        return info, index
 
     return replacement
+
+
+def _leave_on_disk(model: Any, device_map: Any, missing: set[str]) -> None:
+    """Puts on the meta device what accelerate reads from files when it is needed."""
+    library: Any = sys.modules["transformers.modeling_utils"]
+    missing = missing | {name for name, _ in model.named_non_persistent_buffers()}
+    for name, tensor in list(_tensors(model)):
+        is_there = name not in missing and not hasattr(tensor, _MARK)
+        if is_there and library.get_device(device_map, name) == "disk":
+            meta = torch.empty_like(tensor, device="meta")
+            library._load_parameter_into_model(model, name, meta)
 
 
 def _keeping_the_constructed(original: Function) -> Function:
@@ -227,7 +248,7 @@ declare(
             ("tie_weights", "is taken from all models meanwhile", _not_while_constructing),
             ("initialize_weights", "marks what must be initialized again", _initializing),
             ("_initialize_weights", "writes to what was loaded", _initializing_a_module),
-            ("_load_pretrained_model", "separates what is shared", _noting_the_constructed),
+            ("_load_pretrained_model", "separates what is shared", _among_the_constructed),
             (
                 "_move_missing_keys_from_meta_to_device",
                 "puts unwritten memory in the place of what was constructed",
