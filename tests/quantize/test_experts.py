@@ -28,6 +28,7 @@ from torch import nn
 
 import dormant
 from compare import assert_same_bits
+from dormant.cli.main import main
 
 
 class Experts(nn.Module):
@@ -680,3 +681,24 @@ def test_experts_packed_one_by_one_that_cannot_be_put_together() -> None:
 def odd_mixtral() -> Any:
     config = transformers.MixtralConfig(**{**SIZES, "intermediate_size": 96}, num_local_experts=4)
     return transformers.MixtralForCausalLM(config)
+
+
+# ---- other ways to the same
+
+
+def test_from_pretrained_and_the_command_pack_experts(tmp_path: Path) -> None:
+    source = built(mixtral, lazily=False, seed=9)
+    source.save_pretrained(tmp_path / "whole")
+    names = stacks(source)
+    pack_by_library(source, names, compress_statistics=True)
+    model = dormant.integrations.transformers.from_pretrained(
+        transformers.MixtralForCausalLM, tmp_path / "whole", quantization_config="nf4"
+    )
+    assert not dormant.is_lazy(model)
+    assert_same_model_packed(model, source, names)
+
+    command = ["convert", tmp_path / "whole", tmp_path / "packed", "--quantize", "nf4"]
+    assert main([*map(str, command)], progress=False) == 0
+    packed, expected = dormant.open_checkpoint(tmp_path / "packed"), source.state_dict()
+    for name in [name for name in expected if name.startswith(tuple(names))]:
+        assert_same_bits(packed[name], expected[name], name)
