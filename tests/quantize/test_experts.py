@@ -102,6 +102,20 @@ def test_real_experts_are_packed_at_once() -> None:
     assert_same_model_packed(model, eager, ["gate_up_proj", "down_proj"])
 
 
+def test_packed_bytes_may_be_shown_as_another_dtype() -> None:
+    """As FSDP1 wants them; replace_parameter_4bit itself has no option for it."""
+    model, eager = lazy_experts(), real_experts()
+    dormant.quantize(model, dormant.FourBit(storage_dtype=torch.bfloat16))
+    dormant.load(model, eager.state_dict())
+    pack_by_library(eager, ["gate_up_proj", "down_proj"], compress_statistics=True)
+    packed = model.parametrizations.down_proj.original
+    assert packed.dtype is torch.bfloat16
+    assert_same_bits(
+        packed.view(torch.uint8).view(-1, 1), eager.parametrizations.down_proj.original
+    )
+    assert_same_bits(model.down_proj, eager.down_proj, "unpacked")
+
+
 def test_inside_the_context_and_in_another_default_dtype() -> None:
     default = torch.get_default_dtype()
     torch.manual_seed(5)
