@@ -88,6 +88,8 @@ def test_experts_of_transformers_are_chosen(name: str) -> None:
     assert [layer.name for layer in chosen] == names
     kind = type(eager.get_submodule(names[0].rpartition(".")[0])).__name__
     assert {layer.kind for layer in chosen} == {kind}
+    assert all(layer.is_parameter for layer in chosen)
+    assert f" layers and {len(names)} parameters, " in str(report)
     assert not set(names) & set(report.skipped)
     dormant.materialize(model)
     pack_by_library(eager, names, compress_statistics=True)
