@@ -46,7 +46,7 @@ def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {}
 
     code[0].run(names)
-    assert "14 weights" in str(names["report"])
+    assert "14 layers" in str(names["report"])
     assert "kept lm_head" in str(names["report"])
     first = names["model"]
     theirs = transformers.LlamaForCausalLM.from_pretrained("llama-nf4", dtype=torch.bfloat16)

@@ -28,6 +28,7 @@ from torch import nn
 
 import dormant
 from compare import assert_same_bits
+from dormant.cli.main import main
 
 
 class Experts(nn.Module):
@@ -87,6 +88,8 @@ def test_experts_of_transformers_are_chosen(name: str) -> None:
     assert [layer.name for layer in chosen] == names
     kind = type(eager.get_submodule(names[0].rpartition(".")[0])).__name__
     assert {layer.kind for layer in chosen} == {kind}
+    assert all(layer.is_parameter for layer in chosen)
+    assert f" layers and {len(names)} parameters, " in str(report)
     assert not set(names) & set(report.skipped)
     dormant.materialize(model)
     pack_by_library(eager, names, compress_statistics=True)
@@ -99,6 +102,20 @@ def test_real_experts_are_packed_at_once() -> None:
     assert not dormant.is_lazy(model)
     pack_by_library(eager, ["gate_up_proj", "down_proj"], compress_statistics=True)
     assert_same_model_packed(model, eager, ["gate_up_proj", "down_proj"])
+
+
+def test_packed_bytes_may_be_shown_as_another_dtype() -> None:
+    """As FSDP1 wants them; replace_parameter_4bit itself has no option for it."""
+    model, eager = lazy_experts(), real_experts()
+    dormant.quantize(model, dormant.FourBit(storage_dtype=torch.bfloat16))
+    dormant.load(model, eager.state_dict())
+    pack_by_library(eager, ["gate_up_proj", "down_proj"], compress_statistics=True)
+    packed = model.parametrizations.down_proj.original
+    assert packed.dtype is torch.bfloat16
+    assert_same_bits(
+        packed.view(torch.uint8).view(-1, 1), eager.parametrizations.down_proj.original
+    )
+    assert_same_bits(model.down_proj, eager.down_proj, "unpacked")
 
 
 def test_inside_the_context_and_in_another_default_dtype() -> None:
@@ -680,3 +697,24 @@ def test_experts_packed_one_by_one_that_cannot_be_put_together() -> None:
 def odd_mixtral() -> Any:
     config = transformers.MixtralConfig(**{**SIZES, "intermediate_size": 96}, num_local_experts=4)
     return transformers.MixtralForCausalLM(config)
+
+
+# ---- other ways to the same
+
+
+def test_from_pretrained_and_the_command_pack_experts(tmp_path: Path) -> None:
+    source = built(mixtral, lazily=False, seed=9)
+    source.save_pretrained(tmp_path / "whole")
+    names = stacks(source)
+    pack_by_library(source, names, compress_statistics=True)
+    model = dormant.integrations.transformers.from_pretrained(
+        transformers.MixtralForCausalLM, tmp_path / "whole", quantization_config="nf4"
+    )
+    assert not dormant.is_lazy(model)
+    assert_same_model_packed(model, source, names)
+
+    command = ["convert", tmp_path / "whole", tmp_path / "packed", "--quantize", "nf4"]
+    assert main([*map(str, command)], progress=False) == 0
+    packed, expected = dormant.open_checkpoint(tmp_path / "packed"), source.state_dict()
+    for name in [name for name in expected if name.startswith(tuple(names))]:
+        assert_same_bits(packed[name], expected[name], name)

@@ -432,6 +432,7 @@ def _pack(scheme: FourBit, parameter: ModuleParameter, kind: str) -> QuantizedLa
         shape=tuple(source.shape),
         nbytes_before=source.numel() * source.element_size(),
         nbytes=scheme.nbytes(source.shape),
+        is_parameter=True,
     )
 
 
@@ -488,6 +489,7 @@ def _by_name(
             shape=tuple(each.weight.shape),
             nbytes_before=each.weight.numel() * each.weight.element_size(),
             nbytes=None,
+            is_parameter=linear_kind(each.module) is None,
         )
         for full, each in names.items()
     ]

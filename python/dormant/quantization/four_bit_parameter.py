@@ -170,6 +170,7 @@ def _without_property(kind: type[torch.nn.Module], attribute: str) -> type[torch
 def _unchanged_after_an_error(module: torch.nn.Module, attribute: str) -> Iterator[None]:
     """Undoes what was done to `module`, and to its class, when it ends in an exception."""
     kind, before = type(module), dict(vars(module))
+    had_property = attribute in vars(kind)
     lists = module._modules.get("parametrizations")
     registries = [value for value in before.values() if isinstance(value, dict)]
     if lists is not None:
@@ -178,7 +179,8 @@ def _unchanged_after_an_error(module: torch.nn.Module, attribute: str) -> Iterat
     try:
         yield
     except BaseException:
-        if lists is not None and attribute in vars(kind):  # the class of a parametrized module
+        # The class of a module that is parametrized already gets a property.
+        if attribute in vars(kind) and not had_property:
             delattr(kind, attribute)
         module.__class__ = kind
         vars(module).clear()

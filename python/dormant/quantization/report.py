@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dormant.text.table import format_bytes, format_table
+from dormant.text.table import format_bytes, format_count, format_table
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class QuantizedLayer:
         nbytes_before: bytes of that weight.
         nbytes: bytes of the packed weight and its statistics; None where they are not known yet,
             because another library decides on them.
+        is_parameter: whether it is a parameter that was packed, and no layer.
     """
 
     name: str
@@ -26,6 +27,7 @@ class QuantizedLayer:
     shape: tuple[int, ...]
     nbytes_before: int
     nbytes: int | None
+    is_parameter: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,12 @@ class QuantizeReport:
         before = sum(layer.nbytes_before for layer in self.layers)
         known = [layer.nbytes for layer in self.layers if layer.nbytes is not None]
         total = f", {format_bytes(sum(known))} after" if len(known) == len(self.layers) else ""
+        parameters = sum(layer.is_parameter for layer in self.layers)
+        counts = f"{len(self.layers) - parameters} layers"
+        if parameters:
+            counts += f" and {format_count(parameters, 'parameter')}"
         footer = [
-            f"{self.scheme}: {len(self.layers)} weights, {format_bytes(before)} before{total}",
+            f"{self.scheme}: {counts}, {format_bytes(before)} before{total}",
             *(f"kept {name}: {reason}" for name, reason in self.skipped.items()),
             f"{self.share:.1%} of the {format_bytes(self.parameter_nbytes)} of all parameters was "
             "quantized",
