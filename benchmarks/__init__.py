@@ -6,6 +6,7 @@ is timed.
 """
 
 TASKS = (
+    "imports",
     "construct",
     "operators",
     "tiny_models",

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import dormant
+from dormant.cli.destination import new_folder
 from dormant.publication import staging
 from dormant.publication.locking import locked
 from dormant.publication.publication import Publication, written_aside
@@ -162,6 +163,30 @@ def test_torch_save_and_recipes_remove_what_is_left(tmp_path: Path) -> None:
         assert len(hidden(tmp_path)) == 1
         write({"a": lazy}, path)
         assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
+
+
+@pytest.mark.parametrize("out", ["new", "empty"])
+def test_a_killed_conversion_leaves_its_folder_to_the_next(out: str, tmp_path: Path) -> None:
+    path, place = tmp_path / "out", tmp_path
+    if out == "empty":
+        path.mkdir()
+        place = path
+
+    def write() -> None:
+        with new_folder(path, force=False) as folder:
+            (folder / "file").write_bytes(b"x")
+            if not survives:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    survives = False
+    assert os.WIFSIGNALED(in_child(write))
+    assert len(hidden(place)) == 1
+    survives = True
+    write()
+    assert hidden(place) == []
+    assert [file.name for file in path.iterdir()] == ["file"]
+    (tmp_path / "plain").mkdir()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def _killed_at_a_rename(write: Callable[..., object], lazy: torch.Tensor, path: Path) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
+import stat
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -363,6 +365,22 @@ def test_threads_that_save_to_one_folder_leave_one_save_whole(sizes: str, tmp_pa
 @pytest.mark.parametrize("sizes", ["3KB 3KB", "3KB 5GB", "2KB 3KB"])
 def test_processes_that_save_to_one_folder_leave_one_save_whole(sizes: str, tmp_path: Path) -> None:
     together(tmp_path, sizes.split(), threads=False)
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("threads", [True, False], ids=["threads", "processes"])
+def test_where_folders_cannot_be_locked_one_save_is_left_whole(
+    threads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "as NFS answers")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    together(tmp_path, ["3KB", "5GB"], threads=threads)
 
 
 def together(folder: Path, sizes: list[str], *, threads: bool) -> None:

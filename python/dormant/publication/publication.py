@@ -86,12 +86,7 @@ class Publication:
         remove_abandoned(self.folder)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def check_room(self, nbytes: int) -> None:

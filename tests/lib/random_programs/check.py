@@ -164,7 +164,7 @@ def _first_difference(program: Program, eager: _Seen, lazy: Outcome) -> Failure 
     inference = any("inference_mode" in step.code for step in program.steps)
 
     def steady(fact: str, got: object) -> bool:
-        # How kernels write what they make of inference tensors is PyTorch's matter (docs/limits.md).
+        # How kernels write what they make of inference tensors is their matter (docs/limits.md).
         return not (inference and fact == "_version" and got == 0)
 
     if failure := _differing(eager.structure, observe.structure(lazy), steady):
