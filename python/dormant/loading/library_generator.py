@@ -14,12 +14,19 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
 
 from dormant._extension import _C
 from dormant.tensors.identity import owns_storage
 from dormant.tensors.reachable import is_tensor
 
+# What takes the device of a context (torch/utils/_device.py).
+_CONSTRUCTORS = frozenset(
+    {
+        *("empty", "empty_permuted", "empty_strided", "ones", "zeros", "full", "arange", "eye"),
+        *("linspace", "logspace", "tensor", "as_tensor", "rand", "randn", "randint", "randperm"),
+        *("normal", "tril_indices", "triu_indices"),
+    }
+)
 _LIKE_ANOTHER = frozenset({"empty_like", "new_empty", "new_empty_strided"})
 _MAKING = frozenset(
     {"rand", "randn", "randint", "randperm", "normal", "rand_like", "randn_like", "randint_like"}
@@ -79,8 +86,7 @@ class LibraryGenerator(TorchFunctionMode):
             elif name in _MAKING and not self._constructs_on_meta:
                 self._follow(func, *args, **kwargs)
         result = func(*args, **kwargs)
-        takes_device = kwargs.get("device") is None and func in _device_constructors()
-        is_new = takes_device or name in _LIKE_ANOTHER
+        is_new = name in _LIKE_ANOTHER or (name in _CONSTRUCTORS and kwargs.get("device") is None)
         if is_new and is_tensor(result) and owns_storage(result) and _C.is_lazy(result):
             self._on_meta[_C.storage_id(result)] = result
         return result
