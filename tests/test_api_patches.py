@@ -660,3 +660,60 @@ def test_no_crash_outside_any_context_in(
     name: str, eager_output: dict[str, str], opened_output: dict[str, str]
 ) -> None:
     assert opened_output[name] == eager_output[name]
+
+
+class Owner:
+    """Its methods are of all kinds, one with variables of the function around it."""
+
+    @classmethod
+    def of_the_class(cls, value: int, *, more: int = 0) -> tuple[type, int]:
+        return cls, value + more
+
+    @staticmethod
+    def of_nobody(value: int) -> int:
+        return value
+
+    @torch.no_grad()
+    def decorated(self, value: int) -> int:
+        return value
+
+
+class Heir(Owner):
+    pass
+
+
+def plus_ten(original: Callable[..., Any]) -> Callable[..., Any]:
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        return (found[0], found[1] + 10) if isinstance(found, tuple) else found + 10
+
+    return replacement
+
+
+def test_methods_of_the_class_and_of_nobody_are_replaced_for_heirs_too() -> None:
+    undo = [replace(Owner, name, plus_ten) for name in ("of_the_class", "of_nobody")]
+    assert Owner.of_the_class(1) == (Owner, 11)
+    assert Heir.of_the_class(1, more=2) == (Heir, 13)
+    assert Heir().of_nobody(1) == 11
+    for each in undo:
+        each()
+    assert Heir.of_the_class(1, more=2) == (Heir, 3)
+    assert Owner.of_nobody(1) == 1
+
+
+def test_the_frames_of_a_replaced_function_can_be_looked_at() -> None:
+    def failing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def replacement(*args: Any) -> Any:
+            raise ValueError("not today")
+
+        return replacement
+
+    undo = replace(Owner, "decorated", failing)
+    try:
+        with pytest.raises(ValueError, match="not today") as caught:
+            Owner().decorated(3)
+        values = [entry.frame.f_locals for entry in caught.traceback]
+    finally:
+        undo()
+    assert any("args" in names for names in values)
+    assert Owner().decorated(3) == 3

@@ -81,9 +81,9 @@ TEST(Snapshot, TouchedIsWhatSomebodyHasWrittenToOrMaterialized) {
   write_sevens(had_memory);
   write_sevens(was_lazy);
   dormant::materialize(materialized);
-  const std::vector<const c10::StorageImpl*> expected{
-      was_lazy.storage().unsafeGetStorageImpl(), materialized.storage().unsafeGetStorageImpl(),
-      had_memory.storage().unsafeGetStorageImpl()};
+  const std::vector<const c10::StorageImpl*> expected{was_lazy.storage().unsafeGetStorageImpl(),
+                                                      materialized.storage().unsafeGetStorageImpl(),
+                                                      had_memory.storage().unsafeGetStorageImpl()};
   EXPECT_EQ(snapshot.touched(), expected);
 }
 

@@ -25,6 +25,7 @@ class Call:
     Attributes:
         is_constructing: whether the model's constructor is running.
         has_constructed: whether it was recorded, not run on the meta device.
+        generator: where the library's would be, while the constructor is running.
         loaded_inside: by id, tensors that the constructor itself has loaded from files.
         protection: what initialization may not write to now; None while it may write anywhere.
     """
@@ -32,6 +33,7 @@ class Call:
     def __init__(self) -> None:
         self.is_constructing = False
         self.has_constructed = False
+        self.generator: LibraryGenerator | None = None
         self.loaded_inside: dict[int, torch.Tensor] = {}
         self.protection: Protection | None = None
         self.marked: list[torch.nn.Module] = []
@@ -39,20 +41,22 @@ class Call:
         self._written: dict[str, str] = {}
 
     @contextlib.contextmanager
-    def constructing(self) -> Iterator[None]:
+    def constructing(self, *, on_meta: bool) -> Iterator[None]:
         """Around the constructor. The generator is afterwards where the library would have it.
 
-        So what it draws for missing tensors are the same numbers.
+        So what it draws for missing tensors are the same numbers. `on_meta` says whether it
+        constructs on the meta device, or on the CPU with initialization turned off.
         """
-        generator = LibraryGenerator()
         self.is_constructing = True
+        self.generator = LibraryGenerator(on_meta=on_meta)
         try:
-            with generator:
+            with self.generator:
                 yield
         finally:
             self.is_constructing = False
             self.has_constructed = True
-            torch.set_rng_state(generator.state)
+            torch.set_rng_state(self.generator.state)
+            self.generator = None
 
     @contextlib.contextmanager
     def protecting(self, protection: Protection) -> Iterator[None]:

@@ -29,7 +29,7 @@ def _constructing_lazily(original: Function) -> Function:
     def replacement(self: Any) -> Any:
         here = current()
         if here is not None and not here.has_constructed:
-            self.context_managers = [here.constructing()]
+            self.context_managers = [here.constructing(on_meta=False)]
         return original(self)
 
     return replacement

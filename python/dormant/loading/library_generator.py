@@ -1,24 +1,36 @@
-"""Where the generator would be if a constructor had run on the meta device.
+"""Where the generator would be if a library had constructed in its own way.
 
-There almost nothing draws, so a library draws what a file lacks from the numbers that come first.
-What draws even so are tensors that no device context reaches: those of `torch.Tensor(4)`, which
-many constructors fill by `.uniform_()`.
+What a library draws for tensors that a file lacks are the numbers after those that its constructor
+has drawn. On the meta device that are few, for tensors that no device context reaches: those of
+`torch.Tensor(4)`, which many constructors fill by `.uniform_()`. Where only the functions of
+`torch.nn.init` are turned off, it is what is drawn by others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
 
 from dormant._extension import _C
 from dormant.tensors.identity import owns_storage
 from dormant.tensors.reachable import is_tensor
 
+# What takes the device of a context (torch/utils/_device.py).
+_CONSTRUCTORS = frozenset(
+    {
+        *("empty", "empty_permuted", "empty_strided", "ones", "zeros", "full", "arange", "eye"),
+        *("linspace", "logspace", "tensor", "as_tensor", "rand", "randn", "randint", "randperm"),
+        *("normal", "tril_indices", "triu_indices"),
+    }
+)
 _LIKE_ANOTHER = frozenset({"empty_like", "new_empty", "new_empty_strided"})
+_MAKING = frozenset(
+    {"rand", "randn", "randint", "randperm", "normal", "rand_like", "randn_like", "randint_like"}
+)
 _DRAWING = frozenset(
     {
         *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "cauchy_", "geometric_"),
@@ -31,15 +43,30 @@ _DRAWING = frozenset(
 class LibraryGenerator(TorchFunctionMode):
     """A context around a constructor that is recorded.
 
+    Args:
+        on_meta: whether the library constructs on the meta device; else it does on the CPU, with
+            initialization turned off.
+
     Attributes:
-        state: of PyTorch's generator for the CPU, had it been constructed on the meta device.
+        state: of PyTorch's generator for the CPU, as the library would have it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_meta: bool) -> None:
         super().__init__()
+        self._constructs_on_meta = on_meta
         self.state = torch.get_rng_state()
+        self._is_left_out = False
         # By storage, what would be there. Kept, so that no other storage gets such an identity.
         self._on_meta: dict[int, torch.Tensor] = {}
+
+    @contextlib.contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """Around what does not run on the meta device: nothing of it is followed."""
+        before, self._is_left_out = self._is_left_out, True
+        try:
+            yield
+        finally:
+            self._is_left_out = before
 
     def __torch_function__(
         self,
@@ -51,35 +78,34 @@ class LibraryGenerator(TorchFunctionMode):
         """Calls `func`, and follows what it draws."""
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in _DRAWING:
-            target = args[0] if args else kwargs.get("tensor")
-            if kwargs.get("generator") is None and self._is_off_meta(target):
-                self._follow(func, target, args[1:], kwargs)
+        if kwargs.get("generator") is None and not self._is_left_out:
+            if name in _DRAWING:
+                target: Any = args[0] if args else kwargs.get("tensor")
+                if self._draws_for(func, target):
+                    self._follow(func, torch.empty_like(target), *args[1:], **kwargs)
+            elif name in _MAKING and not self._constructs_on_meta:
+                self._follow(func, *args, **kwargs)
         result = func(*args, **kwargs)
-        takes_device = kwargs.get("device") is None and func in _device_constructors()
-        is_new = takes_device or name in _LIKE_ANOTHER
+        is_new = name in _LIKE_ANOTHER or (name in _CONSTRUCTORS and kwargs.get("device") is None)
         if is_new and is_tensor(result) and owns_storage(result) and _C.is_lazy(result):
             self._on_meta[_C.storage_id(result)] = result
         return result
 
-    def _is_off_meta(self, target: Any) -> bool:
-        """Whether it is new memory, and not from where the context would have put it on meta."""
-        return (
-            is_tensor(target)
-            and _C.is_lazy(target)
-            and _C.storage_id(target) not in self._on_meta
-            and not _C.operators(target)
-        )
+    def _draws_for(self, func: Callable[..., Any], target: Any) -> bool:
+        if not (is_tensor(target) and _C.is_lazy(target)):
+            return False
+        if not self._constructs_on_meta:
+            return getattr(func, "__module__", "") != torch.nn.init.__name__
+        # New memory, not from where the device context would have put it on the meta device.
+        return _C.storage_id(target) not in self._on_meta and not _C.operators(target)
 
-    def _follow(
-        self, func: Callable[..., Any], target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _follow(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         here = torch.get_rng_state()
         torch.set_rng_state(self.state)
+        kwargs.pop("tensor", None)  # as the first of `args`
         try:
             with torch.no_grad():
-                others = {key: value for key, value in kwargs.items() if key != "tensor"}
-                func(torch.empty_like(target), *args, **others)
+                func(*args, **kwargs)
         finally:
             self.state = torch.get_rng_state()
             torch.set_rng_state(here)

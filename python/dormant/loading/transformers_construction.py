@@ -70,7 +70,7 @@ def _unties(context: Any) -> bool:
 
 @contextlib.contextmanager
 def _constructing(here: Call) -> Iterator[None]:
-    with here.constructing():
+    with here.constructing(on_meta=True):
         yield
     for module in here.marked:
         if hasattr(module, _MARK):
@@ -100,11 +100,12 @@ def _initializing(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(self: Any) -> Any:
         here = current()
-        if here is None or not here.is_constructing:
+        if here is None or not here.is_constructing or here.generator is None:
             return original(self)
         pending = [module for module in self.modules() if not getattr(module, _MARK, False)]
         loaded = {id(tensor): None for _, tensor in _tensors(self) if _is_loaded(here, tensor)}
-        with here.protecting(Protection(self, loaded)):
+        # On the meta device the library leaves it out (`init_weights`).
+        with here.generator.leaving_out(), here.protecting(Protection(self, loaded)):
             result = original(self)
         here.marked += [module for module in pending if getattr(module, _MARK, False)]
         return result
