@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from benchmarks.fingerprint import differences
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
 from benchmarks.sample import median, peak_over_final
+from dormant.reporting.memory import available_bytes
 from dormant.text.table import format_bytes
 
 NAME = "quantize_experts"
@@ -169,8 +169,7 @@ def _generate(
 def _large(outcome: Outcome, options: Options) -> Sheet:
     """As many layers as memory has room for."""
     shape, whole = "Qwen3-30B-A3B", 48
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    layers = next(n for n in (whole, 24, 12, 6) if n == 6 or _limit(n) < free)
+    layers = next(n for n in (whole, 24, 12, 6) if n == 6 or _limit(n) < (available_bytes() or 0))
     limit = _limit(layers)
     expected = options.call(f"{_CHILDREN}:by_bitsandbytes", shape=shape, layers=layers)
     figures = options.call(
