@@ -6,6 +6,7 @@ is timed.
 """
 
 TASKS = (
+    "imports",
     "construct",
     "operators",
     "tiny_models",
@@ -15,6 +16,7 @@ TASKS = (
     "load",
     "quantize_kernels",
     "quantize_load",
+    "quantize_experts",
 )
 ON_REQUEST = ("quantize_large",)  # takes long, and much memory and disk
 EVERY = (*TASKS, *ON_REQUEST)

@@ -241,11 +241,18 @@ def _owner(patch: patches.Patch) -> Any:
     return pkgutil.resolve_name(patch.owner) if isinstance(patch.owner, str) else patch.owner
 
 
+def _function(patch: patches.Patch) -> Any:
+    """What the owner gives under the name; of a method of the class, the function it is made of."""
+    found = getattr(_owner(patch), patch.name)
+    return getattr(found, "__func__", found)
+
+
 def _replaced() -> dict[str, object]:
     """What each owner has itself, and the code that it runs."""
     found = {}
     for patch in patches.declared():
         own = vars(_owner(patch)).get(patch.name)
+        own = getattr(own, "__func__", own)
         found[f"{_owner(patch).__name__}.{patch.name}"] = (own, getattr(own, "__code__", None))
     return found
 
@@ -284,7 +291,7 @@ def _seen() -> dict[str, object]:
     found: dict[str, object] = {}
     for patch in patches.declared():
         if patch.name not in REBOUND:
-            function = getattr(_owner(patch), patch.name)
+            function = _function(patch)
             try:
                 signature = str(inspect.signature(function))
             except ValueError:  # a function of C without one

@@ -122,7 +122,9 @@ def test_a_file_without_tensors(tmp_path: Path) -> None:
 def test_entries_say_where_the_bytes_lie(path: Path) -> None:
     data = path.read_bytes()
     expected = load_file(path)
-    for name, entry in dormant.open_checkpoint(path).entries.items():
+    entries = dormant.open_checkpoint(path).entries
+    assert entries.keys() == expected.keys()
+    for name, entry in entries.items():
         assert entry.offset is not None
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=entry.offset)
         assert_same_bits(

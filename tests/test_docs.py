@@ -55,6 +55,15 @@ def test_coming_from_another_library(capsys: pytest.CaptureFixture[str]) -> None
     assert model.lm_head.weight.dtype is torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:from_pretrained.*head.weight")
+def test_bugs_of_transformers_go_away() -> None:
+    names = run_page("transformers_v5.md")
+    library = names["Model"].from_pretrained(names["saved"](names["trained"], "head.bias"))
+    assert not (library.head.weight == 1.5).any()  # what the page says of the library
+    with pytest.raises(RuntimeError, match="meta"):
+        names["Reader"].from_pretrained(names["saved"](names["reader"]))
+
+
 def test_recipes_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build() -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.LayerNorm(300))

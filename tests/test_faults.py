@@ -113,7 +113,7 @@ def assert_same_values(expected: nn.Module, got: nn.Module) -> None:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
 
 
 class FailingCall:
@@ -580,7 +580,18 @@ def test_a_save_of_what_cannot_be_read_keeps_the_earlier_one(state: Any, tmp_pat
     assert sweep("read", prepare, lambda tensors: dormant.save(tensors, folder), check) > 0
 
 
-CALLS = ["open", "pwrite", "fsync", "link", "rename", "replace", "unlink", "statvfs", "fstat"]
+CALLS = [
+    "mkdir",
+    "open",
+    "pwrite",
+    "fsync",
+    "link",
+    "replace",
+    "unlink",
+    "rmdir",
+    "statvfs",
+    "fstat",
+]
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -596,10 +607,11 @@ def test_a_system_call_that_fails_leaves_the_old_files_or_the_new_ones(
     n, call = 0, None
     while call is None or call.calls >= n:
         n += 1
-        for path in folder.iterdir():
+        for path in folder.glob("model*"):
             path.unlink()
         save_over(folder, shards[0])(old)
         before, call, error = files_of(folder), FailingCall(getattr(os, name), n), None
+        assert not any(file.startswith(".") for file in before)
         with monkeypatch.context() as patched:
             patched.setattr(os, name, call)
             try:
@@ -611,7 +623,7 @@ def test_a_system_call_that_fails_leaves_the_old_files_or_the_new_ones(
         named = {file: data for file, data in after.items() if not file.endswith(".tmp")}
         assert named == (before if error else expected), f"call {n}: {error}"
         assert error is None or error.errno == errno.EIO
-        assert name == "unlink" or named == after
+        assert name in ("unlink", "rmdir", "open") or named == after
 
 
 # ---- quantize, copies, pickles
@@ -642,6 +654,75 @@ def test_quantize_does_a_layer_or_leaves_it(build: str) -> None:
         assert_same_values(expected, model)
 
     assert sweep("allocate", BUILDS[build], attempt, check) > 0
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(4, 64, 64))
+        self.down_proj = nn.Parameter(torch.randn(4, 64, 64))
+
+
+def experts(build: str) -> Experts:
+    torch.manual_seed(5)
+    if build == "real":
+        return Experts()
+    with dormant.lazy_init():
+        return Experts()
+
+
+@pytest.mark.parametrize("build", ["lazy", "real"])
+def test_quantize_packs_a_parameter_or_leaves_it(build: str) -> None:
+    def attempt(model: Experts) -> None:
+        dormant.quantize(model, "nf4")
+
+    expected = experts("real")
+    attempt(expected)
+    shapes = {"gate_up_proj": (4, 64, 64), "down_proj": (4, 64, 64)}
+
+    def check(model: Experts, error: BaseException | None) -> None:
+        if error is not None:
+            left = dict(model.named_parameters(recurse=False))
+            lists = getattr(model, "parametrizations", {})
+            assert set(left) | set(lists) == set(shapes)
+            assert not set(left) & set(lists)
+            # One forward hook of each kind for a packed parameter, none for another.
+            assert len(model._forward_hooks) == len(model._forward_pre_hooks) == len(lists)
+            for name, parameter in left.items():
+                assert getattr(model, name) is parameter
+                assert parameter.shape == shapes[name]
+            if left:
+                attempt(model)
+        dormant.materialize(model)
+        assert type(model).__name__ == type(expected).__name__
+        state = model.state_dict()
+        for name, tensor in expected.state_dict().items():
+            assert_same_bits(tensor, state[name], name)
+
+    assert sweep("allocate", lambda: experts(build), attempt, check) > 0
+
+
+def test_a_load_into_packed_parameters_that_fails_leaves_them_lazy() -> None:
+    source = {name: torch.randn(4, 64, 64) for name in ("gate_up_proj", "down_proj")}
+    expected = experts("lazy")
+    dormant.quantize(expected, "nf4")
+    dormant.load(expected, source)
+    before: dict[str, Any] = {}
+
+    def prepare() -> Experts:
+        model = experts("lazy")
+        dormant.quantize(model, "nf4")
+        before["fingerprint"], before["kind"] = fingerprint(model), type(model)
+        return model
+
+    def check(model: Experts, error: BaseException | None) -> None:
+        if error is not None:
+            assert type(model) is before["kind"]
+            assert fingerprint(model) == before["fingerprint"]
+            dormant.load(model, source)
+        assert_same_values(expected, model)
+
+    assert sweep("allocate", prepare, lambda model: dormant.load(model, source), check) > 0
 
 
 COPIES: dict[str, Callable[[nn.Module], Any]] = {

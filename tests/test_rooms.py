@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "python" / "dormant"
 ROWS = (
     ("_extension",),
     ("text",),
+    ("publication",),
     ("tensors",),
     ("reporting", "recording"),
     ("recipes", "quantization"),

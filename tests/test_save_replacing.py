@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
+import stat
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from torch import nn
 
 import dormant
 
-CALLS = ["open", "fsync", "link", "replace", "unlink", "pwrite"]
+CALLS = ["open", "mkdir", "fsync", "link", "replace", "unlink", "rmdir", "pwrite", "stat"]
 # (the earlier save, this one) of one file, or of shards with the same names or others.
 SIZES = {
     "one by one": ("5GB", "5GB"),
@@ -64,6 +66,10 @@ def which(folder: Path) -> float:
 
 def weights(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.endswith(".tmp")}
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
 
 
 class At:
@@ -124,10 +130,11 @@ def test_a_kill_at_any_call_leaves_one_of_the_two_saves_whole(
                 os._exit(1)
         _, status = os.waitpid(child, 0)
         found.append(which(folder))
-        if n % 3 == 0:  # whatever a killed process left, the next save is right
+        if n % 2 == 0:  # whatever a killed process left, the next save is right
             dormant.save(state(7), folder, max_shard_size=sizes[1])
             assert which(folder) == 7
             assert weights(folder) == weights(tmp_path / "new")
+            assert leftovers(folder) == []
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
             break
@@ -155,9 +162,10 @@ def test_an_error_in_any_call_leaves_the_old_files_or_the_new_ones(
     folder, at = tmp_path / "saved", None
     while at is None or at.calls >= n:
         n += 1
-        for path in folder.iterdir() if folder.exists() else ():
-            path.unlink()
+        for name in weights(folder) if folder.exists() else ():
+            (folder / name).unlink()
         dormant.save(old, folder, max_shard_size=sizes[0])
+        assert leftovers(folder) == []
         failed = False
         with At(n, raised(error)).patched(monkeypatch) as at:
             try:
@@ -180,6 +188,7 @@ def test_an_error_in_any_call_leaves_the_old_file_or_the_new_one(
     while at is None or at.calls >= n:
         n += 1
         dormant.save(state(1), path)
+        assert leftovers(tmp_path) == []
         failed = False
         with At(n, raised(error)).patched(monkeypatch) as at:
             try:
@@ -211,7 +220,7 @@ def test_an_interrupt_while_files_are_published_waits_for_the_end(
             dormant.save(state(value), tmp_path, max_shard_size="3KB", progress=False)
             threading.Event().wait(10)  # the signal may be handled a moment later
         assert which(tmp_path) in (value, value - 10, 2)
-        assert not list(tmp_path.glob("*.tmp"))
+        assert leftovers(tmp_path) == []
         assert len(weights(tmp_path)) == 3
 
 
@@ -358,6 +367,22 @@ def test_processes_that_save_to_one_folder_leave_one_save_whole(sizes: str, tmp_
     together(tmp_path, sizes.split(), threads=False)
 
 
+@pytest.mark.threads
+@pytest.mark.parametrize("threads", [True, False], ids=["threads", "processes"])
+def test_where_folders_cannot_be_locked_one_save_is_left_whole(
+    threads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "as NFS answers")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    together(tmp_path, ["3KB", "5GB"], threads=threads)
+
+
 def together(folder: Path, sizes: list[str], *, threads: bool) -> None:
     """Two save in turn as fast as they can while a third one reads."""
     dormant.save(state(0), folder, max_shard_size=sizes[0])
@@ -403,4 +428,26 @@ def together(folder: Path, sizes: list[str], *, threads: bool) -> None:
     size = sizes[0] if value == 1070 else sizes[1]
     dormant.save(state(value), folder, max_shard_size=size)
     assert weights(folder) == names
-    assert not list(folder.glob(".*"))
+    assert leftovers(folder) == []
+
+
+def test_a_reader_in_the_middle_of_a_save_finds_one_of_the_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dormant.save(state(1), tmp_path, max_shard_size="3KB")
+    dormant.save(state(2), tmp_path / "new.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path == index and index.exists():
+            # What a save of one file does, after the reader has seen that there is no such file.
+            (tmp_path / "new.safetensors").rename(tmp_path / "model.safetensors")
+            index.unlink()
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    read = dormant.open_checkpoint(tmp_path)
+    assert not index.exists()
+    for name, tensor in state(2).items():
+        assert torch.equal(read[name].clone(), tensor)

@@ -159,7 +159,10 @@ def test_lazy_parts_merge_and_split_lazily() -> None:
 
 
 def test_a_part_is_contiguous_and_owns_no_more_than_its_elements() -> None:
-    for part in split(uneven(), 3):
+    whole = uneven()
+    parts = split(whole, 3)
+    assert [part.keys() for part in parts] == [whole.keys()] * 3
+    for part in parts:
         for name, tensor in part.items():
             assert tensor.is_contiguous(), name
             assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
@@ -183,8 +186,8 @@ def test_the_inputs_stay_as_they_were() -> None:
 
 def test_parts_of_parameters_need_no_gradient() -> None:
     weight = torch.nn.Parameter(torch.ones(4, 2))
-    for part in split({"output.weight": weight}, 2):
-        assert part["output.weight"].grad_fn is None
+    parts = split({"output.weight": weight}, 2)
+    assert [part["output.weight"].grad_fn for part in parts] == [None, None]
 
 
 def test_parts_may_be_held_in_any_mapping() -> None:

@@ -129,6 +129,14 @@ py::list materialize_tensors(const std::vector<Tensor>& arguments, const std::st
   return result;
 }
 
+std::vector<uintptr_t> ids_of(const std::vector<const c10::StorageImpl*>& storages) {
+  std::vector<uintptr_t> ids;
+  for (const auto* storage : storages) {
+    ids.push_back(reinterpret_cast<uintptr_t>(storage));
+  }
+  return ids;
+}
+
 void check_write_budget(const std::vector<Tensor>& tensors, size_t memory_budget) {
   std::vector<dormant::tile::Output> outputs;
   for (const auto& tensor : tensors) {
@@ -241,13 +249,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            py::arg("tensors"), py::pos_only())
       .def("restore", &HeldTensors::restore)
       .def("keep", &HeldTensors::keep)
-      .def("begun", [](const HeldTensors& held) {
-        std::vector<uintptr_t> storages;
-        for (const auto* storage : held.begun()) {
-          storages.push_back(reinterpret_cast<uintptr_t>(storage));
-        }
-        return storages;
-      });
+      .def("begun", [](const HeldTensors& held) { return ids_of(held.begun()); })
+      .def("touched", [](const HeldTensors& held) { return ids_of(held.touched()); });
   m.def("read_of", [](const Tensor& tensor) { return read_of(tensor); });
   m.def(
       "quantize",
@@ -282,5 +285,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           .format(DORMANT_VERSION_MAJOR, DORMANT_VERSION_MINOR, DORMANT_VERSION_PATCH);
   dormant::bindings::bind_checkpoint(m);
   dormant::bindings::bind_quantize(m);
+  dormant::bindings::bind_holders(m);
   dormant::bindings::bind_refusal();
 }

@@ -24,7 +24,7 @@ Snapshot::Snapshot(c10::ArrayRef<c10::Storage> storages) : Snapshot() {
 void Snapshot::hold(const c10::Storage& storage) {
   auto* impl = storage.unsafeGetStorageImpl();
   if (const auto history = history_of(impl)) {
-    lazy_.push_back({storage, storage.nbytes(), lazy_data_ptr(*history)});
+    lazy_.push_back({storage, storage.nbytes(), *history, lazy_data_ptr(*history)});
     return;
   }
   if (storage.device_type() != c10::DeviceType::CPU || storage.nbytes() == 0) {
@@ -51,6 +51,24 @@ std::vector<Snapshot::Changed> Snapshot::changed() const {
       const bool fits = history && real.fits(history->buffer->nbytes);
       found.push_back({real.storage, fits ? real.memory.get() : nullptr});
     }
+  }
+  return found;
+}
+
+std::vector<const c10::StorageImpl*> Snapshot::touched() const {
+  std::vector<const c10::StorageImpl*> found;
+  const auto compare = [&](const c10::Storage& storage, const History& before) {
+    const auto* impl = storage.unsafeGetStorageImpl();
+    const auto history = history_of(impl);
+    if (!history || *history != before) {
+      found.push_back(impl);
+    }
+  };
+  for (const auto& lazy : lazy_) {
+    compare(lazy.storage, lazy.history);
+  }
+  for (const auto& real : real_) {
+    compare(real.storage, real.history);
   }
   return found;
 }
@@ -103,7 +121,7 @@ void Snapshot::give_back(Real& real) noexcept {
 void Snapshot::restore() noexcept {
   for (auto& lazy : lazy_) {
     bool copies_on_write = false;
-    static_cast<void>(swap_memory(lazy.storage.unsafeGetStorageImpl(), std::move(lazy.history),
+    static_cast<void>(swap_memory(lazy.storage.unsafeGetStorageImpl(), std::move(lazy.laziness),
                                   lazy.nbytes, copies_on_write));
   }
   lazy_.clear();

@@ -39,6 +39,10 @@ class Snapshot {
   };
   std::vector<Changed> changed() const;
 
+  /// The storages that are not what they were when they were held: somebody has written to them, or
+  /// materialized what was lazy.
+  std::vector<const c10::StorageImpl*> touched() const;
+
   /// Whether the histories of `storages` read memory that is held.
   bool needed_by(c10::ArrayRef<c10::Storage> storages) const;
 
@@ -61,7 +65,8 @@ class Snapshot {
   struct Lazy {
     c10::Storage storage;
     size_t nbytes;
-    c10::DataPtr history;  ///< what makes it lazy again
+    History history;
+    c10::DataPtr laziness;  ///< what makes it lazy again
   };
   struct Real {
     c10::Storage storage;

@@ -70,6 +70,23 @@ TEST(Snapshot, RestoreForgetsWhatWasWritten) {
   EXPECT_TRUE(was_lazy.equal(at::ones({6})));
 }
 
+TEST(Snapshot, TouchedIsWhatSomebodyHasWrittenToOrMaterialized) {
+  const auto had_memory = real();
+  const auto was_lazy = lazy();
+  const auto materialized = lazy();
+  const auto untouched = lazy();
+  const auto snapshot = hold({had_memory.storage(), was_lazy.storage(), materialized.storage(),
+                              untouched.storage(), real().storage()});
+  EXPECT_TRUE(snapshot.touched().empty());
+  write_sevens(had_memory);
+  write_sevens(was_lazy);
+  dormant::materialize(materialized);
+  const std::vector<const c10::StorageImpl*> expected{
+      was_lazy.storage().unsafeGetStorageImpl(), materialized.storage().unsafeGetStorageImpl(),
+      had_memory.storage().unsafeGetStorageImpl()};
+  EXPECT_EQ(snapshot.touched(), expected);
+}
+
 TEST(Snapshot, KeepLeavesWhatWasMadeInTheMemoryThatWasThere) {
   const auto tensor = real();
   const auto* address = tensor.const_data_ptr();

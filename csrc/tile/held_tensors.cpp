@@ -65,6 +65,8 @@ std::vector<Materialized> HeldTensors::materialize(c10::ArrayRef<at::Tensor> ten
   }
 }
 
+std::vector<const c10::StorageImpl*> HeldTensors::touched() const { return snapshot_.touched(); }
+
 void HeldTensors::restore() {
   snapshot_.restore();
   settle();

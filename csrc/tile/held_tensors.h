@@ -29,6 +29,7 @@ class DORMANT_BINDINGS_API HeldTensors {
   const std::vector<const c10::StorageImpl*>& begun() const noexcept { return begun_; }
 
   /// As Snapshot's.
+  std::vector<const c10::StorageImpl*> touched() const;
   void restore();
   void keep();
 

@@ -50,6 +50,8 @@ class HeldTensors:
     def restore(self) -> None: ...
     def keep(self) -> None: ...
     def begun(self) -> list[int]: ...
+    def touched(self) -> list[int]:
+        """The storages (`storage_id`) that were written to since, or materialized."""
 
 def read_of(tensor: torch.Tensor, /) -> torch.Tensor: ...
 def quantize(
@@ -87,6 +89,14 @@ def torch_version() -> str: ...
 # What an object holds.
 def attributes(object: object, /) -> dict[object, object] | None:
     """Its own attributes, whatever its class does with `__dict__`; None where it can have none."""
+
+def holders(
+    objects: list[object], followed: tuple[type, ...], ignored: tuple[type, ...], /
+) -> list[int]:
+    """Positions of the objects that may hold a tensor, without running any code of theirs.
+
+    What is of a type in `followed` always may; what is of one in `ignored` never does.
+    """
 
 # For tests.
 def set_faults(text: str, /) -> dict[str, int]:

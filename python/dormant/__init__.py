@@ -21,11 +21,13 @@ from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.verification import Verification
 from dormant.integrations.colossalai import LazyInitContext
+from dormant.loading import diffusers_construction, transformers_construction
 from dormant.loading.api import load
 from dormant.loading.plan import LoadPlan, PlannedTensor
 from dormant.materialization.api import is_lazy, materialize
-from dormant.quantization.api import QuantizedLayer, QuantizeReport, quantize
+from dormant.quantization.api import quantize
 from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.quantization.report import QuantizedLayer, QuantizeReport
 from dormant.recipes import load_recipe, save_recipe
 from dormant.recording import (
     constructors,

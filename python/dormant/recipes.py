@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.publication.publication import written_aside
 from dormant.recording.patches import Patch, declare, in_use
-from dormant.recording.torch_save import written_aside
 from dormant.tensors.geometry import Geometry, geometry_of, lay_out
 from dormant.tensors.storage import unrecorded
 
@@ -338,7 +338,7 @@ def save_recipe(obj: Any, path: str | os.PathLike[str]) -> None:
         True
     """
     # A name that is not the file's keeps the bytes the same whatever the file is called.
-    with written_aside(Path(path)) as aside, aside.open("wb") as file, pickling():
+    with written_aside(Path(path), "save_recipe") as aside, aside.open("wb") as file, pickling():
         torch.save(obj, file)
 
 

@@ -236,6 +236,4 @@ def test_a_read_does_not_change_what_comes_later() -> None:
 def test_reads_are_counted_by_operator() -> None:
     with dormant.lazy_init():
         torch.randn(10).sum().item()
-    reads = dormant._C.value_reads()
-    assert sum(reads.values()) > 0
-    assert all(isinstance(name, str) and name for name in reads)
+    assert dormant._C.value_reads() == {"aten::_local_scalar_dense": 4}

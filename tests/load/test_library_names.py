@@ -440,7 +440,7 @@ def test_packed_weights_under_names_of_an_earlier_release(
     names = dormant.open_checkpoint(tmp_path / "packed").keys()
     assert not names <= expected.state_dict().keys()
     model = lazily(build)
-    dormant.quantize(model, config)
+    dormant.quantize(model, config, parameters=[])  # transformers packs no experts
     plan = dormant.load(model, tmp_path / "packed", dry_run=True)
     assert (plan.missing_keys, plan.unexpected_keys) == ((), ())
     dormant.load(model, tmp_path / "packed", missing="error")

@@ -11,6 +11,7 @@ from loaded_modules import Plain, Tied
 from torch import nn
 
 import dormant
+from dormant.reporting.memory import resident_bytes
 
 
 class Layers(nn.Module):
@@ -141,7 +142,7 @@ def test_it_prints_and_becomes_json(saved: Saver, capsys: pytest.CaptureFixture[
     assert "from files" in text
     assert json.loads(json.dumps(report.to_dict()))["read_bytes"] == report.read_bytes
     assert report.bytes_per_second > 0
-    assert report.peak_memory is None or report.peak_memory > 0
+    assert (report.peak_memory or 0) > 0 or resident_bytes() is None
 
 
 def test_progress_counts_bytes_from_none_to_all(saved: Saver) -> None:

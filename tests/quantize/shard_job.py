@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from peers import assert_same_quant_state, four_bit, int8
+from stacked_models import built, mixtral, pack_by_library, stacks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -135,6 +136,39 @@ def case_int8_left_out(rank: int) -> None:
     inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
     assert isinstance(model[2].weight, DTensor)
     assert_same_bits(model(inputs), eager(inputs), "forward")
+
+
+def case_experts(rank: int) -> None:
+    """Their packed bytes are parted, too; the parametrization unpacks what was gathered."""
+    model, eager = built(mixtral, lazily=True), built(mixtral, lazily=False)
+    names = stacks(eager)
+    source = built(mixtral, lazily=False, seed=9).state_dict()
+    eager.load_state_dict(source)
+    linear = [r".*(self_attn|lm_head|gate)"]
+    dormant.quantize(model, "nf4", skip=linear)
+    dormant.load(model, source, materialize=False)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    assert dormant.is_lazy(model)
+    refused("Load first and shard then", partial(dormant.load, model, source))
+    dormant.materialize(model)
+    pack_by_library(eager, names, compress_statistics=True)
+    for name in names:
+        path, _, attribute = name.rpartition(".")
+        mine = model.get_submodule(path).parametrizations[attribute]
+        theirs = eager.get_submodule(path).parametrizations[attribute]
+        assert isinstance(mine.original, DTensor)
+        part = theirs.original.data.chunk(2)[rank]
+        assert_same_bits(mine.original.to_local(), part, "part")
+        assert_same_quant_state(mine[0].quant_state, theirs[0].quant_state)
+    for tokens in ([[3]], [list(range(30))]):
+        inputs = torch.tensor(tokens)
+        assert_same_bits(model(inputs).logits, eager(inputs).logits, "forward")
+
+    model = built(mixtral, lazily=True)
+    fully_shard(model)
+    refused("before fully_shard", lambda: dormant.quantize(model, "nf4", skip=linear))
 
 
 if __name__ == "__main__":

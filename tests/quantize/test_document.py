@@ -11,8 +11,11 @@ import bitsandbytes
 import pytest
 import torch
 import transformers
+from bitsandbytes.nn.parametrize import replace_parameter_4bit
 from peers import assert_same_state
 
+import dormant
+from compare import assert_same_bits
 from pages import blocks
 
 SMALL = transformers.LlamaConfig(
@@ -22,13 +25,24 @@ SMALL = transformers.LlamaConfig(
     num_attention_heads=4,
     vocab_size=96,
 )
+MIXTRAL = transformers.MixtralConfig(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    num_local_experts=4,
+    vocab_size=96,
+)
 
 
 def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     transformers.LlamaForCausalLM(SMALL).save_pretrained("llama")
+    mixtral = transformers.MixtralForCausalLM(MIXTRAL)
+    mixtral.save_pretrained("mixtral")
     code = blocks("quantize.md")
-    assert len(code) == 5
+    assert len(code) == 7
     names: dict[str, Any] = {}
 
     code[0].run(names)
@@ -47,9 +61,22 @@ def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(name.startswith("model.layers.1.") for name in quantized)
 
     code[3].run(names)
+    assert not dormant.is_lazy(names["mixture"])
+    packed = dormant.open_checkpoint("mixtral-nf4")
+    experts = mixtral.bfloat16().model.layers[0].mlp.experts
+    replace_parameter_4bit(experts, "down_proj", compress_statistics=True)
+    prefix = "model.layers.0.mlp.experts."
+    for name, tensor in experts.state_dict().items():
+        if name.startswith("down_proj"):
+            assert_same_bits(packed[prefix + name], tensor, name)
+    code[4].run(names)
+    chosen = [layer.name for layer in names["report"].layers if "experts" in layer.name]
+    assert chosen == [f"{prefix}down_proj"]
+
+    code[5].run(names)
     assert_same_state(names["again"], first)
 
-    code[4].run(names)
+    code[6].run(names)
     layer = names["model"].model.layers[0].mlp.down_proj
     assert layer.weight.dtype is torch.float8_e4m3fn
     assert type(first.model.layers[0].mlp.down_proj) is bitsandbytes.nn.Linear4bit

@@ -79,18 +79,23 @@ def test_torchao_through_transformers_configuration() -> None:
     assert_same_parts(mine, theirs)
 
 
-def test_configurations_by_name_are_one_call_each() -> None:
+def test_configurations_by_name() -> None:
     by_name = ao.FqnToConfig({"0": ao.Int8WeightOnlyConfig(), "2": ao.Float8WeightOnlyConfig()})
-    mine = lazy()
-    for configuration in (by_name, TorchAoConfig(by_name)):
-        with pytest.raises(NotImplementedError, match="for each configuration in it"):
-            dormant.quantize(mine, configuration)
-    dormant.quantize(mine, ao.Int8WeightOnlyConfig(), skip=["2", "4"])
-    report = dormant.quantize(mine, ao.Float8WeightOnlyConfig(), skip=["4"])
-    assert [layer.name for layer in report.layers] == ["2"]
-    dormant.materialize(mine)
     theirs = build()
     ao.quantize_(theirs, by_name, filter_fn=None)
+    for configuration in (by_name, TorchAoConfig(by_name)):
+        mine = lazy()
+        report = dormant.quantize(mine, configuration)
+        assert [layer.name for layer in report.layers] == ["0", "2"]
+        assert report.skipped == {"4": "the configuration does not name it"}
+        dormant.materialize(mine)
+        assert_same_parts(mine, theirs)
+    mine = lazy()
+    dormant.quantize(mine, ao.Int8WeightOnlyConfig(), skip=["2", "4"])
+    report = dormant.quantize(mine, by_name, skip=["4"])
+    assert [layer.name for layer in report.layers] == ["2"]
+    assert report.skipped["0"] == "it waits for the quantizer of an earlier call"
+    dormant.materialize(mine)
     assert_same_parts(mine, theirs)
 
 

@@ -151,3 +151,57 @@ def test_layer_by_layer_from_recipes() -> None:
 def test_layer_by_layer_from_a_checkpoint(checkpoint: Path) -> None:
     found = measured("half", checkpoint)
     assert found["peak"] <= found["final"] + FLOAT_LAYER + BUDGET
+
+
+EXPERTS = """
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    def mixtral(size):
+        config = MixtralConfig(
+            hidden_size=size, intermediate_size=2 * size, num_hidden_layers=2, vocab_size=64,
+            num_attention_heads=4, num_key_value_heads=4, num_local_experts=8,
+        )
+        with dormant.lazy_init():
+            return MixtralForCausalLM(config)
+
+    def run_experts(size, path):
+        model = mixtral(size)
+        report = dormant.quantize(model, "nf4")
+        assert report.share > 0.9
+        before = resident_bytes()
+        if path is None:
+            dormant.materialize(model)
+        else:
+            dormant.load(model, path, missing="error", mmap="never")
+        final = sum(tensor.nbytes for tensor in model.state_dict().values())
+        return {"final": final, "peak": highest_resident_bytes() - before}
+"""
+EXPERT_STACK = 4 * 8 * 2 * 2048 * 1024  # bytes of gate_up_proj of one layer in float32
+
+
+def test_stacked_experts_from_recipes() -> None:
+    found = in_child(
+        PRELUDE + EXPERTS,
+        "run_experts(64, None); print(json.dumps(run_experts(1024, None)))",
+    )
+    assert found["final"] > 2 * 1.5 * EXPERT_STACK / 8
+    assert found["peak"] <= found["final"] + BUDGET
+
+
+def test_stacked_experts_from_a_file_for_each_expert(tmp_path: Path) -> None:
+    in_child(
+        PRELUDE + EXPERTS,
+        f"""
+        for size in (64, 1024):
+            dormant.save(mixtral(size), {str(tmp_path)!r} + f"/{{size}}")
+        print("{{}}")
+    """,
+    )
+    found = in_child(
+        PRELUDE + EXPERTS,
+        f"""
+        run_experts(64, {str(tmp_path / "64")!r})
+        print(json.dumps(run_experts(1024, {str(tmp_path / "1024")!r})))
+    """,
+    )
+    assert found["peak"] <= found["final"] + BUDGET

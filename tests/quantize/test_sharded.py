@@ -18,7 +18,7 @@ PATHS = [
 ]
 
 
-CASES = ("from_recipes", "from_a_checkpoint", "refusals", "fsdp1", "int8_left_out")
+CASES = ("from_recipes", "from_a_checkpoint", "refusals", "fsdp1", "int8_left_out", "experts")
 
 
 @pytest.mark.parametrize("case", CASES)

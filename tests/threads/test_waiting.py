@@ -149,7 +149,7 @@ def test_who_waits_is_not_told_of_progress_that_is_not_its_own() -> None:
     with Maker(tensor) as maker:
         threading.Timer(0.3, maker.may_go_on.set).start()
         dormant.materialize(tensor, progress=lambda done, total: told.append((done, total)))
-    assert all(0 <= done <= total != 0 for done, total in told)
+    assert told == [], told
 
 
 @pytest.mark.threads

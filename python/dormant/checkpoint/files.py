@@ -126,6 +126,9 @@ def _find_in(folder: Path) -> Group:
         if (folder / name).is_file():
             return _single(folder / name)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    for name in _FIRST:
+        if name in names:  # a save put one of them in the place of another meanwhile
+            return _single(folder / name)
     sets: dict[str, list[Path]] = {}
     for name in names:
         if found := _PART.fullmatch(name):

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from dormant.quantization.layers import quantized_weights
+from dormant.quantization.layers import quantized_weights, tensors_of
 from dormant.recording.context import lazy_init
 from dormant.tensors.exhausted_memory import is_exhausted_memory
-from dormant.tensors.inventory import tensors_of
 from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
 from dormant.text.table import format_count
@@ -163,18 +162,11 @@ def find_conversion(
         name for weight in quantized_weights(model) for name in weight.prequantized_names()
     } - own.keys()
     known = {**own, **dict.fromkeys(parts, True)}
-    mapping: Any = sys.modules["transformers.conversion_mapping"]
-    rules = mapping.get_model_conversion_mapping(_AsBuilt(model) if _is_sharded(model) else model)
-    renamings = [rule for rule in rules if isinstance(rule, library.WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, library.WeightConverter)]
-    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
-    prefix: Any = model.base_model_prefix
+    rules = Rules(model)
     steps: list[Step] = []
     pending: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
     for name in _sorted(shapes, library, operation):
-        new, pattern = library.rename_source_key(name, renamings, converters, prefix, known)
-        if new not in known and name in known:
-            new, pattern = library.rename_source_key(name, [], [], prefix, known)
+        new, pattern = rules.apply_to(name, known)
         if new not in known or shapes[name] is None:
             steps.append(Step(name, ((name, ""),)))  # unexpected under its own name
         elif pattern is None:
@@ -187,13 +179,46 @@ def find_conversion(
                 "model with dormant.quantize."
             )
         else:
-            pending.setdefault(new, (by_pattern[pattern], []))[1].append((name, pattern))
+            pending.setdefault(new, (rules.of_pattern[pattern], []))[1].append((name, pattern))
     for target, (rule, sources) in pending.items():
         _check_numbers(target, sources, model, operation)
         steps.append(Step(target, tuple(sources), rule))
     if all(step.rule is None and step.origins == (step.target,) for step in steps):
         return None
-    return Conversion(tuple(steps), tuple(rule for rule in rules if rule.was_used()))
+    return Conversion(tuple(steps), rules.used())
+
+
+class Rules:
+    """The rules of the installed transformers for the checkpoints of a model.
+
+    Attributes:
+        of_pattern: those that change more than names, by each pattern of names that they fit.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        library: Any = sys.modules["transformers.core_model_loading"]
+        mapping: Any = sys.modules["transformers.conversion_mapping"]
+        self._all: list[Any] = mapping.get_model_conversion_mapping(
+            _AsBuilt(model) if _is_sharded(model) else model
+        )
+        self._renamings = [rule for rule in self._all if isinstance(rule, library.WeightRenaming)]
+        self._converters = [rule for rule in self._all if isinstance(rule, library.WeightConverter)]
+        self._prefix: Any = model.base_model_prefix
+        self._rename = library.rename_source_key
+        self.of_pattern: dict[str, Any] = {
+            pattern: rule for rule in self._converters for pattern in rule.source_patterns
+        }
+
+    def apply_to(self, name: str, known: Mapping[str, Any]) -> tuple[str, str | None]:
+        """The name in the model, and the pattern of the rule that changes more than the name."""
+        new, pattern = self._rename(name, self._renamings, self._converters, self._prefix, known)
+        if new not in known and name in known:
+            new, pattern = self._rename(name, [], [], self._prefix, known)
+        return new, pattern
+
+    def used(self) -> tuple[Any, ...]:
+        """Those that fitted a name."""
+        return tuple(rule for rule in self._all if rule.was_used())
 
 
 def listing(names: Sequence[str]) -> str:

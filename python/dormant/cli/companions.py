@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dormant.checkpoint.files import is_index
-from dormant.saving.publication import Publication
+from dormant.publication.publication import Publication
 
 _ENDINGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md"}
 _MOST_BYTES = 1 << 28

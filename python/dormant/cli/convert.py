@@ -37,11 +37,11 @@ from dormant.cli.destination import (
 )
 from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import quantized_model, read_config
+from dormant.publication.publication import Publication, Replacement
 from dormant.quantization.nested_offsets import compute_offsets
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.report import Report
 from dormant.saving.api import SAFETENSORS_ENDING, TORCH_ENDINGS, save
-from dormant.saving.publication import Publication, Replacement
 from dormant.saving.stream import write_files
 from dormant.saving.torch_archive import plan_torch_archive
 from dormant.tensor_parallel.rules import LLAMA, LLAMA3

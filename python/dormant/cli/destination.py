@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dormant.cli.outcome import UsageError
-from dormant.saving.publication import made_folder
+from dormant.publication.publication import made_folder
+from dormant.publication.staging import remove_abandoned, staging_folder
 
 
 def output(name: str) -> Path:
@@ -53,6 +52,8 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file, and a folder is to be written. Choose another name.")
+    place = path if path.is_dir() else path.parent
+    remove_abandoned(place)
     if path.is_dir() and any(path.iterdir()):
         if not force:
             raise UsageError(
@@ -64,18 +65,13 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     # The current folder, a mounted one or a link cannot be replaced, and a mounted one is on a
     # device of its own.
     exists = path.is_dir()
-    staging = (path if exists else path.parent) / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    with _parents(path):
-        try:
-            staging.mkdir()
-            yield staging
-            if exists:
-                for made in sorted(staging.iterdir()):
-                    made.replace(path / made.name)
-            else:
-                staging.replace(path)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with _parents(path), staging_folder(place) as staging:
+        yield staging.files
+        if exists:
+            for made in sorted(staging.files.iterdir()):
+                made.replace(path / made.name)
+        else:
+            staging.files.replace(path)
 
 
 @contextlib.contextmanager

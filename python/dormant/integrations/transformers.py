@@ -6,6 +6,7 @@ missing keys, ties, dtypes and generation settings are those of the installed ve
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from dormant.integrations.library import (
     is_ours,
     local_folder,
 )
+from dormant.loading.construction import as_the_library
 from dormant.materialization.options import Mmap, check_choice, checked_options
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
@@ -39,12 +41,17 @@ def from_pretrained(
     memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
     progress: bool | Callback | None = None,
+    library_values: bool = False,
     **options: Any,
 ) -> Any:
-    """The model that `model_class.from_pretrained(folder)` gives, bit for bit.
+    """The model that `model_class.from_pretrained(folder)` gives, bit for bit, where it is right.
 
     Each tensor goes from the file to its final memory once: cast, converted to the library's
-    layout and quantized on the way. What the checkpoint lacks is initialized as by the library.
+    layout and quantized on the way. What the checkpoint lacks is initialized by `_init_weights`, as
+    by the library, from the same random numbers. Since transformers 5 the library leaves what no
+    such rule sets unwritten, and overwrites loaded tensors where a rule does not ask; here the
+    former keep the values of the constructor, as do non-persistent buffers, and the latter what was
+    loaded, with a warning.
 
     Args:
         model_class: a model class or an auto class, such as `transformers.AutoModelForCausalLM`.
@@ -68,6 +75,7 @@ def from_pretrained(
         mmap: whether tensors that keep the file's dtype may show its bytes in place; see
             `dormant.load`.
         progress: as for `dormant.load`.
+        library_values: True gives what the library gives, right or wrong.
         **options: what the library's `from_pretrained` takes besides (attn_implementation,
             key_mapping, generation_config, subfolder, device_map, ...).
 
@@ -120,7 +128,7 @@ def from_pretrained(
         options["quantization_config"] = quantization_config
     wants_info = options.pop("output_loading_info", False)
     options = {"ignore_mismatched_sizes": mismatched == "init", "local_files_only": True, **options}
-    with lazy_init():
+    with lazy_init(), as_the_library() if library_values else contextlib.nullcontext():
         model, info = model_class.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, **options
         )
@@ -231,6 +239,8 @@ def _quantize(model: torch.nn.Module, scheme: Scheme) -> None:
         for name, module in model.named_modules()
     }
     for layer in quantize(model, scheme).layers:
+        if layer.name not in before:  # a parameter of another module
+            continue
         module: Any = model.get_submodule(layer.name)
         kind, weight = before[layer.name]
         if "bitsandbytes" in type(module).__module__:

@@ -20,13 +20,13 @@ from dormant.materialization.options import (
     check_dtype,
     checked_options,
 )
+from dormant.quantization.layers import tensors_of
 from dormant.quantization.layerwise import pending_layers
 from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback
 from dormant.reporting.report import Report, with_memory_trace
 from dormant.tensors.device import check_device
-from dormant.tensors.inventory import tensors_of
 from dormant.tensors.names import Rename, grouped, renaming
 from dormant.text.printable import printable
 

@@ -11,12 +11,12 @@ from dormant._extension import _C
 from dormant.loading.plan import Prepared, real_storages
 from dormant.materialization.api import make_report, steps
 from dormant.materialization.options import MaterializeOptions
-from dormant.quantization.layers import forget_sources
+from dormant.quantization.layers import forget_sources, tensors_of
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.report import Origin, Report
 from dormant.tensors.conversion import convert
 from dormant.tensors.identity import is_wrapper, owns_storage
-from dormant.tensors.inventory import Inventory, tensors_of
+from dormant.tensors.inventory import Inventory
 
 
 def execute(

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 
 from dormant._extension import _C
+from dormant.loading.packed_experts import joined
 from dormant.loading.record import Taken, deferred, take
 from dormant.loading.snapshot import HeldModule
 from dormant.loading.state import State
+from dormant.quantization.layers import tensors_of
 from dormant.tensors.identity import owns_storage
-from dormant.tensors.inventory import Inventory, take_inventory, tensors_of
+from dormant.tensors.inventory import Inventory, take_inventory
 from dormant.tensors.names import Mismatch, NamesError, grouped, listed, renamed_prefix
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
@@ -226,7 +228,7 @@ def prepare(
     Raises:
         ValueError, RuntimeError: as by `take`; the model is as it was.
     """
-    state = (deferred(state) if defer else state).under_library_names(model)
+    state = joined(model, deferred(state) if defer else state).under_library_names(model)
     before = take_inventory([("", model)])
     held = HeldModule(model)
     try:

@@ -12,13 +12,13 @@ import torch
 from dormant._extension import _C
 from dormant.loading.state import EXTRA_STATE, State
 from dormant.materialization.api import is_lazy
-from dormant.quantization.layers import QuantizedWeight, quantized_weights
+from dormant.quantization.layers import QuantizedWeight, quantized_weights, tensors_of
 from dormant.recording.dtensor_copies import own_part
 from dormant.tensors.conversion import convert_dtype
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.exhausted_memory import is_exhausted_memory
 from dormant.tensors.identity import identity, owns_storage
-from dormant.tensors.inventory import element_bytes, tensors_of
+from dormant.tensors.inventory import element_bytes
 from dormant.tensors.names import Mismatch
 
 # Tied names that are both in a checkpoint are compared in parts of this size.
@@ -59,8 +59,9 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None) -> Tak
     if dtype is not None:
         convert_dtype([("", model)], dtype)
     given = state.like_this(state)
+    weights = quantized_weights(model)
     with contextlib.ExitStack() as exposed:
-        taken = _expose(quantized_weights(model), given, dtype, exposed)
+        taken = _expose(weights, given, dtype, exposed)
         tensors = tensors_of(model)
         for name in [name for name in given if is_dtensor(tensors.get(name))]:
             given[name] = _shard(given[name], tensors[name])
@@ -88,6 +89,8 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None) -> Tak
             absent = tuple(name for name in tensors if name not in given)
             return Taken(absent, (), mismatched)
     missing, unexpected = _names_of(result, tensors, given)
+    saved_as = {weight.held_as: weight.name for weight in weights}
+    missing = [saved_as.get(name, name) for name in missing]
     found = tuple(name for name in given if name in tensors)
     loaded = {identity(tensors[name]) for name in found}
     absent = tuple(

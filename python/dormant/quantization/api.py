@@ -1,22 +1,32 @@
-"""`quantize`: makes linear layers quantized ones before their weights exist."""
+"""`quantize`: makes linear layers and stacked experts quantized ones before their weights exist."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch.nn.parameter import is_lazy as is_uninitialized
 
 from dormant._extension import _C
-from dormant.quantization import bitsandbytes, layerwise, pretrained, torchao
+from dormant.quantization import bitsandbytes, few_experts, layerwise, pretrained, torchao
 from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.quantization.four_bit_parameter import FourBitParameter
 from dormant.quantization.layers import quantized_weights, register
 from dormant.quantization.linear_layers import LinearLayer, linear_kind
 from dormant.quantization.optimizers import check_no_optimizer_holds
+from dormant.quantization.parameters import (
+    ModuleParameter,
+    expert_parameters,
+    large_parameters,
+    looks_stacked,
+    named_by,
+    parameter_nbytes,
+    why_skipped,
+)
+from dormant.quantization.report import QuantizedLayer, QuantizeReport
 from dormant.quantization.skipping import (
     ADAPTERS,
     check_all_match,
@@ -24,13 +34,12 @@ from dormant.quantization.skipping import (
     default_patterns,
     is_skipped,
     kept_by_configuration,
-    stacked_experts,
     tied_names,
 )
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.identity import is_wrapper, owns_storage
+from dormant.tensors.inventory import own_parameter
 from dormant.tensors.pretrained import is_pretrained
-from dormant.text.table import format_bytes, format_table
 
 Scheme: TypeAlias = (
     'Literal["nf4", "fp4", "int8"] | FourBit | Int8 | Callable[[torch.nn.Module], torch.nn.Module]'
@@ -38,71 +47,14 @@ Scheme: TypeAlias = (
 )
 
 
-@dataclass(frozen=True)
-class QuantizedLayer:
-    """One layer that `quantize` made a quantized one.
-
-    Attributes:
-        name: its name in the model.
-        kind: the class it had.
-        shape: of its weight in full precision, as the layer had it.
-        nbytes_before: bytes of that weight.
-        nbytes: bytes of the packed weight and its statistics; None where they are not known yet,
-            because another library decides on them.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    nbytes_before: int
-    nbytes: int | None
-
-
-@dataclass(frozen=True)
-class QuantizeReport:
-    """What `quantize` did.
-
-    Attributes:
-        scheme: the scheme in words.
-        layers: the layers that are quantized, or will be when they are materialized.
-        skipped: linear layers, and stacked parameters of experts, that keep their precision, with
-            the reason.
-    """
-
-    scheme: str
-    layers: list[QuantizedLayer]
-    skipped: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The whole report in plain dicts, lists, numbers and strings, as for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        """A short table: what was quantized and what was not, then totals."""
-        rows = [
-            (
-                layer.name,
-                layer.kind,
-                "x".join(map(str, layer.shape)),
-                format_bytes(layer.nbytes_before),
-                "later" if layer.nbytes is None else format_bytes(layer.nbytes),
-            )
-            for layer in self.layers
-        ]
-        before = sum(layer.nbytes_before for layer in self.layers)
-        known = [layer.nbytes for layer in self.layers if layer.nbytes is not None]
-        total = f", {format_bytes(sum(known))} after" if len(known) == len(self.layers) else ""
-        footer = [
-            f"{self.scheme}: {len(self.layers)} layers, {format_bytes(before)} before{total}",
-            *(f"kept {name}: {reason}" for name, reason in self.skipped.items()),
-        ]
-        return format_table(("layer", "was", "shape", "before", "after"), rows, footer)
-
-
 def quantize(
-    model: torch.nn.Module, scheme: Scheme, *, skip: Iterable[str] | None = None
+    model: torch.nn.Module,
+    scheme: Scheme,
+    *,
+    skip: Iterable[str] | None = None,
+    parameters: Iterable[str] | None = None,
 ) -> QuantizeReport:
-    """Makes the linear layers of a lazy model quantized ones, before their weights exist.
+    """Makes linear layers and experts of a lazy model quantized ones, before their weights exist.
 
     With the formats of bitsandbytes the packed bytes and the statistics are lazy tensors made from
     the history of the weight, whatever that is by then: its initialization, or what
@@ -123,6 +75,12 @@ def quantize(
     `torch.nn.functional.linear` with the weight. Layers that are already real are quantized at
     once.
 
+    The 4-bit formats also take parameters that stack the matrices of experts, as the mixtures of
+    experts in transformers keep them, and any other that `parameters` names: as
+    `bitsandbytes.nn.parametrize.replace_parameter_4bit` does, with its names in the state dict.
+    Modules of experts that transformers' interface for experts knows then unpack only the experts
+    that their input is routed to.
+
     Args:
         model: the model, lazy or not; inside `dormant.lazy_init` or outside.
         scheme: "nf4" and "fp4" (as `FourBit(kind=...)`), "int8" (as `Int8()`), a `FourBit` or
@@ -134,19 +92,23 @@ def quantize(
             replace the default: names with "lora" in them, tied weights, and in transformers models
             what transformers skips, such as the output head. In other models it is not known which
             layer is the head: name it.
+        parameters: what is quantized besides linear layers, as peft's `target_parameters`: names of
+            parameters, the parts with which they end ("experts.down_proj"), or regular expressions
+            for these. They replace the default, the stacked experts of transformers' interface.
 
     Returns:
-        The layers, and what was skipped for which reason.
+        The layers and parameters, and what was skipped for which reason.
 
     Raises:
         ImportError: the library that the scheme needs is not installed.
-        NotImplementedError: a weight is a DTensor, as after `fully_shard`, or not on the CPU.
-        TypeError: `model` is not a module, `scheme` nothing that is known, or `skip` not a list of
-            names.
-        ValueError: the name of the scheme is unknown; an entry of `skip` matches nothing or is not
-            a regular expression; nothing in the model can be quantized; a weight cannot be (tied to
-            another, no floating point numbers, on the meta device); or an optimizer holds it. The
-            model is as it was.
+        NotImplementedError: a weight is a DTensor, as after `fully_shard`, or not on the CPU; or
+            `parameters` are named for a scheme that has no format for them.
+        TypeError: `model` is not a module, `scheme` nothing that is known, or `skip` or
+            `parameters` not a list of names.
+        ValueError: the name of the scheme is unknown; an entry of `skip` or `parameters` matches
+            nothing or is not a regular expression; nothing in the model can be quantized; a weight
+            cannot be (tied to another, no floating point numbers, on the meta device); or an
+            optimizer holds it. The model is as it was.
 
     Example:
         >>> import torch, dormant
@@ -168,19 +130,31 @@ def quantize(
     patterns = _patterns(model, chosen_skip, configured_skip)
     if chosen_skip:
         check_all_match(model, chosen_skip)
+    named = None if parameters is None else checked(parameters, "parameters")
+    if isinstance(resolved, torchao.TorchaoByName):
+        if named is not None:
+            raise ValueError(
+                "quantize: a FqnToConfig names what it quantizes itself; leave parameters out."
+            )
+        explicit = patterns if skip is not None or configured_skip else {}
+        return _by_name(model, resolved, explicit)
     layers, skipped = _choose(model, patterns)
-    stacked = _stacked(model, patterns)
-    if not layers:
-        raise ValueError(_nothing(model, skipped | stacked))
-    _check_layers(model, layers)
+    chosen, kept = _choose_parameters(model, resolved, patterns, named, skip is not None, layers)
+    if not layers and not chosen:
+        raise ValueError(_nothing(model, skipped | kept))
+    _check_weights(model, layers, chosen)
+    total = parameter_nbytes(model)
+    kept |= large_parameters(model, {*layers, *chosen, *skipped, *kept})
     if isinstance(resolved, (FourBit, Int8)):
-        report = _fused(model, resolved, layers, skipped, chosen_skip, configured_skip)
+        done, words = _fused(model, resolved, layers, skipped, chosen, chosen_skip, configured_skip)
     else:
-        report = _layer_by_layer(model, scheme, resolved, layers, skipped)
-    return replace(report, skipped=report.skipped | stacked)
+        done, words = _layer_by_layer(model, scheme, resolved, layers, skipped)
+    return QuantizeReport(words, done, skipped | kept, total)
 
 
-def _resolve(scheme: Scheme) -> tuple[FourBit | Int8 | layerwise.Quantizer, list[str] | None]:
+def _resolve(
+    scheme: Scheme,
+) -> tuple[FourBit | Int8 | layerwise.Quantizer | torchao.TorchaoByName, list[str] | None]:
     """The format or function that `scheme` stands for, and the modules it wants skipped."""
     if isinstance(scheme, str):
         if scheme not in ("nf4", "fp4", "int8"):
@@ -275,18 +249,60 @@ def _choose(
     return layers, skipped
 
 
-def _stacked(model: torch.nn.Module, patterns: dict[str, str]) -> dict[str, str]:
-    """Parameters that hold many matrices at once, which no scheme here takes, with the reason."""
-    reasons: dict[str, str] = {}
-    for name, parameter in stacked_experts(model).items():
-        pattern = is_skipped(name.rpartition(".")[0], patterns) or is_skipped(name, patterns)
-        reasons[name] = (
-            f"it stacks the matrices of {parameter.size(0)} experts in one parameter, which is not "
-            "supported"
-            if pattern is None
-            else patterns[pattern]
+def _choose_parameters(
+    model: torch.nn.Module,
+    scheme: FourBit | Int8 | layerwise.Quantizer,
+    patterns: Mapping[str, str],
+    named: list[str] | None,
+    skips: bool,
+    layers: Mapping[str, LinearLayer],
+) -> tuple[dict[str, ModuleParameter], dict[str, str]]:
+    """The parameters besides the weights of `layers` that are quantized, and why others are not.
+
+    Args:
+        model: the model.
+        scheme: what is done to them.
+        patterns: what is skipped.
+        named: patterns of what the caller wants; None means experts.
+        skips: whether it is the caller who skips: no other pattern is stronger than a name.
+        layers: what is quantized already.
+    """
+    if named and not isinstance(scheme, FourBit):
+        raise NotImplementedError(
+            f"quantize: parameters={named!r}: {_no_format(scheme)}. Use a 4-bit scheme, or leave "
+            "parameters out."
         )
-    return reasons
+    experts = expert_parameters(model)
+    wanted = experts
+    if named is not None:
+        wanted = named_by(model, named, {layer.module for layer in layers.values()})
+    chosen: dict[str, ModuleParameter] = {}
+    kept: dict[str, str] = {}
+    for name, parameter in (looks_stacked(model) | experts | wanted).items():
+        reason = why_skipped(name, patterns if named is None or skips else {})
+        if reason is not None:
+            kept[name] = reason
+        elif not isinstance(scheme, FourBit):
+            kept[name] = _no_format(scheme)
+        elif name in wanted:
+            chosen[name] = parameter
+        else:
+            kept[name] = (
+                f"it stacks the matrices of {parameter.weight.size(0)} experts in one parameter, "
+                "which no interface tells; name it in parameters= to quantize it"
+                if named is None
+                else "parameters= does not name it"
+            )
+    return chosen, kept
+
+
+def _no_format(scheme: FourBit | Int8 | layerwise.Quantizer) -> str:
+    """Why `scheme` leaves parameters alone that are not weights of linear layers."""
+    if isinstance(scheme, Int8):
+        return "bitsandbytes has no int8 format for parameters, only for linear layers"
+    if isinstance(scheme, torchao.TorchaoQuantizer):
+        return "this configuration of torchao is for linear layers; FqnToConfig names parameters"
+    return "a function gets linear layers only"
 
 
 def _nothing(model: torch.nn.Module, skipped: dict[str, str]) -> str:
@@ -302,11 +318,17 @@ def _weight_name(layer: str) -> str:
     return f"{layer}.weight" if layer else "weight"
 
 
-def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> None:
+def _check_weights(
+    model: torch.nn.Module,
+    layers: Mapping[str, LinearLayer],
+    parameters: Mapping[str, ModuleParameter],
+) -> None:
+    weights = {_weight_name(name): layer.weight for name, layer in layers.items()}
+    weights |= {name: parameter.weight for name, parameter in parameters.items()}
     tied = tied_names(model)
-    for name, layer in layers.items():
-        weight, full_name = layer.weight, _weight_name(name)
-        if is_dtensor(weight) or weight.dim() != 2:
+    for full_name, weight in weights.items():
+        # FSDP1 leaves a layer a run of its flat parameter.
+        if is_dtensor(weight) or (full_name not in parameters and weight.dim() != 2):
             raise NotImplementedError(
                 f"quantize: {full_name} is a {type(weight).__name__} of shape "
                 f"{list(weight.shape)}, a shard of a weight whose statistics need the whole. "
@@ -331,13 +353,14 @@ def _check_layers(model: torch.nn.Module, layers: dict[str, LinearLayer]) -> Non
                 f"quantize: {full_name} is tied: {', '.join(names)} share one storage, and a "
                 "quantized weight serves one layer only. Skip these layers, or untie them."
             )
+    for name, layer in layers.items():
         if "forward" in vars(layer.module):
             raise ValueError(
                 f"quantize: the forward of {name or 'the model'} was replaced on the object (by "
                 "hooks of accelerate, for example) and would bypass the quantized layer. Quantize "
                 "first."
             )
-    check_no_optimizer_holds({_weight_name(n): layer.weight for n, layer in layers.items()})
+    check_no_optimizer_holds(weights)
 
 
 def _fused(
@@ -345,11 +368,14 @@ def _fused(
     scheme: FourBit | Int8,
     layers: dict[str, LinearLayer],
     skipped: dict[str, str],
+    parameters: dict[str, ModuleParameter],
     skip: list[str] | None,
     configured_skip: list[str] | None,
-) -> QuantizeReport:
+) -> tuple[list[QuantizedLayer], str]:
     for name, layer in layers.items():
         scheme.check(layer.weight, _weight_name(name))
+    for name, parameter in parameters.items():
+        scheme.check(parameter.weight, name)
     done: list[QuantizedLayer] = []
     for name, layer in layers.items():
         module, before = layer.module, layer.weight
@@ -374,10 +400,40 @@ def _fused(
                 nbytes=scheme.nbytes(weight.shape),
             )
         )
+    if isinstance(scheme, FourBit):
+        # Before the first: a module that has a parametrization is of another class.
+        kinds = [type(parameter.module).__name__ for parameter in parameters.values()]
+        done += map(functools.partial(_pack, scheme), parameters.values(), kinds)
     if is_pretrained(model):
         names = _patterns_to_save(skip, configured_skip, skipped)
         pretrained.mark(model, pretrained.configuration_of(scheme, names))
-    return QuantizeReport(str(scheme), done, skipped)
+    packed = {parameter.module for parameter in parameters.values()}
+    pretrained.save_under_own_names(model, packed)
+    few_experts.use_for(model, packed)
+    return done, str(scheme)
+
+
+def _pack(scheme: FourBit, parameter: ModuleParameter, kind: str) -> QuantizedLayer:
+    module, before = parameter.module, parameter.weight
+    packed_format = FourBitParameter(scheme, parameter.attribute)
+    with torch.no_grad():
+        source = before.detach()
+        packed_format.install(module, source)
+    register(
+        module,
+        source,
+        transposed=False,
+        requires_grad=before.requires_grad,
+        packed_format=packed_format,
+    )
+    return QuantizedLayer(
+        name=parameter.name,
+        kind=kind,
+        shape=tuple(source.shape),
+        nbytes_before=source.numel() * source.element_size(),
+        nbytes=scheme.nbytes(source.shape),
+        is_parameter=True,
+    )
 
 
 def _patterns_to_save(
@@ -394,13 +450,69 @@ def _patterns_to_save(
     return configured_skip
 
 
+def _by_name(
+    model: torch.nn.Module, scheme: torchao.TorchaoByName, patterns: dict[str, str]
+) -> QuantizeReport:
+    """What a FqnToConfig of torchao names, each module by itself."""
+    chosen: dict[str, ModuleParameter] = {}
+    quantizers: list[tuple[str, torch.nn.Module, layerwise.Quantizer]] = []
+    names: dict[str, ModuleParameter] = {}
+    kept: dict[str, str] = {}
+    for name, module, part in scheme.chosen(model):
+        pattern = is_skipped(name, patterns) if name else None
+        if pattern is not None:
+            kept[name] = patterns[pattern]
+            continue
+        if layerwise.is_waiting(module):
+            kept[name] = "it waits for the quantizer of an earlier call"
+            continue
+        quantizers.append((name, module, part))
+        for attribute in part.parts:
+            full = ".".join(filter(None, (name, attribute)))
+            each = ModuleParameter(full, module, attribute or "weight")
+            if own_parameter(module, each.attribute) is None:
+                raise ValueError(
+                    f"quantize: the configuration names {full or 'the model'}, a "
+                    f"{type(module).__name__}, which has no parameter {each.attribute!r}. Name the "
+                    "parameters, or modules that have a weight."
+                )
+            names[full] = each
+            chosen[full if attribute else _weight_name(name)] = each
+    if not quantizers:
+        raise ValueError(_nothing(model, kept))
+    _check_weights(model, {}, chosen)
+    total = parameter_nbytes(model)
+    done = [
+        QuantizedLayer(
+            name=full,
+            kind=type(each.module).__name__,
+            shape=tuple(each.weight.shape),
+            nbytes_before=each.weight.numel() * each.weight.element_size(),
+            nbytes=None,
+            is_parameter=linear_kind(each.module) is None,
+        )
+        for full, each in names.items()
+    ]
+    for name, module in model.named_modules():
+        if linear_kind(module) is not None and name not in kept and name not in names:
+            kept[name] = "the configuration does not name it"
+    kept = {name: why for name, why in kept.items() if _weight_name(name) not in chosen}
+    kept |= large_parameters(model, {*names, *chosen, *kept})
+    for name, module, quantizer in quantizers:
+        if any(_C.is_lazy(parameter) for parameter in module.parameters()):
+            layerwise.postpone([module], quantizer)
+        else:
+            layerwise.quantize_now(model, [(name, module)], quantizer)
+    return QuantizeReport(type(scheme.configuration).__name__, done, kept, total)
+
+
 def _layer_by_layer(
     model: torch.nn.Module,
     scheme: Scheme,
     quantizer: layerwise.Quantizer,
     layers: dict[str, LinearLayer],
     skipped: dict[str, str],
-) -> QuantizeReport:
+) -> tuple[list[QuantizedLayer], str]:
     if torchao.is_configuration(getattr(scheme, "quant_type", scheme)):
         for name, layer in list(layers.items()):
             if layer.kind != "linear":
@@ -408,23 +520,19 @@ def _layer_by_layer(
                 del layers[name]
     inner = scheme.func if isinstance(scheme, functools.partial) else scheme
     chosen = {name: layer.module for name, layer in layers.items()}
-    report = QuantizeReport(
-        scheme=getattr(inner, "__name__", type(inner).__name__),
-        layers=[
-            QuantizedLayer(
-                name=name,
-                kind=type(layer.module).__name__,
-                shape=tuple(layer.weight.shape),
-                nbytes_before=layer.weight.numel() * layer.weight.element_size(),
-                nbytes=None,
-            )
-            for name, layer in layers.items()
-        ],
-        skipped=skipped,
-    )
+    done = [
+        QuantizedLayer(
+            name=name,
+            kind=type(layer.module).__name__,
+            shape=tuple(layer.weight.shape),
+            nbytes_before=layer.weight.numel() * layer.weight.element_size(),
+            nbytes=None,
+        )
+        for name, layer in layers.items()
+    ]
     lazy = {name: layer for name, layer in chosen.items() if _C.is_lazy(layers[name].weight)}
     layerwise.quantize_now(
         model, [(name, layer) for name, layer in chosen.items() if name not in lazy], quantizer
     )
     layerwise.postpone(lazy.values(), quantizer)
-    return report
+    return done, getattr(inner, "__name__", type(inner).__name__)

@@ -20,8 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 from dormant._extension import _C
 from dormant.quantization.foreign_layer import become, is_foreign, lend, multiply_through
+from dormant.quantization.nested_offsets import forget_offset, watch_offset
+from dormant.quantization.packed_format import LayerFormat
 from dormant.quantization.prequantized import check_parts, check_tensor, read_state
-from dormant.tensors.storage import realize, unrecorded
+from dormant.tensors.storage import unrecorded
 
 _SOURCES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -56,10 +58,11 @@ def library() -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FourBit:
+class FourBit(LayerFormat):
     """The 4-bit formats of bitsandbytes: blocks of elements share a scale, each gets 4 bits.
 
-    A layer becomes a `bitsandbytes.nn.Linear4bit`.
+    A layer becomes a `bitsandbytes.nn.Linear4bit`, another parameter is packed as by
+    `bitsandbytes.nn.parametrize.replace_parameter_4bit`.
 
     Args:
         kind: "nf4" (levels for normally distributed weights) or "fp4" (a 4-bit floating point).
@@ -152,7 +155,7 @@ class FourBit:
                 quant_type=self.kind,
                 quant_storage=self.storage_dtype,
             )
-        packed, state = self._quantize(weight)
+        packed, state = self.quantized(weight)
         if in_place:
             become(module, layer)
             layer = module
@@ -169,14 +172,14 @@ class FourBit:
             bnb_quantized=True,
         )
         layer.quant_state = state
-        _watch_offset(module)
+        watch_offset(module)
         if not in_place:
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantizes `weight` anew into the Params4bit of `module`."""
-        self._put(module, *self._quantize(weight))
-        _watch_offset(module)
+        self._put(module, *self.quantized(weight))
+        watch_offset(module)
 
     def follow(
         self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
@@ -190,56 +193,73 @@ class FourBit:
 
     def finish(self, module: torch.nn.Module) -> None:
         """Leaves nothing of ours in `module`: its weight is real."""
-        _forget_offset(module)
+        forget_offset(module)
 
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:
         """Takes packed bytes and statistics as bitsandbytes saves them."""
-        where = f"a {self.kind} layer of shape {list(shape)}"
-        state_name = f"weight.quant_state.bitsandbytes__{self.kind}"
+        packed, state = self.prequantized(entries, self.attribute, shape)
+        weight: Any = module._parameters["weight"]
+        weight.quant_storage = packed.dtype
+        self._put(module, packed, state)
+
+    def prequantized(
+        self, entries: Mapping[str, torch.Tensor], name: str, shape: torch.Size
+    ) -> tuple[torch.Tensor, Any]:
+        """The packed bytes and the QuantState in a checkpoint of bitsandbytes, as in `entries`.
+
+        Args:
+            entries: the tensors, "weight", "weight.absmax", ... where `name` is "weight".
+            name: of the weight in `entries`.
+            shape: of the weight in full precision.
+
+        Raises:
+            KeyError: a part is missing, or there is one too many.
+            ValueError: a part is not what it has to be.
+        """
+        what = "layer" if name == self.attribute else name
+        where = f"a {self.kind} {what} of shape {list(shape)}"
+        state_name = f"{name}.quant_state.bitsandbytes__{self.kind}"
         check_parts(
             entries,
-            required=("weight", "weight.absmax", "weight.quant_map", state_name),
-            optional=("weight.nested_absmax", "weight.nested_quant_map", "bias"),
+            required=(name, f"{name}.absmax", f"{name}.quant_map", state_name),
+            optional=(f"{name}.nested_absmax", f"{name}.nested_quant_map", "bias"),
             where=where,
         )
-        state = read_state(entries[state_name], self.kind, shape, where)
-        block_size = state.block_size
-        nested = "weight.nested_absmax" in entries
-        blocks = -(-shape.numel() // block_size)
-        storage = entries["weight"].dtype
+        saved = read_state(entries[state_name], self.kind, shape, where)
+        nested = f"{name}.nested_absmax" in entries
+        blocks = -(-shape.numel() // saved.block_size)
+        storage = entries[name].dtype
         packed_bytes = (shape.numel() + 1) // 2
-        check_tensor(entries, "weight", storage, (packed_bytes // storage.itemsize, 1), where)
+        check_tensor(entries, name, storage, (packed_bytes // storage.itemsize, 1), where)
         absmax_dtype = torch.uint8 if nested else torch.float32
-        check_tensor(entries, "weight.absmax", absmax_dtype, (blocks,), where)
-        check_tensor(entries, "weight.quant_map", torch.float32, (16,), where)
+        check_tensor(entries, f"{name}.absmax", absmax_dtype, (blocks,), where)
+        check_tensor(entries, f"{name}.quant_map", torch.float32, (16,), where)
         state2 = offset = None
         if nested:
-            nested_blocks = -(-blocks // state.nested_block_size)
-            name = "weight.nested_absmax"
-            check_tensor(entries, name, torch.float32, (nested_blocks,), where)
-            check_tensor(entries, "weight.nested_quant_map", torch.float32, (256,), where)
-            offset = torch.tensor(state.nested_offset, dtype=torch.float32, device="cpu")
+            nested_blocks = -(-blocks // saved.nested_block_size)
+            nested_absmax = f"{name}.nested_absmax"
+            check_tensor(entries, nested_absmax, torch.float32, (nested_blocks,), where)
+            check_tensor(entries, f"{name}.nested_quant_map", torch.float32, (256,), where)
+            offset = torch.tensor(saved.nested_offset, dtype=torch.float32, device="cpu")
             state2 = library().functional.QuantState(
-                absmax=entries[name].clone(),
-                blocksize=state.nested_block_size,
-                code=entries["weight.nested_quant_map"].clone(),
+                absmax=entries[nested_absmax].clone(),
+                blocksize=saved.nested_block_size,
+                code=entries[f"{name}.nested_quant_map"].clone(),
                 dtype=torch.float32,
             )
-        quant_state = library().functional.QuantState(
+        state = library().functional.QuantState(
             quant_type=self.kind,
-            absmax=entries["weight.absmax"].clone(),
-            blocksize=block_size,
-            code=entries["weight.quant_map"].clone(),
-            dtype=state.dtype,
+            absmax=entries[f"{name}.absmax"].clone(),
+            blocksize=saved.block_size,
+            code=entries[f"{name}.quant_map"].clone(),
+            dtype=saved.dtype,
             shape=shape,
             offset=offset,
             state2=state2,
         )
-        weight: Any = module._parameters["weight"]
-        weight.quant_storage = storage
-        self._put(module, entries["weight"].clone(), quant_state)
+        return entries[name].clone(), state
 
     def attributes(
         self, module: torch.nn.Module
@@ -255,7 +275,8 @@ class FourBit:
         weight.blocksize = state.blocksize
         weight.compress_statistics = state.nested
 
-    def _quantize(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    def quantized(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """The packed bytes of `weight` and their QuantState, lazy where `weight` is."""
         functional = library().functional
         nested_map = _nested_map() if self.nested else None
         code = _levels(self.kind).clone()
@@ -286,7 +307,7 @@ class FourBit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8:
+class Int8(LayerFormat):
     """LLM.int8 of bitsandbytes: one scale for each row, 8 bits for each element.
 
     A layer becomes a `bitsandbytes.nn.Linear8bitLt`.
@@ -442,36 +463,6 @@ def _dtype_of(value: object, option: str) -> torch.dtype:
             f"{value!r}."
         )
     return value
-
-
-def _watch_offset(module: torch.nn.Module) -> None:
-    """Has `_offset_first` called by the layer while there is an offset that is lazy."""
-    hooks = module._state_dict_pre_hooks
-    if _lazy_offset(module) is not None and _offset_first not in hooks.values():
-        module.register_state_dict_pre_hook(_offset_first)  # type: ignore[no-untyped-call]
-
-
-def _forget_offset(module: torch.nn.Module) -> None:
-    hooks = module._state_dict_pre_hooks
-    for key in [key for key, hook in hooks.items() if hook is _offset_first]:
-        del hooks[key]
-
-
-def _lazy_offset(module: torch.nn.Module) -> torch.Tensor | None:
-    state = getattr(module._parameters.get("weight"), "quant_state", None)
-    offset: torch.Tensor | None = getattr(state, "offset", None)
-    return offset if offset is not None and _C.is_lazy(offset) else None
-
-
-def _offset_first(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
-    """Makes the offset of the scales real, which a state dict has as text.
-
-    In tiles, like all of `materialize`: read by itself, as `item` does, it would have the whole
-    weight replayed, and the source would keep that.
-    """
-    offset = _lazy_offset(module)
-    if offset is not None:
-        realize(offset)
 
 
 def _check_source(weight: torch.Tensor, name: str, what: str) -> None:

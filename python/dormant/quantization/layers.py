@@ -1,6 +1,6 @@
 """Quantized weights that still know the full-precision tensor they are made of.
 
-A quantized layer holds packed bytes and statistics, so a checkpoint in full precision finds no
+A quantized module holds packed bytes and statistics, so a checkpoint in full precision finds no
 parameter to go to. While its packed bytes are lazy, each weight therefore keeps its source: the
 lazy float tensor it is computed from. `load` shows the sources as ordinary parameters for the time
 of `load_state_dict`, and quantizes again, from the new histories, into the same parameter objects.
@@ -12,51 +12,15 @@ import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
 from dormant._extension import _C
+from dormant.quantization.packed_format import PackedFormat
 from dormant.recording.context import lazy_init
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.identity import is_wrapper
-
-State: TypeAlias = "dict[str, object]"
-
-
-class PackedFormat(Protocol):
-    """How one library keeps a quantized weight in a layer.
-
-    Attributes:
-        can_be_sharded: whether its layers work when the packed bytes are divided among ranks.
-    """
-
-    can_be_sharded: ClassVar[bool]
-
-    def check(self, weight: torch.Tensor, name: str) -> None:
-        """Raises ValueError where a weight like this, [out, in], can't be quantized."""
-
-    def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
-        """Makes `module` the library's layer, its weight the quantized `weight` ([out, in])."""
-
-    def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantizes `weight` anew into the parameter object that `install` made."""
-
-    def follow(
-        self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
-    ) -> None:
-        """Called while `module` is deep-copied to `duplicate`, its parameters already in `memo`."""
-
-    def finish(self, module: torch.nn.Module) -> None:
-        """Called when the weight is real: `module` is the library's layer and nothing else."""
-
-    def accept(
-        self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
-    ) -> None:
-        """Takes what a checkpoint of quantized weights has for this layer."""
-
-    def attributes(self, module: torch.nn.Module) -> list[tuple[dict[str, object], State]]:
-        """Each dict that `refresh` and `accept` write to, with what is in it now."""
 
 
 @dataclass
@@ -73,23 +37,30 @@ class _Source:
         return self.tensor.t().contiguous() if self.transposed else self.tensor
 
 
-_sources: weakref.WeakKeyDictionary[torch.nn.Module, _Source] = weakref.WeakKeyDictionary()
+# By the name of the parameter in its module.
+_Sources: TypeAlias = "dict[str, _Source]"
+
+_sources: weakref.WeakKeyDictionary[torch.nn.Module, _Sources] = weakref.WeakKeyDictionary()
 
 
 class QuantizedWeight:
-    """The quantized weight of one layer.
+    """One quantized weight: that of a layer, or a parameter of another module.
 
     Attributes:
         name: its name in the state dict of the model.
-        module: the layer.
-        attribute: the name of the parameter in the layer.
+        held_as: the name under which `named_parameters` has the packed bytes.
+        module: the layer or module.
+        attribute: the name of the parameter there.
+        format: how it is packed.
     """
 
-    attribute = "weight"
-
-    def __init__(self, name: str, module: torch.nn.Module, source: _Source) -> None:
-        self.name = name
+    def __init__(self, prefix: str, module: torch.nn.Module, source: _Source) -> None:
         self.module = module
+        self.format = source.format
+        self.attribute = source.format.attribute
+        self.name = prefix + self.attribute
+        self.held_as = prefix + source.format.held_as
+        self._prefix = prefix
         self._source = source
 
     @property
@@ -100,7 +71,7 @@ class QuantizedWeight:
     @property
     def is_lazy(self) -> bool:
         """Whether the packed bytes have no memory yet; True of sharded ones, which tell not."""
-        packed = _packed(self.module)
+        packed = _packed(self.module, self._source)
         return packed is None or _C.is_lazy(packed)
 
     @contextlib.contextmanager
@@ -121,18 +92,15 @@ class QuantizedWeight:
         Raises:
             NotImplementedError: the packed bytes are sharded.
         """
-        packed = self._whole()
+        self._check_whole()
         source = self._source
         # A tensor made in inference mode would not count what is written to it.
         with torch.inference_mode(False):
             exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
         version = exposed._version
-        self.module._parameters[self.attribute] = exposed
-        try:
+        with source.format.showing(self.module, exposed):
             yield exposed
             written = self.module._parameters[self.attribute]
-        finally:
-            self.module._parameters[self.attribute] = packed
         assert written is not None
         changed = written is not exposed or written._version != version
         if not changed and dtype in (None, source.tensor.dtype):
@@ -148,15 +116,16 @@ class QuantizedWeight:
         """Takes a weight that a checkpoint has in quantized form, lazily where it is lazy.
 
         Args:
-            entries: the checkpoint's tensors of this layer by their names within it: "weight",
-                "weight.absmax", "weight.quant_map", ... or "weight", "SCB", "weight_format".
+            entries: the checkpoint's tensors of this weight by their names within its module:
+                "weight", "weight.absmax", "weight.quant_map", ... or "weight", "SCB",
+                "weight_format".
 
         Raises:
             KeyError: a part is missing, or there is one too many.
             NotImplementedError: the packed bytes are sharded.
-            ValueError: a part does not fit the layer, or is quantized another way.
+            ValueError: a part does not fit the weight, or is quantized another way.
         """
-        self._whole()
+        self._check_whole()
         tensor = self._source.tensor
         sizes = tensor.shape[::-1] if self._source.transposed else tensor.shape
         with torch.no_grad():
@@ -166,31 +135,15 @@ class QuantizedWeight:
 
     def prequantized_names(self) -> tuple[str, ...]:
         """Every name under which a checkpoint of quantized weights may keep parts of this one."""
-        prefix = self.name.removesuffix(self.attribute)
-        return tuple(prefix + part for part in _PARTS)
+        return tuple(self._prefix + part for part in self._source.format.parts)
 
-    def _whole(self) -> torch.nn.Parameter:
-        packed = _packed(self.module)
-        if packed is None:
+    def _check_whole(self) -> None:
+        if _packed(self.module, self._source) is None:
             raise NotImplementedError(
                 f"load: {self.name} is quantized and sharded; its statistics need the whole "
                 "weight. Load first and shard then: dormant.quantize, dormant.load(..., "
                 "materialize=False), fully_shard, dormant.materialize."
             )
-        return packed
-
-
-_PARTS = (
-    "weight",
-    "weight.absmax",
-    "weight.quant_map",
-    "weight.nested_absmax",
-    "weight.nested_quant_map",
-    "weight.quant_state.bitsandbytes__nf4",
-    "weight.quant_state.bitsandbytes__fp4",
-    "SCB",
-    "weight_format",
-)
 
 
 def register(
@@ -201,7 +154,7 @@ def register(
     requires_grad: bool,
     packed_format: PackedFormat,
 ) -> None:
-    """Remembers `weight`, as the layer kept it, as the source of what `module` holds now."""
+    """Remembers `weight`, as the module kept it, as the source of what it holds now."""
     _remember(module, _to_keep(_Source(weight, transposed, requires_grad, packed_format)))
 
 
@@ -214,13 +167,26 @@ def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
     Returns:
         The weights in the order of `named_modules`.
     """
-    found: list[QuantizedWeight] = []
-    for prefix, module in model.named_modules():
-        source = _sources.get(module)
-        if source is not None:
-            name = f"{prefix}.weight" if prefix else "weight"
-            found.append(QuantizedWeight(name, module, source))
-    return found
+    return [
+        QuantizedWeight(f"{name}." if name else "", module, source)
+        for name, module in model.named_modules()
+        for source in tuple(_sources.get(module, {}).values())
+        if _holder(module, source) is not None
+    ]
+
+
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a state dict of the model would hold, by every name."""
+    found = dict(model.named_parameters(remove_duplicate=False))
+    # A module's own hook gives packed parameters the names that they had.
+    names = {weight.held_as: weight.name for weight in quantized_weights(model)}
+    found = {names.get(name, name): parameter for name, parameter in found.items()}
+    persistent: dict[str, torch.Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                persistent[f"{prefix}.{name}" if prefix else name] = buffer
+    return {**found, **persistent}
 
 
 class HeldQuantization:
@@ -230,20 +196,22 @@ class HeldQuantization:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._sources = [(module, _sources[module]) for module in _registered(model)]
+        weights = quantized_weights(model)
+        self._sources = [(weight.module, weight._source) for weight in weights]
         self._without_copier = [
             module for module, _ in self._sources if _Copier.ATTRIBUTE not in vars(module)
         ]
         self._attributes = [
             attributes
             for module, source in self._sources
-            if _packed(module) is not None
+            if _packed(module, source) is not None
             for attributes in source.format.attributes(module)
         ]
 
     def restore(self) -> None:
         """Everything is as it was when this was made."""
-        _sources.update(self._sources)
+        for module, source in self._sources:
+            _sources[module][source.format.attribute] = source
         for module in self._without_copier:
             vars(module).pop(_Copier.ATTRIBUTE, None)
         for attributes, before in self._attributes:
@@ -251,17 +219,27 @@ class HeldQuantization:
             attributes.update(before)
 
 
-def _packed(module: torch.nn.Module) -> torch.nn.Parameter | None:
+def _holder(module: torch.nn.Module, source: _Source) -> torch.nn.Module | None:
+    """What has the packed bytes as a parameter; None where the quantization has been undone."""
+    holder: torch.nn.Module | None = module
+    for name in source.format.held_as.split(".")[:-1]:
+        holder = None if holder is None else holder._modules.get(name)
+    return holder
+
+
+def _held(module: torch.nn.Module, source: _Source) -> torch.nn.Parameter | None:
+    """What stands where `source` was packed; a sharding may have taken it, or left a part."""
+    holder = _holder(module, source)
+    return None if holder is None else holder._parameters.get(source.format.held_as.split(".")[-1])
+
+
+def _packed(module: torch.nn.Module, source: _Source) -> torch.nn.Parameter | None:
     """The packed weight; None where a sharding has taken it and left a part, or nothing."""
-    parameter = module._parameters.get("weight")
+    parameter = _held(module, source)
     # FSDP1 leaves a run of its flat parameter, or no parameter at all.
     if parameter is None or is_wrapper(parameter) or parameter.dim() != 2:
         return None
     return parameter
-
-
-def _registered(model: torch.nn.Module) -> list[torch.nn.Module]:
-    return [module for module in model.modules() if module in _sources]
 
 
 def check_sharding(roots: Iterable[object]) -> None:
@@ -276,14 +254,14 @@ def check_sharding(roots: Iterable[object]) -> None:
     for root in roots:
         for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
             packed_format = weight._source.format
-            if _packed(weight.module) is None and not packed_format.can_be_sharded:
+            if _packed(weight.module, weight._source) is None and not packed_format.can_be_sharded:
                 raise NotImplementedError(
                     f"materialize: {weight.name} was quantized by {packed_format} and then "
                     "sharded; the layers of bitsandbytes cannot compute with such shards. Quantize "
                     "with dormant.FourBit, leave the layers out with fully_shard(..., "
                     "ignored_params=...), or do not shard the model."
                 )
-            if _is_never_gathered(weight.module):
+            if _is_never_gathered(weight):
                 raise NotImplementedError(
                     f"materialize: {weight.name} was quantized by {packed_format} and then "
                     "divided by distribute_tensor or parallelize_module; the layers of "
@@ -294,14 +272,14 @@ def check_sharding(roots: Iterable[object]) -> None:
                 )
 
 
-def _is_never_gathered(module: torch.nn.Module) -> bool:
-    """Whether the layer would compute with a part of its weight: no fully_shard gathers it."""
-    parameter = module._parameters.get("weight")
+def _is_never_gathered(weight: QuantizedWeight) -> bool:
+    """Whether the module would compute with a part of its weight: no fully_shard gathers it."""
+    parameter = _held(weight.module, weight._source)
     if not is_dtensor(parameter):
         return False
     divisions = sum(not placement.is_replicate() for placement in parameter.placements)
     # fully_shard marks the modules whose parameters it has taken, and undoes one division.
-    return divisions > int(hasattr(module, "_is_fsdp_managed_module"))
+    return divisions > int(hasattr(weight.module, "_is_fsdp_managed_module"))
 
 
 def forget_sources(roots: Iterable[object]) -> None:
@@ -316,18 +294,31 @@ def forget_sources(roots: Iterable[object]) -> None:
         return
     for root in roots:
         for module in root.modules() if isinstance(root, torch.nn.Module) else ():
-            source = _sources.get(module)
-            if source is None:
-                continue
-            packed = _packed(module)
-            if packed is None or not _C.is_lazy(packed):
-                source.format.finish(module)
-                vars(module).pop(_Copier.ATTRIBUTE, None)
-                _sources[module] = _placeholder(source)
+            if module in _sources:
+                _forget_finished(module)
+
+
+def _forget_finished(module: torch.nn.Module) -> None:
+    sources = _sources[module]
+    for attribute, source in tuple(sources.items()):
+        if _is_lazy(module, source):
+            continue
+        if _holder(module, source) is None:
+            del sources[attribute]
+        else:
+            source.format.finish(module)
+            sources[attribute] = _placeholder(source)
+    if not any(_is_lazy(module, source) for source in sources.values()):
+        vars(module).pop(_Copier.ATTRIBUTE, None)
+
+
+def _is_lazy(module: torch.nn.Module, source: _Source) -> bool:
+    packed = _packed(module, source)
+    return packed is not None and _C.is_lazy(packed)
 
 
 class _Copier:
-    """An attribute of a lazy quantized layer, by which a deep copy gets a source of its own."""
+    """An attribute of a lazy quantized module, by which a deep copy gets sources of its own."""
 
     ATTRIBUTE: ClassVar[str] = "_dormant_copier"
 
@@ -336,23 +327,23 @@ class _Copier:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Copier | None:
         module = self._module()
-        source = _sources.get(module) if module is not None else None
+        sources = _sources.get(module) if module is not None else None
         duplicate = memo.get(id(module))
-        if module is None or source is None or duplicate is None:
+        if module is None or not sources or duplicate is None:
             return None
-        source.format.follow(module, duplicate, memo)
-        _sources[duplicate] = _to_keep(source)
+        for source in sources.values():
+            source.format.follow(module, duplicate, memo)
+        _sources[duplicate] = {name: _to_keep(source) for name, source in sources.items()}
         return _Copier(duplicate)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What is pickled is the library's layer alone.
+        # What is pickled is the library's module alone.
         return type(None), ()
 
 
 def _remember(module: torch.nn.Module, source: _Source) -> _Source:
-    _sources[module] = source
-    packed = _packed(module)
-    if packed is not None and _C.is_lazy(packed):
+    _sources.setdefault(module, {})[source.format.attribute] = source
+    if _is_lazy(module, source):
         vars(module)[_Copier.ATTRIBUTE] = _Copier(module)
     return source
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
+from collections.abc import Collection
 from typing import Any
+
+import torch
 
 from dormant.quantization.bitsandbytes import FourBit, Int8
 from dormant.tensors.pretrained import is_pretrained
@@ -41,7 +44,7 @@ def mark(model: Any, configuration: Any) -> None:
     So it saves a configuration from which it can be loaded again, and peft finds the layers. The
     configuration it was made from may be used for other models, so it gets a copy.
     """
-    _take_own_configuration(model)
+    take_own_configuration(model)
     auto = importlib.import_module("transformers.quantizers.auto")
     quantizer = auto.AutoHfQuantizer.from_config(configuration, pre_quantized=False)
     model.hf_quantizer = quantizer
@@ -57,7 +60,20 @@ def mark(model: Any, configuration: Any) -> None:
             module.config._is_quantized = True
 
 
-def _take_own_configuration(model: Any) -> None:
+def save_under_own_names(model: torch.nn.Module, modules: Collection[torch.nn.Module]) -> None:
+    """Has the transformers models that contain `modules`, whose parameters are packed, save so.
+
+    The library would turn them into the tensors of an earlier layout, one for each expert, which
+    packed bytes cannot be cut into; it fails where it tries. What it attaches to a model here is
+    how to save it (`revert_weight_conversion` in transformers/core_model_loading.py).
+    """
+    part: Any
+    for part in model.modules():
+        if is_pretrained(part) and not set(modules).isdisjoint(part.modules()):
+            part._weight_conversions = []
+
+
+def take_own_configuration(model: Any) -> None:
     """Copies the configuration, and those in it, for all modules that hold one of them."""
     kind = importlib.import_module("transformers").PreTrainedConfig
     copies: dict[int, Any] = {}

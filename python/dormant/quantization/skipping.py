@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
-from dormant.tensors.identity import is_wrapper, owns_storage
+from dormant.tensors.identity import owns_storage
 from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
 
@@ -77,12 +77,13 @@ def check_all_match(model: torch.nn.Module, patterns: Sequence[str]) -> None:
     if unknown:
         raise ValueError(
             "quantize: skip matches no module of the model: "
-            + "; ".join(f"{pattern!r}{_proposal(pattern, names)}" for pattern in unknown)
+            + "; ".join(f"{pattern!r}{proposal(pattern, names)}" for pattern in unknown)
             + ". Nothing was changed. Correct the names or leave them out."
         )
 
 
-def _proposal(pattern: str, names: Sequence[str]) -> str:
+def proposal(pattern: str, names: Sequence[str]) -> str:
+    """Which of `names` may have been meant, in parentheses, for a message."""
     # Last parts, too: an entry may be the end of a name.
     known = dict.fromkeys([*names, *(name.rpartition(".")[2] for name in names)])
     near = difflib.get_close_matches(pattern, known, n=3)
@@ -127,42 +128,17 @@ def kept_by_configuration(model: torch.nn.Module, names: Iterable[str]) -> dict[
 
 
 def tied_names(model: torch.nn.Module) -> dict[int, list[str]]:
-    """Names of parameters that share one storage with others, by the storage."""
+    """Names of parameters that share one storage with others, by the storage.
+
+    More than tensors of one `identity`: a transposed tie, or rows of a fused weight, are written
+    through each other's storage, which a packed copy of one would no longer show.
+    """
     names: dict[int, list[str]] = defaultdict(list)
     for prefix, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and owns_storage(parameter) and parameter.numel():
                 names[_C.storage_id(parameter)].append(f"{prefix}.{name}" if prefix else name)
     return {key: value for key, value in names.items() if len(value) > 1}
-
-
-def stacked_experts(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Parameters that hold the matrices of several experts, one upon the other, by name.
-
-    They are known by three dimensions, and by "expert" in their name or in the name of a number in
-    their module that says how many there are. Layers of PyTorch (`Conv1d`, `Bilinear`) are not
-    meant.
-    """
-    found: dict[str, torch.nn.Parameter] = {}
-    for prefix, module in model.named_modules():
-        if isinstance(module, (torch.nn.modules.conv._ConvNd, torch.nn.Bilinear)):
-            continue
-        counts = {
-            value
-            for name, value in list(vars(module).items())
-            if type(value) is int and "expert" in name
-        }
-        for name, parameter in module._parameters.items():
-            full_name = f"{prefix}.{name}" if prefix else name
-            if (
-                parameter is not None
-                and not is_wrapper(parameter)
-                and parameter.dim() == 3
-                and ("expert" in full_name.lower() or parameter.size(0) in counts)
-                and min(parameter.shape) > 1
-            ):
-                found[full_name] = parameter
-    return found
 
 
 def _pretrained(model: torch.nn.Module) -> list[tuple[str, Any]]:

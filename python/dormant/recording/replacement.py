@@ -37,6 +37,8 @@ def replace(owner: Any, name: str, wrap: Wrap) -> Undo:
         What takes it back; where somebody else has replaced it meanwhile, theirs stays.
     """
     own = vars(owner).get(name)
+    if isinstance(own, (classmethod, staticmethod)):
+        own = own.__func__
     if isinstance(own, types.FunctionType):
         return _exchange_code(own, wrap)
     found = inspect.getattr_static(owner, name)
@@ -119,19 +121,24 @@ def _calling(key: int, code: types.CodeType) -> types.CodeType:
         *named,
     ]
     given = [*positional, *several, *(f"{name}={name}" for name in only_by_name), *named]
+    # It has the same variables of the function around it, since a function can only be given code
+    # with as many; named where nothing runs, so that a debugger that looks at the frame finds them.
+    free = ", ".join(code.co_freevars)
     source = (
-        f"def stand_in({', '.join(declared)}):\n"
-        f" from {__name__} import call\n"
-        f" return call({', '.join([str(key), *given])})\n"
+        f"def around({free}):\n"
+        f" def stand_in({', '.join(declared)}):\n"
+        f"  if 0: ({free})\n"
+        f"  from {__name__} import call\n"
+        f"  return call({', '.join([str(key), *given])})\n"
+        f" return stand_in\n"
     )
     namespace: dict[str, Any] = {}
     exec(compile(source, code.co_filename, "exec", dont_inherit=True), namespace)
-    made: types.CodeType = namespace["stand_in"].__code__
+    made: types.CodeType = namespace["around"](*code.co_freevars).__code__
     names_too = {"co_qualname": code.co_qualname} if sys.version_info >= (3, 11) else {}
     return made.replace(
         co_name=code.co_name,
         co_firstlineno=code.co_firstlineno,
-        co_freevars=code.co_freevars,  # a function can only be given code with as many
         **names_too,  # type: ignore[arg-type]
     )
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,31 +21,11 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.publication.publication import written_aside
 from dormant.recording.patches import Patch, declare, uninstall_if_idle
 from dormant.tensors.storage import is_lazy_storage, realize, realize_storage, unrecorded
 
 Function = Callable[..., Any]
-
-
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A path of the same name in a new folder beside `path`, whose file replaces it at the end.
-
-    Where an exception ends it, `path` is what it was. A symbolic link stays one.
-
-    Raises:
-        OSError: the folder cannot be written to.
-    """
-    final = path.resolve()
-    folder = tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=final.parent)
-    try:
-        aside = Path(folder, path.name)
-        yield aside
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copymode(final, aside)
-        aside.replace(final)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _twin(storage: torch.UntypedStorage) -> torch.UntypedStorage:
@@ -89,7 +67,7 @@ def _is_replaced(target: Any) -> bool:
 def _opened(original: Function, target: Any, *mode: str) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         if _is_replaced(target):
-            target = str(stack.enter_context(written_aside(Path(target))))
+            target = str(stack.enter_context(written_aside(Path(target), "torch.save")))
         yield stack.enter_context(original(target, *mode))
 
 

@@ -16,6 +16,7 @@ import torch
 from dormant._extension import _C
 from dormant.materialization.api import make_report
 from dormant.materialization.options import check_memory_budget
+from dormant.publication.publication import Publication, Replacement, made_folder
 from dormant.quantization.nested_offsets import compute_offsets
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.progress import Callback
@@ -31,7 +32,6 @@ from dormant.saving.contents import (
 )
 from dormant.saving.folder import divide, replace_earlier
 from dormant.saving.pretrained import pretrained_contents
-from dormant.saving.publication import Publication, Replacement, made_folder
 from dormant.saving.safetensors_header import lay_out_file
 from dormant.saving.stream import FilePlan, write_files
 from dormant.saving.torch_archive import plan_torch_archive
@@ -75,8 +75,8 @@ def save(
     Files are written under temporary names, synced and then renamed, so a model that reads the
     files that it is saved to goes on reading their earlier contents. Whatever stops it leaves no
     file that looks whole, and an error leaves those of an earlier save as they were. Who reads a
-    folder after the process was killed finds the earlier save or this one, whole. A symbolic link
-    is replaced, not followed.
+    folder after the process was killed finds the earlier save or this one, whole; the next save
+    there removes what was left. A symbolic link is replaced, not followed.
 
     Args:
         model_or_state: a module, of which the state dict is saved, or a dict of tensors.

@@ -8,8 +8,8 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from dormant.publication.publication import Replacement
 from dormant.saving.contents import Contents, SavedTensor
-from dormant.saving.publication import Replacement
 
 _SUFFIX = ".safetensors"
 # transformers gives this name to the index of an adapter's files, too.

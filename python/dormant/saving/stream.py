@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from dormant._extension import _C
+from dormant.publication.publication import Publication, write_bytes
 from dormant.reporting.progress import Callback, following
-from dormant.saving.publication import Publication, write_bytes
 
 # Of an open file (descriptor, path for messages); told how many bytes it has gone through.
 Seal = Callable[[int, Path, Callable[[int], None]], None]

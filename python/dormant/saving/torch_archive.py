@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.publication.publication import write_bytes
 from dormant.saving.contents import obstacle
-from dormant.saving.publication import write_bytes
 from dormant.saving.stream import FilePlan
 from dormant.saving.zip_layout import Record, ZipLayout
 from dormant.tensors.identity import identity

@@ -178,14 +178,3 @@ def element_bytes(tensor: torch.Tensor) -> int:
 def sizes_of(tensor: torch.Tensor) -> tuple[int, ...]:
     """The sizes of `tensor`; of a nested tensor only how many tensors it holds."""
     return (tensor.size(0),) if tensor.is_nested else tuple(tensor.size())
-
-
-def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a state dict of the model would hold, by every name."""
-    found = dict(model.named_parameters(remove_duplicate=False))
-    persistent: dict[str, torch.Tensor] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                persistent[f"{prefix}.{name}" if prefix else name] = buffer
-    return {**found, **persistent}

@@ -11,7 +11,7 @@ import collections
 import functools
 import logging
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
@@ -20,7 +20,9 @@ from dormant._extension import _C
 
 # A position has a name like "[3]".
 _Key: TypeAlias = "str | int"
-_Held: TypeAlias = "Iterable[tuple[_Key, Any]]"
+# Names, and what they lead to; what has no text for a name is named by its position.
+_Group: TypeAlias = "tuple[Sequence[object], list[Any]]"
+_Held: TypeAlias = "Iterable[_Group]"
 # What was gone through, innermost last; joined only where a tensor is found.
 _Path: TypeAlias = "tuple[_Path, _Key] | None"
 
@@ -37,7 +39,7 @@ def is_module(value: object) -> TypeGuard[torch.nn.Module]:
 
 def only_part(wrapper: torch.Tensor) -> torch.Tensor | None:
     """The tensor of which a wrapper subclass consists; None where there are several, or none."""
-    held = _held_by(wrapper, _examine(type(wrapper)))
+    held = _pairs(_held_by(wrapper, _examine(type(wrapper))))
     parts = [value for key, value in held if key != "grad" and is_tensor(value)]
     return parts[0] if len(parts) == 1 else None
 
@@ -85,10 +87,9 @@ def reachable_tensors(root: object, name: str = "") -> Iterator[tuple[str, torch
             path, item = others.popleft()
             held = _unregistered(item, _kind_of(item, kinds))
         found: list[tuple[_Path, Any]] = []
-        for key, value in held:
-            known = kinds.get(id(type(value))) or _kind_of(value, kinds)
-            if not _leads_nowhere(value, known):
-                found.append(((path, key), value))
+        for keys, values in held:
+            for position in _C.holders(values, _FOLLOWED, _OUTSIDE):
+                found.append(((path, _name(keys, position)), values[position]))
         found.reverse()
         pending += found
 
@@ -115,7 +116,6 @@ class _Kind(NamedTuple):
         slots: the attributes outside of it.
         is_tensor: whether it is a tensor.
         is_module: whether it is a module.
-        is_builtin: whether it is a container without anything of its own.
     """
 
     type: type
@@ -124,7 +124,6 @@ class _Kind(NamedTuple):
     slots: tuple[tuple[str, Any], ...] = ()
     is_tensor: bool = False
     is_module: bool = False
-    is_builtin: bool = False
 
 
 def _kind_of(item: object, kinds: dict[int, _Kind]) -> _Kind:
@@ -146,7 +145,6 @@ def _examine(kind: type) -> _Kind:
         slots=_slots(kind),
         is_tensor=issubclass(kind, torch.Tensor),
         is_module=issubclass(kind, torch.nn.Module),
-        is_builtin=any(kind is container for container in _CONTAINERS),
     )
 
 
@@ -160,74 +158,70 @@ def _slots(kind: type) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def _leads_nowhere(value: Any, kind: _Kind) -> bool:
-    """Whether one look tells that there is no tensor: of most objects that are met it does."""
-    if kind.is_builtin:
-        return _all_plain(value) and (
-            not hasattr(kind.type, "values") or _all_plain(value.values())
-        )
-    if kind.elements is not None or kind.slots or kind.is_module:
-        return False
-    if not kind.has_attributes:
-        return True
-    attributes = _C.attributes(value)
-    return attributes is None or _all_plain(dict.values(attributes))
-
-
-def _all_plain(values: Iterable[object]) -> bool:
-    return _PLAIN.issuperset(map(id, map(type, values)))
-
-
-def _held_by(item: Any, kind: _Kind) -> Iterator[tuple[_Key, Any]]:
+def _held_by(item: Any, kind: _Kind) -> Iterator[_Group]:
     if kind.elements is not None:
         yield from kind.elements(item)
     if kind.has_attributes:
         yield from _named(_C.attributes(item))
     for name, slot in kind.slots:
         try:
-            yield name, slot.__get__(item)
+            yield (name,), [slot.__get__(item)]
         except AttributeError:  # a slot that was never assigned
             continue
+
+
+def _name(keys: Sequence[object], position: int) -> _Key:
+    key = keys[position]
+    return key if type(key) is str else position
+
+
+def _pairs(held: _Held) -> Iterator[tuple[_Key, Any]]:
+    for keys, values in held:
+        yield from ((_name(keys, position), value) for position, value in enumerate(values))
+
+
+def _group(pairs: Iterable[tuple[object, Any]]) -> _Group:
+    pairs = list(pairs)
+    return [key for key, _ in pairs], [value for _, value in pairs]
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
-def _registered(module: torch.nn.Module) -> Iterator[tuple[_Key, Any]]:
+def _registered(module: torch.nn.Module) -> Iterator[_Group]:
     if issubclass(type(module), torch.jit.ScriptModule):
         # Its tensors live in C++; the dictionaries are proxies of them.
-        yield from module.named_parameters(recurse=False)
-        yield from module.named_buffers(recurse=False)
-        yield from module.named_children()
+        yield _group(module.named_parameters(recurse=False))
+        yield _group(module.named_buffers(recurse=False))
+        yield _group(module.named_children())
     attributes = _C.attributes(module) or {}
     for registry in _REGISTRIES:
-        held = dict.get(attributes, registry)
-        if issubclass(type(held), dict):
-            yield from _named(held)
+        yield from _named(dict.get(attributes, registry))
 
 
-def _unregistered(module: torch.nn.Module, kind: _Kind) -> Iterator[tuple[_Key, Any]]:
-    for key, value in _held_by(module, kind):
-        if key not in _REGISTRIES or not issubclass(type(value), dict):
-            yield key, value
+def _unregistered(module: torch.nn.Module, kind: _Kind) -> Iterator[_Group]:
+    yield _group(
+        (key, value)
+        for key, value in _pairs(_held_by(module, kind))
+        if key not in _REGISTRIES or not issubclass(type(value), dict)
+    )
 
 
-def _named(held: Any) -> list[tuple[_Key, Any]]:
-    items = list(dict.items(held)) if issubclass(type(held), dict) else []
-    return [
-        (key if type(key) is str else position, value)
-        for position, (key, value) in enumerate(items)
-    ]
+def _named(held: Any) -> Iterator[_Group]:
+    if issubclass(type(held), dict):
+        # At once: another thread may be changing it.
+        items = list(dict.items(held))
+        yield _group(items)
 
 
-def _of_dict(item: dict[Any, Any]) -> Iterator[tuple[_Key, Any]]:
-    items = list(dict.items(item))
-    if not _all_plain(dict.keys(item)):
-        yield from ((f"[key {position}]", key) for position, (key, _) in enumerate(items))
-    yield from _named(item)
+def _of_dict(item: dict[Any, Any]) -> Iterator[_Group]:
+    keys, values = _group(dict.items(item))
+    followed = _C.holders(list(keys), _FOLLOWED, _OUTSIDE)
+    yield [f"[key {position}]" for position in followed], [keys[p] for p in followed]
+    yield keys, values
 
 
-def _of_tensor(tensor: torch.Tensor) -> Iterator[tuple[_Key, Any]]:
+def _of_tensor(tensor: torch.Tensor) -> Iterator[_Group]:
     # A subclass may refuse to be asked (UninitializedParameter); inside the graph asking warns.
     with torch._C.DisableTorchFunctionSubclass():
         try:
@@ -238,38 +232,40 @@ def _of_tensor(tensor: torch.Tensor) -> Iterator[tuple[_Key, Any]]:
             return
         gradient = _GRAD(tensor) if held else None
     if gradient is not None:
-        yield "grad", gradient
+        yield ("grad",), [gradient]
 
 
-def _of_function(function: types.FunctionType) -> Iterator[tuple[_Key, Any]]:
-    yield from (
-        ("__defaults__", function.__defaults__),
-        ("__kwdefaults__", function.__kwdefaults__),
-    )
+def _of_function(function: types.FunctionType) -> Iterator[_Group]:
+    yield ("__defaults__", "__kwdefaults__"), [function.__defaults__, function.__kwdefaults__]
     for position, cell in enumerate(function.__closure__ or ()):
         try:
-            yield f"[closure {position}]", cell.cell_contents
+            yield (f"[closure {position}]",), [cell.cell_contents]
         except ValueError:  # a variable that was never assigned
             continue
 
 
 def _of_method(method: types.MethodType) -> _Held:
-    return ("__self__", method.__self__), ("__func__", method.__func__)
+    return ((("__self__", "__func__"), [method.__self__, method.__func__]),)
 
 
 def _of_partial(partial: functools.partial[Any]) -> _Held:
-    return tuple((name, _PARTIAL[name].__get__(partial)) for name in ("func", "args", "keywords"))
+    names = ("func", "args", "keywords")
+    return ((names, [_PARTIAL[name].__get__(partial) for name in names]),)
 
 
 def _positions(base: Any) -> Callable[[Any], _Held]:
-    # The list first: made at once, of a container that another thread may be changing.
-    return lambda item: enumerate(list(base.__iter__(item)))
+    def held(item: Any) -> Iterator[_Group]:
+        # At once: another thread may be changing it.
+        values = list(base.__iter__(item))
+        yield range(len(values)), values
+
+    return held
 
 
 # Process-wide objects: following them would leave the model. torch.Size holds numbers only.
 _OUTSIDE = (type, types.ModuleType, logging.Logger, torch.Size)
-# Their own methods can be called as they are.
-_CONTAINERS = (dict, collections.OrderedDict, list, tuple, set, frozenset)
+# Their tensors may be where the garbage collector does not look.
+_FOLLOWED = (torch.Tensor, torch.nn.Module)
 _ELEMENTS: tuple[tuple[type, Callable[[Any], _Held]], ...] = (
     (torch.Tensor, _of_tensor),
     (dict, _of_dict),
@@ -278,9 +274,6 @@ _ELEMENTS: tuple[tuple[type, Callable[[Any], _Held]], ...] = (
     (types.MethodType, _of_method),
     (types.FunctionType, _of_function),
 )
-# By id, so that no type is asked for its hash; these live as long as the process.
-_PLAIN = frozenset(map(id, (type(None), bool, int, float, complex, str, bytes, torch.dtype)))
-
 # What a class, or its metaclass, cannot override.
 _MRO: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 _NAMESPACE: Callable[[type], Any] = type.__dict__["__dict__"].__get__

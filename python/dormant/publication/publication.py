@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import itertools
 import os
-import secrets
 import stat
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
+from dormant.publication.interrupts import uninterrupted
+from dormant.publication.locking import locked
+from dormant.publication.staging import Staging, remove_abandoned, staging_folder
 from dormant.text.table import format_bytes
 
 # What systems answer where a filesystem gives a file one name only, as FAT does.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 # And where it has nothing to do for a folder that shall reach the device.
 _NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
-_LONGEST_STEM = 48  # characters of a file's name that its temporary name repeats
 
 
 def write_bytes(descriptor: int, data: bytes, offset: int, path: Path) -> None:
@@ -59,33 +59,35 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 class Publication:
-    """New files of one folder, under temporary names until `publish` gives them their own.
+    """New files of one folder, in a hidden folder there until `publish` gives them their names.
 
     As a context manager it removes what was not published, whatever ends it. A killed process
-    leaves at most temporary files, earlier contents among them: they begin with a dot and end in
-    ".tmp".
+    leaves its hidden folder, earlier contents of files among what is in it, for the next
+    publication in the same folder to remove.
 
     Args:
         folder: an existing folder.
+        operation: what errors call that which writes.
 
     Attributes:
         folder: the same.
+        operation: the same.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, operation: str = "save") -> None:
         self.folder = folder
-        self._waiting: dict[str, Path] = {}
+        self.operation = operation
+        self._waiting: dict[str, Path] = {}  # the written files by name
+        self._numbers = itertools.count()
+        self._staging: Staging | None = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Publication:
+        remove_abandoned(self.folder)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        _remove(self._waiting.values())
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     def check_room(self, nbytes: int) -> None:
         """Checks that the device has room for so many bytes, before hours go into writing them.
@@ -102,8 +104,8 @@ class Publication:
         if status.f_blocks and nbytes > free:
             raise OSError(
                 errno.ENOSPC,
-                f"dormant: save: {format_bytes(nbytes)} do not fit into {self.folder}, whose "
-                f"device has {format_bytes(free)} free",
+                f"dormant: {self.operation}: {format_bytes(nbytes)} do not fit into {self.folder}, "
+                f"whose device has {format_bytes(free)} free",
             )
 
     @contextlib.contextmanager
@@ -116,28 +118,56 @@ class Publication:
             OSError: it cannot be created, the file that it is to replace is read-only, or the
                 device reports that it did not take the bytes.
         """
-        final = self.folder / name
-        temporary = temporary_path(final)
-        # Noted first: an interrupt may come as soon as the file is there.
-        self._waiting[name] = temporary
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with self._errors_name(name):
+            mode = _mode_of(self.folder / name)
+            path = self.temporary_path()
+            descriptor = os.open(path, flags, 0o666)
+        with _finished(descriptor, mode):
+            yield descriptor
+        self._waiting[name] = path
+
+    @contextlib.contextmanager
+    def create_path(self, name: str) -> Iterator[Path]:
+        """The same for what opens its file itself: yields a path that ends in `name`.
+
+        Raises:
+            OSError: as `create` does, or there is no file at the end.
+        """
+        with self._errors_name(name):
+            mode = _mode_of(self.folder / name)
+            path = self.temporary_path() / name
+            os.mkdir(path.parent)  # noqa: PTH102
+        yield path
+        with _finished(os.open(path, os.O_RDONLY | os.O_CLOEXEC), mode):
+            pass
+        self._waiting[name] = path
+
+    def temporary_path(self) -> Path:
+        """A path that nothing has, in the hidden folder.
+
+        Raises:
+            OSError: nothing can be created in the folder.
+        """
+        if self._staging is None:
+            self._staging = self._stack.enter_context(staging_folder(self.folder))
+        return self._staging.files / f"{next(self._numbers)}.tmp"
+
+    def keep(self) -> Path | None:
+        """Leaves the hidden folder there for good, and says where."""
+        return self._staging.keep() if self._staging is not None else None
+
+    @contextlib.contextmanager
+    def _errors_name(self, name: str) -> Iterator[None]:
         try:
-            mode = _mode_of(final)
-            descriptor = os.open(temporary, flags, 0o666)
+            yield
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"dormant: save: cannot create {final}: {error.strerror}. Next: check that the "
-                "folder exists, and that it and the file can be written.",
+                f"dormant: {self.operation}: cannot create {self.folder / name}: "
+                f"{error.strerror}. Next: check that the folder exists, and that it and the file "
+                "can be written.",
             ) from error
-        try:
-            if mode is not None:
-                with contextlib.suppress(OSError):  # some filesystems know no modes
-                    os.fchmod(descriptor, mode)
-            yield descriptor
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def write(self, name: str, data: bytes) -> None:
         """Creates a file with these bytes.
@@ -163,18 +193,14 @@ class Publication:
         """
 
         def publish() -> None:
-            # From here on it is for this function to remove what is left.
-            waiting, self._waiting = self._waiting, {}
-            try:
-                with _locked(self.folder) as folder:
-                    replacement = Replacement(self.folder, folder, waiting)
-                    with replacement:
-                        (order or Replacement.place_all)(replacement)
-                        replacement.sync()
-            finally:
-                _remove(waiting.values())
+            # The lock first: what was replaced may take long to remove.
+            with self._stack, locked(self.folder) as folder:
+                replacement = Replacement(self, folder, self._waiting)
+                with replacement:
+                    (order or Replacement.place_all)(replacement)
+                    replacement.sync()
 
-        _uninterrupted(publish)
+        uninterrupted(publish)
 
 
 class Replacement:
@@ -186,11 +212,11 @@ class Replacement:
     second names, what is replaced cannot be put back; the steps before an error then stay.
     """
 
-    def __init__(self, folder: Path, descriptor: int, waiting: dict[str, Path]) -> None:
-        self.folder = folder
-        self.waiting = waiting
-        self._descriptor = descriptor
-        self._aside: list[Path] = []
+    def __init__(self, publication: Publication, folder: int, waiting: dict[str, Path]) -> None:
+        self.folder = publication.folder
+        self._publication = publication
+        self._descriptor = folder
+        self._waiting = waiting
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Replacement:
@@ -205,13 +231,21 @@ class Replacement:
     ) -> None:
         if error is None:
             self._undo.pop_all()
-            _remove(self._aside)
-        else:
+            return
+        try:
             self._undo.__exit__(kind, error, traceback)
+        except OSError as failure:
+            kept = self._publication.keep()
+            raise OSError(
+                failure.errno,
+                f"dormant: {self._publication.operation}: files of {self.folder} cannot be put "
+                f"back ({failure.strerror}) after another error ({error}). Next: look for their "
+                f"earlier contents in {kept}.",
+            ) from error
 
     def place_all(self) -> None:
         """Puts every file that is not in its place there, the last one when the others are safe."""
-        names = list(self.waiting)
+        names = list(self._waiting)
         for name in names[:-1]:
             self.place(name)
         self.sync()
@@ -222,15 +256,15 @@ class Replacement:
         """Gives a file its name, in place of what has it."""
         path = self.folder / name
         self._set_aside(path, replaced=True)
-        os.replace(self.waiting[name], path)  # noqa: PTH105  (tests let system calls fail)
-        del self.waiting[name]
+        os.replace(self._waiting[name], path)  # noqa: PTH105  (tests let system calls fail)
+        del self._waiting[name]
 
     def place_also(self, name: str, other: str) -> bool:
         """Gives a file another name besides; whether the filesystem has such second names."""
         path = self.folder / other
         self._undo.callback(_remove, [path])
         try:
-            os.link(self.waiting[name], path, follow_symlinks=False)
+            os.link(self._waiting[name], path, follow_symlinks=False)
         except OSError as error:
             if error.errno in _NO_LINKS:
                 return False
@@ -239,14 +273,11 @@ class Replacement:
 
     def rename(self, name: str, other: str) -> None:
         """Says that a file shall have another name than the one it was created for."""
-        self.waiting[other] = self.waiting.pop(name)
+        self._waiting[other] = self._waiting.pop(name)
 
     def write(self, name: str, data: bytes) -> None:
         """Creates one more small file, not yet in its place."""
-        with Publication(self.folder) as publication:
-            publication.write(name, data)
-            self.waiting.update(publication._waiting)
-            publication._waiting = {}
+        self._publication.write(name, data)
 
     def remove(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
@@ -272,11 +303,10 @@ class Replacement:
         if path.is_dir() and not path.is_symlink():
             raise IsADirectoryError(
                 errno.EISDIR,
-                f"dormant: save: {path} is a folder, and a file of this name is to be written. "
-                "Next: remove it, or save elsewhere",
+                f"dormant: {self._publication.operation}: {path} is a folder, and a file of this "
+                "name is to be written. Next: remove it, or save elsewhere",
             )
-        kept = temporary_path(path)
-        self._aside.append(kept)
+        kept = self._publication.temporary_path()
         self._undo.callback(_put_back, kept, path)
         try:
             # A second name, so that the first one is never missing while it is replaced.
@@ -292,9 +322,37 @@ class Replacement:
                 os.replace(path, kept)  # noqa: PTH105
 
 
-def temporary_path(path: Path) -> Path:
-    """A name beside `path` that nothing has, and that nobody takes for a checkpoint."""
-    return path.with_name(f".{path.name[:_LONGEST_STEM]}.{secrets.token_hex(4)}.tmp")
+@contextlib.contextmanager
+def written_aside(path: Path, operation: str) -> Iterator[Path]:
+    """A path of the same name, whose file replaces `path` at the end.
+
+    Where an exception ends it, `path` is what it was. A symbolic link stays one.
+
+    Args:
+        path: of a file, which need not exist.
+        operation: what errors call that which writes.
+
+    Raises:
+        OSError: the folder, or the file that is there, cannot be written to.
+    """
+    final = path.resolve()
+    with Publication(final.parent, operation) as publication:
+        with publication.create_path(final.name) as aside:
+            yield aside
+        publication.publish()
+
+
+@contextlib.contextmanager
+def _finished(descriptor: int, mode: int | None) -> Iterator[None]:
+    """Gives an open file its permissions, has it on the device at the end, and closes it."""
+    try:
+        if mode is not None:
+            with contextlib.suppress(OSError):  # some filesystems know no modes
+                os.fchmod(descriptor, mode)
+        yield
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _mode_of(path: Path) -> int | None:
@@ -313,69 +371,6 @@ def _mode_of(path: Path) -> int | None:
     except FileNotFoundError:
         return None  # also a link that leads nowhere
     return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else None
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """An open folder that no other `Publication` changes meanwhile, of any thread or process.
-
-    The lock is the folder's own: no file is needed, and a killed process holds none. Where a
-    filesystem has no such locks, as NFS for folders, nobody waits.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _uninterrupted(work: Callable[[], None]) -> None:
-    """Runs `work` to its end; an interrupt meanwhile is raised afterwards.
-
-    Python raises KeyboardInterrupt, and what handlers of signals raise, in its main thread only,
-    between any two instructions, those that undo something too.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        work()
-        return
-    failures: list[BaseException] = []
-    may_begin, is_done = threading.Event(), threading.Event()
-    interrupt: BaseException | None = None
-
-    def run() -> None:
-        may_begin.wait()
-        try:
-            if interrupt is None:
-                work()
-        except BaseException as error:  # raised again below
-            failures.append(error)
-        finally:
-            is_done.set()
-
-    # No Thread.join: one that is interrupted takes the thread for ended (bpo-45274).
-    thread = threading.Thread(target=run, name="dormant-publish", daemon=True)
-    try:
-        thread.start()
-        may_begin.set()
-    except RuntimeError:  # there are no more threads, or the interpreter ends
-        work()
-        return
-    except BaseException as error:
-        interrupt = error
-        if not may_begin.is_set():
-            may_begin.set()
-            raise
-    while not is_done.is_set():
-        try:
-            is_done.wait()
-        except BaseException as error:  # raised again below
-            interrupt = error
-    for failure in failures:
-        raise failure
-    if interrupt is not None:
-        raise interrupt
 
 
 def _put_back(kept: Path, path: Path) -> None:

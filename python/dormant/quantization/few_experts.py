@@ -1,0 +1,183 @@
+"""Experts that are packed in 4 bits compute with those only that their input is routed to.
+
+The parametrization of bitsandbytes unpacks all experts of a layer at every forward. The functions
+here are registered with transformers' interface for experts
+(transformers/integrations/moe.py): where a few experts are wanted, they unpack these, and call the
+function that the model had before with a module of these few experts. It multiplies the same
+numbers in the same order, so the result is the same, whichever function it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.quantization import pretrained
+from dormant.quantization.bitsandbytes import library
+from dormant.quantization.four_bit_parameter import parametrization_of
+from dormant.quantization.parameters import EXPERT_PARAMETERS
+from dormant.tensors.pretrained import is_pretrained
+
+_PREFIX = "dormant_"
+_INDEXED = frozenset(name + end for name in EXPERT_PARAMETERS for end in ("", "_bias"))
+
+Function = Callable[..., torch.Tensor]
+
+
+def use_for(model: torch.nn.Module, modules: Collection[torch.nn.Module]) -> None:
+    """Has `modules` of `model` compute with few experts, where the interface knows them.
+
+    Their configuration gets the name of a function that calls the one it names now.
+    """
+    interface: Any = sys.modules.get("transformers.integrations.moe")
+    functions = getattr(interface, "ALL_EXPERTS_FUNCTIONS", None)
+    known = [module for module in modules if _configuration_of(module) is not None]
+    if functions is None or not known:
+        return
+    _take_configurations(model, known)
+    for configuration in {id(each): each for each in map(_configuration_of, known)}.values():
+        name: str = configuration._experts_implementation
+        if name is None or name.startswith(_PREFIX):
+            continue
+        if _PREFIX + name not in functions:
+            functions.register(_PREFIX + name, functools.partial(experts_forward, name))
+        # As `set_experts_implementation` does for one configuration of several.
+        configuration._experts_implementation_internal = _PREFIX + name
+
+
+def _configuration_of(module: torch.nn.Module) -> Any:
+    configuration = vars(module).get("config")
+    interface = hasattr(module, "_is_expert_parallel") and hasattr(
+        configuration, "_experts_implementation_internal"
+    )
+    return configuration if interface else None
+
+
+def _take_configurations(model: torch.nn.Module, modules: Collection[torch.nn.Module]) -> None:
+    """Copies the configurations of `modules`, which may be used for other models."""
+    if is_pretrained(model):  # `mark` has done it
+        return
+    left = set(modules)
+    for part in model.modules():
+        if is_pretrained(part) and not left.isdisjoint(part.modules()):
+            pretrained.take_own_configuration(part)
+            left.difference_update(part.modules())
+    for module in left:
+        alone: Any = module
+        alone.config = copy.copy(alone.config)
+
+
+def experts_forward(
+    name: str,
+    module: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """The experts function `name` of the interface, with the experts that are needed.
+
+    Args:
+        name: of the function, "eager", "grouped_mm", ...
+        module: of experts.
+        hidden_states: [tokens, hidden].
+        top_k_index: [tokens, k], experts of each token.
+        top_k_weights: [tokens, k].
+
+    Returns:
+        [tokens, hidden].
+    """
+    forward = _function(name, module)
+    if not torch.compiler.is_compiling() and _can_take_few(module):
+        experts, index = torch.unique(top_k_index, return_inverse=True)
+        if len(experts) < module.num_experts:
+            few: Any = _FewExperts(module, experts)
+            return forward(few, hidden_states, index, top_k_weights)
+    return forward(module, hidden_states, top_k_index, top_k_weights)
+
+
+def _function(name: str, module: torch.nn.Module) -> Function:
+    interface: Any = sys.modules["transformers.integrations.moe"]
+    # `use_experts_implementation` wraps the forward that the class has by itself.
+    own: Function = type(module).forward.__wrapped__  # type: ignore[attr-defined]
+    function: Function = interface.ALL_EXPERTS_FUNCTIONS.get_interface(name, own)
+    return function
+
+
+def _can_take_few(module: Any) -> bool:
+    """Whether all that depends on the experts is known, and each can be unpacked by itself."""
+    if module._is_expert_parallel or module._buffers or not _INDEXED.issuperset(module._parameters):
+        return False
+    packed = module._modules.get("parametrizations", {})
+    if not _INDEXED.issuperset(packed):
+        return False
+    return all(_has_whole_blocks(module, name) for name in packed)
+
+
+def _has_whole_blocks(module: Any, name: str) -> bool:
+    unpacks = parametrization_of(module, name)
+    if unpacks is None:
+        return False
+    state, packed = unpacks.quant_state, module.parametrizations[name].original
+    return bool(
+        state.shape[0] == module.num_experts
+        # Whole rows, not only experts: on a CPU bitsandbytes 0.50 unpacks other rows by scales that
+        # depend on what lies before them.
+        and state.shape[-1] % state.blocksize == 0
+        and packed.dtype is torch.uint8
+        and packed.numel() * 2 == torch.Size(state.shape).numel()
+        # A lazy one is made real by whoever unpacks all of it.
+        and not _C.is_lazy(packed)
+    )
+
+
+class _FewExperts:
+    """A module of experts with only some of them."""
+
+    def __init__(self, module: Any, experts: torch.Tensor) -> None:
+        vars(self)["_module"] = module
+        vars(self)["num_experts"] = len(experts)
+        for name, parameter in module._parameters.items():
+            vars(self)[name] = None if parameter is None else parameter[experts]
+        for name, packed in module._modules.get("parametrizations", {}).items():
+            vars(self)[name] = _unpacked(packed.original, packed[0].quant_state, experts)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_module"], name)
+
+
+@torch.no_grad()
+def _unpacked(packed: torch.Tensor, state: Any, experts: torch.Tensor) -> torch.Tensor:
+    """`experts` of what bitsandbytes would unpack whole, of the same bits."""
+    functional = library().functional
+    shape = torch.Size([len(experts), *state.shape[1:]])
+    few = functional.QuantState(
+        absmax=_absmax(state, experts),
+        shape=shape,
+        code=state.code,
+        blocksize=state.blocksize,
+        quant_type=state.quant_type,
+        dtype=state.dtype,
+    )
+    rows = packed.view(state.shape[0], -1)[experts].view(-1, 1)
+    unpacked: torch.Tensor = functional.dequantize_4bit(rows, few)
+    return unpacked
+
+
+def _absmax(state: Any, experts: torch.Tensor) -> torch.Tensor:
+    if not state.nested:
+        chosen: torch.Tensor = state.absmax.view(state.shape[0], -1)[experts].view(-1)
+        return chosen
+    # Their blocks may begin in one expert and end in the next.
+    nested = state.state2
+    absmax: torch.Tensor
+    count = state.absmax.numel() // state.shape[0]
+    scales = torch.arange(count, device=experts.device) + experts[:, None] * count
+    codes: torch.Tensor = state.absmax[scales].int()
+    absmax = nested.code[codes] * nested.absmax[scales // nested.blocksize] + state.offset
+    return absmax.view(-1)

@@ -1,0 +1,191 @@
+"""Parameters in 4 bits, such as the stacked matrices of experts, as bitsandbytes keeps them.
+
+`bitsandbytes.nn.parametrize.replace_parameter_4bit` packs a parameter of any module and has a
+parametrization unpack it where it is asked for. It is called here, on a parameter of one block; its
+packed bytes and its QuantState are then exchanged for lazy ones of the whole parameter. So class,
+hooks and names are the library's own, whatever they are in the installed version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from dormant.quantization.bitsandbytes import FourBit
+from dormant.quantization.nested_offsets import forget_offset, watch_offset
+from dormant.tensors.storage import unrecorded
+
+_SUFFIXES = (
+    "",
+    ".absmax",
+    ".quant_map",
+    ".nested_absmax",
+    ".nested_quant_map",
+    ".quant_state.bitsandbytes__nf4",
+    ".quant_state.bitsandbytes__fp4",
+)
+
+
+def parametrization_of(module: torch.nn.Module, attribute: str) -> Any:
+    """What unpacks the parameter `attribute` of `module`, where nothing else changes it; or None.
+
+    peft adds a parametrization of its own while a LoRA of the parameter is active.
+    """
+    lists: Any = module._modules.get("parametrizations")
+    found = lists._modules.get(attribute) if lists is not None else None
+    if found is None or len(found) != 1:
+        return None
+    first = found[0]
+    return first if type(first).__name__ == "Bnb4bitParametrization" else None
+
+
+@dataclass(frozen=True)
+class FourBitParameter:
+    """The 4-bit format of one parameter.
+
+    Attributes:
+        scheme: how it is packed.
+        attribute: the name of the parameter in its module.
+    """
+
+    # The scales stay whole on every rank.
+    can_be_sharded: ClassVar[bool] = True
+
+    scheme: FourBit
+    attribute: str
+
+    def __str__(self) -> str:
+        return str(self.scheme)
+
+    @property
+    def held_as(self) -> str:
+        """Where torch.nn.utils.parametrize keeps what is unpacked."""
+        return f"parametrizations.{self.attribute}.original"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names that the library's hook gives the packed bytes and statistics."""
+        return tuple(self.attribute + suffix for suffix in _SUFFIXES)
+
+    @contextlib.contextmanager
+    def showing(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> Iterator[None]:
+        """Has `parameter` stand where the parametrization did, for lookups by attribute, too."""
+        lists = module._modules["parametrizations"]
+        assert lists is not None
+        before, kind = dict(lists._modules), type(module)
+        del lists._modules[self.attribute]
+        module._parameters[self.attribute] = parameter
+        module.__class__ = _without_property(kind, self.attribute)
+        try:
+            yield
+        finally:
+            module.__class__ = kind
+            module._parameters.pop(self.attribute, None)
+            lists._modules.clear()
+            lists._modules.update(before)
+
+    def check(self, weight: torch.Tensor, name: str) -> None:
+        """ValueError where `weight` cannot be quantized."""
+        self.scheme.check(weight, name)
+
+    def install(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
+        """Exchanges the parameter for the packed `weight` and what unpacks it."""
+        packed, state = self.scheme.quantized(weight)
+        parameter = torch.nn.Parameter(packed, requires_grad=False)
+        with _unchanged_after_an_error(module, self.attribute):
+            self._make_parametrization(module)
+            lists: Any = module._modules["parametrizations"]
+            lists[self.attribute]._parameters["original"] = parameter
+            lists[self.attribute][0].quant_state = state
+            watch_offset(lists[self.attribute][0])
+
+    def _make_parametrization(self, module: torch.nn.Module) -> None:
+        with unrecorded(), torch.inference_mode(False), torch.device("cpu"):
+            block = torch.zeros(self.scheme.block_size, dtype=torch.float32)
+            module._parameters[self.attribute] = torch.nn.Parameter(block, requires_grad=False)
+            importlib.import_module("bitsandbytes.nn.parametrize").replace_parameter_4bit(
+                module,
+                self.attribute,
+                compress_statistics=self.scheme.nested,
+                quant_type=self.scheme.kind,
+                blocksize=self.scheme.block_size,
+            )
+
+    def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
+        """Quantizes `weight` anew into the packed parameter."""
+        self._put(module, *self.scheme.quantized(weight))
+
+    def follow(
+        self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
+    ) -> None:
+        """Nothing: a copied parametrization has a copied state."""
+
+    def finish(self, module: torch.nn.Module) -> None:
+        """Leaves nothing of ours in `module`: its parameter is real."""
+        forget_offset(self._unpacks(module))
+
+    def accept(
+        self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
+    ) -> None:
+        """Takes packed bytes and statistics as bitsandbytes saves them."""
+        self._put(module, *self.scheme.prequantized(entries, self.attribute, shape))
+
+    def attributes(
+        self, module: torch.nn.Module
+    ) -> list[tuple[dict[str, object], dict[str, object]]]:
+        """The attributes of the parametrization, with their values."""
+        unpacks = self._unpacks(module)
+        return [(vars(unpacks), dict(vars(unpacks)))]
+
+    def _unpacks(self, module: torch.nn.Module) -> Any:
+        lists: Any = module._modules["parametrizations"]
+        return lists[self.attribute][0]
+
+    def _put(self, module: torch.nn.Module, packed: torch.Tensor, state: Any) -> None:
+        lists: Any = module._modules["parametrizations"]
+        lists[self.attribute]._parameters["original"].data = packed
+        unpacks = self._unpacks(module)
+        unpacks.quant_state = state
+        watch_offset(unpacks)
+
+
+def _without_property(kind: type[torch.nn.Module], attribute: str) -> type[torch.nn.Module]:
+    """A class like `kind`, by which `attribute` is what is registered under that name."""
+
+    def registered(module: torch.nn.Module) -> torch.nn.Parameter | None:
+        return module._parameters[attribute]
+
+    namespace = {attribute: property(registered), "__module__": kind.__module__}
+    metaclass: Any = type(kind)
+    shown: type[torch.nn.Module] = metaclass(kind.__name__, (kind,), namespace)
+    return shown
+
+
+@contextlib.contextmanager
+def _unchanged_after_an_error(module: torch.nn.Module, attribute: str) -> Iterator[None]:
+    """Undoes what was done to `module`, and to its class, when it ends in an exception."""
+    kind, before = type(module), dict(vars(module))
+    had_property = attribute in vars(kind)
+    lists = module._modules.get("parametrizations")
+    registries = [value for value in before.values() if isinstance(value, dict)]
+    if lists is not None:
+        registries.append(lists._modules)
+    contents = [dict(registry) for registry in registries]
+    try:
+        yield
+    except BaseException:
+        # The class of a module that is parametrized already gets a property.
+        if attribute in vars(kind) and not had_property:
+            delattr(kind, attribute)
+        module.__class__ = kind
+        vars(module).clear()
+        vars(module).update(before)
+        for registry, content in zip(registries, contents, strict=True):
+            registry.clear()
+            registry.update(content)
+        raise
