@@ -113,7 +113,8 @@ def load(
             these, of which later ones replace what earlier ones gave; the parts of a
             tensor-parallel set are merged. Of a file with several mappings of tensors the one that
             fits the model best is taken. A model of transformers also takes the names and layouts
-            that its `from_pretrained` converts.
+            that its `from_pretrained` converts (see `Checkpoint.for_model`), and is saved in them
+            again.
         missing: names that the checkpoint lacks: "warn" and "init" initialize them as recorded
             (real ones keep their values), "warn" with a warning that names them; "error" refuses. A
             tied tensor needs one of its names.
@@ -155,7 +156,8 @@ def load(
         TypeError: an argument is of a type that cannot be used.
         ValueError: an option is not one of those possible; `device` is given for tensors that stay
             lazy; the model has tensors on the meta device; a file is damaged or was changed since
-            it was opened; tied names have different values; two tensors get one name.
+            it was opened; tied names have different values; two tensors get one name; or the rules
+            of transformers cannot be applied, as where an expert is missing.
         KeyError: names that are missing, unexpected or of another shape, all of them listed, with
             the prefix to rename where one would help; or no name fits at all. Its attributes
             `missing_keys`, `unexpected_keys` and `mismatched_keys` are those of the report.

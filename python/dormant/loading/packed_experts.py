@@ -48,7 +48,7 @@ def joined(model: torch.nn.Module, state: State) -> State:
     stacks: dict[str, dict[str, list[str]]] = {}
     for name in sorted(packed - ours.keys(), key=library.dot_natural_key):
         target, pattern = rules.apply_to(name, ours)
-        if pattern is not None and target in ours:
+        if pattern is not None and "*" in pattern and target in ours:
             stacks.setdefault(target, {}).setdefault(pattern, []).append(name)
     weights = {weight.name: weight for weight in quantized_weights(model)}
     values = dict(state)
