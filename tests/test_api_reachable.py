@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import gc
 import itertools
+import sys
 import unittest.mock
 import weakref
 from collections.abc import Callable, Iterator
@@ -366,6 +368,81 @@ def test_a_mock_may_stand_for_a_submodule() -> None:
     dormant.summary(model)
     dormant.materialize(model)
     assert not dormant.is_lazy(model)
+
+
+class Small:
+    def __init__(self, *held: object) -> None:
+        self.number, self.name, self.held = 1, "x", held
+
+
+class SmallSlots:
+    __slots__ = ("a", "b")
+
+    def __init__(self, *held: object) -> None:
+        self.a, self.b = 1, held
+
+
+def _nested(inner: object, depth: int) -> object:
+    """`inner` behind so many objects, each of another kind."""
+    around: list[Callable[[object], object]] = [
+        lambda x: [1, x],
+        lambda x: ("a", x),
+        lambda x: {"a": None, "b": x},
+        Small,
+        SmallSlots,
+        lambda x: collections.deque([x]),
+        lambda x: functools.partial(print, x),
+        lambda x: lambda: x,
+    ]
+    for i in range(depth):
+        inner = around[i % len(around)](inner)
+    return inner
+
+
+@pytest.mark.parametrize("depth", range(12))
+def test_only_what_cannot_hold_a_tensor_is_passed_over(depth: int) -> None:
+    tensor = torch.zeros(1)
+    many = [_nested(i, depth) for i in range(30)]
+    for place in (0, 17, 29):
+        holder = [*many[:place], _nested(tensor, depth), *many[place + 1 :]]
+        assert [found is tensor for _, found in reachable_tensors(Small(holder))] == [True], place
+    assert list(reachable_tensors(many)) == []
+
+
+@pytest.mark.parametrize("size", [1, 10, 60, 61, 62, 63, 64, 65, 66, 100, 1000])
+@pytest.mark.parametrize("kind", [list, tuple, set, collections.deque, Small, dict.fromkeys])
+def test_a_tensor_behind_many_numbers_is_found(kind: Callable[..., Any], size: int) -> None:
+    tensor = torch.zeros(1)
+    numbers = [*range(size), tensor]
+    holder = kind(*numbers) if kind is Small else kind(numbers)
+    assert [found is tensor for _, found in reachable_tensors([[holder], 1])] == [True]
+
+
+def test_what_is_referred_to_from_everywhere_is_walked_once() -> None:
+    looked_at = 0
+
+    shared = [Small(i) for i in range(1000)]
+    holders = [Small(shared) for _ in range(1000)]
+    profile = sys.getprofile()
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal looked_at
+        looked_at += 1
+
+    sys.setprofile(count)
+    try:
+        assert list(reachable_tensors(holders)) == []
+    finally:
+        sys.setprofile(profile)
+    assert looked_at < 100_000  # each of them from each would be a million
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="every object has one there")
+def test_attributes_get_no_dictionary_by_being_looked_at() -> None:
+    small = Small(1)
+    positions = _C.holders([small, 1, "a", None, [small], torch.zeros(1)], (torch.Tensor,), (type,))
+    assert positions == [5]
+    assert not any(type(held) is dict for held in gc.get_referents(small))
 
 
 def test_iterators_are_not_consumed() -> None:

@@ -214,9 +214,12 @@ def living_maker(folder: Path) -> Iterator[str]:
         os._exit(2)
     os.read(ready[0], 1)
     (name,) = hidden(folder)
-    yield name
-    os.write(done[1], b"x")
-    assert os.waitpid(child, 0)[1] == 0
+    try:
+        yield name
+    finally:
+        os.write(done[1], b"x")
+        status = os.waitpid(child, 0)[1]
+    assert status == 0
 
 
 def test_what_a_living_process_uses_stays(tmp_path: Path) -> None:

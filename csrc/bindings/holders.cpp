@@ -32,13 +32,13 @@ class Holders {
 
   /// False only if nothing that `object` leads to can be a tensor.
   bool may_hold(PyObject* object) {
-    left_ = kMostReferents;
+    left_ = kMostLooks;
     return !leads_nowhere(object, kMostDepth);
   }
 
  private:
   // One look at an object stays short, however large what it refers to: that is walked once.
-  static constexpr int kMostReferents = 64;
+  static constexpr int kMostLooks = 64;
   static constexpr int kMostDepth = 4;
 
   struct Visit {
@@ -81,9 +81,8 @@ class Holders {
   }
 
   Holds examine(PyTypeObject* type) const {
-    for (auto* plain :
-         {Py_TYPE(Py_None), &PyBool_Type, &PyLong_Type, &PyFloat_Type, &PyComplex_Type,
-          &PyUnicode_Type, &PyBytes_Type, &THPDtypeType}) {
+    for (auto* plain : {Py_TYPE(Py_None), &PyBool_Type, &PyLong_Type, &PyFloat_Type,
+                        &PyComplex_Type, &PyUnicode_Type, &PyBytes_Type, &THPDtypeType}) {
       if (type == plain) {
         return Holds::nothing;
       }
