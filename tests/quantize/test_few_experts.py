@@ -71,7 +71,9 @@ def test_the_values_are_those_of_all_experts(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("block_size", [32, 64, 2048, 4096])
-@pytest.mark.parametrize("shape", [(6, 64, 64), (5, 96, 32), (7, 32, 96), (3, 33, 192)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(6, 64, 64), (5, 256, 64), (5, 96, 32), (7, 32, 96), (3, 33, 192)], ids=str
+)
 def test_experts_are_unpacked_with_the_bits_of_the_whole(
     shape: tuple[int, int, int], block_size: int, dtype: torch.dtype
 ) -> None:

@@ -164,20 +164,34 @@ def _unpacked(packed: torch.Tensor, state: Any, experts: torch.Tensor) -> torch.
         quant_type=state.quant_type,
         dtype=state.dtype,
     )
-    rows = packed.view(state.shape[0], -1)[experts].view(-1, 1)
-    unpacked: torch.Tensor = functional.dequantize_4bit(rows, few)
+    rows = _rows(packed, state, experts)
+    unpacked: torch.Tensor = functional.dequantize_4bit(rows.view(-1, 1), few)
     return unpacked
 
 
 def _absmax(state: Any, experts: torch.Tensor) -> torch.Tensor:
+    scales = _rows(state.absmax, state, experts)
     if not state.nested:
-        chosen: torch.Tensor = state.absmax.view(state.shape[0], -1)[experts].view(-1)
-        return chosen
-    # Their blocks may begin in one expert and end in the next.
-    nested = state.state2
+        return scales.view(-1)
+    nested, count = state.state2, scales.shape[1]
     absmax: torch.Tensor
-    count = state.absmax.numel() // state.shape[0]
-    scales = torch.arange(count, device=experts.device) + experts[:, None] * count
-    codes: torch.Tensor = state.absmax[scales].int()
-    absmax = nested.code[codes] * nested.absmax[scales // nested.blocksize] + state.offset
+    if count % nested.blocksize == 0:
+        few = library().functional.QuantState(
+            absmax=_rows(nested.absmax, state, experts).view(-1),
+            code=nested.code,
+            blocksize=nested.blocksize,
+            dtype=nested.dtype,
+        )
+        absmax = library().functional.dequantize_blockwise(scales.view(-1), few)
+    else:  # a block may begin in one expert's and end in the next one's
+        blocks = torch.arange(count, device=experts.device) + experts[:, None] * count
+        absmax = nested.code[scales.int()] * nested.absmax[blocks // nested.blocksize]
+    absmax = absmax + state.offset
     return absmax.view(-1)
+
+
+def _rows(tensor: torch.Tensor, state: Any, experts: torch.Tensor) -> torch.Tensor:
+    """What `tensor` has for `experts`."""
+    # Copies whole rows, which an index would gather element by element.
+    rows: torch.Tensor = tensor.view(state.shape[0], -1).index_select(0, experts)
+    return rows
