@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "record/call.h"
+#include "record/grad_accumulator.h"
 #include "record/lazy_storage.h"
 #include "record/recorder.h"
 #include "record/replay.h"
@@ -282,6 +283,9 @@ void set_storage(const Call& call) {
       impl->set_sizes_and_strides(wanted->sizes, wanted->strides, wanted->offset);
       sync_key(self);
       bump_version(self);
+      if (call.keys.has_any(c10::autograd_dispatch_keyset)) {
+        reset_grad_accumulator(self);
+      }
       torch::jit::drop(*call.stack, arguments.size() - 1);
       return;
     }

@@ -54,6 +54,13 @@ FOUND = {
             v0 = torch.empty((1, 2, 3, 2), memory_format=torch.channels_last).fill_(1)
             v1 = v0[..., :1].index_fill(3, torch.tensor([0, 0]), 1)
         """,
+    "set_of_a_leaf_forgets_the_shape_of_its_gradient": """
+        with lazy_init():
+            v0 = torch.ones((1, 1), requires_grad=True)
+            v1 = v0.t()
+            v2 = v1 * 2
+            with torch.no_grad(): v0.set_(torch.ones(2).untyped_storage())
+        """,
     "set_of_a_result_is_noted_in_its_graph": """
         with lazy_init():
             v0 = torch.ones(8, requires_grad=True)

@@ -101,9 +101,9 @@ def structure(outcome: Outcome) -> dict[str, Facts]:
         ) as error:  # what autograd says of a view of several whose base was written
             facts["geometry raises"] = str(error)
             continue
-        if "strides" in facts:  # of a dimension of size 1 the stride means nothing (docs/limits.md)
+        if "strides" in facts:  # some mean nothing (docs/limits.md)
             facts["strides"] = [
-                None if size == 1 else stride
+                None if size == 1 or tensor.numel() == 0 else stride
                 for size, stride in zip(tensor.size(), tensor.stride(), strict=True)
             ]
         facts["graph"] = graph(tensor, names)
