@@ -86,8 +86,8 @@ def _known_origins(model: torch.nn.Module, prepared: Prepared) -> dict[int, Orig
     """What the report says of storages for which what the core did does not tell."""
     names = prepared.read_at_once
     tensors = tensors_of(model) if names else {}
-    real = [storage for storage, origin in prepared.origins.items() if origin == "already real"]
-    origins: dict[int, Origin] = dict.fromkeys(real, "already real")
+    real = [storage for storage, origin in prepared.origins.items() if origin == "real"]
+    origins: dict[int, Origin] = dict.fromkeys(real, "real")
     return origins | {
         _C.storage_id(tensors[name]): "checkpoint"
         for name in names

@@ -21,7 +21,7 @@ from dormant.tensors.names import Mismatch, NamesError, grouped, listed, renamed
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
 
-PlannedOrigin = Literal["checkpoint", "initialized", "already real"]
+PlannedOrigin = Literal["checkpoint", "initialized", "real"]
 
 _HEADER = ("from", "dtype", "tensors", "bytes", "largest")
 # What the core calls a state dict in memory (csrc/record/held_memory.cpp).
@@ -38,7 +38,7 @@ class PlannedTensor:
         shape: its sizes.
         dtype: its dtype as text, "float32".
         nbytes: bytes of its elements.
-        origin: "checkpoint", "initialized" (its own recorded initialization), or "already real"
+        origin: "checkpoint", "initialized" (its own recorded initialization), or "real"
             (it keeps its values).
         files: paths of the files that it is read from.
         sources: names of the checkpoint's tensors that it is made of: its own, or those of which
@@ -279,10 +279,10 @@ def _origins(
             return "checkpoint"
         tensor = loaded.lazy_storages.get(storage)
         if tensor is None or storage in had_memory:
-            return "already real"
+            return "real"
         sources = _C.sources(tensor)
         # A real tensor that is converted is read from the memory it had.
-        return "initialized" if not sources else "checkpoint" if _files(tensor) else "already real"
+        return "initialized" if not sources else "checkpoint" if _files(tensor) else "real"
 
     return {storage: origin(storage) for storage in loaded.storage_nbytes}
 

@@ -327,7 +327,7 @@ def make_report(
         if done is not None and done["read_bytes"] > 0:
             return "checkpoint"
         if not entry.lazy and done is None:
-            return "already real"
+            return "real"
         return "empty" if values == "empty" else "initialized"
 
     def tensor_report(entry: InventoryEntry) -> TensorReport:

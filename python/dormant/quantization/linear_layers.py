@@ -10,7 +10,7 @@ import torch
 
 from dormant.tensors.inventory import own_parameter
 
-Kind = Literal["linear", "conv1d", "column parallel", "row parallel"]
+Kind = Literal["linear", "conv1d", "column_parallel", "row_parallel"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LinearLayer:
     @property
     def keeps_forward(self) -> bool:
         """Whether the forward of the module does more than the product: it communicates."""
-        return self.kind in ("column parallel", "row parallel")
+        return self.kind in ("column_parallel", "row_parallel")
 
 
 def linear_kind(module: torch.nn.Module) -> Kind | None:
@@ -59,9 +59,9 @@ def linear_kind(module: torch.nn.Module) -> Kind | None:
         return None
     attributes = vars(module)
     if "gather_output" in attributes and _is(attributes, "output_size_per_partition", weight, 0):
-        return "column parallel"
+        return "column_parallel"
     if "input_is_parallel" in attributes and _is(attributes, "input_size_per_partition", weight, 1):
-        return "row parallel"
+        return "row_parallel"
     return None
 
 

@@ -25,7 +25,7 @@ _COLORS = {
     "checkpoint": "#0072B2",
     "initialized": "#E69F00",
     "empty": "#CC79A7",
-    "already real": "#999999",
+    "real": "#999999",
     "real": "#0072B2",
     "lazy": "#E69F00",
 }

@@ -14,7 +14,7 @@ from dormant.tensors.names import Mismatch, grouped
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
 
-Origin = Literal["checkpoint", "initialized", "quantized", "empty", "already real", "meta"]
+Origin = Literal["checkpoint", "initialized", "quantized", "empty", "real", "meta"]
 Way = Literal["tiles", "mapped", "replay"]
 
 _HEADER = ("origin", "dtype", "tensors", "bytes", "largest")
@@ -31,7 +31,8 @@ class TensorReport:
         nbytes: bytes of its elements; 0 on the meta device.
         origin: "checkpoint" (its elements are made of what a file holds), "initialized" (its
             history was run), "quantized" (a statistic of a quantized weight), "empty" (memory
-            without values), "already real", or "meta" (on the meta device: it has no values).
+            without values), "real" (it had memory before), or "meta" (on the meta device: it has
+            no values).
         operators: recorded operators run for its storage; 0 where it was already real.
         storage: identity of its storage: equal for views of one storage.
         way: how its storage came to life: "tiles" (piece by piece, in parallel), "mapped" (the
