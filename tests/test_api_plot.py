@@ -10,6 +10,7 @@ import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from torch import nn
 
 import dormant
 from dormant.reporting.memory import MemorySample, MemoryTrace, resident_and_mapped_bytes, thinned
-from dormant.reporting.plot import by_part
-from dormant.reporting.report import Report
+from dormant.reporting.plot import _COLORS, by_part
+from dormant.reporting.report import Origin, Report
 from dormant.text.table import format_html_table
 
 MIB = 1 << 20
@@ -137,6 +138,10 @@ def test_a_report_draws_its_parts_and_memory_over_time(report: Report, tmp_path:
         assert shown in text
     dormant.materialize(lazy_model()).plot(tmp_path / "untraced.svg")
     assert "seconds" not in text_of(tmp_path / "untraced.svg")
+
+
+def test_every_origin_has_a_color() -> None:
+    assert _COLORS.keys() == {*get_args(Origin), "lazy"}
 
 
 def test_a_summary_draws_what_is_lazy(tmp_path: Path) -> None:

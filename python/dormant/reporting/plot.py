@@ -24,9 +24,10 @@ _PARTS = 12  # bars; more could not be read
 _COLORS = {
     "checkpoint": "#0072B2",
     "initialized": "#E69F00",
+    "quantized": "#009E73",
     "empty": "#CC79A7",
+    "meta": "#56B4E9",
     "real": "#999999",
-    "real": "#0072B2",
     "lazy": "#E69F00",
 }
 
