@@ -45,3 +45,44 @@ def test_what_numbers_select_stays_lazy(name: str) -> None:
 @pytest.mark.parametrize("name", BY_MASKS)
 def test_what_a_mask_selects_is_right(name: str) -> None:
     compare(lambda: BY_MASKS[name](torch.randn(4, 15)), expect_lazy=None, min_bytes=0)
+
+
+PLACES: dict[str, object] = {
+    "an element": (1, 2),
+    "a row by a tuple": (1,),
+    "a column": (slice(None), 2),
+    "after an ellipsis": (..., slice(1, None)),
+    "numbers": (ROWS[:2], 1),
+    "a mask": torch.tensor([True, False, True, False]),
+    "everything": ...,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_value_without_dimensions_is_assigned(place: str, dtype: torch.dtype) -> None:
+    outside = torch.tensor(7, dtype=dtype)
+    untouched = torch.zeros(4, 3, dtype=dtype)
+
+    def build() -> list[torch.Tensor]:
+        first, second = torch.randn(4, 3).to(dtype), torch.randn(4, 3).to(dtype)
+        real = untouched.clone()
+        value = torch.full((), 3, dtype=dtype)
+        first[PLACES[place]] = value
+        second[PLACES[place]] = outside
+        real[PLACES[place]] = value
+        return [first, second, real, value]
+
+    compare(build, expect_lazy=None, min_bytes=0)
+
+
+def test_a_value_without_dimensions_gets_its_gradient() -> None:
+    def build() -> list[torch.Tensor]:
+        weight, value = torch.zeros(4, 3), torch.nn.Parameter(torch.tensor(2.0))
+        weight[1, 2] = value
+        weight[:, 0] = value
+        weight.sum().backward()
+        assert value.grad is not None
+        return [weight.detach(), value.detach(), value.grad.clone()]
+
+    compare(build, expect_lazy=None, min_bytes=0)

@@ -72,6 +72,22 @@ def _no_for_lazy_storages(original: Function) -> Function:
     return replacement
 
 
+def _assign_one_dimension(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(self: torch.Tensor, index: Any, value: Any) -> None:
+        # Of a value of one dimension torch looks at no pointer, and it broadcasts the same.
+        if (
+            is_tensor(value)
+            and value.dim() == 0
+            and is_tensor(self)
+            and (_C.is_lazy(self) or _C.is_lazy(value))
+        ):
+            value = value.view(1)
+        original(self, index, value)
+
+    return replacement
+
+
 _POINTER = "reads the data pointer without any dispatched operator"
 
 declare(
@@ -135,3 +151,12 @@ declare(
     Patch(torch.storage.TypedStorage, "_getitem", _POINTER, _realize_storage_first),
     Patch(torch.storage.TypedStorage, "_setitem", _POINTER, _realize_storage_first),
 )
+if torch.__version__ >= (2, 15):
+    declare(
+        Patch(
+            torch.Tensor,
+            "__setitem__",
+            "looks at the pointers of tensor and value where that has no dimension",
+            _assign_one_dimension,
+        )
+    )
