@@ -118,20 +118,20 @@ test-asan: export ASAN_OPTIONS := detect_leaks=0:abort_on_error=1:allocator_may_
 test-asan: export UBSAN_OPTIONS := print_stacktrace=1
 test-asan: ## address and undefined-behavior sanitizers: C++ tests and the Python tests marked core
 	@$(call SANITIZED,asan,address,undefined) test-cpp
-	env $(call preload,libasan.so) PYTHONPATH=build-asan/site $(PY) -m pytest --capture=sys tests -m core $(PYTEST_ARGS)
+	env $(call preload,libasan.so) PYTHONPATH=$(CURDIR)/build-asan/site $(PY) -m pytest --capture=sys tests -m core $(PYTEST_ARGS)
 
 .PHONY: test-tsan
 test-tsan: export TSAN_OPTIONS := halt_on_error=1:suppressions=$(CURDIR)/tools/tsan.supp
 test-tsan: ## thread sanitizer: C++ tests with "Thread" in their name and the Python tests marked threads
 	@$(call SANITIZED,tsan,thread) test-cpp CTEST_ARGS="-L threaded"
 	# The barriers of libtorch's OpenMP threads are hidden from the sanitizer: without these threads nothing looks like a race.
-	env $(call preload,libtsan.so) OMP_NUM_THREADS=1 PYTHONPATH=build-tsan/site $(PY) -m pytest --capture=sys tests -m threads $(PYTEST_ARGS)
+	env $(call preload,libtsan.so) OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/build-tsan/site $(PY) -m pytest --capture=sys tests -m threads $(PYTEST_ARGS)
 
 .PHONY: test-torch
 test-torch: ## all tests on another torch in its own environment (TORCH=2.15.0; may download CUDA packages)
 	@[[ -n "$(TORCH)" ]] || { echo 'dormant: name the release: make test-torch TORCH=2.15.0' >&2; exit 2; }
 	DORMANT_ALLOW_CUDA=1 $(MAKE) VENV=.venv-torch-$(TORCH) BUILD=build-torch-$(TORCH) SITE=build-torch-$(TORCH)/site TORCH_VERSION=$(TORCH) \
-		PYTEST="PYTHONPATH=build-torch-$(TORCH)/site $(POISON) HF_HUB_OFFLINE=1 .venv-torch-$(TORCH)/bin/python -m pytest" test
+		PYTEST="PYTHONPATH=$(CURDIR)/build-torch-$(TORCH)/site $(POISON) HF_HUB_OFFLINE=1 .venv-torch-$(TORCH)/bin/python -m pytest" test
 
 # Seconds for each target. A longer run is worth another seed, or clang++, whose libFuzzer looks for new paths.
 FUZZ_SECONDS := 60

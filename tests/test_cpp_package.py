@@ -162,8 +162,10 @@ def torch_for_cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its libraries need one that lies elsewhere, and its CMake package wants the toolkit.
     """
-    folder = tmp_path_factory.mktemp("torch")
     real = Path(torch.__file__).parent
+    if torch.version.cuda is not None:
+        return real
+    folder = tmp_path_factory.mktemp("torch")
     (folder / "include").symlink_to(real / "include")
     (folder / "lib").mkdir()
     for library in (real / "lib").glob("*.so*"):
