@@ -20,7 +20,7 @@ from dormant.materialization.options import (
     check_dtype,
     checked_options,
 )
-from dormant.quantization.layers import tensors_of
+from dormant.quantization.layers import quantized_weights, tensors_of
 from dormant.quantization.layerwise import pending_layers
 from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
@@ -206,6 +206,9 @@ def load(
         chosen = own_dtype(state) if isinstance(dtype, str) else dtype
         prepared = prepare(model, state, chosen, policy, defer=materialize and not layerwise)
         plan, rules = prepared.plan, prepared.rules
+        # Packed parameters are saved under the model's own names.
+        if any(weight.held_as != weight.name for weight in quantized_weights(model)):
+            rules = None
         if dry_run or plan.refusal:
             prepared.held.restore()
             del state, prepared
