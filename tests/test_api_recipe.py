@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -409,6 +412,28 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
             dormant.load_recipe(path)
     with pytest.raises(FileNotFoundError):
         dormant.load_recipe(tmp_path / "none")
+
+
+def test_a_file_that_leads_before_its_beginning_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "recipe"
+    dormant.save_recipe({"a": lazy_normal()}, path)
+
+    def fail(error: int) -> Callable[..., Any]:
+        def load(file: IO[bytes], **options: Any) -> Any:
+            if error == errno.EINVAL:
+                os.lseek(file.fileno(), -1, os.SEEK_SET)
+            raise OSError(error, os.strerror(error))
+
+        return load
+
+    monkeypatch.setattr(torch, "load", fail(errno.EINVAL))
+    with pytest.raises(ValueError, match=r"load_recipe: .*recipe cannot be read"):
+        dormant.load_recipe(path)
+    monkeypatch.setattr(torch, "load", fail(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        dormant.load_recipe(path)
 
 
 def test_one_state_dict_gives_the_same_file_under_any_name(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import pickle
@@ -383,7 +384,10 @@ def load_recipe(path: str | os.PathLike[str], *, weights_only: bool = True) -> A
             "expected tensors and plain containers. Whoever trusts the file loads whole models "
             "with dormant.load_recipe(path, weights_only=False)."
         ) from error
-    except (EOFError, RuntimeError) as error:
+    except (EOFError, RuntimeError, OSError) as error:
+        # What a damaged file says may be a place before its beginning.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise ValueError(
             f"load_recipe: {name} cannot be read: {error}. It is damaged or not a file of "
             "dormant.save_recipe; write it again."
