@@ -151,7 +151,7 @@ declare(
     Patch(torch.storage.TypedStorage, "_getitem", _POINTER, _realize_storage_first),
     Patch(torch.storage.TypedStorage, "_setitem", _POINTER, _realize_storage_first),
 )
-if torch.__version__ >= "2.15":
+if torch.__version__ >= "2.15":  # earlier releases record it as any other copy
     declare(
         Patch(
             torch.Tensor,
