@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 
+#include "bindings/open_file.h"
 #include "bindings/parts.h"
 #include "checkpoint/file.h"
 #include "checkpoint/file_storage.h"
@@ -17,23 +18,9 @@
 
 namespace py = pybind11;
 using namespace dormant::checkpoint;
+using namespace dormant::bindings;
 
 namespace {
-
-/// A file as Python holds it: pybind11 has no holder for what must not change.
-struct OpenFile {
-  std::shared_ptr<const File> file;
-};
-
-py::object dtype_object(c10::ScalarType type) {
-  return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(type)));
-}
-
-c10::ScalarType scalar_type(const py::object& dtype) {
-  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()),
-                   "dormant: File.storage: dtype must be a torch.dtype");
-  return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
-}
 
 std::filesystem::path path_object(const std::string& path) { return path; }
 
@@ -70,10 +57,15 @@ py::tuple index_entries(const std::filesystem::path& path) {
 
 void dormant::bindings::bind_checkpoint(py::module_& m) {
   py::class_<FileStorage, std::shared_ptr<FileStorage>>(m, "FileStorage")
-      .def("tensor", [](FileStorage& storage) {
-        // Histories are extended without Python's global lock (record/lazy_storage.h).
+      .def("tensor",
+           [](FileStorage& storage) {
+             // Histories are extended without Python's global lock (record/lazy_storage.h).
+             const py::gil_scoped_release other_threads_may_run;
+             return storage.tensor();
+           })
+      .def("check", [](const FileStorage& storage) {
         const py::gil_scoped_release other_threads_may_run;
-        return storage.tensor();
+        storage.check();
       });
   py::class_<OpenFile>(m, "File")
       .def(py::init([](const std::filesystem::path& path) {

@@ -8,6 +8,9 @@ namespace dormant::bindings {
 /// Files, and what the formats of checkpoints say about them.
 void bind_checkpoint(pybind11::module_& m);
 
+/// Folders of torch.distributed.checkpoint.
+void bind_distributed_checkpoint(pybind11::module_& m);
+
 /// What a quantize node may compute.
 void bind_quantize(pybind11::module_& m);
 

@@ -121,11 +121,32 @@ class File:
 class FileStorage:
     def tensor(self) -> torch.Tensor:
         """All of it, flat and lazy; on one storage as long as that lives, lazy and unwritten."""
+    def check(self) -> None:
+        """Raises ValueError where its files changed, or hold something else than was said."""
 
 def safetensors_entries(
     file: File,
 ) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...
 def index_entries(path: str | PathLike[str]) -> tuple[dict[str, str], dict[str, object]]: ...
+
+# (name, dtype, shape, bytes, storage, (number of a file, byte, bytes, shape) of each part)
+DistributedTensor = tuple[
+    str, torch.dtype, tuple[int, ...], int, FileStorage, list[tuple[int, int, int, tuple[int, ...]]]
+]
+# Tensors; (name, number of a file, byte, bytes) of what is no tensor; where names are in what was
+# saved; the files; what the checkpoint says of itself.
+DistributedEntries = tuple[
+    list[DistributedTensor],
+    list[tuple[str, int, int, int]],
+    dict[str, tuple[str | int, ...]],
+    list[File],
+    dict[str, str],
+]
+
+def distributed_entries(metadata: File, open: Callable[[str], File]) -> DistributedEntries: ...
+def distributed_safetensors_entries(files: list[File]) -> DistributedEntries: ...
+def archive_records(file: File, offset: int, length: int) -> list[tuple[str, int, int, int]]:
+    """(name, byte of the file, bytes, CRC-32) of each record of a zip archive."""
 
 # Quantizers: what a quantize node may compute, bit for bit as bitsandbytes does on a CPU.
 class Quantizer:
