@@ -319,8 +319,8 @@ void Reader::decode(const Step& step, State& state, int64_t begin, int64_t count
     decoder.wanted(i, begin, count, parts, wanted);
     record::check_wanted(decoder, i, state.parts[i], wanted);
     const auto dtype = input.program->dtype();
-    auto* elements = grown(state.operands[i], static_cast<size_t>(total(wanted)) *
-                                                  input.program->itemsize());
+    auto* elements =
+        grown(state.operands[i], static_cast<size_t>(total(wanted)) * input.program->itemsize());
     copy(input, state, i, wanted, dtype, elements);
     parts.push_back(elements);
   }
