@@ -1,11 +1,12 @@
 """Folders of torch.distributed.checkpoint that are damaged or made to deceive.
 
-Each is refused, when it is opened or, where only a data file tells, when a tensor is wanted; nothing
-that the pickle names is imported or called.
+Each is refused, when it is opened or, where only a data file tells, when a tensor is wanted;
+nothing that the pickle names is imported or called.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -210,9 +211,7 @@ def test_nothing_is_called(where: str, folder: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_imported(folder: Path) -> None:
     data = (folder / ".metadata").read_bytes()
-    (folder / ".metadata").write_bytes(
-        data.replace(b"\x8c\x08Metadata", b"\x8c\x08antigrav")
-    )
+    (folder / ".metadata").write_bytes(data.replace(b"\x8c\x08Metadata", b"\x8c\x08antigrav"))
     with pytest.raises(ValueError, match="a Metadata"):
         dormant.open_checkpoint(folder)
     assert "antigravity" not in sys.modules
@@ -232,10 +231,8 @@ def test_changed_metadata_is_refused_or_read(folder: Path) -> None:
         changed = bytearray(data)
         changed[at] ^= 0x11
         (folder / ".metadata").write_bytes(bytes(changed))
-        try:
+        with contextlib.suppress(ValueError, NotImplementedError, OSError):
             dict(dormant.open_checkpoint(folder))
-        except (ValueError, NotImplementedError, OSError):
-            pass
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
@@ -279,6 +276,16 @@ def rezipped(edit: Callable[[str, bytes], tuple[str, bytes] | None], method: int
             if edited is not None:
                 target.writestr(*edited)
     return file.getvalue()
+
+
+def repickled(old: bytes, new: bytes) -> bytes:
+    def edit(name: str, data: bytes) -> tuple[str, bytes]:
+        if not name.endswith("data.pkl"):
+            return name, data
+        assert old in data
+        return name, data.replace(old, new)
+
+    return rezipped(edit)
 
 
 def same(name: str, data: bytes) -> tuple[str, bytes]:
@@ -326,13 +333,11 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
         "pickle|ends|byte",
     ),
     "longer strides": (
-        rezipped(
-            lambda n, d: (n, d.replace(b"K\x06K\x01\x86", b"K\x07K\x01\x86")) if "pkl" in n else (n, d)
-        ),
+        repickled(b"K\x06K\x01\x86", b"K\x07K\x01\x86"),
         "strides lead out",
     ),
     "a later start": (
-        rezipped(lambda n, d: (n, d.replace(b"QK\x00", b"QK\x01")) if "pkl" in n else (n, d)),
+        repickled(b"QK\x00", b"QK\x01"),
         "strides lead out",
     ),
     "directory elsewhere": (
@@ -382,8 +387,9 @@ def test_values_that_are_no_tensors_may_be_anything(folder: Path) -> None:
         info.offset, info.length = 1, 10
 
     change(folder, edit)
-    assert dormant.open_checkpoint(folder).extra["step"] == (
-        (folder / "__0_0.distcp").read_bytes()[1:11]
+    assert (
+        dormant.open_checkpoint(folder).extra["step"]
+        == ((folder / "__0_0.distcp").read_bytes()[1:11])
     )
 
 
@@ -402,12 +408,8 @@ def test_places_of_values_that_contradict_are_refused(
 ) -> None:
     change(folder, assigned("planner_data", {**metadata_of(folder).planner_data, **paths}))
     checkpoint = dormant.open_checkpoint(folder, key="model" if "model.w" not in paths else None)
-    try:
-        extra = checkpoint.extra
-    except ValueError as error:
-        assert "contradicts" in str(error)
-    else:
-        assert len(str(extra)) < 1000
+    with pytest.raises(ValueError, match="contradicts"):
+        _ = checkpoint.extra
 
 
 def test_unknown_keys_are_named(folder: Path) -> None:

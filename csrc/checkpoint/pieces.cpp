@@ -87,7 +87,10 @@ void spread(const std::byte* from, c10::ArrayRef<Dimension> dimensions, std::byt
 /// Reads elements of one piece.
 class PieceReader {
  public:
-  PieceReader(const File& file, int64_t itemsize) : file_(file), itemsize_(itemsize) {}
+  PieceReader(const File& file, int64_t itemsize)
+      : file_(file),
+        itemsize_(itemsize),
+        most_at_once_(std::max(kMostAtOnce, static_cast<int64_t>(file.preferred_read_bytes()))) {}
 
   /// `offset` is that of the first element in the file.
   void read(uint64_t offset, c10::ArrayRef<Dimension> dimensions, std::byte* out) {
@@ -131,7 +134,7 @@ class PieceReader {
  private:
   /// How many indices of the outermost dimension are read together.
   int64_t rows_at_once(int64_t size, int64_t stride, int64_t span, int64_t wanted) const {
-    const auto room = kMostAtOnce / itemsize_ - span;
+    const auto room = most_at_once_ / itemsize_ - span;
     auto rows = std::clamp<int64_t>(stride > 0 ? room / stride + 1 : 1, 1, size);
     if (room < 0 || span + (rows - 1) * stride > kMostReadPerElement * wanted * rows) {
       rows = 1;
@@ -141,6 +144,7 @@ class PieceReader {
 
   const File& file_;
   const int64_t itemsize_;
+  const int64_t most_at_once_;
   std::vector<std::byte> buffer_;
 };
 
@@ -273,6 +277,14 @@ void Pieces::read_elements(uint64_t offset, size_t count, std::byte* out) const 
         .read(place.offset + static_cast<uint64_t>(from * itemsize_), merged(dimensions),
               out + to * itemsize_);
   });
+}
+
+size_t Pieces::preferred_read_bytes() const {
+  size_t most = 0;
+  for (const auto& piece : pieces_) {
+    most = std::max(most, piece.file->preferred_read_bytes());
+  }
+  return most;
 }
 
 c10::DataPtr Pieces::map(uint64_t offset, size_t count, record::Guard guard) const {

@@ -65,6 +65,7 @@ class Pieces final : public record::Source {
   /// Also that what the files say fits.
   void check() const override;
   void will_read(uint64_t offset, size_t count) const override;
+  size_t preferred_read_bytes() const override;
   const std::string& name() const override { return name_; }
 
   const std::vector<Piece>& pieces() const noexcept { return pieces_; }

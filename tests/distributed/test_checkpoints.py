@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint: what ranks write torch reads, and the other way round."""
+"""Folders of torch.distributed.checkpoint: torch reads what ranks save, and the other way."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def test_torch_reads_what_ranks_save(
     run_ranks: RunRanks, kind: str, way: str, world: int, lazy: bool, tmp_path: Path
 ) -> None:
     folder = tmp_path / "saved"
-    results = run_ranks(
-        world, "checkpoints:save", kind=kind, way=way, path=str(folder), lazy=lazy
-    )
+    results = run_ranks(world, "checkpoints:save", kind=kind, way=way, path=str(folder), lazy=lazy)
     expected = state_of(kind)
     assert all(result["same"] for result in results)
     assert any(result["lazy"] for result in results) == lazy
@@ -56,7 +54,9 @@ def test_torch_reads_what_ranks_save(
     assert whole - tied <= sum(result["nbytes"] for result in results) <= whole
     names = {path.name for path in folder.iterdir()}
     assert names <= {".metadata", *(f"__{rank}_0.distcp" for rank in range(world))}
-    for result in run_ranks(world, "checkpoints:load_by_torch", kind=kind, way=way, path=str(folder)):
+    for result in run_ranks(
+        world, "checkpoints:load_by_torch", kind=kind, way=way, path=str(folder)
+    ):
         assert_same_tensors(tensors_of(eager_model(kind)), result["gathered"], way)
 
 
@@ -86,7 +86,9 @@ def test_what_torch_saves_is_read(
         next(iter(next(iter(inner.extra["optim"]["state"].values())).values())).clone(),
         "an optimizer's state beside the model",
     )
-    assert checkpoint.verify(progress=False).unchecked_nbytes == (folder / ".metadata").stat().st_size
+    assert (
+        checkpoint.verify(progress=False).unchecked_nbytes == (folder / ".metadata").stat().st_size
+    )
     # `load` finds the model in what was saved.
     for result in run_ranks(world, "checkpoints:load", kind=kind, way=way, path=str(folder)):
         assert_came_to_life(result, way)

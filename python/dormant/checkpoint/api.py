@@ -431,9 +431,7 @@ def _read_safetensors(file: _C.File) -> Contents:
     )
 
 
-def _open_distributed(
-    paths: Sequence[Path], key: str | None, fits: Fits | None
-) -> _Opened:
+def _open_distributed(paths: Sequence[Path], key: str | None, fits: Fits | None) -> _Opened:
     if paths[0].name == METADATA:
         contents = read_distributed(paths[0], key=key, fits=fits)
     else:

@@ -213,7 +213,8 @@ def _target(path: str | os.PathLike[str], format: Format | None) -> tuple[Path, 
         is_file = "a file, which ends in '.safetensors', '.pt', '.pth' or '.bin'"
         raise ValueError(
             f"save: format={format!r} does not fit {text!r}, which names "
-            f"{'a folder' if kind == 'folder' else is_file}. Leave format out, or name another path."
+            f"{'a folder' if kind == 'folder' else is_file}. Leave format out, or name another "
+            "path."
         )
     return target, "dcp" if format == "dcp" else kind
 

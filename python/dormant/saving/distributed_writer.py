@@ -131,8 +131,8 @@ class StreamWriter(StorageWriter):
         return "://" not in os.fspath(checkpoint_id)
 
     def storage_meta(self) -> StorageMeta | None:
-        """What `.metadata` says about the folder."""
-        return StorageMeta(checkpoint_id=str(self._folder), save_id=self._save_id)
+        """What `.metadata` says about this checkpoint; where it lies may change."""
+        return StorageMeta(save_id=self._save_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Makes the folder."""

@@ -111,7 +111,9 @@ def lay_out_archive(value: Any, *, location: str | None = None) -> Archive:
 
     layout = ZipLayout()
     small = {"data.pkl": document, "byteorder": b"little"}
-    texts = [(layout.add(f"{_ROOT}/{name}", len(data)).offset, data) for name, data in small.items()]
+    texts = [
+        (layout.add(f"{_ROOT}/{name}", len(data)).offset, data) for name, data in small.items()
+    ]
     tensors = []
     for place, tensor in enumerate(records.written):
         nbytes = tensor.numel() * tensor.element_size()
