@@ -17,6 +17,9 @@ void bind_torch_archive(pybind11::module_& m);
 /// What a quantize node may compute.
 void bind_quantize(pybind11::module_& m);
 
+/// What a decode node may compute.
+void bind_decode(pybind11::module_& m);
+
 /// Where in Python's objects tensors may be.
 void bind_holders(pybind11::module_& m);
 
