@@ -101,8 +101,8 @@ void check_equal(const checkpoint::Catalog& catalog, const ModuleTensor& tensor)
     bool equal = first.entry.dtype == second.entry.dtype;
     for (uint64_t done = 0; equal && done < first.entry.nbytes; done += kBlock) {
       const auto count = std::min<uint64_t>(kBlock, first.entry.nbytes - done);
-      first.file->read(first.entry.offset + done, count, one.data());
-      second.file->read(second.entry.offset + done, count, other.data());
+      first.source()->read(first.entry.offset + done, count, one.data());
+      second.source()->read(second.entry.offset + done, count, other.data());
       equal = std::memcmp(one.data(), other.data(), count) == 0;
     }
     TORCH_CHECK_VALUE(equal, "dormant: load: ", in_quotes(tensor.names[0]), " and ",
@@ -217,13 +217,14 @@ bool Checkpoint::contains(const std::string& name) const {
 }
 
 CheckpointEntry Checkpoint::entry(const std::string& name) const {
-  const auto& [entry, file] = find(*catalog_, name);
+  const auto& [entry, file, parts] = find(*catalog_, name);
   return {entry.dtype, entry.sizes, file->path(), entry.offset, entry.nbytes};
 }
 
 at::Tensor Checkpoint::operator[](const std::string& name) const {
-  const auto& [entry, file] = find(*catalog_, name);
-  return record::make_read_tensor(file, entry.offset, entry.sizes, entry.dtype);
+  const auto& found = find(*catalog_, name);
+  const auto& entry = found.entry;
+  return record::make_read_tensor(found.source(), entry.offset, entry.sizes, entry.dtype);
 }
 
 const std::map<std::string, std::string>& Checkpoint::metadata() const {

@@ -1,5 +1,5 @@
-// The input is the length of a `.metadata` of torch.distributed.checkpoint (4 bytes, little endian),
-// it, and a data file. Whatever they are, they are refused by c10::ValueError or
+// The input is the length of a `.metadata` of torch.distributed.checkpoint (4 bytes, little
+// endian), it, and a data file. Whatever they are, they are refused by c10::ValueError or
 // c10::NotImplementedError, or each tensor is parts within the file, and can be read.
 #include <c10/util/Exception.h>
 #include <sys/mman.h>
@@ -75,7 +75,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size < 4) {
     return 0;
   }
-  const uint32_t stated = data[0] | data[1] << 8 | data[2] << 16 | static_cast<uint32_t>(data[3]) << 24;
+  const uint32_t stated =
+      data[0] | data[1] << 8 | data[2] << 16 | static_cast<uint32_t>(data[3]) << 24;
   const auto length = std::min<size_t>(stated, size - 4);
   const MemoryFile metadata(data + 4, length);
   const MemoryFile content(data + 4 + length, size - 4 - length);

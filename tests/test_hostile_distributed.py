@@ -38,6 +38,7 @@ def values() -> dict[str, Any]:
     return {
         "model": {"w": torch.arange(24.0).reshape(4, 6), "b": torch.arange(3)},
         "step": 7,
+        "note": "text",
     }
 
 
@@ -163,7 +164,7 @@ METADATA = {
     "size of text": (described(size="46"), "a torch.Size"),
     "size of floats": (described(size=(4.0, 6.0)), "not negative"),
     "another object": (lambda metadata: {"no": "metadata"}, "a Metadata"),
-    "a list": (lambda metadata: [], "a Metadata"),
+    "a list": (lambda metadata: [1], "a Metadata"),
 }
 
 
@@ -296,33 +297,33 @@ GOOD = archive(torch.arange(24.0).reshape(4, 6))
 END = len(GOOD) - 22
 
 ARCHIVES: dict[str, tuple[bytes, str]] = {
-    "zeros": (bytes(2000), "no zip directory"),
-    "nothing but a tensor": (bytes(96), "no zip directory"),
+    "zeros": (bytes(2000), "no file of torch.save"),
+    "nothing but a tensor": (bytes(96), "no file of torch.save"),
     "another dtype": (archive(torch.ones(4, 6, dtype=torch.int32)), "got a tensor of Int"),
     "other sizes": (archive(torch.ones(6, 4)), r"sizes \[6, 4\]"),
     "more dimensions": (archive(torch.ones(4, 6, 1)), r"sizes \[4, 6, 1\]"),
     "a list": (archive([torch.ones(4, 6)]), "expected a strided tensor"),
-    "sparse": (archive(torch.ones(4, 6).to_sparse()), "expected a strided tensor"),
+    "sparse": (archive(torch.ones(4, 6).to_sparse()), "is a sparse tensor"),
     "text": (archive("text" * 100), "expected a strided tensor"),
-    "cut short": (GOOD[:-30], "no zip directory"),
-    "a byte more": (GOOD + b"x", "no zip directory"),
+    "cut short": (GOOD[:-30], "no readable directory"),
+    "a byte more": (GOOD + b"x", "no readable directory"),
     "a prefix": (b"x" * 16 + GOOD, "expected"),
-    "compressed": (rezipped(same, zipfile.ZIP_DEFLATED), "is compressed"),
+    "compressed": (rezipped(same, zipfile.ZIP_DEFLATED), "compression method 8"),
     "no pickle": (
         rezipped(lambda n, d: None if n.endswith("data.pkl") else (n, d)),
-        "without a record NAME/data.pkl",
+        "0 of them named",
     ),
     "no elements": (
         rezipped(lambda n, d: None if n.endswith("data/0") else (n, d)),
-        "got no bytes of storage",
+        "has no record",
     ),
     "fewer elements": (
         rezipped(lambda n, d: (n, d[:-4] if n.endswith("data/0") else d)),
-        "got 92 bytes of storage",
+        "has 92 bytes",
     ),
     "big-endian": (
         rezipped(lambda n, d: (n, b"big" if n.endswith("byteorder") else d)),
-        "byte order",
+        "says 'big'",
     ),
     "another pickle": (
         rezipped(lambda n, d: (n, pickle.dumps(7) if n.endswith("data.pkl") else d)),
@@ -334,19 +335,19 @@ ARCHIVES: dict[str, tuple[bytes, str]] = {
     ),
     "longer strides": (
         repickled(b"K\x06K\x01\x86", b"K\x07K\x01\x86"),
-        "strides lead out",
+        "end at byte",
     ),
     "a later start": (
         repickled(b"QK\x00", b"QK\x01"),
-        "strides lead out",
+        "end at byte",
     ),
     "directory elsewhere": (
         GOOD[: END + 16] + struct.pack("<I", 5) + GOOD[END + 20 :],
-        "disagree|directory",
+        "two ends differ",
     ),
     "more entries": (
         GOOD[: END + 10] + struct.pack("<H", 60000) + GOOD[END + 12 :],
-        "disagree|entries",
+        "two ends differ",
     ),
     "a comment": (GOOD[: END + 20] + struct.pack("<H", 1) + GOOD[END + 22 :], "directory"),
 }
@@ -396,10 +397,13 @@ def test_values_that_are_no_tensors_may_be_anything(folder: Path) -> None:
 @pytest.mark.parametrize(
     "paths",
     [
-        {"model.w": ("a",), "step": ("a", "b")},
-        {"model.w": ("a", 10**12), "step": ("a", 1)},
+        {"note": ("a",), "step": ("a", "b")},
+        {"note": ("a", "b"), "step": ("a",)},
+        {"note": ("a", 10**12), "step": ("a", 1)},
+        {"note": ("a", "b"), "step": ("a", 1)},
+        {"note": ("a", 1), "step": ("a", "b")},
         {"step": ("a", 10**12)},
-        {"step": ("model", "w", "b")},
+        {"step": ("note",)},
     ],
     ids=str,
 )
@@ -407,7 +411,7 @@ def test_places_of_values_that_contradict_are_refused(
     paths: dict[str, tuple[Any, ...]], folder: Path
 ) -> None:
     change(folder, assigned("planner_data", {**metadata_of(folder).planner_data, **paths}))
-    checkpoint = dormant.open_checkpoint(folder, key="model" if "model.w" not in paths else None)
+    checkpoint = dormant.open_checkpoint(folder)
     with pytest.raises(ValueError, match="contradicts"):
         _ = checkpoint.extra
 

@@ -53,7 +53,7 @@ def read_by_torch(folder: Path) -> Any:
 
 def state(value: float) -> dict[str, Any]:
     return {
-        "model": {name: torch.full((300,), value + i) for i, name in enumerate("abcd")},
+        "model": {name: torch.full((300,), float(value + i)) for i, name in enumerate("abcd")},
         "step": int(value),
     }
 

@@ -15,6 +15,7 @@
 #include "bindings/parts.h"
 #include "bindings/remote_file.h"
 #include "checkpoint/file.h"
+#include "checkpoint/file_part.h"
 #include "checkpoint/file_storage.h"
 #include "checkpoint/index.h"
 #include "checkpoint/remote_file.h"
@@ -23,9 +24,21 @@
 
 namespace py = pybind11;
 using namespace dormant::checkpoint;
-using namespace dormant::bindings;
+
+py::object dormant::bindings::dtype_object(c10::ScalarType type) {
+  return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(type)));
+}
 
 namespace {
+
+using dormant::bindings::dtype_object;
+using dormant::bindings::OpenFile;
+
+c10::ScalarType scalar_type(const py::object& dtype) {
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()),
+                   "dormant: File.storage: dtype must be a torch.dtype");
+  return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
+}
 
 std::filesystem::path path_object(const std::string& path) { return path; }
 
@@ -55,8 +68,8 @@ py::tuple index_entries(const std::variant<std::filesystem::path, OpenFile>& whe
   {
     const py::gil_scoped_release other_threads_may_run;
     const auto* path = std::get_if<std::filesystem::path>(&where);
-    index = path != nullptr ? read_index(path->string())
-                            : parse_index(*std::get<OpenFile>(where).file);
+    index =
+        path != nullptr ? read_index(path->string()) : parse_index(*std::get<OpenFile>(where).file);
   }
   py::dict files;
   for (const auto& [tensor, file] : index.files) {
@@ -99,6 +112,12 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
                              })
       .def_property_readonly("size", [](const OpenFile& open) { return open.file->size(); })
       .def("copy_always", [](const OpenFile& open) { open.file->copy_always(); })
+      .def(
+          "part",
+          [](const OpenFile& open, uint64_t offset, uint64_t size) {
+            return OpenFile{std::make_shared<const FilePart>(open.file, offset, size)};
+          },
+          py::arg("offset"), py::arg("size"))
       .def("check",
            [](const OpenFile& open) {
              const py::gil_scoped_release other_threads_may_run;

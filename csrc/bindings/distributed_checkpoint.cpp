@@ -11,6 +11,7 @@
 #include "bindings/open_file.h"
 #include "bindings/parts.h"
 #include "checkpoint/dcp.h"
+#include "checkpoint/file_part.h"
 #include "checkpoint/zip_directory.h"
 
 namespace py = pybind11;
@@ -36,7 +37,8 @@ py::tuple as_objects(const DistributedCheckpoint& checkpoint) {
       for (size_t i = 0; i < piece.box.begin.size(); ++i) {
         sizes.push_back(piece.box.end[i] - piece.box.begin[i]);
       }
-      parts.append(py::make_tuple(numbers.at(piece.file.get()), piece.offset, piece.length, tuple_of(sizes)));
+      parts.append(py::make_tuple(numbers.at(piece.file.get()), piece.offset, piece.length,
+                                  tuple_of(sizes)));
     }
     tensors.append(py::make_tuple(tensor.name, dtype_object(tensor.dtype), tuple_of(tensor.sizes),
                                   tensor.nbytes, tensor.storage, parts));
@@ -80,11 +82,15 @@ py::tuple distributed_safetensors_entries(const std::vector<OpenFile>& opened) {
 }
 
 py::list archive_records(const OpenFile& open, uint64_t offset, uint64_t length) {
+  const FilePart part(open.file, offset, length);
+  std::vector<ZipRecord> found;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    found = read_zip_directory(part);
+  }
   py::list records;
-  const ZipDirectory directory(*open.file, offset, length,
-                               open.file->name() + " at byte " + std::to_string(offset));
-  for (const auto& record : directory.records()) {
-    records.append(py::make_tuple(record.name, directory.place(record), record.nbytes, record.crc));
+  for (const auto& record : found) {
+    records.append(py::make_tuple(record.name, offset + record.offset, record.nbytes, record.crc));
   }
   return records;
 }

@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/dcp.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
 #include "text/printable.h"
@@ -24,7 +25,8 @@ constexpr std::string_view kAnyIndex = ".index.json";
 
 /// The checkpoint in a folder: as transformers looks for it, else the only one.
 std::string find_in(const std::string& folder) {
-  for (const auto* name : {"model.safetensors", "model.safetensors.index.json"}) {
+  for (const auto* name :
+       {"model.safetensors", "model.safetensors.index.json", kDistributedMetadata}) {
     const auto path = fs::path(folder) / name;
     if (fs::is_regular_file(path)) {
       return path.string();
@@ -77,7 +79,7 @@ void add(Catalog& catalog, const std::shared_ptr<const File>& file, Safetensors 
   for (auto& entry : contents.entries) {
     auto name = entry.name;
     const auto [found, added] =
-        catalog.tensors.try_emplace(std::move(name), CatalogEntry{std::move(entry), file});
+        catalog.tensors.try_emplace(std::move(name), CatalogEntry{std::move(entry), file, nullptr});
     TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", text::in_quotes(found->first),
                       " is in two files, ", found->second.file->name(), " and ", file->name(),
                       ", expected one. Cause: they are of different checkpoints. Next: download or "
@@ -117,6 +119,21 @@ Catalog open_index(const std::string& path) {
   return catalog;
 }
 
+Catalog open_distributed(const std::string& path) {
+  auto found = read_distributed(path);
+  Catalog catalog;
+  catalog.metadata = std::move(found.metadata);
+  for (auto& tensor : found.tensors) {
+    const auto& pieces = tensor.pieces->pieces();
+    auto file = pieces.empty() ? File::open(path) : pieces.front().file;
+    Entry entry{tensor.name, tensor.dtype, std::move(tensor.sizes), tensor.pieces->base(),
+                tensor.nbytes};
+    catalog.tensors.emplace(std::move(tensor.name),
+                            CatalogEntry{std::move(entry), std::move(file), tensor.pieces});
+  }
+  return catalog;
+}
+
 }  // namespace
 
 Catalog open_catalog(const std::string& path) {
@@ -124,6 +141,9 @@ Catalog open_catalog(const std::string& path) {
   const auto found = fs::is_directory(path, error) ? find_in(path) : path;
   if (std::string_view(found).ends_with(kAnyIndex)) {
     return open_index(found);
+  }
+  if (fs::path(found).filename() == kDistributedMetadata) {
+    return open_distributed(found);
   }
   const auto file = File::open(found);
   Catalog catalog;

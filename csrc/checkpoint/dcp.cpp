@@ -13,7 +13,7 @@
 #include "checkpoint/pickle.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_archive.h"
-#include "checkpoint/torch_names.h"
+#include "checkpoint/torch_objects.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -150,7 +150,7 @@ class MetadataReader {
     if (!pickle_.is(id, PickleKind::global) || pickle_.global(id).module != "torch") {
       refuse(id, "a dtype");
     }
-    const auto found = dtype_of(pickle_.global(id).name);
+    const auto found = dtype_named(pickle_.global(id).name);
     TORCH_CHECK_NOT_IMPLEMENTED(found, "dormant: open_checkpoint: ", where_, ": got ",
                                 pickle_.describe(id), " at byte ", pickle_.offset(id),
                                 ", expected a dtype of plain elements. Next: load it with "

@@ -46,7 +46,7 @@ DistributedTensor DistributedTensors::add(const std::string& where, std::string 
     same.name = std::move(name);
     return same;
   }
-  const auto what = "dormant: open_checkpoint: " + where + ": tensor " + text::in_quotes(name);
+  const auto what = where + ": tensor " + text::in_quotes(name);
   auto source =
       std::make_shared<const Pieces>(where, what, dtype, sizes, std::move(pieces), locator);
   auto storage = std::make_shared<FileStorage>(source, dtype, source->base(), nbytes);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/archive_bytes.h"
+#include "checkpoint/catalog.h"
 #include "checkpoint/scratch_folder.h"
 
 namespace dormant::checkpoint {
@@ -43,14 +44,14 @@ std::string index(const std::string& name, const std::vector<int64_t>& offset) {
 }
 std::string info(const std::string& path, int64_t offset, int64_t length) {
   return object(bytes::global("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-                {text("relative_path"), text(path), text("offset"), integer(offset),
-                 text("length"), integer(length)});
+                {text("relative_path"), text(path), text("offset"), integer(offset), text("length"),
+                 integer(length)});
 }
 std::string metadata(const std::vector<std::string>& tensors,
                      const std::vector<std::string>& storage) {
-  return bytes::pickle(object(
-      torch_class("Metadata"), {text("state_dict_metadata"), dict(tensors), text("storage_data"),
-                                dict(storage), text("version"), text("1.0.0")}));
+  return bytes::pickle(object(torch_class("Metadata"),
+                              {text("state_dict_metadata"), dict(tensors), text("storage_data"),
+                               dict(storage), text("version"), text("1.0.0")}));
 }
 
 /// Rows 0 to 2 of a 5 x 3 tensor in one file, the others, turned, behind something in another.
@@ -65,9 +66,10 @@ struct Example {
   Example() {
     folder.write("__0_0.distcp", first);
     folder.write("__1_0.distcp", "something" + second);
-    folder.write(kDistributedMetadata,
-                 metadata({text("w"), tensor({5, 3}, {chunk({0, 0}, {2, 3}), chunk({2, 0}, {3, 3})})},
-                          storage("w")));
+    folder.write(
+        kDistributedMetadata,
+        metadata({text("w"), tensor({5, 3}, {chunk({0, 0}, {2, 3}), chunk({2, 0}, {3, 3})})},
+                 storage("w")));
   }
 
   std::vector<std::string> storage(const std::string& name) const {
@@ -94,6 +96,19 @@ TEST(DistributedCheckpoint, PutsATensorTogether) {
   EXPECT_EQ(got, expected);
 }
 
+TEST(DistributedCheckpoint, IsOpenedAsACatalog) {
+  const Example example;
+  for (const auto& path : {example.path(), example.folder.path("")}) {
+    const auto catalog = open_catalog(path);
+    const auto& found = catalog.tensors.at("w");
+    EXPECT_EQ(found.entry.sizes, (std::vector<int64_t>{5, 3}));
+    EXPECT_EQ(found.file->path(), example.folder.path("__0_0.distcp"));
+    int16_t last = 0;
+    found.source()->read(found.entry.offset + 28, 2, &last);
+    EXPECT_EQ(last, 14);
+  }
+}
+
 TEST(DistributedCheckpoint, TwoNamesOfTheSameBytesAreOneStorage) {
   const Example example;
   const auto described = tensor({5, 3}, {chunk({0, 0}, {2, 3}), chunk({2, 0}, {3, 3})});
@@ -109,17 +124,17 @@ TEST(DistributedCheckpoint, TwoNamesOfTheSameBytesAreOneStorage) {
 
 TEST(DistributedCheckpoint, RefusesAGapWhenItIsOpenedAndAnotherDtypeWhenItIsRead) {
   const Example example;
-  example.folder.write(kDistributedMetadata,
-                       metadata({text("w"), tensor({6, 3}, {chunk({0, 0}, {2, 3}),
-                                                            chunk({2, 0}, {3, 3})})},
-                                example.storage("w")));
+  example.folder.write(
+      kDistributedMetadata,
+      metadata({text("w"), tensor({6, 3}, {chunk({0, 0}, {2, 3}), chunk({2, 0}, {3, 3})})},
+               example.storage("w")));
   EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { read_distributed(example.path()); }),
                        "no piece with elements [5:6, 0:3]"));
   example.folder.write(
       kDistributedMetadata,
-      metadata({text("w"), tensor({5, 3}, {chunk({0, 0}, {2, 3}), chunk({2, 0}, {3, 3})},
-                                  "bfloat16")},
-               example.storage("w")));
+      metadata(
+          {text("w"), tensor({5, 3}, {chunk({0, 0}, {2, 3}), chunk({2, 0}, {3, 3})}, "bfloat16")},
+          example.storage("w")));
   const auto checkpoint = read_distributed(example.path());
   const auto message =
       message_of<c10::ValueError>([&] { checkpoint.tensors.front().pieces->check(); });

@@ -65,7 +65,8 @@ class DORMANT_API Checkpoint {
 };
 
 /// Opens a safetensors file, the index of several (*.index.json), or a folder that has
-/// model.safetensors, model.safetensors.index.json or only one such file of another name. Reads and
+/// model.safetensors, model.safetensors.index.json, .metadata (of torch.distributed.checkpoint: each
+/// tensor is put together from the ranks' parts) or only one such file of another name. Reads and
 /// checks everything but the tensors' bytes. Throws c10::ValueError where a file is damaged or
 /// contradicts another one, c10::NotImplementedError for files of torch.save (Python reads those),
 /// std::system_error where the system refuses.

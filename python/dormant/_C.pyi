@@ -1,8 +1,8 @@
 """The C++ core as Python sees it (csrc/bindings)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
-from typing import Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 
@@ -125,6 +125,8 @@ class File:
         """Whether it was made by `over`."""
     @property
     def size(self) -> int: ...
+    def part(self, offset: int, size: int) -> File:
+        """Some of its bytes as a file of its own; raises ValueError where it has no such bytes."""
     def copy_always(self) -> None:
         """With mmap="auto" its bytes are never mapped from here on."""
     def check(self) -> None:
@@ -167,6 +169,71 @@ def distributed_entries(metadata: File, open: Callable[[str], File]) -> Distribu
 def distributed_safetensors_entries(files: list[File]) -> DistributedEntries: ...
 def archive_records(file: File, offset: int, length: int) -> list[tuple[str, int, int, int]]:
     """(name, byte of the file, bytes, CRC-32) of each record of a zip archive."""
+
+def parse_pickle(
+    data: bytes,
+    where: str,
+    global_: Callable[[str, str], object],
+    record: Callable[[object, tuple[object, ...]], object],
+    persistent: Callable[[object], object],
+) -> object: ...
+
+class TorchTensor:
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    @property
+    def storage(self) -> FileStorage: ...
+    @property
+    def storage_offset(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def conjugated(self) -> bool: ...
+    @property
+    def negated(self) -> bool: ...
+    @property
+    def requires_grad(self) -> bool: ...
+    @property
+    def is_parameter(self) -> bool: ...
+    @property
+    def has_attributes(self) -> bool: ...
+
+class TorchState(TypedDict):
+    tensors: list[tuple[str, int]]
+    beside: list[tuple[int | None, int]]
+    modules: list[tuple[str, str]]
+    mapping: int | None
+
+class TorchArchive:
+    def __init__(self, file: File) -> None: ...
+    @property
+    def root(self) -> int: ...
+    @property
+    def where(self) -> str: ...
+    @property
+    def is_script(self) -> bool: ...
+    def find_state(
+        self, key: str | None, fits: Callable[[Iterable[str]], int] | None
+    ) -> TorchState: ...
+    def tensor(self, id: int, where: str) -> TorchTensor: ...
+    def tensors(self) -> list[int]: ...
+    def globals(self) -> list[tuple[str, int]]: ...
+    def checksums(self) -> list[tuple[str, int, int, int | None]]: ...
+    def locations(self) -> dict[str, str]: ...
+    def values(
+        self,
+        global_: Callable[[str, str], object],
+        record: Callable[[object, tuple[object, ...]], object],
+        persistent: Callable[[object], object],
+    ) -> list[Any]: ...
+
+def is_torch_file(first_bytes: bytes) -> bool: ...
 
 # Quantizers: what a quantize node may compute, bit for bit as bitsandbytes does on a CPU.
 class Quantizer:

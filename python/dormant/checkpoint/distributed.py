@@ -177,52 +177,16 @@ class _Object:
 
     def read(self) -> Any:
         """The value, with lazy tensors in it; the bytes where they are not of torch.save."""
-        part = _FilePart(self)
+        part = self.file.part(self.offset, self.length)
         first = part.read(0, min(self.length, 512))
         if is_torch_file(first):
-            return read_objects(cast("_C.File", part))
+            return read_objects(part)
         if self.length > _LONGEST_OBJECT:
             raise ValueError(
                 f"open_checkpoint: {part.path} has {self.length} bytes at byte {self.offset} of a "
                 f"value that is no tensor, expected at most {_LONGEST_OBJECT}."
             )
         return part.read(0, self.length)
-
-
-class _FilePart:
-    """A part of a file that is read as a file."""
-
-    def __init__(self, part: _Object) -> None:
-        self._part = part
-
-    @property
-    def path(self) -> str:
-        return self._part.file.path
-
-    @property
-    def size(self) -> int:
-        return self._part.length
-
-    def copy_always(self) -> None:
-        self._part.file.copy_always()
-
-    def check(self) -> None:
-        self._part.file.check()
-
-    def read(self, offset: int, count: int) -> bytes:
-        self._check(offset, count)
-        return self._part.file.read(self._part.offset + offset, count)
-
-    def storage(self, dtype: Any, offset: int, nbytes: int) -> _C.FileStorage:
-        self._check(offset, nbytes)
-        return self._part.file.storage(dtype, self._part.offset + offset, nbytes)
-
-    def _check(self, offset: int, count: int) -> None:
-        if offset < 0 or count < 0 or offset + count > self._part.length:
-            raise ValueError(
-                f"open_checkpoint: {self.path}: {count} bytes at byte {offset} of a value of "
-                f"{self._part.length} bytes at byte {self._part.offset}. The file is damaged."
-            )
 
 
 class _LateChecksums(Sequence[Checksum]):
@@ -246,6 +210,7 @@ class _LateChecksums(Sequence[Checksum]):
     @overload
     def __getitem__(self, place: slice) -> list[Checksum]: ...
     def __getitem__(self, place: int | slice) -> Checksum | list[Checksum]:
+        """One or some of them."""
         return self._found[place]
 
 
