@@ -1,4 +1,4 @@
-// Decoders, and what finds them, as Python sees them. Conversions only, no logic.
+// What finds decoders, as Python sees it. Conversions only, no logic.
 #include <pybind11/stl.h>
 #include <torch/csrc/Dtype.h>
 #include <torch/csrc/DynamicTypes.h>
@@ -65,8 +65,6 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
 }  // namespace
 
 void bind_encodings(py::module_& m) {
-  py::class_<Decoder, std::shared_ptr<Decoder>>(m, "Decoder")
-      .def_property_readonly("name", &Decoder::name);
   m.def("find_encoded", &find, py::arg("tensors"), py::kw_only(), py::arg("config"),
         py::arg("config_path"), py::arg("dtype"), py::arg("where"), py::arg("read"));
 }

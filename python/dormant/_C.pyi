@@ -132,6 +132,9 @@ class Decoder:
     @property
     def name(self) -> str: ...
 
+def decode(parts: Sequence[torch.Tensor], decoder: Decoder, /) -> torch.Tensor:
+    """Lazy where one of the parts is."""
+
 def find_encoded(
     tensors: Sequence[tuple[str, torch.dtype, Sequence[int], str]],
     *,
