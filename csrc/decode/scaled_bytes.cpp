@@ -1,9 +1,9 @@
-#include "decode/scaled_fp8.h"
+#include "decode/scaled_bytes.h"
 
+#include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
-#include <iterator>
+#include <utility>
 
 #include "decode/output_format.h"
 #include "decode/scales.h"
@@ -12,72 +12,41 @@
 namespace dormant::decode {
 namespace {
 
+using c10::ScalarType;
 using record::ElementRun;
 using record::Geometry;
 
-int64_t blocks(int64_t size, int64_t block) { return size / block + (size % block != 0 ? 1 : 0); }
-
-/// Sizes without ones: scales are kept as [rows], as [rows, 1], or as [experts, 1, 1].
-std::vector<int64_t> squeezed(c10::IntArrayRef sizes) {
-  std::vector<int64_t> rest;
-  std::copy_if(sizes.begin(), sizes.end(), std::back_inserter(rest),
-               [](int64_t size) { return size != 1; });
-  return rest;
-}
-
 }  // namespace
 
-ScaledFp8::ScaledFp8(c10::ScalarType weight, c10::IntArrayRef sizes, c10::ScalarType scales,
-                     c10::IntArrayRef scale_sizes, int64_t block_rows, int64_t block_columns,
-                     c10::ScalarType output)
-    : weight_(weight),
-      sizes_(sizes.vec()),
-      scales_(scales),
-      scale_sizes_(scale_sizes.vec()),
-      output_(output),
-      format_(output_format(output)),
-      grid_{},
-      single_(Geometry::contiguous(scale_sizes, scales).numel() == 1) {
-  TORCH_CHECK_VALUE(
-      weight == c10::ScalarType::Float8_e4m3fn || weight == c10::ScalarType::Float8_e5m2,
-      "dormant: fp8: got a weight of ", weight, "; expected float8_e4m3fn or float8_e5m2");
-  TORCH_CHECK_VALUE(is_scale(scales), "dormant: fp8: got scales of ", scales,
-                    "; expected float32, bfloat16, float16, float8_e8m0fnu or uint8");
-  const int64_t rank = static_cast<int64_t>(sizes.size());
-  grid_.columns = rank >= 1 ? std::max<int64_t>(sizes[rank - 1], 1) : 1;
-  grid_.rows = rank >= 2 ? std::max<int64_t>(sizes[rank - 2], 1) : 1;
-  if (single_) {
-    grid_.block_rows = grid_.rows;
-    grid_.block_columns = grid_.columns;
-    grid_.grid_columns = 1;
-    grid_.stride = 0;
-    return;
+ScaledBytes::ScaledBytes(Layout layout)
+    : layout_(std::move(layout)),
+      format_(output_format(layout_.output)),
+      grid_(layout_.sizes, layout_.block_rows, layout_.block_columns, layout_.scale_sizes) {
+  const bool is_int8 = layout_.weight == ScalarType::Char;
+  TORCH_CHECK_VALUE(is_int8 || layout_.weight == ScalarType::Float8_e4m3fn ||
+                        layout_.weight == ScalarType::Float8_e5m2,
+                    "got a weight of ", layout_.weight,
+                    ", expected float8_e4m3fn, float8_e5m2 or int8");
+  TORCH_CHECK_VALUE(is_scale(layout_.scales), "got scales of ", layout_.scales,
+                    ", expected float32, bfloat16, float16, float8_e8m0fnu or uint8");
+  TORCH_CHECK_VALUE(!layout_.zeros || (is_int8 && *layout_.zeros == ScalarType::Char),
+                    "got zeros for a weight of ", layout_.weight, ", expected both to be int8");
+}
+
+Geometry ScaledBytes::output() const { return Geometry::contiguous(layout_.sizes, layout_.output); }
+
+std::vector<Geometry> ScaledBytes::parts() const {
+  std::vector<Geometry> parts = {Geometry::contiguous(layout_.sizes, layout_.weight),
+                                 Geometry::contiguous(layout_.scale_sizes, layout_.scales)};
+  if (layout_.zeros) {
+    parts.push_back(Geometry::contiguous(layout_.scale_sizes, *layout_.zeros));
   }
-  TORCH_CHECK_VALUE(rank >= 2 && block_rows >= 1 && block_columns >= 1,
-                    "dormant: fp8: got blocks of ", block_rows, "x", block_columns,
-                    " for a weight of sizes ", sizes, "; expected positive numbers, and a matrix");
-  auto expected = sizes.vec();
-  expected[rank - 2] = blocks(sizes[rank - 2], block_rows);
-  expected[rank - 1] = blocks(sizes[rank - 1], block_columns);
-  TORCH_CHECK_VALUE(squeezed(scale_sizes) == squeezed(expected),
-                    "dormant: fp8: got scales of sizes ", scale_sizes, " for a weight of sizes ",
-                    sizes, " in blocks of ", block_rows, "x", block_columns, "; expected ",
-                    c10::IntArrayRef(expected));
-  grid_.block_rows = block_rows;
-  grid_.block_columns = block_columns;
-  grid_.grid_columns = expected[rank - 1];
-  grid_.stride = expected[rank - 2] * expected[rank - 1];
+  return parts;
 }
 
-Geometry ScaledFp8::output() const { return Geometry::contiguous(sizes_, output_); }
-
-std::vector<Geometry> ScaledFp8::parts() const {
-  return {Geometry::contiguous(sizes_, weight_), Geometry::contiguous(scale_sizes_, scales_)};
-}
-
-void ScaledFp8::wanted(size_t part, int64_t begin, int64_t count,
-                       c10::ArrayRef<const void*> /*earlier*/,
-                       std::vector<ElementRun>& runs) const {
+void ScaledBytes::wanted(size_t part, int64_t begin, int64_t count,
+                         c10::ArrayRef<const void*> /*earlier*/,
+                         std::vector<ElementRun>& runs) const {
   if (part == 0) {
     runs.push_back({begin, count});
   } else {
@@ -85,29 +54,33 @@ void ScaledFp8::wanted(size_t part, int64_t begin, int64_t count,
   }
 }
 
-void ScaledFp8::run(int64_t begin, int64_t count, c10::ArrayRef<const void*> parts,
-                    void* out) const {
+void ScaledBytes::run(int64_t begin, int64_t count, c10::ArrayRef<const void*> parts,
+                      void* out) const {
   const auto& kernels = simd::kernels<FloatKernels>();
-  const auto kind = weight_ == c10::ScalarType::Float8_e4m3fn ? Fp8::e4m3 : Fp8::e5m2;
-  const auto* codes = static_cast<const uint8_t*>(parts[0]) - begin;
+  const auto* codes = static_cast<const uint8_t*>(parts[0]);
+  const auto* zeros = layout_.zeros ? static_cast<const int8_t*>(parts[2]) : nullptr;
   auto* to = static_cast<char*>(out);
-  const auto width = static_cast<int64_t>(c10::elementSize(output_));
-  grid_.walk(begin, count, [&](int64_t at, int64_t n, int64_t, int64_t index) {
-    kernels.fp8(kind, format_, codes + at, static_cast<size_t>(n), scale(scales_, parts[1], index),
-                to + (at - begin) * width);
+  const auto width = static_cast<int64_t>(c10::elementSize(layout_.output));
+  const auto kind = layout_.weight == ScalarType::Float8_e4m3fn ? Fp8::e4m3 : Fp8::e5m2;
+  grid_.walk(begin, count, [&](int64_t at, int64_t n, int64_t index) {
+    const auto* from = codes + (at - begin);
+    auto* there = to + (at - begin) * width;
+    const float by = scale(layout_.scales, parts[1], index);
+    if (layout_.weight == ScalarType::Char) {
+      const float zero = zeros == nullptr ? 0 : zeros[index];
+      kernels.int8(format_, reinterpret_cast<const int8_t*>(from), static_cast<size_t>(n), zero, by,
+                   layout_.factor, there);
+    } else {
+      kernels.fp8(kind, format_, from, static_cast<size_t>(n), by, there);
+    }
   });
 }
 
-std::string ScaledFp8::name() const {
-  const std::string kind = weight_ == c10::ScalarType::Float8_e4m3fn ? "fp8 e4m3" : "fp8 e5m2";
-  if (single_) {
-    return kind + ", one scale";
-  }
-  if (grid_.block_rows == 1 && grid_.block_columns == grid_.columns) {
-    return kind + ", a scale for each row";
-  }
-  return kind + ", blocks of " + std::to_string(grid_.block_rows) + "x" +
-         std::to_string(grid_.block_columns);
+std::string ScaledBytes::name() const {
+  const std::string kind = layout_.weight == ScalarType::Char            ? "int8"
+                           : layout_.weight == ScalarType::Float8_e4m3fn ? "fp8 e4m3"
+                                                                         : "fp8 e5m2";
+  return kind + ", " + grid_.name();
 }
 
 }  // namespace dormant::decode

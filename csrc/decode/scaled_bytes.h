@@ -1,11 +1,11 @@
-// Numbers of a byte, times a scale for each block: DeepSeek's and transformers' fp8, and that of
-// compressed-tensors and FBGEMM.
+// Numbers of a byte, times a scale for each block: the fp8 of DeepSeek and transformers, fp8 and
+// int8 of compressed-tensors, FBGEMM's rows, bitsandbytes' int8.
 #pragma once
 
 #include <c10/core/ScalarType.h>
-#include <c10/util/ArrayRef.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,17 +16,28 @@
 
 namespace dormant::decode {
 
-/// The product of two float32 numbers, rounded once to the output's dtype.
+/// (weight - zero) * scale * factor, each product rounded to float32, and the last one to the
+/// output's dtype. (Of numbers of a byte and scales of bfloat16 or float16 the product is exact in
+/// float32, so that is their product in that dtype, too.)
 ///
-/// Parts: the weight, float8_e4m3fn or float8_e5m2 [.., rows, columns], and the scales.
-class DORMANT_BINDINGS_API ScaledFp8 final : public record::Decoder {
+/// Parts: the weight [.., rows, columns], the scales, and the zeros where there are any.
+class DORMANT_BINDINGS_API ScaledBytes final : public record::Decoder {
  public:
-  /// The scales are one for each block of `block_rows` x `block_columns` elements, [.., the blocks
-  /// down, the blocks across], with or without sizes of one, or a single one. c10::ValueError where
-  /// sizes or dtypes do not fit; `output` is float32, bfloat16 or float16.
-  ScaledFp8(c10::ScalarType weight, c10::IntArrayRef sizes, c10::ScalarType scales,
-            c10::IntArrayRef scale_sizes, int64_t block_rows, int64_t block_columns,
-            c10::ScalarType output);
+  struct Layout {
+    c10::ScalarType weight;  ///< float8_e4m3fn, float8_e5m2 or int8
+    std::vector<int64_t> sizes;
+    c10::ScalarType scales;
+    /// [.., blocks down, blocks across], with or without sizes of one; or a single number.
+    std::vector<int64_t> scale_sizes;
+    int64_t block_rows = 1;
+    int64_t block_columns = 1;
+    c10::ScalarType output;                               ///< float32, bfloat16 or float16
+    float factor = 1;                                     ///< of int8 only
+    std::optional<c10::ScalarType> zeros = std::nullopt;  ///< int8, of int8 only, as many as scales
+  };
+
+  /// c10::ValueError where sizes or dtypes do not fit.
+  explicit ScaledBytes(Layout layout);
 
   record::Geometry output() const override;
   std::vector<record::Geometry> parts() const override;
@@ -38,14 +49,9 @@ class DORMANT_BINDINGS_API ScaledFp8 final : public record::Decoder {
   std::string name() const override;
 
  private:
-  c10::ScalarType weight_;
-  std::vector<int64_t> sizes_;
-  c10::ScalarType scales_;
-  std::vector<int64_t> scale_sizes_;
-  c10::ScalarType output_;
+  Layout layout_;
   Format format_;
   ScaleGrid grid_;
-  bool single_;
 };
 
 }  // namespace dormant::decode
