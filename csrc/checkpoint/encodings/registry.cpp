@@ -7,8 +7,11 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/encodings/awq.h"
 #include "checkpoint/encodings/block_fp8.h"
 #include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/gptq.h"
+#include "checkpoint/encodings/packed_integers.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -25,6 +28,9 @@ struct Encoding {
 const std::vector<Encoding>& encodings() {
   static const std::vector<Encoding> rows = {
       {"block fp8", {"fp8"}, find_block_fp8},
+      {"gptq", {"gptq"}, find_gptq},
+      {"awq", {"awq"}, find_awq},
+      {"packed integers", {"compressed-tensors"}, find_packed_integers},
   };
   return rows;
 }
