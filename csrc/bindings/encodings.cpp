@@ -36,8 +36,9 @@ c10::ScalarType scalar_type(const py::handle& dtype) {
 using Description = std::tuple<std::string, py::object, std::vector<int64_t>, std::string>;
 
 py::tuple find(const std::vector<Description>& tensors, const std::optional<py::bytes>& config,
-               const std::string& config_path, const py::object& dtype, const std::string& where,
-               const py::function& read) {
+               const std::string& config_path,
+               const std::vector<std::pair<std::string, py::bytes>>& quantization_files,
+               const py::object& dtype, const std::string& where, const py::function& read) {
   std::vector<RawTensor> raw;
   raw.reserve(tensors.size());
   for (const auto& [name, type, sizes, format] : tensors) {
@@ -46,6 +47,9 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
   auto configuration =
       config ? parse_configuration(std::string_view(*config), text::printable(config_path))
              : Configuration{};
+  for (const auto& [path, text] : quantization_files) {
+    add_quantization(configuration, std::string_view(text), text::printable(path));
+  }
   const auto findings = find_encoded(
       std::move(raw), std::move(configuration),
       dtype.is_none() ? std::nullopt : std::optional(scalar_type(dtype)), text::printable(where),
@@ -66,7 +70,7 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
 
 void bind_encodings(py::module_& m) {
   m.def("find_encoded", &find, py::arg("tensors"), py::kw_only(), py::arg("config"),
-        py::arg("config_path"), py::arg("dtype"), py::arg("where"), py::arg("read"));
+        py::arg("config_path"), py::arg("quantization_files"), py::arg("dtype"), py::arg("where"), py::arg("read"));
 }
 
 }  // namespace dormant::bindings

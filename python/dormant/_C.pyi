@@ -160,6 +160,7 @@ def find_encoded(
     *,
     config: bytes | None,
     config_path: str,
+    quantization_files: Sequence[tuple[str, bytes]],
     dtype: torch.dtype | None,
     where: str,
     read: Callable[[str], bytes],
@@ -172,6 +173,7 @@ def find_encoded(
         tensors: those of the files.
         config: the contents of the config.json beside them.
         config_path: its path.
+        quantization_files: paths and contents of files that state what config.json may lack.
         dtype: that of what is decoded; None leaves it to the library concerned.
         where: the files, for messages.
         read: the bytes of a small tensor by name.

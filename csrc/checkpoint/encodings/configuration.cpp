@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 #include <system_error>
+#include <utility>
 
 #include "text/printable.h"
 
@@ -74,6 +75,23 @@ std::optional<c10::ScalarType> dtype_in(const json& config) {
 /// Of a model made of several, the language model's is the one that is quantized.
 constexpr const char* kText = "text_config";
 
+std::string method_in(const json& quantization) {
+  const auto method = quantization.find("quant_method");
+  return method != quantization.end() && method->is_string() ? method->get<std::string>()
+                                                             : std::string();
+}
+
+/// What a file holds; std::nullopt where it can't be read, or is longer than a configuration.
+std::optional<std::string> text_of(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  if (error || size > kLongestConfiguration) {
+    return std::nullopt;
+  }
+  std::ifstream file(path, std::ios::binary);
+  return std::string{std::istreambuf_iterator<char>(file), {}};
+}
+
 const json* quantization_in(const json& config) {
   // compressed-tensors wrote "compression_config" once.
   for (const auto* key : {"quantization_config", "compression_config"}) {
@@ -108,23 +126,46 @@ Configuration parse_configuration(std::string_view text, const std::string& file
                     ": quantization_config is ", quantization->type_name(),
                     ", expected an object. Next: mend the file, or pass decode=False.");
   result.quantization = *quantization;
-  const auto method = quantization->find("quant_method");
-  if (method != quantization->end() && method->is_string()) {
-    result.method = method->get<std::string>();
-  }
+  result.method = method_in(*quantization);
   return result;
 }
 
-Configuration read_configuration(const std::string& folder) {
-  const auto path = std::filesystem::path(folder) / "config.json";
-  std::error_code error;
-  const auto size = std::filesystem::file_size(path, error);
-  if (error || size > kLongestConfiguration) {
-    return {};
+void add_quantization(Configuration& configuration, std::string_view text,
+                      const std::string& file) {
+  if (!configuration.quantization.is_null()) {
+    return;
   }
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  return parse_configuration(text, text::printable(path.string()));
+  auto quantization = json::parse(without_infinity(text), nullptr, /*allow_exceptions=*/false);
+  if (!quantization.is_object()) {
+    return;
+  }
+  auto method = method_in(quantization);
+  if (method.empty()) {
+    // The names under which these libraries state it.
+    method = quantization.contains("w_bit")  ? "awq"
+             : quantization.contains("bits") ? "gptq"
+                                             : "";
+  }
+  if (!method.empty()) {
+    configuration.file = file;
+    configuration.method = std::move(method);
+    configuration.quantization = std::move(quantization);
+  }
+}
+
+Configuration read_configuration(const std::string& folder) {
+  const auto path = [&](const char* name) { return std::filesystem::path(folder) / name; };
+  const auto shown = [&](const char* name) { return text::printable(path(name).string()); };
+  Configuration result;
+  if (const auto text = text_of(path("config.json"))) {
+    result = parse_configuration(*text, shown("config.json"));
+  }
+  for (const auto* name : kQuantizationFiles) {
+    if (const auto text = text_of(path(name))) {
+      add_quantization(result, *text, shown(name));
+    }
+  }
+  return result;
 }
 
 }  // namespace dormant::checkpoint

@@ -7,11 +7,14 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/encodings/awq.h"
 #include "checkpoint/encodings/bitsandbytes.h"
 #include "checkpoint/encodings/block_fp8.h"
 #include "checkpoint/encodings/compressed_fp4.h"
 #include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/gptq.h"
 #include "checkpoint/encodings/mxfp4.h"
+#include "checkpoint/encodings/packed_integers.h"
 #include "checkpoint/encodings/scaled_weights.h"
 #include "text/printable.h"
 
@@ -31,6 +34,9 @@ const std::vector<Encoding>& encodings() {
       // Before block fp8, which is what refuses weights that nothing scales.
       {"scaled weights", {"compressed-tensors", "fbgemm_fp8", "fp8"}, find_scaled_weights},
       {"block fp8", {"fp8"}, find_block_fp8},
+      {"gptq", {"gptq"}, find_gptq},
+      {"awq", {"awq"}, find_awq},
+      {"packed integers", {"compressed-tensors"}, find_packed_integers},
       {"mxfp4", {"mxfp4"}, find_mxfp4},
       {"compressed fp4", {"compressed-tensors"}, find_compressed_fp4},
       {"bitsandbytes", {"bitsandbytes"}, find_bitsandbytes},

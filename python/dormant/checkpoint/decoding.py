@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -23,6 +23,8 @@ from dormant.tensors.storage import realize
 Decode: TypeAlias = "bool | torch.dtype"
 
 _CONFIG = "config.json"
+# In which AutoGPTQ and AutoAWQ state what config.json states elsewhere.
+_QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 # No configuration of a model is longer.
 _LONGEST_CONFIG = 1 << 24
 
@@ -90,7 +92,7 @@ def decoded(
     if decode is False or not raw:
         return dict(items)
     paths = [Path(content.file.path) for content in contents]
-    config, config_path = _config_beside(paths)
+    config, config_path = next(_beside(paths, [_CONFIG]), (None, ""))
 
     def read(name: str) -> bytes:
         with patches.in_use(), torch.no_grad():
@@ -106,6 +108,9 @@ def decoded(
         ],
         config=config,
         config_path=config_path,
+        quantization_files=[
+            (path, text) for text, path in _beside(paths, _QUANTIZATION_FILES) if text is not None
+        ],
         dtype=decode if isinstance(decode, torch.dtype) else None,
         where=_listed(paths),
         read=read,
@@ -185,16 +190,16 @@ def _owners(spent: Iterable[str], plain: Iterable[str]) -> dict[str, list[str]]:
     return owners
 
 
-def _config_beside(paths: Iterable[Path]) -> tuple[bytes | None, str]:
-    """The config.json of the first folder that has one, and its path."""
+def _beside(paths: Iterable[Path], names: Iterable[str]) -> Iterator[tuple[bytes | None, str]]:
+    """The configurations of these names beside files, and their paths."""
     for folder in dict.fromkeys(path.parent for path in paths):
-        path = folder / _CONFIG
-        try:
-            if path.stat().st_size <= _LONGEST_CONFIG:
-                return path.read_bytes(), str(path)
-        except OSError:
-            continue
-    return None, ""
+        for name in names:
+            path = folder / name
+            try:
+                if path.stat().st_size <= _LONGEST_CONFIG:
+                    yield path.read_bytes(), str(path)
+            except OSError:
+                continue
 
 
 def _is_text(name: str) -> bool:
