@@ -11,6 +11,7 @@
 #include <utility>
 #include <variant>
 
+#include "bindings/open_file.h"
 #include "bindings/parts.h"
 #include "bindings/remote_file.h"
 #include "checkpoint/file.h"
@@ -23,16 +24,14 @@
 namespace py = pybind11;
 using namespace dormant::checkpoint;
 
-namespace {
-
-/// A file as Python holds it: pybind11 has no holder for what must not change.
-struct OpenFile {
-  std::shared_ptr<const File> file;
-};
-
-py::object dtype_object(c10::ScalarType type) {
+py::object dormant::bindings::dtype_object(c10::ScalarType type) {
   return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(type)));
 }
+
+namespace {
+
+using dormant::bindings::dtype_object;
+using dormant::bindings::OpenFile;
 
 c10::ScalarType scalar_type(const py::object& dtype) {
   TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()),
