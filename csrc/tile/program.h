@@ -30,6 +30,7 @@ enum class StepKind : uint8_t {
   compute,    ///< an elementwise operator on other storages' elements
   copy,       ///< the elements of another storage, cast
   read,       ///< bytes that exist elsewhere
+  decode,     ///< what a decoder makes of other storages' elements, the first part first
 };
 
 /// Runs of random numbers that lie close together are drawn as one span of at most so many.
@@ -86,6 +87,10 @@ class Program {
   /// Where in a source elements [begin, begin + count) are read from, whatever is made of them.
   std::optional<Range> read_range(int64_t begin, int64_t count) const;
 
+  /// Appends which bytes of sources a reader of `runs` reads, whatever is made of them: exactly
+  /// those where it can be told, and in any order.
+  void append_reads(Runs runs, std::vector<Range>& ranges) const;
+
   /// What the elements come from.
   struct Origins {
     size_t read = 0;         ///< bytes of elements that are made from a source's
@@ -100,6 +105,8 @@ class Program {
 
  private:
   friend class Lowering;
+
+  size_t scratch_of_parts(const Step& step, int64_t elements, int64_t ranges) const;
 
   c10::ScalarType dtype_ = c10::ScalarType::Byte;
   size_t itemsize_ = 1;
