@@ -45,7 +45,7 @@ def load(module: str, folder: str, small: str, shape: str, small_shape: str) -> 
 
 
 def generate(module: str, folder: str, shape: str, count: int) -> dict[str, Any]:
-    """Tokens per second: of a prompt in processor time, of those after it, one by one, by the clock.
+    """Tokens per second: of a prompt in processor time, of those after it by the clock.
 
     On one thread: a busy machine has several wait for each other at every small operator.
     """

@@ -132,7 +132,7 @@ def _saves_time(module: Any, wanted: int) -> bool:
         return False
     packed = module._modules.get("parametrizations", {}).values()
     elements = sum(torch.Size(each[0].quant_state.shape).numel() for each in packed)
-    return elements // module.num_experts * unused > _ELEMENTS_OF_CHOICE
+    return bool(elements // module.num_experts * unused > _ELEMENTS_OF_CHOICE)
 
 
 def _has_whole_blocks(module: Any, name: str) -> bool:
