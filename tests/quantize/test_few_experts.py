@@ -75,8 +75,8 @@ def test_where_most_experts_are_wanted_all_are_unpacked_at_once(
     wanted: int, unpacked: list[int]
 ) -> None:
     model, eager = pair(mixtral, "eager")
-    hidden = torch.randn(8, 64)
-    index, weights = torch.arange(16).view(8, 2) % wanted, torch.rand(8, 2)
+    hidden = torch.randn(6, 64)
+    index, weights = torch.arange(12).view(6, 2) % wanted, torch.rand(6, 2)
     experts, expected = (each.model.layers[0].mlp.experts for each in (model, eager))
     assert experts.num_experts == 4
     with torch.no_grad():
@@ -84,6 +84,14 @@ def test_where_most_experts_are_wanted_all_are_unpacked_at_once(
             experts(hidden, index, weights), expected(hidden, index, weights), str(wanted)
         )
     assert unpacked == ([wanted] * 2 if wanted < 4 else [])
+
+
+def test_for_long_prompts_all_are_unpacked_at_once(unpacked: list[int]) -> None:
+    model, eager = pair(mixtral, "eager")
+    tokens = torch.full((1, 40), 7)
+    with torch.no_grad():
+        assert_same_bits(model(tokens).logits, eager(tokens).logits, "logits")
+    assert not unpacked
 
 
 def test_of_small_experts_all_are_unpacked_at_once(

@@ -96,7 +96,12 @@ def experts_forward(
         [tokens, hidden].
     """
     forward = _function(name, module)
-    if not torch.compiler.is_compiling() and _can_take_few(module):
+    if (
+        not torch.compiler.is_compiling()
+        # So many choices leave few experts out, and `unique` would find that in vain.
+        and top_k_index.numel() < 4 * module.num_experts
+        and _can_take_few(module)
+    ):
         experts, index = torch.unique(top_k_index, return_inverse=True)
         if _saves_time(module, len(experts)):
             few: Any = _FewExperts(module, experts)
