@@ -1,7 +1,5 @@
 // What finds decoders, as Python sees it. Conversions only, no logic.
 #include <pybind11/stl.h>
-#include <torch/csrc/Dtype.h>
-#include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <cstdint>
@@ -12,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/open_file.h"
 #include "bindings/parts.h"
 #include "checkpoint/encodings/encoding.h"
 #include "text/printable.h"
@@ -23,15 +22,6 @@ namespace dormant::bindings {
 namespace {
 
 using record::Decoder;
-
-py::object dtype_object(c10::ScalarType type) {
-  return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(type)));
-}
-
-c10::ScalarType scalar_type(const py::handle& dtype) {
-  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dormant: find_encoded: expected a torch.dtype");
-  return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
-}
 
 using Description = std::tuple<std::string, py::object, std::vector<int64_t>, std::string>;
 
@@ -70,7 +60,8 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
 
 void bind_encodings(py::module_& m) {
   m.def("find_encoded", &find, py::arg("tensors"), py::kw_only(), py::arg("config"),
-        py::arg("config_path"), py::arg("quantization_files"), py::arg("dtype"), py::arg("where"), py::arg("read"));
+        py::arg("config_path"), py::arg("quantization_files"), py::arg("dtype"), py::arg("where"),
+        py::arg("read"));
 }
 
 }  // namespace dormant::bindings
