@@ -22,6 +22,7 @@
 #include "system/background.h"
 
 namespace py = pybind11;
+using namespace dormant::bindings;
 using namespace dormant::checkpoint;
 
 py::object dormant::bindings::dtype_object(c10::ScalarType type) {
