@@ -23,22 +23,20 @@
 #include "system/background.h"
 
 namespace py = pybind11;
+using namespace dormant::bindings;
 using namespace dormant::checkpoint;
 
 py::object dormant::bindings::dtype_object(c10::ScalarType type) {
   return py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(type)));
 }
 
-namespace {
-
-using dormant::bindings::dtype_object;
-using dormant::bindings::OpenFile;
-
-c10::ScalarType scalar_type(const py::object& dtype) {
-  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()),
-                   "dormant: File.storage: dtype must be a torch.dtype");
+c10::ScalarType dormant::bindings::scalar_type(py::handle dtype) {
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dormant: expected a torch.dtype, got ",
+                   Py_TYPE(dtype.ptr())->tp_name);
   return reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
 }
+
+namespace {
 
 std::filesystem::path path_object(const std::string& path) { return path; }
 

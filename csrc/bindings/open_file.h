@@ -16,5 +16,7 @@ struct OpenFile {
 };
 
 pybind11::object dtype_object(c10::ScalarType type);
+/// TypeError where it is none.
+c10::ScalarType scalar_type(pybind11::handle dtype);
 
 }  // namespace dormant::bindings

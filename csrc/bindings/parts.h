@@ -11,6 +11,9 @@ void bind_checkpoint(pybind11::module_& m);
 /// Folders of torch.distributed.checkpoint.
 void bind_distributed_checkpoint(pybind11::module_& m);
 
+/// Which tensors of a checkpoint are encoded, and how.
+void bind_encodings(pybind11::module_& m);
+
 /// Pickles as trees of inert values.
 void bind_pickle(pybind11::module_& m);
 

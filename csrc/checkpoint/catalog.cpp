@@ -1,5 +1,6 @@
 #include "checkpoint/catalog.h"
 
+#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -10,8 +11,10 @@
 #include <utility>
 
 #include "checkpoint/dcp.h"
+#include "checkpoint/encodings/encoding.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
+#include "record/source_node.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -78,8 +81,8 @@ Safetensors read(const File& file) {
 void add(Catalog& catalog, const std::shared_ptr<const File>& file, Safetensors contents) {
   for (auto& entry : contents.entries) {
     auto name = entry.name;
-    const auto [found, added] =
-        catalog.tensors.try_emplace(std::move(name), CatalogEntry{std::move(entry), file, nullptr});
+    const auto [found, added] = catalog.tensors.try_emplace(
+        std::move(name), CatalogEntry{std::move(entry), file, nullptr, nullptr});
     TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", text::in_quotes(found->first),
                       " is in two files, ", found->second.file->name(), " and ", file->name(),
                       ", expected one. Cause: they are of different checkpoints. Next: download or "
@@ -128,27 +131,97 @@ Catalog open_distributed(const std::string& path) {
     auto file = pieces.empty() ? File::open(path) : pieces.front().file;
     Entry entry{tensor.name, tensor.dtype, std::move(tensor.sizes), tensor.pieces->base(),
                 tensor.nbytes};
-    catalog.tensors.emplace(std::move(tensor.name),
-                            CatalogEntry{std::move(entry), std::move(file), tensor.pieces});
+    catalog.tensors.emplace(std::move(tensor.name), CatalogEntry{std::move(entry), std::move(file),
+                                                                 nullptr, tensor.pieces});
   }
   return catalog;
 }
 
+uint64_t bytes_of(c10::ScalarType dtype, const std::vector<int64_t>& sizes) {
+  return record::Geometry::contiguous(sizes, dtype).nbytes_needed();
+}
+
+CatalogEntry decoded(const Encoded& encoded, const Catalog& raw) {
+  Decoding decoding{{}, encoded.decoder, encoded.transposed};
+  for (const auto& part : encoded.parts) {
+    decoding.parts.push_back(raw.tensors.at(part));
+  }
+  const auto output = encoded.decoder->output();
+  std::vector<int64_t> sizes(output.sizes.begin(), output.sizes.end());
+  if (encoded.transposed) {
+    std::swap(sizes.at(sizes.size() - 2), sizes.back());
+  }
+  const auto nbytes = bytes_of(encoded.dtype, sizes);
+  return {{encoded.name, encoded.dtype, std::move(sizes), 0, nbytes},
+          nullptr,
+          std::make_shared<const Decoding>(std::move(decoding)),
+          nullptr};
+}
+
+/// `raw` with plain tensors in the place of those that encode them.
+Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& options) {
+  std::vector<RawTensor> tensors;
+  for (const auto& [name, found] : raw.tensors) {
+    tensors.push_back({name, found.entry.dtype, found.entry.sizes, {}});
+  }
+  auto findings =
+      find_encoded(std::move(tensors), read_configuration(fs::path(path).parent_path().string()),
+                   options.dtype, text::printable(path), [&](const RawTensor& tensor) {
+                     const auto& found = raw.tensors.at(tensor.name);
+                     std::string bytes(found.entry.nbytes, '\0');
+                     found.source()->read(found.entry.offset, bytes.size(), bytes.data());
+                     return bytes;
+                   });
+  Catalog plain = raw;
+  for (const auto& encoded : findings.encoded) {
+    for (const auto& part : encoded.parts) {
+      plain.tensors.erase(part);
+    }
+  }
+  for (const auto& name : findings.spent) {
+    plain.tensors.erase(name);
+  }
+  for (const auto& encoded : findings.encoded) {
+    plain.tensors.emplace(encoded.name, decoded(encoded, raw));
+  }
+  plain.warnings = std::move(findings.warnings);
+  return plain;
+}
+
 }  // namespace
 
-Catalog open_catalog(const std::string& path) {
+at::Tensor CatalogEntry::tensor() const {
+  if (decoding == nullptr) {
+    return record::make_read_tensor(source(), entry.offset, entry.sizes, entry.dtype);
+  }
+  std::vector<at::Tensor> parts;
+  for (const auto& part : decoding->parts) {
+    parts.push_back(part.tensor());
+  }
+  auto tensor = record::decode(parts, decoding->decoder);
+  if (decoding->transposed) {
+    tensor = tensor.transpose(-2, -1).contiguous();
+  }
+  return tensor.to(entry.dtype);
+}
+
+const std::string& CatalogEntry::home() const {
+  return decoding == nullptr ? file->name() : decoding->parts.front().home();
+}
+
+Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   std::error_code error;
   const auto found = fs::is_directory(path, error) ? find_in(path) : path;
-  if (std::string_view(found).ends_with(kAnyIndex)) {
-    return open_index(found);
-  }
-  if (fs::path(found).filename() == kDistributedMetadata) {
-    return open_distributed(found);
-  }
-  const auto file = File::open(found);
   Catalog catalog;
-  add(catalog, file, read(*file));
-  return catalog;
+  if (std::string_view(found).ends_with(kAnyIndex)) {
+    catalog = open_index(found);
+  } else if (fs::path(found).filename() == kDistributedMetadata) {
+    catalog = open_distributed(found);
+  } else {
+    const auto file = File::open(found);
+    add(catalog, file, read(*file));
+  }
+  return options.decode ? decode(std::move(catalog), found, options) : catalog;
 }
 
 }  // namespace dormant::checkpoint

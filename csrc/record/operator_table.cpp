@@ -14,10 +14,12 @@ using W = WriteRule;
 const OperatorRow kRows[] = {
     // First values.
     {"empty_like empty_permuted new_empty new_empty_strided new_full new_ones new_zeros ones"
-     " ones_like zeros zeros_like full full_like eye scalar_tensor linspace logspace"
+     " ones_like zeros zeros_like full full_like scalar_tensor"
      " hann_window hamming_window blackman_window bartlett_window fft_fftfreq fft_rfftfreq rand"
-     " rand_like randn randn_like randint randint_like randperm",
+     " rand_like randn randn_like randint randint_like",
      {.kind = Kind::factory}},
+    {"linspace logspace randperm", {.kind = Kind::factory, .geometry = G::vector_of_numbers}},
+    {"eye", {.kind = Kind::factory, .geometry = G::matrix_of_numbers}},
     {"arange range", {.kind = Kind::factory, .write = W::range}},
     {"normal", {.kind = Kind::factory, .values = ValueRule::deviation}},
     {"zero_", {.kind = Kind::overwrite, .write = W::always, .tile = T::compute_in_place}},
@@ -58,6 +60,13 @@ const OperatorRow kRows[] = {
     {"maximum minimum", {.geometry = G::binary}},
     {"sin cos exp log rsqrt tanh sigmoid", {.geometry = G::unary_float}},
     {"erfinv_", {.write = W::floating, .tile = T::compute_in_place}},
+
+    // Of a whole tensor.
+    {"tril triu cumsum cumprod", {.geometry = G::same_sizes}},
+    {"sum mean prod any all amax amin argmax argmin std var logsumexp norm linalg_vector_norm"
+     " count_nonzero",
+     {.geometry = G::reduction}},
+    {"mm bmm", {.geometry = G::product}},
 
     // Indices that are looked at.
     {"index_select gather index_add index_copy index_fill index_reduce scatter scatter_add"

@@ -170,6 +170,43 @@ def distributed_safetensors_entries(files: list[File]) -> DistributedEntries: ..
 def archive_records(file: File, offset: int, length: int) -> list[tuple[str, int, int, int]]:
     """(name, byte of the file, bytes, CRC-32) of each record of a zip archive."""
 
+# Decoders: what a decode node computes, a tensor from those in which a checkpoint keeps it.
+class Decoder:
+    @property
+    def name(self) -> str: ...
+
+def decode(parts: Sequence[torch.Tensor], decoder: Decoder, /) -> torch.Tensor:
+    """Lazy where one of the parts is."""
+
+def find_encoded(
+    tensors: Sequence[tuple[str, torch.dtype, Sequence[int], str]],
+    *,
+    config: bytes | None,
+    config_path: str,
+    quantization_files: Sequence[tuple[str, bytes]],
+    dtype: torch.dtype | None,
+    where: str,
+    read: Callable[[str], bytes],
+) -> tuple[
+    list[tuple[str, list[str], Decoder, tuple[int, ...], torch.dtype, bool]], set[str], list[str]
+]:
+    """Which tensors (name, dtype, sizes, what the file's format calls it) are encoded.
+
+    Args:
+        tensors: those of the files.
+        config: the contents of the config.json beside them.
+        config_path: its path.
+        quantization_files: paths and contents of files that state what config.json may lack.
+        dtype: that of what is decoded; None leaves it to the library concerned.
+        where: the files, for messages.
+        read: the bytes of a small tensor by name.
+
+    Returns:
+        Name, names of the parts, decoder, its sizes, the dtype to cast to and whether the last two
+        dimensions are to be swapped, of each plain tensor; tensors that plain layers have no use
+        for; warnings.
+    """
+
 def parse_pickle(
     data: bytes,
     where: str,
