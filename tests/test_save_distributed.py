@@ -211,7 +211,8 @@ def test_an_error_in_any_call_leaves_one_of_the_two_checkpoints(
                 failed = True
         value = which(folder)
         assert value == (1 if failed else 50) or isinstance(error, KeyboardInterrupt), n
-        assert len(names(folder)) == 2, n
+        # What cannot be removed is left for the next save.
+        assert len([name for name in names(folder) if not name.endswith(".tmp")]) == 2, n
     assert n > 5
 
 

@@ -95,11 +95,11 @@ def _contents(
     saved = {name: (paths.get(name, (name,)), value) for name, value in values.items()}
     prefix = _chosen(saved, where, key, fits)
     found: dict[str, StoredTensor] = {}
-    rest: dict[ValuePath, StoredTensor | _Object] = {}
+    rest: list[tuple[ValuePath, StoredTensor | _Object]] = []
     for name, (path, value) in saved.items():
         inner = name if prefix == "" else _below(path, prefix)
         if inner is None or isinstance(value, _Object):
-            rest[path] = value
+            rest.append((path, value))
         else:
             found[inner] = value
     storages = [value.storage for value in stored.values()]
@@ -246,10 +246,12 @@ class _MetadataChecksums(_LateChecksums):
         yield Checksum("the metadata", 0, self._file.size, None)
 
 
-def _nested(values: Mapping[ValuePath, StoredTensor | _Object], where: Path) -> dict[str, Any]:
+def _nested(
+    values: Sequence[tuple[ValuePath, StoredTensor | _Object]], where: Path
+) -> dict[str, Any]:
     """Mappings and lists as they were saved."""
     root: dict[Any, Any] = {}
-    for path, value in values.items():
+    for path, value in values:
         container: Any = root
         for step, following in zip(path, (*path[1:], None), strict=True):
             if isinstance(container, list):
