@@ -661,13 +661,14 @@ size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
   constexpr size_t kPosition = 2 * (sizeof(at::mt19937_data_pod) + 64);
   const auto count = static_cast<size_t>(elements);
   size_t bytes = 0;
+  size_t together = 0;
   for (const auto& step : steps_) {
     if (step.node && step.node->position) {
       bytes += kPosition + (ranges > 1 ? kLongestSpan * itemsize_ : 0);
     }
-    // Parts of the result that are made apart.
+    // Parts of the result that are made apart, of one step after the other.
     if (!step.region.dense()) {
-      bytes += count * (itemsize_ + sizeof(Region::Segment));
+      together = count * (itemsize_ + sizeof(Region::Segment));
     }
     if (step.kind == StepKind::decode) {
       bytes += scratch_of_parts(step, elements, ranges);
@@ -690,7 +691,7 @@ size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
       bytes += count * itemsize_;
     }
   }
-  return bytes;
+  return bytes + together;
 }
 
 }  // namespace dormant::tile

@@ -144,7 +144,7 @@ void Reader::apply_to_parts(const Step& step, State& state, Runs runs, std::byte
       places.push_back({part.place, part.count});
     }
   }
-  auto* together = grown(state.together, static_cast<size_t>(count) * itemsize);
+  auto* together = grown(together_, static_cast<size_t>(count) * itemsize);
   // The copies of single elements that this often comes down to are worth a size known beforehand.
   const auto for_each_part = [&](const auto& move) {
     auto* place = together;
