@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 
@@ -122,6 +122,16 @@ class FileStorage:
     def tensor(self) -> torch.Tensor:
         """All of it, flat and lazy; on one storage as long as that lives, lazy and unwritten."""
 
+class GgufArray:
+    def __len__(self) -> int: ...
+    def values(self) -> list[Any]: ...
+
+def gguf_entries(
+    file: File,
+) -> tuple[
+    list[tuple[str, torch.dtype, tuple[int, ...], int, int, str]],
+    dict[str, int | float | bool | str | GgufArray],
+]: ...
 def safetensors_entries(
     file: File,
 ) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...

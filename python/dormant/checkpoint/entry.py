@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from dormant._extension import _C
+from dormant.checkpoint.pretrained import Naming
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Entry:
         offset: where its first element begins in `file`, in bytes; None where it has `parts`.
         strides: in elements, where it is not contiguous; else None.
         parts: the entries that it is put together from, in order.
+        encoding: how the parts encode it, such as "fp8 e4m3, blocks of 128x128"; of one that is in
+            a file, how that file's format says that it is encoded; "" where it is plain.
     """
 
     dtype: torch.dtype
@@ -33,6 +36,7 @@ class Entry:
     offset: int | None
     strides: tuple[int, ...] | None = None
     parts: tuple[Entry, ...] = ()
+    encoding: str = ""
 
 
 class Item(Protocol):
@@ -101,6 +105,7 @@ class Contents:
         metadata: what the file says about itself.
         versions: the `_metadata` of a module's state dict: versions by module name.
         extra: makes what is in the file beside the tensors.
+        naming: how its names become a model's, where the format has names of its own.
     """
 
     file: _C.File
@@ -109,6 +114,7 @@ class Contents:
     metadata: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] | None = None
     extra: Callable[[], dict[str, Any]] = dict
+    naming: Naming | None = None
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from dormant.checkpoint.api import Checkpoint, open_each
-from dormant.checkpoint.pretrained import find_conversion, listing
+from dormant.checkpoint.pretrained import Naming, find_conversion, listing
 from dormant.tensor_parallel.sets import apply_diffs
 from dormant.tensors.names import renamed
 
@@ -32,9 +32,11 @@ class State(dict[str, Any]):
         origins: the checkpoint's names of what a name is made of, where they differ from it.
         places: which of several checkpoints a name is of.
         rules: those of transformers by which the names fit the model; None where they fit without.
+        naming: of a checkpoint in a format with names of its own.
     """
 
     rules: tuple[Any, ...] | None = None
+    naming: Naming | None = None
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class State(dict[str, Any]):
         state = State(values, metadata, self.folders, self.offered, self.origins)
         state.rules = self.rules
         state.places = self.places
+        state.naming = self.naming
         return state
 
     def without(self, names: Collection[str]) -> State:
@@ -83,7 +86,7 @@ class State(dict[str, Any]):
             name: tuple(value.shape) if isinstance(value, torch.Tensor) else None
             for name, value in self.items()
         }
-        conversion = find_conversion(model, shapes, "load")
+        conversion = find_conversion(model, shapes, "load", self.naming)
         if conversion is None:
             return self
         values, makers = conversion.apply(model, self, "load", self.places)
@@ -129,6 +132,7 @@ def gather(
     origins: dict[str, tuple[str, ...]] = {}
     places: dict[str, int] = {}
     offered = 0
+    naming: Naming | None = None
     for place, item in enumerate(items):
         if isinstance(item, (str, os.PathLike)):
             if place not in opened:  # a further part of a tensor-parallel set
@@ -141,6 +145,7 @@ def gather(
             )
         if isinstance(item, Checkpoint):
             folders.update(dict.fromkeys(path.parent for path in item.files))
+            naming = naming or item.naming
         offered += len(item)
         ours = _renamed(item, rename)
         if getattr(item, "are_differences", False):
@@ -161,6 +166,7 @@ def gather(
         metadata.update(getattr(item, "_metadata", None) or {})
     state = State(values, metadata, folders, offered, origins)
     state.places = places
+    state.naming = naming
     return state
 
 
