@@ -14,6 +14,7 @@ import gguf
 import numpy
 import torch
 import transformers
+from transformers.integrations.gguf import GGUF_ARCHS
 from transformers import modeling_gguf_pytorch_utils as tables
 
 VOCABULARY = 96
@@ -55,6 +56,18 @@ class Case:
 
 
 _EXPERTS = {"expert_count": 4, "expert_used_count": 2}
+_QWEN35 = {
+    "attention.key_length": 16,
+    "full_attention_interval": 2,
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 8,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 4,
+    "ssm.inner_size": 32,
+    "rope.freq_base": 1e4,
+    "rope.dimension_count": 8,
+    "rope.dimension_sections": [2, 1, 1, 0],
+}
 _T5 = {
     "attention.key_length": 16,
     "attention.relative_buckets_count": 8,
@@ -63,12 +76,16 @@ _T5 = {
 CASES = (
     Case("llama", {"rope.dimension_count": HIDDEN // HEADS}),
     Case("llama", {"attention.head_count_kv": HEADS, "rope.dimension_count": HIDDEN // HEADS}),
+    Case("gemma4", {"attention.key_length": 16, "attention.sliding_window": 8}),
+    Case("lfm2", {"attention.head_count_kv": [0, 2], "shortconv.l_cache": 3, "rope.freq_base": 1e4}),
+    Case("qwen35", _QWEN35),
+    Case("qwen35moe", {**_QWEN35, **_EXPERTS, "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 32}),
     Case("qwen2"),
     Case("qwen2moe", _EXPERTS),
     Case("qwen3"),
     Case("qwen3moe", {**_EXPERTS, "attention.key_length": 16}),
     Case("falcon", {"attention.head_count_kv": 1}),
-    Case("phi3"),
+    Case("phi3", {"vocab_size": 32064}),  # for the padding that its class has by default
     Case("bloom"),
     Case("bloom", model="BloomModel"),
     Case("stablelm"),
@@ -139,7 +156,9 @@ def tensors(case: Case, model: Any) -> dict[str, numpy.ndarray]:
     processor = tables.TENSOR_PROCESSORS.get(case.architecture, tables.TensorProcessor)(
         config=model.config.to_dict()
     )
-    names = tables.get_gguf_hf_weights_map(model, processor)
+    # Those of newer architectures have other names for a model's type than gguf.
+    newer = case.architecture if case.architecture in GGUF_ARCHS else None
+    names = tables.get_gguf_hf_weights_map(model, processor, newer)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     random = numpy.random.default_rng(len(names))
     found: dict[str, numpy.ndarray] = {}
@@ -147,13 +166,21 @@ def tensors(case: Case, model: Any) -> dict[str, numpy.ndarray]:
         if target not in shapes or target == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
         shape = shapes[target]
+        if name.endswith("ssm_dt"):
+            name += ".bias"
+        if name.endswith("ffn_gate_up_exps"):
+            half = (shape[0], shape[1] // 2, shape[2])
+            for part in ("gate", "up"):
+                values = random.standard_normal(half).astype(numpy.float32)
+                found[name.replace("gate_up", part) + ".weight"] = values
+            continue
         if "_exps" in name:
             name = name.removesuffix(".weight") + ".weight"
             if "down" not in name:
                 shape = (shape[0], shape[1] // 2, shape[2])
         if "ffn_gate_inp_shexp" in name:
             shape = shape[1:]
-        if "ssm_conv1d.weight" in name:
+        if "ssm_conv1d.weight" in name or "shortconv.conv.weight" in name:
             shape = (shape[0], shape[2])
         if case.architecture == "gpt2" and len(shape) == 2 and name.startswith("blk."):
             shape = shape[::-1]
