@@ -8,6 +8,9 @@ namespace dormant::bindings {
 /// Files, and what the formats of checkpoints say about them.
 void bind_checkpoint(pybind11::module_& m);
 
+/// Which tensors of a checkpoint are encoded, and how.
+void bind_encodings(pybind11::module_& m);
+
 /// What a quantize node may compute.
 void bind_quantize(pybind11::module_& m);
 

@@ -1,5 +1,6 @@
 #include "checkpoint/catalog.h"
 
+#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -9,8 +10,10 @@
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/encodings/encoding.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
+#include "record/source_node.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -77,7 +80,7 @@ void add(Catalog& catalog, const std::shared_ptr<const File>& file, Safetensors 
   for (auto& entry : contents.entries) {
     auto name = entry.name;
     const auto [found, added] =
-        catalog.tensors.try_emplace(std::move(name), CatalogEntry{std::move(entry), file});
+        catalog.tensors.try_emplace(std::move(name), CatalogEntry{std::move(entry), file, nullptr});
     TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", text::in_quotes(found->first),
                       " is in two files, ", found->second.file->name(), " and ", file->name(),
                       ", expected one. Cause: they are of different checkpoints. Next: download or "
@@ -117,18 +120,88 @@ Catalog open_index(const std::string& path) {
   return catalog;
 }
 
+uint64_t bytes_of(c10::ScalarType dtype, const std::vector<int64_t>& sizes) {
+  return record::Geometry::contiguous(sizes, dtype).nbytes_needed();
+}
+
+CatalogEntry decoded(const Encoded& encoded, const Catalog& raw) {
+  Decoding decoding{{}, encoded.decoder, encoded.transposed};
+  for (const auto& part : encoded.parts) {
+    decoding.parts.push_back(raw.tensors.at(part));
+  }
+  const auto output = encoded.decoder->output();
+  std::vector<int64_t> sizes(output.sizes.begin(), output.sizes.end());
+  if (encoded.transposed) {
+    std::swap(sizes.at(sizes.size() - 2), sizes.back());
+  }
+  const auto nbytes = bytes_of(encoded.dtype, sizes);
+  return {{encoded.name, encoded.dtype, std::move(sizes), 0, nbytes},
+          nullptr,
+          std::make_shared<const Decoding>(std::move(decoding))};
+}
+
+/// `raw` with plain tensors in the place of those that encode them.
+Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& options) {
+  std::vector<RawTensor> tensors;
+  for (const auto& [name, found] : raw.tensors) {
+    tensors.push_back({name, found.entry.dtype, found.entry.sizes, {}});
+  }
+  auto findings =
+      find_encoded(std::move(tensors), read_configuration(fs::path(path).parent_path().string()),
+                   options.dtype, text::printable(path), [&](const RawTensor& tensor) {
+                     const auto& [entry, file, decoding] = raw.tensors.at(tensor.name);
+                     std::string bytes(entry.nbytes, '\0');
+                     file->read(entry.offset, bytes.size(), bytes.data());
+                     return bytes;
+                   });
+  Catalog plain = raw;
+  for (const auto& encoded : findings.encoded) {
+    for (const auto& part : encoded.parts) {
+      plain.tensors.erase(part);
+    }
+  }
+  for (const auto& name : findings.spent) {
+    plain.tensors.erase(name);
+  }
+  for (const auto& encoded : findings.encoded) {
+    plain.tensors.emplace(encoded.name, decoded(encoded, raw));
+  }
+  plain.warnings = std::move(findings.warnings);
+  return plain;
+}
+
 }  // namespace
 
-Catalog open_catalog(const std::string& path) {
+at::Tensor CatalogEntry::tensor() const {
+  if (decoding == nullptr) {
+    return record::make_read_tensor(file, entry.offset, entry.sizes, entry.dtype);
+  }
+  std::vector<at::Tensor> parts;
+  for (const auto& part : decoding->parts) {
+    parts.push_back(part.tensor());
+  }
+  auto tensor = record::decode(parts, decoding->decoder);
+  if (decoding->transposed) {
+    tensor = tensor.transpose(-2, -1).contiguous();
+  }
+  return tensor.to(entry.dtype);
+}
+
+const std::string& CatalogEntry::home() const {
+  return decoding == nullptr ? file->name() : decoding->parts.front().home();
+}
+
+Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   std::error_code error;
   const auto found = fs::is_directory(path, error) ? find_in(path) : path;
-  if (std::string_view(found).ends_with(kAnyIndex)) {
-    return open_index(found);
-  }
-  const auto file = File::open(found);
   Catalog catalog;
-  add(catalog, file, read(*file));
-  return catalog;
+  if (std::string_view(found).ends_with(kAnyIndex)) {
+    catalog = open_index(found);
+  } else {
+    const auto file = File::open(found);
+    add(catalog, file, read(*file));
+  }
+  return options.decode ? decode(std::move(catalog), found, options) : catalog;
 }
 
 }  // namespace dormant::checkpoint

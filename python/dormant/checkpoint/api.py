@@ -15,6 +15,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.checkpoint.composition import add_differences, converted, join, merged_parts
+from dormant.checkpoint.decoding import Decode, check_decode, decoded
 from dormant.checkpoint.entry import (
     Checksum,
     Contents,
@@ -287,6 +288,7 @@ def open_checkpoint(
     *,
     key: str | None = None,
     rules: Rules | None = None,
+    decode: Decode = True,
 ) -> Checkpoint:
     """Opens checkpoint files as a mapping of names to lazy tensors.
 
@@ -309,14 +311,24 @@ def open_checkpoint(
             more than one tensor, or any.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
             means LLaMA's.
+        decode: True shows tensors that are kept encoded (fp8 and mxfp4 with their scales, 4-bit
+            codes, ...) as the plain tensors that they stand for, under the plain name and in the
+            dtype that the library concerned decodes to; a dtype asks for that one instead. They are
+            decoded in small pieces when they are materialized. False shows the tensors as they are
+            in the files. `entries` names the encoding.
 
     Returns:
         The checkpoint.
 
+    Warns:
+        UserWarning: config.json says that tensors are encoded, and none is.
+
     Raises:
+        TypeError: `decode` is of another type.
         ValueError: a path is empty; a file is damaged, contradicts itself or the index, or asks for
             anything but tensors; a folder has nothing to open or several choices; a name is in two
-            files.
+            files; encoded tensors lack a part, or contradict config.json; `decode` is a dtype that
+            nothing is computed in.
         KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
         NotImplementedError: TorchScript, torch's tar layout, tensors that are not strided.
         OSError: the system cannot read a file; with its errno.
@@ -336,18 +348,23 @@ def open_checkpoint(
     paths = [path_or_paths] if isinstance(path_or_paths, str | os.PathLike) else [*path_or_paths]
     if not paths:
         raise ValueError("open_checkpoint: got no path, expected at least one.")
+    check_decode(decode, "open_checkpoint")
     groups = find_groups(paths)
     items: dict[str, Item] = {}
     contents: list[Contents] = []
     metadata: dict[str, Any] = {}
+    raw: dict[str, Item] = {}  # to be decoded together: codes and scales may be in two paths
     for group in groups:
-        opened = _open(group, key, rules, None)
-        if group.kind == "differences" and not single and items:
-            add_differences(items, opened.items)
-        else:
-            join(items, opened.items)
+        opened = _open(group, key, rules, None, decode)
         contents += opened.contents
         metadata = {**opened.metadata, **metadata}
+        if group.kind == "differences" and not single and (items or raw):
+            join(items, decoded(raw, contents, decode))
+            raw = {}
+            add_differences(items, decoded(opened.items, opened.contents, decode))
+        else:
+            join(raw, opened.items)
+    join(items, decoded(raw, contents, decode))
     are_differences = all(group.kind == "differences" for group in groups)
     return Checkpoint(items, contents, metadata, are_differences=are_differences)
 
@@ -368,9 +385,9 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
     """
     found: dict[int, Checkpoint] = {}
     for group in find_groups(paths):
-        opened = _open(group, None, None, fits)
+        opened = _open(group, None, None, fits, True)
         found[group.position] = Checkpoint(
-            opened.items,
+            decoded(opened.items, opened.contents, True),
             opened.contents,
             opened.metadata,
             are_differences=group.kind == "differences",
@@ -378,7 +395,9 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
     return found
 
 
-def _open(group: Group, key: str | None, rules: Rules | None, fits: Fits | None) -> _Opened:
+def _open(
+    group: Group, key: str | None, rules: Rules | None, fits: Fits | None, decode: Decode
+) -> _Opened:
     if group.kind == "index":
         return _open_index(group.files[0], key, fits)
     contents = [_read(path, key, fits) for path in group.files]
@@ -393,7 +412,9 @@ def _open(group: Group, key: str | None, rules: Rules | None, fits: Fits | None)
         for content in contents:
             join(items, dict(content.tensors))
         return _Opened(items, contents, metadata)
-    return _Opened(merged_parts(contents, rules), contents, metadata)
+    # Codes and scales of a rank belong together, whichever way its part of the tensor was cut.
+    parts = [decoded(content.tensors, [content], decode) for content in contents]
+    return _Opened(merged_parts(parts, rules), contents, metadata)
 
 
 def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
