@@ -69,8 +69,8 @@ struct StoredArray {
 
 /// Of a file's text, which may be anything: what is not UTF-8 survives a round trip.
 py::object text_object(const std::string& text) {
-  return py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(
-      text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
+  return py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
 }
 
 py::object value_object(const std::shared_ptr<const File>& file, const GgufValue& value) {
@@ -98,7 +98,7 @@ py::tuple gguf_entries(const OpenFile& open) {
   for (const auto& [entry, type, sizes] : header.tensors) {
     entries.append(py::make_tuple(entry.name, dtype_object(entry.dtype),
                                   py::tuple(py::cast(entry.sizes)), entry.offset, entry.nbytes,
-                                  type->packed() ? "GGUF " + std::string(type->name) : ""));
+                                  entry.encoding));
   }
   py::dict metadata;
   for (const auto& [key, value] : header.metadata) {

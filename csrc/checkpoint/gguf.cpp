@@ -9,6 +9,7 @@
 #include <limits>
 #include <optional>
 #include <string_view>
+#include <type_traits>
 #include <unordered_set>
 
 #include "checkpoint/file.h"
@@ -282,6 +283,7 @@ GgufTensor read_tensor(Reader& reader) {
                       " has shape ", c10::IntArrayRef(tensor.sizes),
                       ", expected rows of whole blocks of ", type.name, ", ", type.elements,
                       " elements each. ", kDamaged);
+    entry.encoding = decode::gguf_encoding(type);
     const auto row = product(entry.sizes.back() / type.elements, type.bytes);
     entry.sizes.back() = row.value_or(std::numeric_limits<int64_t>::max());
   }
@@ -399,6 +401,54 @@ Gguf parse_gguf(const record::Source& source, uint64_t file_size) {
 }
 
 Gguf read_gguf(const File& file) { return parse_gguf(file, file.size()); }
+
+std::vector<std::string> gguf_parts(const std::string& path) {
+  // -00001-of-00003.gguf
+  constexpr size_t kDigits = 5;
+  constexpr std::string_view kOf = "-of-", kEnding = ".gguf";
+  constexpr size_t kSize = 1 + 2 * kDigits + kOf.size() + kEnding.size();
+  if (path.size() <= kSize || !path.ends_with(kEnding)) {
+    return {path};
+  }
+  const auto stem = path.substr(0, path.size() - kSize);
+  const auto tail = path.substr(stem.size());
+  const auto digits = [&](size_t at) {
+    const auto text = tail.substr(at, kDigits);
+    return text.find_first_not_of("0123456789") == std::string::npos ? std::stoi(text) : 0;
+  };
+  const int number = digits(1), count = digits(1 + kDigits + kOf.size());
+  if (tail[0] != '-' || tail.substr(1 + kDigits, kOf.size()) != kOf || number < 1 ||
+      number > count) {
+    return {path};
+  }
+  std::vector<std::string> parts;
+  const auto padded = [](int value) {
+    const auto text = std::to_string(value);
+    return std::string(kDigits - text.size(), '0') + text;
+  };
+  for (int i = 1; i <= count; ++i) {
+    parts.push_back(stem + "-" + padded(i) + std::string(kOf) + padded(count) +
+                    std::string(kEnding));
+  }
+  return parts;
+}
+
+std::string to_text(const GgufValue& value) {
+  return std::visit(
+      [](const auto& each) -> std::string {
+        using Value = std::decay_t<decltype(each)>;
+        if constexpr (std::is_same_v<Value, std::string>) {
+          return each;
+        } else if constexpr (std::is_same_v<Value, GgufArray>) {
+          return c10::str("an array of ", each.count);
+        } else if constexpr (std::is_same_v<Value, bool>) {
+          return each ? "true" : "false";
+        } else {
+          return c10::str(each);
+        }
+      },
+      value);
+}
 
 std::vector<GgufValue> read_gguf_array(const record::Source& source, const GgufArray& array) {
   Reader reader(source, array.offset, array.offset + array.nbytes);

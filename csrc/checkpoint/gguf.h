@@ -87,6 +87,12 @@ bool is_gguf(const std::string& first_bytes) noexcept;
 Gguf parse_gguf(const record::Source& source, uint64_t file_size);
 DORMANT_BINDINGS_API Gguf read_gguf(const File& file);
 
+/// The files of a checkpoint that was split, by the name of one of them; else this one alone.
+std::vector<std::string> gguf_parts(const std::string& path);
+
+/// A value as text; of an array its length.
+std::string to_text(const GgufValue& value);
+
 /// The elements of an array of strings, or of numbers as GgufValue has them.
 DORMANT_BINDINGS_API std::vector<GgufValue> read_gguf_array(const record::Source& source,
                                                             const GgufArray& array);

@@ -16,9 +16,9 @@ namespace dormant::decode {
 /// Its one part are the bytes of the blocks, whose rows are the tensor's; the result is float32.
 class DORMANT_BINDINGS_API GgufBlocks final : public record::Decoder {
  public:
-  /// For a tensor of `sizes`. ValueError where its rows are no whole blocks, or where the sizes
-  /// overflow; NotImplementedError for a type that is not in blocks, or whose blocks nobody here
-  /// decodes.
+  /// For a tensor of `sizes`. ValueError where its rows are no whole blocks of the type, or where
+  /// the sizes overflow. Where nobody here decodes the type (`GgufType::code`), everything but
+  /// `wanted` and `run` works; they are NotImplementedError.
   GgufBlocks(const GgufType& type, c10::IntArrayRef sizes);
 
   record::Geometry output() const override { return output_; }
@@ -31,6 +31,8 @@ class DORMANT_BINDINGS_API GgufBlocks final : public record::Decoder {
   std::string name() const override;
 
  private:
+  void check_decoded() const;
+
   const GgufType& type_;
   record::Geometry output_;
   record::Geometry part_;

@@ -45,13 +45,17 @@ TEST(GgufBlocks, RunMakesARangeOfTheElements) {
 }
 
 TEST(GgufBlocks, OfTypesThatNobodyDecodesAreNotImplemented) {
-  EXPECT_THROW(GgufBlocks(type(16), {256}), c10::NotImplementedError);
-  EXPECT_THROW(GgufBlocks(type(0), {256}), c10::NotImplementedError);
+  const GgufBlocks decoder(type(16), {2, 256});
+  EXPECT_EQ(decoder.parts()[0], record::Geometry::contiguous({2, 66}, c10::ScalarType::Byte));
+  std::vector<record::ElementRun> runs;
+  EXPECT_THROW(decoder.wanted(0, 0, 256, {}, runs), c10::NotImplementedError);
+  EXPECT_THROW(decoder.run(0, 256, {}, nullptr), c10::NotImplementedError);
 }
 
 TEST(GgufBlocks, OfRowsThatAreNoWholeBlocksAreRefused) {
   EXPECT_THROW(GgufBlocks(type(8), {2, 48}), c10::ValueError);
   EXPECT_THROW(GgufBlocks(type(8), {}), c10::ValueError);
+  EXPECT_THROW(GgufBlocks(type(0), {32}), c10::ValueError);
   EXPECT_THROW(GgufBlocks(type(8), {int64_t{1} << 40, int64_t{1} << 40}), c10::ValueError);
 }
 

@@ -1,5 +1,5 @@
 // Every processor level against the portable one; the values themselves are compared with gguf's
-// in tests/decode/test_gguf.py.
+// in tests/checkpoint/test_gguf_file.py.
 
 #include "decode/gguf_kernels.h"
 

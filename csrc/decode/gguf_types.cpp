@@ -8,6 +8,7 @@ namespace {
 
 using c10::ScalarType;
 
+constexpr const char* kPrefix = "GGUF ";
 constexpr ScalarType kBytes = ScalarType::Byte;
 
 constexpr std::array kTypes = {
@@ -52,6 +53,18 @@ constexpr std::array kTypes = {
 const GgufType* find_gguf_type(uint32_t number) {
   const auto* const found = std::find_if(
       kTypes.begin(), kTypes.end(), [&](const GgufType& type) { return type.number == number; });
+  return found == kTypes.end() ? nullptr : &*found;
+}
+
+std::string gguf_encoding(const GgufType& type) { return kPrefix + std::string(type.name); }
+
+const GgufType* find_gguf_type(std::string_view encoding) {
+  if (!encoding.starts_with(kPrefix)) {
+    return nullptr;
+  }
+  encoding.remove_prefix(std::string_view(kPrefix).size());
+  const auto* const found = std::find_if(
+      kTypes.begin(), kTypes.end(), [&](const GgufType& type) { return type.name == encoding; });
   return found == kTypes.end() ? nullptr : &*found;
 }
 

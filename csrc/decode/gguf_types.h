@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "decode/gguf_kernels.h"
@@ -26,5 +27,11 @@ struct GgufType {
 
 /// Null for numbers that are no type, or that of one that was removed or is newer than this table.
 DORMANT_BINDINGS_API const GgufType* find_gguf_type(uint32_t number);
+
+/// How messages and entries call a type: "GGUF Q4_K".
+std::string gguf_encoding(const GgufType& type);
+
+/// The type of such a name; null where it is none.
+const GgufType* find_gguf_type(std::string_view encoding);
 
 }  // namespace dormant::decode

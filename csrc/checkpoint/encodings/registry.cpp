@@ -9,6 +9,7 @@
 
 #include "checkpoint/encodings/block_fp8.h"
 #include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/gguf_blocks.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -25,6 +26,7 @@ struct Encoding {
 const std::vector<Encoding>& encodings() {
   static const std::vector<Encoding> rows = {
       {"block fp8", {"fp8"}, find_block_fp8},
+      {"blocks of GGUF", {}, find_gguf_blocks},
   };
   return rows;
 }

@@ -12,6 +12,7 @@ import torch
 
 from dormant.checkpoint.api import open_checkpoint
 from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.pretrained import Naming
 from dormant.cli.arguments import (
     DTYPE_NAMES,
     add_output_options,
@@ -36,7 +37,7 @@ from dormant.cli.destination import (
     output,
 )
 from dormant.cli.outcome import Outcome, UsageError
-from dormant.cli.pretrained import quantized_model, read_config
+from dormant.cli.pretrained import GGUF_ENDING, quantized_model, read_config
 from dormant.publication.publication import Publication, Replacement
 from dormant.quantization.nested_offsets import compute_offsets
 from dormant.reporting.memory import PeakMemory
@@ -73,6 +74,7 @@ EXAMPLES = """\
       dormant convert llama-2-13b four --parts 4
       dormant convert old.pt new.safetensors --rename module.= --rename head.w=head.weight
       dormant convert llama llama-nf4 --quantize nf4 --dtype bfloat16
+      dormant convert llama-Q4_K_M.gguf llama-nf4 --quantize nf4
       dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
 """
 _RULES = {"llama": LLAMA, "llama3": LLAMA3}
@@ -95,7 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         metavar="SCHEME",
         choices=_SCHEMES,
-        help="nf4, fp4 or int8, as bitsandbytes; a config.json says which model it is",
+        help="nf4, fp4 or int8, as bitsandbytes; a config.json, or a GGUF file itself, says which "
+        "model it is",
     )
     parser.add_argument(
         "--config",
@@ -162,8 +165,8 @@ def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
         )
     if options.quantize and _config_of(options) is None:
         raise UsageError(
-            "--quantize needs a config.json of transformers, which says what the layers are; "
-            f"{', '.join(options.paths)} has none. Pass --config."
+            "--quantize needs a config.json of transformers, or a GGUF file, which say what the "
+            f"layers are; {', '.join(options.paths)} has none. Pass --config."
         )
 
 
@@ -172,11 +175,17 @@ def _config_of(options: argparse.Namespace) -> Path | None:
     if options.config is not None:
         return Path(options.config)
     folders = folders_of(options.paths)
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if found is None and options.paths[0].endswith(GGUF_ENDING):
+        return Path(options.paths[0])
+    return found
 
 
-def _open(options: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors under their new names, lazy, tied ones of one storage."""
+def _open(options: argparse.Namespace) -> tuple[dict[str, torch.Tensor], Naming | None]:
+    """The checkpoint's tensors under their new names, lazy, tied ones of one storage.
+
+    And how these become the names of a model, where the format has names of its own.
+    """
     rules = None if options.rules is None else _RULES[options.rules]
     checkpoint = open_checkpoint(options.paths, key=options.key, rules=rules)
     check_apart(Path(options.out), checkpoint.files)
@@ -191,7 +200,7 @@ def _open(options: argparse.Namespace) -> dict[str, torch.Tensor]:
         state[name] = made[entry] if entry in made else checkpoint[name]
         if entry.parts:
             made[entry] = state[name]
-    return renamed(state, as_function(rename))
+    return renamed(state, as_function(rename)), checkpoint.naming
 
 
 def _is_used(old: str, names: Iterable[str]) -> bool:
@@ -205,7 +214,7 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
         raise UsageError(
             "the checkpoint is quantized: --dtype would cast its scales. Leave it out."
         )
-    state = _open(options)
+    state, _ = _open(options)
     if options.dtype is not None:
         state = cast(state, options.dtype)
     companions = find_companions(folders) if to_folder else {}
@@ -259,8 +268,8 @@ def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
     config = read_config(place)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{place} is already quantized, according to its config.json.")
-    state = _open(options)
-    model, left_out = quantized_model(config, state, options.dtype, options.quantize)
+    state, naming = _open(options)
+    model, left_out = quantized_model(config, state, options.dtype, options.quantize, naming)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     report = _save(model, target, options)
     folders = folders_of(options.paths)

@@ -14,6 +14,7 @@ import torch
 
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.gguf_file import StoredArray
 from dormant.cli.arguments import positive
 from dormant.cli.outcome import Outcome
 from dormant.cli.screen import format_columns
@@ -36,6 +37,7 @@ EXAMPLES = """\
       dormant inspect model.safetensors
       dormant inspect llama-2-13b --depth 2
       dormant inspect pytorch_model.bin --tensors --hash
+      dormant inspect llama-3-8b-Q4_K_M.gguf
       dormant inspect checkpoint --json | jq '.totals.nbytes'
 """
 _SHOWN = 20
@@ -73,7 +75,7 @@ def run(options: argparse.Namespace) -> Outcome:
     rows = tree_rows(checkpoint.entries, options.depth)
     data = {
         "files": [str(path) for path in checkpoint.files],
-        "metadata": dict(checkpoint.metadata),
+        "metadata": {key: _shown(value) for key, value in checkpoint.metadata.items()},
         "are_differences": checkpoint.are_differences,
         "totals": totals,
         "tree": [asdict(row) for row in rows],
@@ -89,6 +91,13 @@ def run(options: argparse.Namespace) -> Outcome:
     return Outcome(data, "\n".join(lines))
 
 
+def _shown(value: Any) -> Any:
+    """Metadata for --json: of a long array, such as a vocabulary, the beginning."""
+    if not isinstance(value, StoredArray):
+        return value
+    return list(value) if len(value) <= _SHOWN else repr(value)
+
+
 def _described(name: str, entry: Entry, sha256: str | None) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": name,
@@ -97,6 +106,7 @@ def _described(name: str, entry: Entry, sha256: str | None) -> dict[str, Any]:
         "nbytes": entry.nbytes,
         "file": None if entry.file is None else str(entry.file),
         "offset": entry.offset,
+        "encoding": entry.encoding,
         "parts": [_described(name, part, None) for part in entry.parts],
     }
     if sha256 is not None:
@@ -201,7 +211,14 @@ def _foot(
         f"{totals['tensors']} tensors, {totals['elements']:,} elements, "
         f"{format_bytes(totals['nbytes'])}" + (f": {kinds}" if kinds else "")
     ]
-    merged = [entry for entry in checkpoint.entries.values() if entry.parts]
+    encodings: dict[str, int] = {}
+    for entry in checkpoint.entries.values():
+        encodings[entry.encoding] = encodings.get(entry.encoding, 0) + 1
+    encodings.pop("", None)
+    if encodings:
+        kinds = ", ".join(f"{count} {encoding}" for encoding, count in encodings.items())
+        lines.append(f"decoded when they are read: {kinds}")
+    merged = [entry for entry in checkpoint.entries.values() if len(entry.parts) > 1]
     if merged:
         most = max(len(entry.parts) for entry in merged)
         lines.append(f"{len(merged)} tensors are put together from up to {most} parts")
