@@ -9,15 +9,19 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <variant>
 #include <vector>
 
 #include "bindings/parts.h"
+#include "bindings/remote_file.h"
 #include "checkpoint/file.h"
 #include "checkpoint/file_storage.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
+#include "checkpoint/remote_file.h"
 #include "checkpoint/safetensors.h"
+#include "system/background.h"
 
 namespace py = pybind11;
 using namespace dormant::checkpoint;
@@ -120,8 +124,15 @@ py::list gguf_values(const StoredArray& stored) {
   return list;
 }
 
-py::tuple index_entries(const std::filesystem::path& path) {
-  const auto index = read_index(path.string());
+/// The paths in it are absolute if it is at a path, else as they stand.
+py::tuple index_entries(const std::variant<std::filesystem::path, OpenFile>& where) {
+  Index index;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    const auto* path = std::get_if<std::filesystem::path>(&where);
+    index = path != nullptr ? read_index(path->string())
+                            : parse_index(*std::get<OpenFile>(where).file);
+  }
   py::dict files;
   for (const auto& [tensor, file] : index.files) {
     files[py::str(tensor)] = py::str(py::cast(path_object(file)));
@@ -143,12 +154,26 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
              return OpenFile{File::open(path.string())};
            }),
            py::arg("path"))
+      .def_static(
+          "over",
+          [](const py::object& reader, std::string name, uint64_t size) {
+            return OpenFile{dormant::bindings::file_over(reader, std::move(name), size)};
+          },
+          py::arg("reader"), py::arg("name"), py::arg("size"))
       .def_property_readonly(
           "path",
           [](const OpenFile& open) { return py::str(py::cast(path_object(open.file->path()))); })
+      .def_property_readonly("is_remote",
+                             [](const OpenFile& open) {
+                               return dynamic_cast<const RemoteFile*>(open.file.get()) != nullptr;
+                             })
       .def_property_readonly("size", [](const OpenFile& open) { return open.file->size(); })
       .def("copy_always", [](const OpenFile& open) { open.file->copy_always(); })
-      .def("check", [](const OpenFile& open) { open.file->check(); })
+      .def("check",
+           [](const OpenFile& open) {
+             const py::gil_scoped_release other_threads_may_run;
+             open.file->check();
+           })
       .def(
           "read",
           [](const OpenFile& open, uint64_t offset, size_t count) {
@@ -170,6 +195,8 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
       .def("__len__", [](const StoredArray& stored) { return stored.array.count; })
       .def("values", &gguf_values);
   m.def("gguf_entries", &gguf_entries, py::arg("file"));
+  m.def("finish_background", &dormant::system::finish_background,
+        py::call_guard<py::gil_scoped_release>());
   m.def("safetensors_entries", &safetensors_entries, py::arg("file"));
-  m.def("index_entries", &index_entries, py::arg("path"));
+  m.def("index_entries", &index_entries, py::arg("path_or_file"));
 }

@@ -1,79 +1,53 @@
-// An open file as a source of bytes that are read once, or shown through a mapping.
+// A file as what reads checkpoints sees it, wherever its bytes lie: of known size, read at any
+// position by any number of threads.
 //
-// What a read node promises was true when the file was opened. Files are truncated and rewritten by
-// other processes meanwhile, so a file remembers what it was, reads positionally and checks; only a
-// mapping cannot (a page that is gone raises SIGBUS). So who asks for a guard gets a mapping with a
-// lease (file_mapping.h) or none.
-// A file that was removed, or replaced by a new one under its name as `dormant.save` does, stays as
-// it is: the descriptor and the mappings are of the file, whatever its name leads to now.
+// There are two kinds: a file of this machine's filesystems (local_file.h), and one whose bytes
+// somebody hands over in ranges, such as an object behind a URL (remote_file.h). Parsers take a
+// `const File&` and know no more.
 #pragma once
 
-#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
 
 #include "record/source.h"
 #include "system/export.h"
-#include "system/mutex.h"
-
-struct stat;
 
 namespace dormant::checkpoint {
 
-class FileMapping;
+/// What reads over a network ask for at a time: enough that the way there and back costs little,
+/// and few enough that several of them fit into memory.
+inline constexpr size_t kFarReadBytes = 8 << 20;
 
-class DORMANT_BINDINGS_API File final : public record::Source {
+class DORMANT_BINDINGS_API File : public record::Source {
  public:
-  /// Opens a regular file for reading. std::system_error where the system refuses; c10::ValueError
-  /// where it is no regular file.
+  /// Opens a regular file of this machine for reading. std::system_error where the system refuses;
+  /// c10::ValueError where it is no regular file.
   static std::shared_ptr<const File> open(const std::string& path);
-  ~File() override;
+  ~File() override = default;
 
-  uint64_t size() const noexcept { return identity_.size; }
-  /// Absolute.
+  uint64_t size() const noexcept { return size_; }
+  /// An absolute path; of a file elsewhere the URL or name that it is known by.
   const std::string& path() const noexcept { return path_; }
+  /// The path as it can be printed.
+  const std::string& name() const final { return name_; }
 
   /// c10::ValueError unless bytes [offset, offset + count) exist.
   void check_range(uint64_t offset, uint64_t count) const;
 
   /// Says that the programs that write such files rewrite them in place, so that a mapping would
   /// have to be copied sooner or later: none is made that asks for a guard.
-  void copy_always() const noexcept { copied_ = true; }
+  virtual void copy_always() const noexcept {}
 
-  void read(uint64_t offset, size_t count, void* out) const override;
-  /// A private copy-on-write mapping. No two DataPtrs that live, or have lived over the same
-  /// mapping, share bytes: a tensor may have been written to. There is no guard on a network
-  /// filesystem, and none after `copy_always`. c10::ValueError as for `check`.
-  c10::DataPtr map(uint64_t offset, size_t count, record::Guard guard) const override;
-  void will_read(uint64_t offset, size_t count) const override;
-  /// c10::ValueError if the file was written to since it was opened. One that was removed or
-  /// replaced is still the one it was.
-  void check() const override;
-  /// The path as it can be printed.
-  const std::string& name() const override { return name_; }
+ protected:
+  explicit File(std::string path);
+  void set_size(uint64_t size) noexcept { size_ = size; }
 
  private:
-  /// What a file that did not change keeps.
-  struct Identity {
-    uint64_t size;
-    int64_t modified;  ///< nanoseconds
-  };
-
-  explicit File(std::string path);
-  static Identity identity_of(const struct ::stat& status) noexcept;
-  void check_same(const Identity& now) const;
-  bool is_local() const;
-  [[noreturn]] void fail(int error, const std::string& what) const;
-
   const std::string path_;
   const std::string name_;
-  int descriptor_ = -1;
-  Identity identity_{};
-  mutable std::atomic<bool> copied_{false};
-  mutable system::Mutex mutex_;
-  /// The latest; kept alive by its DataPtrs.
-  mutable std::weak_ptr<FileMapping> mapping_ DORMANT_GUARDED_BY(mutex_);
+  uint64_t size_ = 0;
 };
 
 }  // namespace dormant::checkpoint

@@ -198,14 +198,18 @@ Index parse_index(std::string_view document, const std::string& file) {
   return index;
 }
 
+Index parse_index(const File& file) {
+  TORCH_CHECK_VALUE(file.size() <= kLongestIndex, "dormant: open_checkpoint: ", file.name(),
+                    ": the index has ", file.size(), " bytes, expected at most ", kLongestIndex,
+                    ". ", kDamaged);
+  std::string document(file.size(), '\0');
+  file.read(0, document.size(), document.data());
+  return parse_index(document, file.name());
+}
+
 Index read_index(const std::string& path) {
   const auto file = File::open(path);
-  TORCH_CHECK_VALUE(file->size() <= kLongestIndex, "dormant: open_checkpoint: ", file->name(),
-                    ": the index has ", file->size(), " bytes, expected at most ", kLongestIndex,
-                    ". ", kDamaged);
-  std::string document(file->size(), '\0');
-  file->read(0, document.size(), document.data());
-  auto index = parse_index(document, file->name());
+  auto index = parse_index(*file);
 
   const auto folder = std::filesystem::path(file->path()).parent_path();
   std::set<std::string> found;

@@ -11,6 +11,8 @@
 
 namespace dormant::checkpoint {
 
+class File;
+
 struct Index {
   std::map<std::string, std::string> files;  ///< name of a tensor -> path of its file
   std::string metadata;                      ///< a JSON object
@@ -20,6 +22,9 @@ struct Index {
 /// one file. c10::ValueError, with file, tensor, byte, what was found and what was expected, where
 /// anything is wrong. `file` is printable text for messages.
 Index parse_index(std::string_view document, const std::string& file);
+
+/// The same of a file; std::system_error where it can't be read.
+DORMANT_BINDINGS_API Index parse_index(const File& file);
 
 /// Reads the index at `path`; the paths are absolute and there are files. c10::ValueError as above,
 /// and where files are absent, which it lists; std::system_error where the index can't be read.

@@ -1,69 +1,81 @@
 // Which scale belongs to which element: a number for each block of a matrix, or of a stack of them.
 #pragma once
 
+#include <c10/util/ArrayRef.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "record/decoder.h"
 
 namespace dormant::decode {
 
-/// Rows of a stack of matrices [.., rows, columns], one after the other, cut into blocks. Those at
-/// the edges may be smaller. Scales [.., grid_rows, grid_columns] are flat, too.
-struct ScaleGrid {
-  int64_t rows;  ///< of one matrix
-  int64_t columns;
-  int64_t block_rows;     ///< at least one
-  int64_t block_columns;  ///< at least one
-  int64_t grid_columns;   ///< scales of a row of blocks
-  int64_t stride;         ///< scales of one matrix; 0 where all have the same
+/// A stack of matrices [.., rows, columns], cut into blocks, of which those at the edges may be
+/// smaller; the scales [.., blocks down, blocks across] are flat, too. Immutable.
+class ScaleGrid {
+ public:
+  /// `scales` may lack sizes of one or have more of them, and may be a single number for
+  /// everything. c10::ValueError where there are not as many as blocks.
+  ScaleGrid(c10::IntArrayRef sizes, int64_t block_rows, int64_t block_columns,
+            c10::IntArrayRef scales);
 
-  /// Calls segment(begin, count, scale, at) for the pieces of [begin, begin + count) with one scale
-  /// each, in order: `scale` counts all scales, `at` those of `runs` for the same range.
+  /// Calls segment(begin, count, at) for the pieces of [begin, begin + count) with one scale each,
+  /// in order: `at` is the place of the scale among those that `runs` wants for the same range.
   template <class Segment>
   void walk(int64_t begin, int64_t count, Segment&& segment) const {
-    int64_t first = -1;  // the scales of the row before, and where they are among those wanted
-    int64_t last = -1;
-    int64_t at = 0;
-    const int64_t end = begin + count;
-    while (begin < end) {
-      const int64_t row = begin / columns;
-      const int64_t column = begin % columns;
-      const int64_t row_end = std::min(end, begin - column + columns);
-      const int64_t scales = row / rows * stride + row % rows / block_rows * grid_columns;
-      const int64_t from = scales + column / block_columns;
-      const int64_t to = scales + (column + row_end - begin - 1) / block_columns;
-      if (from != first || to != last) {
-        at += last < 0 ? 0 : last - first + 1;
-        first = from;
-        last = to;
-      }
-      int64_t block_end = begin + block_columns - column % block_columns;
-      for (int64_t scale = from; begin < row_end; ++scale, block_end += block_columns) {
-        const int64_t piece = std::min(row_end, block_end);
-        segment(begin, piece - begin, scale, at + scale - from);
-        begin = piece;
-      }
-    }
+    walk_rows(
+        begin, count, [&](int64_t row_begin, int64_t row_count, int64_t, int64_t, int64_t at) {
+          const int64_t row_end = row_begin + row_count;
+          int64_t block_end = row_begin + block_columns_ - row_begin % columns_ % block_columns_;
+          while (row_begin < row_end) {
+            const int64_t piece = std::min(row_end, block_end);
+            segment(row_begin, piece - row_begin, at++);
+            row_begin = piece;
+            block_end += block_columns_;
+          }
+        });
   }
 
   /// Appends the scales of [begin, begin + count).
-  void runs(int64_t begin, int64_t count, std::vector<record::ElementRun>& runs) const {
-    const size_t start = runs.size();
-    int64_t wanted = 0;
-    walk(begin, count, [&](int64_t, int64_t, int64_t scale, int64_t at) {
-      if (at < wanted) {
-        return;  // that of a row before
+  void runs(int64_t begin, int64_t count, std::vector<record::ElementRun>& runs) const;
+
+  /// Such as "blocks of 128x128".
+  std::string name() const;
+
+ private:
+  /// Calls row(begin, count, first, last, at) for each row, or part of one: its scales are `first`
+  /// to `last` of all, and at `at` among those wanted. Rows of blocks that follow one another share
+  /// them.
+  template <class Row>
+  void walk_rows(int64_t begin, int64_t count, Row&& row) const {
+    int64_t before_first = 0;
+    int64_t before_last = -1;
+    int64_t at = 0;
+    for (const int64_t end = begin + count; begin < end;) {
+      const int64_t index = begin / columns_;
+      const int64_t column = begin % columns_;
+      const int64_t here = std::min(end - begin, columns_ - column);
+      const int64_t scales = index / rows_ * stride_ + index % rows_ / block_rows_ * across_;
+      const int64_t first = scales + column / block_columns_;
+      const int64_t last = scales + (column + here - 1) / block_columns_;
+      if (first != before_first || last != before_last) {
+        at += before_last - before_first + 1;
+        before_first = first;
+        before_last = last;
       }
-      wanted = at + 1;
-      if (runs.size() > start && runs.back().begin + runs.back().count == scale) {
-        ++runs.back().count;
-      } else {
-        runs.push_back({scale, 1});
-      }
-    });
+      row(begin, here, first, last, at);
+      begin += here;
+    }
   }
+
+  int64_t rows_ = 1;  ///< of one matrix, at least one
+  int64_t columns_ = 1;
+  int64_t block_rows_ = 1;
+  int64_t block_columns_ = 1;
+  int64_t across_ = 1;  ///< blocks in a row of them
+  int64_t stride_ = 0;  ///< scales of one matrix; 0 where all have the same
 };
 
 }  // namespace dormant::decode

@@ -62,7 +62,11 @@ class RowGroups final : public Decoder {
   std::vector<at::Tensor> example() const {
     return {at::arange(rows_, at::kInt).mul(7).remainder(kGroups).to(at::kInt),
             at::arange(kGroups * columns_ / kUnit, at::kFloat).add(0.5).view({kGroups, -1}),
-            at::arange(rows_ * columns_, at::kLong).mul(37).remainder(251).sub(125).to(at::kChar)
+            at::arange(rows_ * columns_, at::kLong)
+                .mul(37)
+                .remainder(251)
+                .sub(125)
+                .to(at::kChar)
                 .view({rows_, columns_})};
   }
 

@@ -77,7 +77,7 @@ TEST(Decoder, PartsMayBeViews) {
 }
 
 TEST(Decoder, PartsOfOtherSizesOrDtypesAreRefused) {
-  const auto decoder = std::make_shared<RowGroups>(6, 24);
+  const auto decoder = std::make_shared<RowGroups>(6, 32);
   const auto parts = decoder->example();
   const auto refused = [&](std::vector<Tensor> wrong) {
     try {

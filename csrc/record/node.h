@@ -1,9 +1,9 @@
 // Histories: what was written to a storage that has no memory yet.
 //
-// A node is one write (an ATen operator, bytes of a file, a quantization, a decoding). Nodes are immutable
-// values: they point only to earlier nodes and to buffers, so histories form a directed graph
-// without cycles, replaying one changes nothing in it, and any number of storages may be derived
-// from the same node.
+// A node is one write (an ATen operator, bytes of a file, a quantization, a decoding). Nodes are
+// immutable values: they point only to earlier nodes and to buffers, so histories form a directed
+// graph without cycles, replaying one changes nothing in it, and any number of storages may be
+// derived from the same node.
 //
 //   StorageImpl --(DataPtr context)--> History { buffer, tail } --> Node --> earlier Nodes
 //

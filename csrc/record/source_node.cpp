@@ -45,10 +45,10 @@ void check_parts(const Decoder& decoder, const std::vector<at::Tensor>& parts) {
     const at::IntArrayRef sizes(expected[i].sizes);
     TORCH_CHECK_VALUE(parts[i].is_cpu() && parts[i].layout() == at::kStrided &&
                           parts[i].sizes() == sizes && parts[i].scalar_type() == expected[i].dtype,
-                      "dormant: decode ", decoder.name(), ": part ", i, " is a ",
-                      parts[i].layout(), " tensor of ", parts[i].scalar_type(), " with sizes ",
-                      parts[i].sizes(), " on ", parts[i].device(), "; expected ",
-                      expected[i].dtype, " with sizes ", sizes, " on the CPU");
+                      "dormant: decode ", decoder.name(), ": part ", i, " is a ", parts[i].layout(),
+                      " tensor of ", parts[i].scalar_type(), " with sizes ", parts[i].sizes(),
+                      " on ", parts[i].device(), "; expected ", expected[i].dtype, " with sizes ",
+                      sizes, " on the CPU");
   }
 }
 

@@ -52,16 +52,37 @@ void Workers::run_in_new_threads(size_t count, const std::function<void(size_t)>
 void Workers::run_here(size_t count, const std::function<void(size_t)>& work) noexcept {
   // Modes and recording belong to the calling thread; the others have their own.
   const PlainDispatch plain;
+  {
+    const std::lock_guard<std::mutex> lock(waiting_);
+    ++at_work_;
+  }
   try {
     for (size_t i = next_++; i < count && !stopped_; i = next_++) {
       work(i);
     }
+    wait_for_others();
   } catch (...) {
     const MutexLock lock(mutex_);
     if (!error_) {
       error_ = std::current_exception();
     }
     stopped_ = true;
+  }
+  const std::lock_guard<std::mutex> lock(waiting_);
+  --at_work_;
+  left_.notify_all();
+}
+
+/// The runtime's barrier, in which a thread would wait else, knows no signals.
+void Workers::wait_for_others() {
+  if (std::this_thread::get_id() != caller_) {
+    return;
+  }
+  std::unique_lock<std::mutex> lock(waiting_);
+  while (!left_.wait_for(lock, kInterval, [&] { return at_work_ == 1; })) {
+    lock.unlock();
+    tell();
+    lock.lock();
   }
 }
 

@@ -3,9 +3,11 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <exception>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <utility>
 
@@ -23,7 +25,7 @@ class Workers {
 
   /// Calls work(i) for every i below `count`, in order, each on some thread where modes and
   /// recording are off, until none is left or something was thrown anywhere, which is thrown again
-  /// here.
+  /// here. The calling thread calls `on_progress` also while it only waits for the others.
   void run(size_t count, const std::function<void(size_t)>& work);
 
   /// Tells of so many more bytes; any thread. Whether to go on: work that is told not to returns.
@@ -36,6 +38,7 @@ class Workers {
   /// For a process made by fork, whose OpenMP threads are gone.
   void run_in_new_threads(size_t count, const std::function<void(size_t)>& work);
   void run_here(size_t count, const std::function<void(size_t)>& work) noexcept;
+  void wait_for_others();
 
   using Clock = std::chrono::steady_clock;
 
@@ -45,6 +48,9 @@ class Workers {
   std::atomic<size_t> next_{0};
   std::atomic<size_t> done_{0};
   std::atomic<bool> stopped_{false};
+  std::mutex waiting_;
+  std::condition_variable left_;
+  int at_work_ = 0;  ///< threads; guarded by waiting_
   Clock::time_point told_ = Clock::now();
   Mutex mutex_;
   std::exception_ptr error_ DORMANT_GUARDED_BY(mutex_);

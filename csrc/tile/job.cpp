@@ -121,6 +121,11 @@ class QuantizeJob final : public Job {
     return source_->read_range(begin, end - begin);
   }
 
+  void append_reads(int64_t begin, int64_t end,
+                    std::vector<Program::Range>& ranges) const override {
+    source_->append_reads(Run{begin, end - begin}, ranges);
+  }
+
   Program::Origins origins() const override { return source_->origins(); }
 
  private:

@@ -84,6 +84,10 @@ class Job {
     return std::nullopt;
   }
 
+  /// Appends which bytes of sources elements [begin, end) are read from (Program::append_reads).
+  virtual void append_reads(int64_t /*begin*/, int64_t /*end*/,
+                            std::vector<Program::Range>& /*ranges*/) const {}
+
   virtual Program::Origins origins() const { return {}; }
 
   std::optional<uint64_t> fast_seed;  ///< for Reader

@@ -11,6 +11,7 @@
 
 #include "system/fork.h"
 #include "system/workers.h"
+#include "tile/read_ahead.h"
 
 namespace dormant::tile {
 namespace {
@@ -25,6 +26,19 @@ struct Piece {
   int64_t begin;
   int64_t end;
 };
+
+bool reads_far(const Job& job) {
+  const auto sources = job.origins().sources;
+  return std::any_of(sources.begin(), sources.end(),
+                     [](const auto* source) { return is_far(*source); });
+}
+
+/// What all threads work on at a time, and as much again, has room in what is read ahead.
+int64_t piece_bytes(const Job& job, const Plan& plan) {
+  return plan.read_ahead == 0 || !reads_far(job)
+             ? kPieceBytes
+             : std::min(kPieceBytes, static_cast<int64_t>(plan.read_ahead) / (2 * plan.threads));
+}
 
 /// Jobs that read files come in the order of the files' bytes.
 std::vector<Piece> cut(const Jobs& jobs, const Plan& plan) {
@@ -41,7 +55,7 @@ std::vector<Piece> cut(const Jobs& jobs, const Plan& plan) {
   std::vector<Piece> pieces;
   for (auto* job : order) {
     const auto tile = plan.tile(*job);
-    const auto length = std::max(kPieceBytes / (tile * job->itemsize()), int64_t{1}) * tile;
+    const auto length = std::max(piece_bytes(*job, plan) / (tile * job->itemsize()), int64_t{1}) * tile;
     for (int64_t begin = 0; begin < job->numel(); begin += length) {
       pieces.push_back({job, begin, std::min(begin + length, job->numel())});
       ++job->pieces_left;
@@ -50,10 +64,11 @@ std::vector<Piece> cut(const Jobs& jobs, const Plan& plan) {
   return pieces;
 }
 
-/// Tells the sources of pieces [begin, end) what will be wanted.
+/// Tells the sources of pieces [begin, end) what will be wanted, where they read ahead themselves.
 void announce(const std::vector<Piece>& pieces, size_t begin, size_t end) {
   for (auto i = begin; i < std::min(end, pieces.size()); ++i) {
-    if (const auto range = pieces[i].job->read_range(pieces[i].begin, pieces[i].end)) {
+    const auto range = pieces[i].job->read_range(pieces[i].begin, pieces[i].end);
+    if (range && !is_far(*range->source)) {
       range->source->will_read(range->offset, range->nbytes);
     }
   }
@@ -90,7 +105,9 @@ size_t bytes_needed(const Jobs& jobs, const Plan& plan) {
   return most * static_cast<size_t>(plan.threads) + shared_bytes(jobs, plan.threads);
 }
 
-Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size_t> unasked) {
+namespace {
+
+Plan tiles_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size_t> unasked) {
   Plan plan{system::OneThreadIfForked::own_thread_count()};
   const auto bound = budget ? budget : unasked;
   if (!bound) {
@@ -119,13 +136,37 @@ Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size
   return plan;
 }
 
+}  // namespace
+
+Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size_t> unasked) {
+  auto plan = tiles_for(jobs, budget, unasked);
+  if (std::any_of(jobs.begin(), jobs.end(), [](const auto& job) { return reads_far(*job); })) {
+    const auto needed = bytes_needed(jobs, plan);
+    plan.read_ahead = !budget ? kReadAheadBytes
+                              : std::min(kReadAheadBytes, *budget - std::min(*budget, needed));
+  }
+  return plan;
+}
+
 void run(const Jobs& jobs, const Plan& plan, std::function<void(size_t)> on_bytes) {
   const auto pieces = cut(jobs, plan);
   const auto threads = static_cast<size_t>(plan.threads);
   system::Pages pages;
   system::Workers workers(plan.threads, std::move(on_bytes));
   const auto after_tile = [&](size_t bytes) { return workers.advance(bytes); };
+  std::optional<ReadAhead> ahead;
+  if (plan.read_ahead > 0) {
+    ahead.emplace(ReadAhead::Options{
+        .bytes = plan.read_ahead,
+        .pieces = pieces.size(),
+        .reads_of =
+            [&](size_t i, ReadAhead::Ranges& ranges) {
+              pieces[i].job->append_reads(pieces[i].begin, pieces[i].end, ranges);
+            },
+        .go_on = [&] { return workers.advance(0); }});
+  }
   workers.run(pieces.size(), [&](size_t i) {
+    const ReadAhead::Scope scope(ahead ? &*ahead : nullptr, i);
     // The piece after the ones in work; the first piece speaks for these.
     i == 0 ? announce(pieces, 0, threads) : announce(pieces, i + threads - 1, i + threads);
     const auto& [job, begin, end] = pieces[i];

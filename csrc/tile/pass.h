@@ -16,6 +16,8 @@ struct Plan {
   int threads = 1;
   int halvings = 0;          ///< of the best tile, down to a comfortable one
   int further_halvings = 0;  ///< of that
+  /// Bytes of memory for what is read ahead (read_ahead.h); 0 where that is nothing.
+  size_t read_ahead = 0;
 
   /// Elements of a tile.
   int64_t tile(const Job& job) const;
@@ -25,10 +27,10 @@ struct Plan {
 /// where there is no budget: tiles stay comfortable.
 Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size_t> unasked = {});
 
-/// Bytes that the jobs need besides the final tensors.
+/// Bytes that the jobs need besides the final tensors, and besides what is read ahead.
 size_t bytes_needed(const Jobs& jobs, const Plan& plan);
 
-/// Runs all pieces of the jobs on all threads; `on_bytes` is that of system::Workers. Whatever
+/// Runs all pieces of the jobs on all threads, and reads ahead for them; `on_bytes` is that of system::Workers. Whatever
 /// stops it, those jobs are done that say so.
 void run(const Jobs& jobs, const Plan& plan, std::function<void(size_t)> on_bytes);
 

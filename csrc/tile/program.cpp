@@ -524,6 +524,56 @@ std::optional<Program::Range> Program::read_range(int64_t begin, int64_t count) 
   return input->program->read_range(first, last - first);
 }
 
+void Program::append_reads(Runs runs, std::vector<Range>& ranges) const {
+  if (table_.defined()) {
+    return;
+  }
+  std::vector<Region::Segment> parts;
+  std::vector<Run> places;
+  std::vector<Run> wanted;
+  std::vector<Box> boxes;
+  for (const auto& step : steps_) {
+    if (step.kind != StepKind::read && step.inputs.empty()) {
+      continue;
+    }
+    parts.clear();
+    for (const auto& run : runs) {
+      step.region.intersect(run, parts);
+    }
+    if (step.kind == StepKind::read) {
+      for (const auto& part : parts) {
+        ranges.push_back({step.node->source,
+                          step.node->source_offset + static_cast<uint64_t>(part.place) * itemsize_,
+                          static_cast<size_t>(part.count) * itemsize_});
+      }
+      continue;
+    }
+    places.clear();
+    for (const auto& part : parts) {
+      places.push_back({part.place, part.count});
+    }
+    if (places.empty()) {
+      continue;
+    }
+    for (const auto& input : step.inputs) {
+      wanted.clear();
+      if (input.mapping.in_rows()) {
+        for (const auto& run : places) {
+          input.mapping.append(run.begin, run.count, wanted);
+        }
+      } else {
+        boxes.clear();
+        input.mapping.append(places, boxes);
+        for (const auto& box : boxes) {
+          const auto reading = reading_of(box);
+          wanted.insert(wanted.end(), reading.runs.begin(), reading.runs.end());
+        }
+      }
+      input.program->append_reads(wanted, ranges);
+    }
+  }
+}
+
 Program::Origins Program::origins() const {
   Origins found;
   for (const auto& step : steps_) {

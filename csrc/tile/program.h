@@ -87,6 +87,10 @@ class Program {
   /// Where in a source elements [begin, begin + count) are read from, whatever is made of them.
   std::optional<Range> read_range(int64_t begin, int64_t count) const;
 
+  /// Appends which bytes of sources a reader of `runs` reads, whatever is made of them: exactly
+  /// those where it can be told, and in any order.
+  void append_reads(Runs runs, std::vector<Range>& ranges) const;
+
   /// What the elements come from.
   struct Origins {
     size_t read = 0;         ///< bytes of elements that are made from a source's

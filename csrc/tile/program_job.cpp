@@ -80,6 +80,15 @@ std::optional<Program::Range> ProgramJob::read_range(int64_t begin, int64_t end)
                      : program_->read_range(elements_.begin + begin, end - begin);
 }
 
+void ProgramJob::append_reads(int64_t begin, int64_t end,
+                              std::vector<Program::Range>& ranges) const {
+  std::vector<Run> runs;
+  while (begin < end) {
+    begin += cut(begin, end - begin, runs);
+    program_->append_reads(runs, ranges);
+  }
+}
+
 /// The elements of the program that a tile of up to `most` from `begin` on makes, and their number.
 int64_t ProgramJob::cut(int64_t begin, int64_t most, std::vector<Run>& runs) const {
   if (!transposed_) {

@@ -34,6 +34,7 @@ class ProgramJob : public Job {
   bool run(int64_t begin, int64_t end, int64_t tile, system::Pages& pages,
            const std::function<bool(size_t)>& after_tile) override;
   std::optional<Program::Range> read_range(int64_t begin, int64_t end) const override;
+  void append_reads(int64_t begin, int64_t end, std::vector<Program::Range>& ranges) const override;
   Program::Origins origins() const override { return program_->origins(); }
 
   bool by_rectangles() const { return transposed_.has_value(); }

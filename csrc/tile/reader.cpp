@@ -11,6 +11,7 @@
 
 #include "random/mt19937.h"
 #include "record/replay.h"
+#include "tile/read_ahead.h"
 
 namespace dormant::tile {
 namespace {
@@ -272,8 +273,9 @@ void Reader::fetch(const Step& step, Runs places, void* out) {
   const auto itemsize = program_->itemsize();
   for (const auto& run : places) {
     const auto bytes = static_cast<size_t>(run.count) * itemsize;
-    step.node->source->read(step.node->source_offset + static_cast<uint64_t>(run.begin) * itemsize,
-                            bytes, place);
+    ReadAhead::read(*step.node->source,
+                    step.node->source_offset + static_cast<uint64_t>(run.begin) * itemsize, bytes,
+                    place);
     place += bytes;
   }
 }
@@ -319,8 +321,8 @@ void Reader::decode(const Step& step, State& state, int64_t begin, int64_t count
     decoder.wanted(i, begin, count, parts, wanted);
     record::check_wanted(decoder, i, state.parts[i], wanted);
     const auto dtype = input.program->dtype();
-    auto* elements = grown(state.operands[i], static_cast<size_t>(total(wanted)) *
-                                                  input.program->itemsize());
+    auto* elements =
+        grown(state.operands[i], static_cast<size_t>(total(wanted)) * input.program->itemsize());
     copy(input, state, i, wanted, dtype, elements);
     parts.push_back(elements);
   }

@@ -127,7 +127,7 @@ TEST(Reader, DecodesAnyRunsWhereverUnitsBegin) {
   EXPECT_TRUE(same_bits(read_each(*program, runs, expected), expected));
   std::shuffle(runs.begin(), runs.end(), std::mt19937(3));  // NOLINT: the same order every time
   EXPECT_TRUE(same_bits(read_each(*program, runs, expected), expected));
-  std::vector<Run> short_runs;
+  std::vector<tile::Run> short_runs;
   for (int64_t begin = 0; begin < kElements; begin += 40) {
     short_runs.push_back({begin + 3, 7});
   }

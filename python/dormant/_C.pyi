@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 
@@ -103,12 +103,26 @@ def set_faults(text: str, /) -> dict[str, int]:
     """Lets calls fail (csrc/system/faults.h); returns how many were counted since the last time."""
 
 # Files, and what the formats of checkpoints say about them.
+class RangeReader(Protocol):
+    """What any number of threads call at a time, holding nothing but Python's lock."""
+
+    def read_into(self, offset: int, view: memoryview, /) -> None:
+        """Fills `view` with the bytes from `offset` on, or raises. The view is released after."""
+    def check(self) -> None:
+        """Raises ValueError if the bytes are others than when the reader was made."""
+
 class File:
     """An open regular file. Raises OSError or ValueError where `path` is none."""
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
+    @staticmethod
+    def over(reader: RangeReader, name: str, size: int) -> File:
+        """A file of `size` bytes that `reader` hands over; `name` becomes its path."""
     @property
     def path(self) -> str: ...
+    @property
+    def is_remote(self) -> bool:
+        """Whether it was made by `over`."""
     @property
     def size(self) -> int: ...
     def copy_always(self) -> None:
@@ -121,6 +135,9 @@ class File:
 class FileStorage:
     def tensor(self) -> torch.Tensor:
         """All of it, flat and lazy; on one storage as long as that lives, lazy and unwritten."""
+
+def finish_background() -> None:
+    """Waits for reads that nobody waits for, and lets no more begin in the background."""
 
 class GgufArray:
     def __len__(self) -> int: ...
@@ -135,7 +152,10 @@ def gguf_entries(
 def safetensors_entries(
     file: File,
 ) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...
-def index_entries(path: str | PathLike[str]) -> tuple[dict[str, str], dict[str, object]]: ...
+def index_entries(
+    path_or_file: str | PathLike[str] | File,
+) -> tuple[dict[str, str], dict[str, object]]:
+    """Files by tensor and the metadata. Of a path the files exist; of a file names are relative."""
 
 # Decoders: what a decode node computes, a tensor from those in which a checkpoint keeps it.
 class Decoder:

@@ -85,6 +85,16 @@ void Scan::add(Encoded encoded) {
   findings_.encoded.push_back(std::move(encoded));
 }
 
+void Scan::refuse(const std::string& name, const std::vector<std::string>& parts,
+                  const std::string& cause) const {
+  std::string list;
+  for (const auto& part : parts) {
+    list += (list.empty() ? "" : ", ") + in_quotes(part);
+  }
+  TORCH_CHECK_VALUE(false, about_, in_quotes(name), " can't be decoded from ", list, ": ", cause,
+                    ". ", kNextRaw);
+}
+
 void Scan::spend(const std::string& name) {
   if (find(name) != nullptr) {
     findings_.spent.insert(name);

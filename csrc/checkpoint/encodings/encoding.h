@@ -6,6 +6,7 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
+#include <c10/util/Exception.h>
 
 #include <functional>
 #include <map>
@@ -14,6 +15,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "checkpoint/encodings/configuration.h"
@@ -84,6 +86,20 @@ class Scan {
   /// Whether an encoding has taken a raw tensor.
   bool taken(const std::string& name) const;
 
+  /// Makes a decoder, and adds the plain tensor that it gives. What the decoder's constructor says
+  /// of sizes and dtypes (c10::ValueError) is said with names; else as the other `add`.
+  template <class Decoder>
+  void add(std::string name, std::vector<std::string> parts, typename Decoder::Layout layout,
+           c10::ScalarType dtype, bool transposed = false) {
+    std::shared_ptr<const record::Decoder> decoder;
+    try {
+      decoder = std::make_shared<Decoder>(std::move(layout));
+    } catch (const c10::ValueError& error) {
+      refuse(name, parts, error.what_without_backtrace());
+    }
+    add({std::move(name), std::move(parts), std::move(decoder), dtype, transposed});
+  }
+
   /// Adds a plain tensor. c10::ValueError, with names, where a raw tensor has its name and is none
   /// of its parts, where another plain tensor has it, where a part is missing or was taken, or
   /// where the sizes or the dtype of one are not what the decoder expects.
@@ -101,7 +117,13 @@ class Scan {
 
   Findings finish() && { return std::move(findings_); }
 
+  Scan(const Scan&) = delete;
+  Scan& operator=(const Scan&) = delete;
+
  private:
+  [[noreturn]] void refuse(const std::string& name, const std::vector<std::string>& parts,
+                           const std::string& cause) const;
+
   std::vector<RawTensor> tensors_;
   std::map<std::string_view, const RawTensor*> by_name_;
   Configuration configuration_;

@@ -57,4 +57,12 @@ std::string_view module_of(std::string_view tensor) {
   return dot == std::string_view::npos ? std::string_view() : tensor.substr(0, dot);
 }
 
+void spend_activation_settings(Scan& scan, std::string_view module) {
+  for (const auto* name :
+       {"activation_scale", "input_scale", "input_scale_ub", "input_zero_point",
+        "input_global_scale", "output_scale", "output_zero_point", "qscale_act"}) {
+    scan.spend(std::string(module) + "." + name);
+  }
+}
+
 }  // namespace dormant::checkpoint

@@ -40,4 +40,8 @@ std::vector<std::string> listed(const Scan& scan, const nlohmann::json& object, 
 /// The name of the module that a tensor belongs to.
 std::string_view module_of(std::string_view tensor);
 
+/// Leaves out the scales and the like of a module's activations, which a plain module has no use
+/// for.
+void spend_activation_settings(Scan& scan, std::string_view module);
+
 }  // namespace dormant::checkpoint

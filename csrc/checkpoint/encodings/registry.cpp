@@ -7,9 +7,13 @@
 #include <utility>
 #include <vector>
 
+#include "checkpoint/encodings/bitsandbytes.h"
 #include "checkpoint/encodings/block_fp8.h"
+#include "checkpoint/encodings/compressed_fp4.h"
 #include "checkpoint/encodings/encoding.h"
 #include "checkpoint/encodings/gguf_blocks.h"
+#include "checkpoint/encodings/mxfp4.h"
+#include "checkpoint/encodings/scaled_weights.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -25,8 +29,13 @@ struct Encoding {
 
 const std::vector<Encoding>& encodings() {
   static const std::vector<Encoding> rows = {
+      // Before block fp8, which is what refuses weights that nothing scales.
+      {"scaled weights", {"compressed-tensors", "fbgemm_fp8", "fp8"}, find_scaled_weights},
       {"block fp8", {"fp8"}, find_block_fp8},
       {"blocks of GGUF", {}, find_gguf_blocks},
+      {"mxfp4", {"mxfp4"}, find_mxfp4},
+      {"compressed fp4", {"compressed-tensors"}, find_compressed_fp4},
+      {"bitsandbytes", {"bitsandbytes"}, find_bitsandbytes},
   };
   return rows;
 }

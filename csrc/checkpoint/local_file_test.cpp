@@ -1,4 +1,4 @@
-#include "checkpoint/file.h"
+#include "checkpoint/local_file.h"
 
 #include <c10/util/Exception.h>
 #include <fcntl.h>
