@@ -81,7 +81,7 @@ CASES = {
     "a string beyond the file": key(pair("k", 8, u64(999) + b"x"), "'k'", "has 999 bytes"),
     "a string of 2**64 - 1 bytes": key(pair("k", 8, u64(MOST) + b"x"), str(MOST)),
     "an array of arrays": key(
-        array("k", 9, 1, u32(4) + u64(1) + u32(7)), "array of arrays"
+        array("k", 9, 1, u32(4) + u64(1) + u32(7)), "array of arrays", library_accepts=True
     ),
     "arrays nested a thousand deep": key(
         pair("k", 9, (u32(9) + u64(1)) * 1000 + u32(4) + u64(0)), "array of arrays"
@@ -121,7 +121,7 @@ CASES = {
     "a size of 2**63": one(tensor("a", [2**63], F32, 0), bytes(16), str(2**63)),
     "sizes that overflow": one(tensor("a", [2**32, 2**32], F32, 0), bytes(16), "overflows"),
     "sizes that overflow beside a zero": one(
-        tensor("a", [0, 2**62, 2**62], F32, 0), b"", "overflows", library_accepts=True
+        tensor("a", [0, 2**62, 2**62], F32, 0), b"", "overflows"
     ),
     "an unknown type": one(tensor("a", [4], 200, 0), bytes(16), "'a'", "is of type 200"),
     "a type that ggml removed": one(tensor("a", [32], 5, 0), bytes(32), "is of type 5", "removed"),
@@ -210,7 +210,7 @@ def test_a_claim_costs_no_memory(write: Callable[[bytes], Path]) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for claim in (2**20, 2**31, 2**50):
         for data in (gguf_bytes(counts=(claim, 0)), gguf_bytes([array("k", 8, claim, b"")])):
-            with pytest.raises(ValueError, match="room in the file|at most"):
+            with pytest.raises(ValueError, match=r"room in the file|at most"):
                 dormant.open_checkpoint(write(data))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 

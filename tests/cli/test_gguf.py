@@ -44,7 +44,7 @@ def test_inspect_shows_types_and_metadata(cli: Cli, path: Path) -> None:
 
 def test_verify_reads_it(cli: Cli, path: Path) -> None:
     run = cli("verify", path)
-    assert run.code == 0 and str(path.stat().st_size) not in run.err
+    assert run.code == 0
     path.write_bytes(path.read_bytes()[:-1])
     assert cli("verify", path).code == 1
 

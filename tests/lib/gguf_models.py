@@ -14,8 +14,8 @@ import gguf
 import numpy
 import torch
 import transformers
-from transformers.integrations.gguf import GGUF_ARCHS
 from transformers import modeling_gguf_pytorch_utils as tables
+from transformers.integrations.gguf import GGUF_ARCHS
 
 VOCABULARY = 96
 # A row is a super-block where tensors are quantized.
@@ -52,7 +52,9 @@ class Case:
     name: str = "tiny"
 
     def __str__(self) -> str:
-        return f"{self.architecture}-{self.model}" if "Auto" not in self.model else self.architecture
+        return (
+            f"{self.architecture}-{self.model}" if "Auto" not in self.model else self.architecture
+        )
 
 
 _EXPERTS = {"expert_count": 4, "expert_used_count": 2}
@@ -77,9 +79,19 @@ CASES = (
     Case("llama", {"rope.dimension_count": HIDDEN // HEADS}),
     Case("llama", {"attention.head_count_kv": HEADS, "rope.dimension_count": HIDDEN // HEADS}),
     Case("gemma4", {"attention.key_length": 16, "attention.sliding_window": 8}),
-    Case("lfm2", {"attention.head_count_kv": [0, 2], "shortconv.l_cache": 3, "rope.freq_base": 1e4}),
+    Case(
+        "lfm2", {"attention.head_count_kv": [0, 2], "shortconv.l_cache": 3, "rope.freq_base": 1e4}
+    ),
     Case("qwen35", _QWEN35),
-    Case("qwen35moe", {**_QWEN35, **_EXPERTS, "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 32}),
+    Case(
+        "qwen35moe",
+        {
+            **_QWEN35,
+            **_EXPERTS,
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 32,
+        },
+    ),
     Case("qwen2"),
     Case("qwen2moe", _EXPERTS),
     Case("qwen3"),
@@ -163,7 +175,9 @@ def tensors(case: Case, model: Any) -> dict[str, numpy.ndarray]:
     random = numpy.random.default_rng(len(names))
     found: dict[str, numpy.ndarray] = {}
     for name, target in names.items():
-        if target not in shapes or target == "lm_head.weight" and model.config.tie_word_embeddings:
+        if target not in shapes or (
+            target == "lm_head.weight" and model.config.tie_word_embeddings
+        ):
             continue
         shape = shapes[target]
         if name.endswith("ssm_dt"):

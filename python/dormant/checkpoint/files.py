@@ -39,9 +39,7 @@ _KINDS = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
 _SHARD = re.compile(r".*-\d+-of-\d+(\.[^.]+)?", re.ASCII | re.DOTALL)
 
 # llama.cpp's gguf-split: model-00001-of-00003.gguf.
-_SPLIT = re.compile(
-    r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<of>\d{5})\.gguf", re.ASCII | re.DOTALL
-)
+_SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<of>\d{5})\.gguf", re.ASCII | re.DOTALL)
 
 _NAMED = 20  # parts that a message lists
 _SHOWN = 200  # characters of a path that is too long

@@ -112,5 +112,6 @@ def check_split(contents: Sequence[Contents]) -> None:
     if count is not None and count != found:
         raise ValueError(
             f"open_checkpoint: {contents[0].file.path}: split.tensors.count is {count}, and the "
-            f"{len(contents)} files have {found} tensors. Are they of one split file? Get them again."
+            f"{len(contents)} files have {found} tensors. Are they of one split file? Get them "
+            "again."
         )

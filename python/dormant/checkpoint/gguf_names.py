@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -338,7 +337,8 @@ def _tables() -> Any:
                 )
             name = f"{_TABLES}_of_dormant"  # in its package, from which it imports
             spec = importlib.util.spec_from_file_location(name, spec.origin)
-            assert spec is not None and spec.loader is not None
+            assert spec is not None
+            assert spec.loader is not None
             copy = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(copy)
             vars(copy).update(np=_Arrays(), torch=_Tensors())
