@@ -297,15 +297,16 @@ def open_checkpoint(
 
     Args:
         path_or_paths: a safetensors file; a GGUF file, of a split one any part; a file of
-            torch.save, zip or older layout, whose pickle is read as `torch.load(weights_only=True)` does; an index of a sharded checkpoint
-            (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one); or a folder, in
-            which are looked for, in this order: model.safetensors, model.safetensors.index.json,
-            pytorch_model.bin, pytorch_model.bin.index.json, a tensor-parallel set
-            (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...), and the only
-            checkpoint *.safetensors, *.bin, *.pth, *.pt or *.gguf, of several variants
-            (model.fp16.bin) the one without a variant. An index comes before its files. Several paths are opened in
-            order: their names must differ, except that differences
-            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
+            torch.save, zip or older layout, whose pickle is read as `torch.load(weights_only=True)`
+            does; an index of a sharded checkpoint (`*.index.json`, `*.index.VARIANT.json`, also
+            accelerate's flat one); or a folder, in which are looked for, in this order:
+            model.safetensors, model.safetensors.index.json, pytorch_model.bin,
+            pytorch_model.bin.index.json, a tensor-parallel set (consolidated.00.pth, ...;
+            consolidated.00-of-02.model.pth, ...), and the only checkpoint *.safetensors, *.bin,
+            *.pth, *.pt or *.gguf, of several variants (model.fp16.bin) the one without a variant.
+            An index comes before its files. Several paths are opened in order: their names must
+            differ, except that differences (consolidated.00-of-02.model-diff.pth, ...) are added to
+            what comes before.
         key: which mapping in a file of torch.save holds the tensors, "" the file's own. None takes
             the only one, the file's own or one in it ("model" or "state_dict", often), that holds
             more than one tensor, or any.

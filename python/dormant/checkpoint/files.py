@@ -181,11 +181,11 @@ def _choices(names: Sequence[str], kind: str) -> list[str]:
         return [*indices, *(f for f in alone if any(f.startswith(f"{s}.") for s in stems))]
     if kind == ".gguf":
         # Of a split file the part that is there first stands for all.
-        stems: dict[str, str] = {}
+        first_parts: dict[str, str] = {}
         for name in files:
             split = _SPLIT.fullmatch(name)
-            stems.setdefault(f"{split['stem']}-of-{split['of']}" if split else name, name)
-        return list(stems.values())
+            first_parts.setdefault(f"{split['stem']}-of-{split['of']}" if split else name, name)
+        return list(first_parts.values())
     if len(files) > 1:
         # accelerate has an index of files that are called anything: weight_map.index.json.
         of_kinds = tuple(f"{each}.index.json" for each in _KINDS)
