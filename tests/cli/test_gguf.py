@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 def test_inspect_shows_types_and_metadata(cli: Cli, path: Path) -> None:
     run = cli("inspect", path)
     assert run.code == 0
-    assert "decoded when they are read: 15 GGUF Q8_0" in run.out
+    assert "encoded as GGUF Q8_0: 15 tensors" in run.out
     assert "general.architecture: llama" in run.out
     described = json.loads(cli("inspect", path, "--json").out)
     assert described["metadata"]["llama.embedding_length"] == 64

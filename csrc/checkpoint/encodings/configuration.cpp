@@ -7,6 +7,7 @@
 #include <iterator>
 #include <system_error>
 
+#include "checkpoint/encodings/find.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -115,7 +116,7 @@ Configuration parse_configuration(std::string_view text, const std::string& file
   return result;
 }
 
-Configuration read_configuration(const std::string& folder) {
+ConfigurationText read_configuration(const std::string& folder) {
   const auto path = std::filesystem::path(folder) / "config.json";
   std::error_code error;
   const auto size = std::filesystem::file_size(path, error);
@@ -123,8 +124,7 @@ Configuration read_configuration(const std::string& folder) {
     return {};
   }
   std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  return parse_configuration(text, text::printable(path.string()));
+  return {path.string(), std::string(std::istreambuf_iterator<char>(file), {})};
 }
 
 }  // namespace dormant::checkpoint

@@ -8,12 +8,7 @@
 #include <string>
 #include <string_view>
 
-#include "system/export.h"
-
 namespace dormant::checkpoint {
-
-/// No configuration of a model is longer.
-inline constexpr uint64_t kLongestConfiguration = 1 << 24;
 
 struct Configuration {
   std::string file;             ///< printable; empty where there is none
@@ -26,10 +21,6 @@ struct Configuration {
 /// config.json is not the checkpoint, and its other readers have their own errors. Infinity and
 /// NaN, which Python writes, are allowed. c10::ValueError where "quantization_config" is there and
 /// can't be what a library writes.
-DORMANT_BINDINGS_API Configuration parse_configuration(std::string_view text,
-                                                       const std::string& file);
-
-/// That of the config.json in `folder`; an empty one where there is no such file.
-Configuration read_configuration(const std::string& folder);
+Configuration parse_configuration(std::string_view text, const std::string& file);
 
 }  // namespace dormant::checkpoint

@@ -42,9 +42,12 @@ const std::vector<Encoding>& encodings() {
 
 }  // namespace
 
-Findings find_encoded(std::vector<RawTensor> tensors, Configuration configuration,
+Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& configuration,
                       std::optional<c10::ScalarType> dtype, std::string where, ReadSmall read) {
-  Scan scan(std::move(tensors), std::move(configuration), dtype, std::move(where), std::move(read));
+  auto parsed = configuration.path.empty()
+                    ? Configuration{}
+                    : parse_configuration(configuration.text, text::printable(configuration.path));
+  Scan scan(std::move(tensors), std::move(parsed), dtype, std::move(where), std::move(read));
   const auto& method = scan.configuration().method;
   bool known = method.empty();
   for (const auto& encoding : encodings()) {

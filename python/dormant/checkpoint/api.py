@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.checkpoint.composition import add_differences, converted, join, merged_parts
-from dormant.checkpoint.decoding import Decode, check_decode, decoded
+from dormant.checkpoint.decoding import Decode, check_decode, decoded, is_decoded, with_packed
 from dormant.checkpoint.entry import (
     Checksum,
     Contents,
@@ -230,6 +230,20 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
             return self
         return Checkpoint(
             items, self._contents, self._metadata_of_files, are_differences=self._are_differences
+        )
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether tensors are shown that are kept encoded in the files."""
+        return any(map(is_decoded, self._items.values()))
+
+    def keeping_packed(self, keep: Callable[[str], bool]) -> Checkpoint:
+        """The same, with what bitsandbytes packed as it is in the files, where `keep(name)`."""
+        return Checkpoint(
+            with_packed(self._items, keep),
+            self._contents,
+            self._metadata_of_files,
+            are_differences=self._are_differences,
         )
 
     @property

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,14 +36,15 @@ class DecodedTensor:
         parts: what the decoder takes, in order.
         decoder: makes it of them.
         transposed: the last two dimensions of what the decoder gives are swapped.
-        names: those of the parts in the files.
+        raw: all tensors of the files that are shown as this one, by name: the parts, and those
+            that only who keeps it encoded needs.
     """
 
     entry: Entry
     parts: tuple[Item, ...]
     decoder: _C.Decoder
     transposed: bool
-    names: tuple[str, ...]
+    raw: Mapping[str, Item] = field(compare=False)
 
     def tensor(self) -> torch.Tensor:
         """A lazy tensor."""
@@ -111,6 +112,7 @@ def decoded(
     )
     for message in messages:
         warnings.warn(message.removeprefix("dormant: "), stacklevel=4)
+    owners = _owners(spent, [name for name, *_ in encoded])
     first: dict[str, tuple[str, Item]] = {}
     parts: set[str] = set(spent)
     for name, names, decoder, sizes, dtype, transposed in encoded:
@@ -125,16 +127,62 @@ def decoded(
             parts=tuple(source.entry for source in sources),
             encoding=decoder.name,
         )
-        first[names[0]] = (name, DecodedTensor(entry, sources, decoder, transposed, tuple(names)))
+        everything = {each: raw[each] for each in (*names, *owners.get(name, ()))}
+        made = DecodedTensor(entry, sources, decoder, transposed, everything)
+        first[names[0]] = (name, made)
         parts.update(names)
     found: dict[str, Item] = {}
     for name, item in items.items():
         if name in first:
-            plain, made = first[name]
-            found[plain] = made
+            plain, item = first[name]
+            found[plain] = item
         elif name not in parts:
             found[name] = item
     return found
+
+
+def with_packed(items: Mapping[str, Item], keep: Callable[[str], bool]) -> dict[str, Item]:
+    """`items`, what bitsandbytes packed as it is in the files, where its name is to be kept so.
+
+    Args:
+        items: by name.
+        keep: whether to keep the tensor of this name packed.
+    """
+    found: dict[str, Item] = {}
+    for name, item in items.items():
+        if isinstance(item, DecodedTensor) and _is_packed(name, item.raw) and keep(name):
+            found.update(item.raw)
+        else:
+            found[name] = item
+    return found
+
+
+def is_decoded(item: Item) -> bool:
+    """Whether an item is made of encoded tensors, however it was put together then."""
+    return _is_decoded(item.entry)
+
+
+def _is_decoded(entry: Entry) -> bool:
+    return bool(entry.parts) and (bool(entry.encoding) or any(map(_is_decoded, entry.parts)))
+
+
+def _is_packed(name: str, raw: Mapping[str, Item]) -> bool:
+    return f"{name}.absmax" in raw or f"{name.rpartition('.')[0]}.SCB" in raw
+
+
+def _owners(spent: Iterable[str], plain: Iterable[str]) -> dict[str, list[str]]:
+    """The tensors that are left out, by the plain tensor that they belong to."""
+    by_name = {name: name for name in plain}
+    by_module = {name.rpartition(".")[0]: name for name in by_name}
+    owners: dict[str, list[str]] = {}
+    for name in sorted(spent):
+        # X.weight.quant_map and X.weight.quant_state.KIND belong to X.weight, X.SCB to X.
+        for place in (name.rpartition(".")[0], name.partition(".quant_state.")[0]):
+            owner = by_name.get(place) or by_module.get(place)
+            if owner is not None:
+                owners.setdefault(owner, []).append(name)
+                break
+    return owners
 
 
 def _config_beside(paths: Iterable[Path]) -> tuple[bytes | None, str]:

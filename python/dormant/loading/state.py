@@ -31,6 +31,7 @@ class State(dict[str, Any]):
         offered: how many names the checkpoints have, those that were renamed to None included.
         origins: the checkpoint's names of what a name is made of, where they differ from it.
         places: which of several checkpoints a name is of.
+        is_decoded: tensors among them are kept encoded in the files.
         rules: those of transformers by which the names fit the model; None where they fit without.
         naming: of a checkpoint in a format with names of its own.
     """
@@ -51,6 +52,7 @@ class State(dict[str, Any]):
         self.offered = offered
         self.origins = dict(origins or {})
         self.places: dict[str, int] = {}
+        self.is_decoded = False
         if metadata:  # load_state_dict asks whether there is any
             self._metadata = metadata
 
@@ -61,6 +63,7 @@ class State(dict[str, Any]):
         state.rules = self.rules
         state.places = self.places
         state.naming = self.naming
+        state.is_decoded = self.is_decoded
         return state
 
     def without(self, names: Collection[str]) -> State:
@@ -105,6 +108,7 @@ def gather(
     checkpoint: CheckpointLike | Sequence[CheckpointLike],
     rename: Callable[[str], str | None],
     names: Collection[str],
+    keep_packed: Callable[[str], bool],
 ) -> State:
     """All tensors, and other values, under the model's names.
 
@@ -112,6 +116,8 @@ def gather(
         checkpoint: as for `load`.
         rename: from a checkpoint's names to the model's; None leaves a tensor out.
         names: the model's, by which the state dict in a file of torch.save is found.
+        keep_packed: whether the model takes the tensor of a name, after `rename`, as bitsandbytes
+            packed it.
 
     Raises:
         TypeError: an item is neither a path nor a mapping.
@@ -133,6 +139,7 @@ def gather(
     places: dict[str, int] = {}
     offered = 0
     naming: Naming | None = None
+    is_decoded = False
     for place, item in enumerate(items):
         if isinstance(item, (str, os.PathLike)):
             if place not in opened:  # a further part of a tensor-parallel set
@@ -144,6 +151,8 @@ def gather(
                 f"these; got {type(item).__name__}."
             )
         if isinstance(item, Checkpoint):
+            item = item.keeping_packed(lambda name: keep_packed(rename(name) or ""))
+            is_decoded = is_decoded or item.is_decoded
             folders.update(dict.fromkeys(path.parent for path in item.files))
             naming = naming or item.naming
         offered += len(item)
@@ -167,6 +176,7 @@ def gather(
     state = State(values, metadata, folders, offered, origins)
     state.places = places
     state.naming = naming
+    state.is_decoded = is_decoded
     return state
 
 
