@@ -47,7 +47,7 @@ Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& c
   auto parsed = configuration.path.empty()
                     ? Configuration{}
                     : parse_configuration(configuration.text, text::printable(configuration.path));
-  Scan scan(std::move(tensors), std::move(parsed), dtype, std::move(where), std::move(read));
+  Scan scan(std::move(tensors), std::move(parsed), dtype, text::printable(where), std::move(read));
   const auto& method = scan.configuration().method;
   bool known = method.empty();
   for (const auto& encoding : encodings()) {
