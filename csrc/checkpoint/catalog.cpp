@@ -10,7 +10,8 @@
 #include <system_error>
 #include <utility>
 
-#include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/find.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
 #include "record/source_node.h"
@@ -22,6 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kFile = ".safetensors";
+constexpr std::string_view kGguf = ".gguf";
 constexpr std::string_view kIndex = ".safetensors.index.json";
 constexpr std::string_view kAnyIndex = ".index.json";
 
@@ -33,7 +35,7 @@ std::string find_in(const std::string& folder) {
       return path.string();
     }
   }
-  for (const auto ending : {kIndex, kFile}) {
+  for (const auto ending : {kIndex, kFile, kGguf}) {
     std::vector<std::string> found;
     for (const auto& entry : fs::directory_iterator(folder)) {
       if (entry.is_regular_file() && entry.path().string().ends_with(ending)) {
@@ -41,7 +43,7 @@ std::string find_in(const std::string& folder) {
       }
     }
     std::sort(found.begin(), found.end());
-    if (found.size() == 1) {
+    if (found.size() == 1 || (!found.empty() && gguf_parts(found.front()) == found)) {
       return found.front();
     }
     std::string list;
@@ -55,8 +57,8 @@ std::string find_in(const std::string& folder) {
   }
   TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", text::printable(folder),
                     " holds no checkpoint, expected model.safetensors, "
-                    "model.safetensors.index.json, or one file *.safetensors.index.json or "
-                    "*.safetensors. Next: pass the path of a file.");
+                    "model.safetensors.index.json, or one file *.safetensors.index.json, "
+                    "*.safetensors or *.gguf. Next: pass the path of a file.");
 }
 
 /// Files of torch.save are zip archives, or pickles in the older layout.
@@ -71,12 +73,49 @@ void refuse_torch_file(const File& file) {
       "it there: dormant.save(dormant.open_checkpoint(path), \"model.safetensors\").");
 }
 
-Safetensors read(const File& file) {
+struct Contents {
+  std::vector<Entry> entries;
+  std::map<std::string, std::string> metadata;
+};
+
+Contents read(const File& file) {
+  std::string first(std::min<uint64_t>(file.size(), 4), '\0');
+  file.read(0, first.size(), first.data());
+  if (is_gguf(first) && file.path().find(kFile) == std::string::npos) {
+    auto header = read_gguf(file);
+    Contents contents;
+    for (auto& tensor : header.tensors) {
+      contents.entries.push_back(std::move(tensor.entry));
+    }
+    for (const auto& [key, value] : header.metadata) {
+      contents.metadata.emplace(key, to_text(value));
+    }
+    return contents;
+  }
   refuse_torch_file(file);
-  return read_safetensors_header(file);
+  auto header = read_safetensors_header(file);
+  return {std::move(header.entries), std::move(header.metadata)};
 }
 
-void add(Catalog& catalog, const std::shared_ptr<const File>& file, Safetensors contents) {
+/// c10::ValueError unless a file that was split says that it is this part.
+void check_part(const Contents& contents, const File& file, size_t number, size_t count) {
+  if (count == 1) {
+    return;
+  }
+  const auto says = [&](const char* key) {
+    const auto found = contents.metadata.find(key);
+    return found == contents.metadata.end() ? "nothing" : found->second;
+  };
+  TORCH_CHECK_VALUE(
+      says("split.no") == std::to_string(number) && says("split.count") == std::to_string(count),
+      "dormant: open_checkpoint: ", file.name(), ": split.no and split.count are ",
+      text::in_quotes(says("split.no")), " and ", text::in_quotes(says("split.count")),
+      ", expected ", number, " and ", count,
+      " by its name. Cause: the files are not of one checkpoint. Next: get them "
+      "again.");
+}
+
+void add(Catalog& catalog, const std::shared_ptr<const File>& file, Contents contents) {
   for (auto& entry : contents.entries) {
     auto name = entry.name;
     const auto [found, added] =
@@ -144,7 +183,7 @@ CatalogEntry decoded(const Encoded& encoded, const Catalog& raw) {
 Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& options) {
   std::vector<RawTensor> tensors;
   for (const auto& [name, found] : raw.tensors) {
-    tensors.push_back({name, found.entry.dtype, found.entry.sizes, {}});
+    tensors.push_back({name, found.entry.dtype, found.entry.sizes, found.entry.encoding});
   }
   auto findings =
       find_encoded(std::move(tensors), read_configuration(fs::path(path).parent_path().string()),
@@ -198,8 +237,13 @@ Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   if (std::string_view(found).ends_with(kAnyIndex)) {
     catalog = open_index(found);
   } else {
-    const auto file = File::open(found);
-    add(catalog, file, read(*file));
+    const auto parts = gguf_parts(found);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const auto file = File::open(parts[i]);
+      auto contents = read(*file);
+      check_part(contents, *file, i, parts.size());
+      add(catalog, file, std::move(contents));
+    }
   }
   return options.decode ? decode(std::move(catalog), found, options) : catalog;
 }

@@ -1,4 +1,4 @@
-// All tensors of a safetensors checkpoint, in one file or in several with an index.
+// All tensors of a safetensors or GGUF checkpoint, in one file or in several.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -51,10 +51,11 @@ struct CatalogOptions {
   std::optional<c10::ScalarType> dtype;
 };
 
-/// Opens a safetensors file, an index (*.index.json), or a folder that has model.safetensors,
-/// model.safetensors.index.json or only one such file of another name. c10::ValueError where the
-/// files are damaged, contradict the index or config.json, or a folder has none or a choice;
-/// c10::NotImplementedError for files of torch.save; std::system_error where the system refuses.
+/// Opens a safetensors file, a GGUF file, split or not, an index (*.index.json), or a folder that
+/// has model.safetensors, model.safetensors.index.json or only one such file of another name.
+/// c10::ValueError where the files are damaged, contradict the index or config.json, or a folder
+/// has none or a choice; c10::NotImplementedError for files of torch.save; std::system_error where
+/// the system refuses.
 Catalog open_catalog(const std::string& path, const CatalogOptions& options = {});
 
 }  // namespace dormant::checkpoint

@@ -139,6 +139,16 @@ class FileStorage:
 def finish_background() -> None:
     """Waits for reads that nobody waits for, and lets no more begin in the background."""
 
+class GgufArray:
+    def __len__(self) -> int: ...
+    def values(self) -> list[Any]: ...
+
+def gguf_entries(
+    file: File,
+) -> tuple[
+    list[tuple[str, torch.dtype, tuple[int, ...], int, int, str]],
+    dict[str, int | float | bool | str | GgufArray],
+]: ...
 def safetensors_entries(
     file: File,
 ) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...

@@ -67,11 +67,10 @@ std::vector<int64_t> sizes_of(const Scan& scan, const decode::CompressedConfig& 
   }
   const auto& values = shape != nullptr ? *shape : scan.part(weight + "_shape", weight);
   const auto bytes = scan.read(values);
-  TORCH_CHECK_VALUE(values.dtype == ScalarType::Long &&
-                        bytes.size() == sizes.size() * sizeof(int64_t),
-                    scan.about(), in_quotes(values.name), " has sizes ",
-                    c10::IntArrayRef(values.sizes), " of ", values.dtype, ", expected ",
-                    sizes.size(), " integers of Long. ", kNextRaw);
+  TORCH_CHECK_VALUE(
+      values.dtype == ScalarType::Long && bytes.size() == sizes.size() * sizeof(int64_t),
+      scan.about(), in_quotes(values.name), " has sizes ", c10::IntArrayRef(values.sizes), " of ",
+      values.dtype, ", expected ", sizes.size(), " integers of Long. ", kNextRaw);
   std::memcpy(sizes.data(), bytes.data(), bytes.size());
   return sizes;
 }
@@ -95,16 +94,16 @@ void add_weight(Scan& scan, const CompressedGroups& groups, const RawTensor& pac
   const auto* g_idx = scan.find(weight + "_g_idx");
   const auto* shape = scan.find(weight + "_shape");
   const auto sizes = sizes_of(scan, settings.config, packed, scale, shape, weight);
-  auto decoder = decoder_of<decode::CompressedIntegers>(
-      scan,
-      decode::CompressedLayer{module,
-                              {sizes.begin(), sizes.end()},
-                              geometry_of(packed),
-                              geometry_of(scale),
-                              geometry_or_none(zero),
-                              geometry_or_none(g_idx),
-                              geometry_or_none(shape)},
-      settings.config);
+  auto decoder =
+      decoder_of<decode::CompressedIntegers>(scan,
+                                             decode::CompressedLayer{module,
+                                                                     {sizes.begin(), sizes.end()},
+                                                                     geometry_of(packed),
+                                                                     geometry_of(scale),
+                                                                     geometry_or_none(zero),
+                                                                     geometry_or_none(g_idx),
+                                                                     geometry_or_none(shape)},
+                                             settings.config);
   std::vector<std::string> parts;
   for (const auto* part : {shape, g_idx, &packed, &scale, zero}) {
     if (part != nullptr) {
@@ -115,9 +114,8 @@ void add_weight(Scan& scan, const CompressedGroups& groups, const RawTensor& pac
             .parts = std::move(parts),
             .decoder = std::move(decoder),
             .dtype = scan.dtype_asked_for().value_or(scale.dtype)});
-  for (const auto* other :
-       {".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale",
-        ".output_zero_point"}) {
+  for (const auto* other : {".input_scale", ".input_zero_point", ".input_global_scale",
+                            ".output_scale", ".output_zero_point"}) {
     scan.spend(module + other);
   }
 }

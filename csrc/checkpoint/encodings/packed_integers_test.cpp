@@ -32,8 +32,7 @@ std::string config_of(const std::string& quantization) {
 Findings find(Tensors tensors, const std::string& quantization,
               const std::vector<int64_t>& shape = {},
               std::optional<ScalarType> dtype = std::nullopt) {
-  return find_encoded(std::move(tensors),
-                      parse_configuration(config_of(quantization), "config.json"), dtype,
+  return find_encoded(std::move(tensors), {"config.json", config_of(quantization), {}}, dtype,
                       "model.safetensors", [&](const RawTensor& tensor) {
                         EXPECT_EQ(tensor.name, "a.weight_shape");
                         std::string bytes(shape.size() * sizeof(int64_t), '\0');
@@ -71,8 +70,7 @@ TEST(GptqEncoding, FindsTheTensorsOfALayer) {
   EXPECT_TRUE(weight.transposed);
   EXPECT_EQ(weight.dtype, kHalf);  // that of the scales, in which the library computes
   EXPECT_EQ(weight.decoder->name(), "gptq, 4 bits, g_idx");
-  EXPECT_EQ(find(gptq(false), kGptq).encoded.at(0).decoder->name(),
-            "gptq, 4 bits, groups of 32");
+  EXPECT_EQ(find(gptq(false), kGptq).encoded.at(0).decoder->name(), "gptq, 4 bits, groups of 32");
 }
 
 TEST(GptqEncoding, KnowsBothKindsOfZeros) {
@@ -89,8 +87,7 @@ TEST(GptqEncoding, LayersMayHaveBitsOfTheirOwn) {
   const auto refused = refusal(tensors, kGptq);
   EXPECT_TRUE(contains(refused, "decode b: scales has shape [2, 64]")) << refused;
   const auto found = find(
-      tensors,
-      R"({"quant_method":"gptq","bits":4,"group_size":32,"dynamic":{"b":{"bits":8}}})");
+      tensors, R"({"quant_method":"gptq","bits":4,"group_size":32,"dynamic":{"b":{"bits":8}}})");
   ASSERT_EQ(found.encoded.size(), 2u);
   EXPECT_EQ(found.encoded[1].decoder->name(), "gptq, 8 bits, groups of 64");
 }
@@ -167,8 +164,8 @@ TEST(AwqEncoding, RefusesOtherVersions) {
                    std::string(version) + "\"}");
     EXPECT_TRUE(contains(text, version)) << text;
   }
-  EXPECT_TRUE(contains(refusal<c10::NotImplementedError>(awq(), R"({"quant_method":"awq","bits":8})"),
-                       "8 bits"));
+  EXPECT_TRUE(contains(
+      refusal<c10::NotImplementedError>(awq(), R"({"quant_method":"awq","bits":8})"), "8 bits"));
   EXPECT_TRUE(contains(refusal(awq(), R"({"quant_method":"awq","bits":4,"group_size":48})"),
                        "AWQ in groups of 48"));
 }
@@ -196,15 +193,17 @@ TEST(PackedIntegersEncoding, GroupsSayHowManyColumnsThereAre) {
   const auto found = find(packed(), compressed(kGroup));  // without a look at weight_shape
   ASSERT_EQ(found.encoded.size(), 1u);
   EXPECT_EQ(found.encoded[0].name, "a.weight");
-  EXPECT_EQ(found.encoded[0].parts, (std::vector<std::string>{"a.weight_shape", "a.weight_packed",
-                                                              "a.weight_scale"}));
+  EXPECT_EQ(found.encoded[0].parts,
+            (std::vector<std::string>{"a.weight_shape", "a.weight_packed", "a.weight_scale"}));
   EXPECT_FALSE(found.encoded[0].transposed);
   EXPECT_EQ(found.encoded[0].decoder->output().sizes, (c10::SmallVector<int64_t, 5>{40, 128}));
   EXPECT_EQ(found.spent, std::set<std::string>{"a.input_scale"});
 }
 
 TEST(PackedIntegersEncoding, ChannelsAndTensorsReadTheShape) {
-  const auto sizes = [](const Findings& found) { return found.encoded.at(0).decoder->output().sizes; };
+  const auto sizes = [](const Findings& found) {
+    return found.encoded.at(0).decoder->output().sizes;
+  };
   EXPECT_EQ(sizes(find(packed(1), compressed(R"("strategy":"channel")"), {40, 125})),
             (c10::SmallVector<int64_t, 5>{40, 125}));
   EXPECT_EQ(sizes(find(packed(1), compressed(R"("group_size":-1)"), {40, 127})),
@@ -218,8 +217,7 @@ TEST(PackedIntegersEncoding, ChannelsAndTensorsReadTheShape) {
 TEST(PackedIntegersEncoding, ZerosAreThereWhereTheyShould) {
   const std::string asymmetric = R"("strategy":"group","group_size":32,"symmetric":false)";
   EXPECT_EQ(find(packed(4, true), compressed(asymmetric)).encoded.at(0).parts.size(), 4u);
-  EXPECT_TRUE(
-      contains(refusal(packed(), compressed(asymmetric)), "'a.weight_zero_point'"));
+  EXPECT_TRUE(contains(refusal(packed(), compressed(asymmetric)), "'a.weight_zero_point'"));
 }
 
 TEST(PackedIntegersEncoding, RefusesWhatContradictsTheConfiguration) {

@@ -12,6 +12,7 @@
 #include "checkpoint/encodings/block_fp8.h"
 #include "checkpoint/encodings/compressed_fp4.h"
 #include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/gguf_blocks.h"
 #include "checkpoint/encodings/gptq.h"
 #include "checkpoint/encodings/mxfp4.h"
 #include "checkpoint/encodings/packed_integers.h"
@@ -37,6 +38,7 @@ const std::vector<Encoding>& encodings() {
       {"gptq", {"gptq"}, find_gptq},
       {"awq", {"awq"}, find_awq},
       {"packed integers", {"compressed-tensors"}, find_packed_integers},
+      {"blocks of GGUF", {}, find_gguf_blocks},
       {"mxfp4", {"mxfp4"}, find_mxfp4},
       {"compressed fp4", {"compressed-tensors"}, find_compressed_fp4},
       {"bitsandbytes", {"bitsandbytes"}, find_bitsandbytes},
@@ -46,9 +48,15 @@ const std::vector<Encoding>& encodings() {
 
 }  // namespace
 
-Findings find_encoded(std::vector<RawTensor> tensors, Configuration configuration,
+Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& configuration,
                       std::optional<c10::ScalarType> dtype, std::string where, ReadSmall read) {
-  Scan scan(std::move(tensors), std::move(configuration), dtype, std::move(where), std::move(read));
+  auto parsed = configuration.path.empty()
+                    ? Configuration{}
+                    : parse_configuration(configuration.text, text::printable(configuration.path));
+  for (const auto& [path, contents] : configuration.quantization) {
+    add_quantization(parsed, contents, text::printable(path));
+  }
+  Scan scan(std::move(tensors), std::move(parsed), dtype, text::printable(where), std::move(read));
   const auto& method = scan.configuration().method;
   bool known = method.empty();
   for (const auto& encoding : encodings()) {

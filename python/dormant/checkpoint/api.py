@@ -25,6 +25,9 @@ from dormant.checkpoint.entry import (
     contiguous_strides,
 )
 from dormant.checkpoint.files import Group, find_groups
+from dormant.checkpoint.gguf_file import MAGIC as GGUF
+from dormant.checkpoint.gguf_file import check_split, read_gguf
+from dormant.checkpoint.pretrained import Naming
 from dormant.checkpoint.torch_file import Fits, is_torch_file, read_torch_file
 from dormant.checkpoint.verification import Verification, verify
 from dormant.recording import patches
@@ -37,7 +40,7 @@ from dormant.text.table import format_bytes, format_html_table
 _OTHER_FILES = {
     b"version https://git-lfs": "It is a pointer of Git LFS: run 'git lfs pull' to get the file.",
     b"<": "It looks like a web page: the download asked for a login, or the wrong address.",
-    b"GGUF": "It is a GGUF file: read it with gguf or transformers, and save its tensors.",
+    GGUF: "It is a GGUF file: give it a name that ends in .gguf.",
     b"\x89HDF": "It is an HDF5 file: read it with h5py, and save its tensors.",
     b"\x80": "It is a pickle, but not of torch.save: load it with the program that wrote it.",
 }
@@ -222,7 +225,7 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"for_model: model must be a module, got {type(model).__name__}.")
         with patches.in_use():
-            items = converted(self._items, model)
+            items = converted(self._items, model, self.naming)
         if items is None:
             return self
         return Checkpoint(
@@ -253,6 +256,12 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         for one in versions:
             merged = {**one, **merged}
         return merged
+
+    @property
+    def naming(self) -> Naming | None:
+        """How its names become a model's, where the format has names of its own."""
+        found = (content.naming for content in self._contents)
+        return next((naming for naming in found if naming is not None), None)
 
     def _title(self) -> str:
         files = [content.file.path for content in self._contents]
@@ -301,16 +310,17 @@ def open_checkpoint(
     the tensors that every rank has whole are compared, which reads those.)
 
     Args:
-        path_or_paths: a safetensors file; a file of torch.save, zip or older layout, whose pickle
-            is read as `torch.load(weights_only=True)` does; an index of a sharded checkpoint
-            (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one); or a folder, in
-            which are looked for, in this order: model.safetensors, model.safetensors.index.json,
-            pytorch_model.bin, pytorch_model.bin.index.json, a tensor-parallel set
-            (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...), and the only
-            checkpoint *.safetensors, *.bin, *.pth or *.pt, of several variants (model.fp16.bin)
-            the one without a variant. An index comes before its files. Several paths are opened in
-            order: their names must differ, except that differences
-            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
+        path_or_paths: a safetensors file; a GGUF file, of a split one any part; a file of
+            torch.save, zip or older layout, whose pickle is read as `torch.load(weights_only=True)`
+            does; an index of a sharded checkpoint (`*.index.json`, `*.index.VARIANT.json`, also
+            accelerate's flat one); or a folder, in which are looked for, in this order:
+            model.safetensors, model.safetensors.index.json, pytorch_model.bin,
+            pytorch_model.bin.index.json, a tensor-parallel set (consolidated.00.pth, ...;
+            consolidated.00-of-02.model.pth, ...), and the only checkpoint *.safetensors, *.bin,
+            *.pth, *.pt or *.gguf, of several variants (model.fp16.bin) the one without a variant.
+            An index comes before its files. Several paths are opened in order: their names must
+            differ, except that differences (consolidated.00-of-02.model-diff.pth, ...) are added to
+            what comes before.
         key: which mapping in a file of torch.save holds the tensors, "" the file's own. None takes
             the only one, the file's own or one in it ("model" or "state_dict", often), that holds
             more than one tensor, or any.
@@ -411,6 +421,12 @@ def _open(
         metadata = {**content.metadata, **metadata}
     if len(contents) == 1:
         return _Opened(dict(contents[0].tensors), contents, metadata)
+    if group.kind == "split":
+        check_split(contents)
+        items: dict[str, Item] = {}
+        for content in contents:
+            join(items, dict(content.tensors))
+        return _Opened(items, contents, metadata)
     # Codes and scales of a rank belong together, whichever way its part of the tensor was cut.
     parts = [decoded(content.tensors, [content], decode) for content in contents]
     return _Opened(merged_parts(parts, rules), contents, metadata)
@@ -424,13 +440,16 @@ def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
         # No header of safetensors is so long that these bytes of its length are used.
         if hint is None or first[4:8] == bytes(4):
             return _read_safetensors(file)
+    elif first.startswith(GGUF):
+        return read_gguf(file)
     elif is_torch_file(first):
         return read_torch_file(file, key=key, fits=fits)
     elif first[8:9] == b"{":
         return _read_safetensors(file)
     got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
     raise ValueError(
-        f"open_checkpoint: {file.path} {got}, expected a safetensors file or one of torch.save. "
+        f"open_checkpoint: {file.path} {got}, expected a safetensors or GGUF file, or "
+        "one of torch.save. "
         f"{hint or 'Pass the path of a checkpoint file.'}"
     )
 

@@ -14,6 +14,7 @@ import torch
 
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.gguf_file import StoredArray
 from dormant.cli.arguments import positive
 from dormant.cli.outcome import Outcome
 from dormant.cli.screen import format_columns
@@ -36,6 +37,7 @@ EXAMPLES = """\
       dormant inspect model.safetensors
       dormant inspect llama-2-13b --depth 2
       dormant inspect pytorch_model.bin --tensors --hash
+      dormant inspect llama-3-8b-Q4_K_M.gguf
       dormant inspect checkpoint --json | jq '.totals.nbytes'
 """
 _SHOWN = 20
@@ -78,7 +80,7 @@ def run(options: argparse.Namespace) -> Outcome:
     rows = tree_rows(checkpoint.entries, options.depth)
     data = {
         "files": [str(path) for path in checkpoint.files],
-        "metadata": dict(checkpoint.metadata),
+        "metadata": {key: _shown(value) for key, value in checkpoint.metadata.items()},
         "are_differences": checkpoint.are_differences,
         "totals": totals,
         "tree": [asdict(row) for row in rows],
@@ -92,6 +94,13 @@ def run(options: argparse.Namespace) -> Outcome:
     body = _tensor_table(checkpoint.entries) if options.tensors else _tree_table(rows)
     lines = [*_head(checkpoint), "", body, "", *_foot(checkpoint, totals, duplicates)]
     return Outcome(data, "\n".join(lines))
+
+
+def _shown(value: Any) -> Any:
+    """Metadata for --json: of a long array, such as a vocabulary, the beginning."""
+    if not isinstance(value, StoredArray):
+        return value
+    return list(value) if len(value) <= _SHOWN else repr(value)
 
 
 def _described(name: str, entry: Entry, sha256: str | None) -> dict[str, Any]:
