@@ -12,6 +12,7 @@
 #include "checkpoint/encodings/compressed_fp4.h"
 #include "checkpoint/encodings/encoding.h"
 #include "checkpoint/encodings/mxfp4.h"
+#include "checkpoint/encodings/scaled_blocks.h"
 #include "checkpoint/encodings/scaled_weights.h"
 #include "text/printable.h"
 
@@ -28,7 +29,6 @@ struct Encoding {
 
 const std::vector<Encoding>& encodings() {
   static const std::vector<Encoding> rows = {
-      // Before block fp8, which is what refuses weights that nothing scales.
       {"scaled weights", {"compressed-tensors", "fbgemm_fp8", "fp8"}, find_scaled_weights},
       {"block fp8", {"fp8"}, find_block_fp8},
       {"mxfp4", {"mxfp4"}, find_mxfp4},
@@ -57,6 +57,7 @@ Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& c
     }
     known = known || is_it;
   }
+  refuse_unscaled(scan);
   std::map<std::string_view, size_t> order;
   for (const auto& tensor : scan.tensors()) {
     order.emplace(tensor.name, order.size());
