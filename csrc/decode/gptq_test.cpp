@@ -16,7 +16,7 @@ using at::Tensor;
 using record::Geometry;
 
 struct Example {
-  GptqConfig config;
+  Gptq::Config config;
   Tensor g_idx;  ///< may be undefined
   Tensor qweight;
   Tensor qzeros;
@@ -31,8 +31,9 @@ struct Example {
   }
 
   Gptq decoder() const {
-    return Gptq("layer", config, Geometry::of(qweight), Geometry::of(qzeros), Geometry::of(scales),
-                g_idx.defined() ? std::optional(Geometry::of(g_idx)) : std::nullopt);
+    return Gptq({config,
+                 {"layer", Geometry::of(qweight), Geometry::of(qzeros), Geometry::of(scales),
+                  g_idx.defined() ? std::optional(Geometry::of(g_idx)) : std::nullopt}});
   }
 };
 
@@ -41,7 +42,7 @@ Tensor random_words(int64_t rows, int64_t columns) {
                      {rows, columns}, at::kInt);
 }
 
-Example example(int64_t in, int64_t out, GptqConfig config, bool act_order,
+Example example(int64_t in, int64_t out, Gptq::Config config, bool act_order,
                 at::ScalarType dtype = at::kHalf) {
   at::manual_seed(static_cast<uint64_t>(in * out + config.bits));
   const auto group = config.group_size == -1 ? in : config.group_size;

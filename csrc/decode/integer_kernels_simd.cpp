@@ -264,14 +264,14 @@ void scale_fields(const uint8_t* low, const uint8_t* high, unsigned shift, unsig
 }
 
 template <Format kFormat>
-void scale_groups_as(const uint8_t* codes, uint8_t flipped, size_t before, size_t group,
-                     const float* zeros, const float* scales, size_t n, unsigned char* out) {
+void scale_groups_as(const uint8_t* codes, size_t before, size_t group, const float* zeros,
+                     const float* scales, size_t n, unsigned char* out) {
   constexpr size_t kWidth = simd::kWidth<kFormat>;
   while (n != 0) {
     const size_t count = group - before < n ? group - before : n;
     const auto zero = simd::set<Float>(*zeros);
     const auto by = simd::set<Float>(*scales);
-    const auto number = [&](Codes code) { return (floats_of(code ^ flipped) - zero) * by; };
+    const auto number = [&](Codes code) { return (floats_of(code) - zero) * by; };
     by_vectors(
         count,
         [&](size_t i) {
@@ -289,11 +289,11 @@ void scale_groups_as(const uint8_t* codes, uint8_t flipped, size_t before, size_
   }
 }
 
-void scale_groups(const uint8_t* codes, uint8_t flipped, size_t before, size_t group,
-                  const float* zeros, const float* scales, size_t n, Format format, void* out) {
+void scale_groups(const uint8_t* codes, size_t before, size_t group, const float* zeros,
+                  const float* scales, size_t n, Format format, void* out) {
   simd::with_format(format, [&]<Format kFormat>() {
     if constexpr (kFormat != Format::float64) {
-      scale_groups_as<kFormat>(codes, flipped, before, group, zeros, scales, n,
+      scale_groups_as<kFormat>(codes, before, group, zeros, scales, n,
                                static_cast<unsigned char*>(out));
     }
   });
