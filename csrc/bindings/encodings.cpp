@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "bindings/parts.h"
-#include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/find.h"
 #include "text/printable.h"
 
 namespace py = pybind11;
@@ -44,14 +44,19 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
   for (const auto& [name, type, sizes, format] : tensors) {
     raw.push_back({name, scalar_type(type), sizes, format});
   }
+<<<<<<< HEAD
   auto configuration =
       config ? parse_configuration(std::string_view(*config), text::printable(config_path))
              : Configuration{};
   for (const auto& [path, text] : quantization_files) {
     add_quantization(configuration, std::string_view(text), text::printable(path));
   }
+=======
+  const auto configuration =
+      config ? ConfigurationText{config_path, std::string(*config)} : ConfigurationText{};
+>>>>>>> floats
   const auto findings = find_encoded(
-      std::move(raw), std::move(configuration),
+      std::move(raw), configuration,
       dtype.is_none() ? std::nullopt : std::optional(scalar_type(dtype)), text::printable(where),
       [&](const RawTensor& tensor) { return std::string(read(tensor.name).cast<py::bytes>()); });
   py::list encoded;

@@ -10,7 +10,7 @@
 #include <system_error>
 #include <utility>
 
-#include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/find.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
 #include "record/source_node.h"

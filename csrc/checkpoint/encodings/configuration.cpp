@@ -8,6 +8,7 @@
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/encodings/find.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -168,4 +169,18 @@ Configuration read_configuration(const std::string& folder) {
   return result;
 }
 
+<<<<<<< HEAD
+=======
+ConfigurationText read_configuration(const std::string& folder) {
+  const auto path = std::filesystem::path(folder) / "config.json";
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  if (error || size > kLongestConfiguration) {
+    return {};
+  }
+  std::ifstream file(path, std::ios::binary);
+  return {path.string(), std::string(std::istreambuf_iterator<char>(file), {})};
+}
+
+>>>>>>> floats
 }  // namespace dormant::checkpoint

@@ -9,12 +9,7 @@
 #include <string>
 #include <string_view>
 
-#include "system/export.h"
-
 namespace dormant::checkpoint {
-
-/// No configuration of a model is longer.
-inline constexpr uint64_t kLongestConfiguration = 1 << 24;
 
 struct Configuration {
   std::string file;             ///< printable; empty where there is none
@@ -27,6 +22,7 @@ struct Configuration {
 /// config.json is not the checkpoint, and its other readers have their own errors. Infinity and
 /// NaN, which Python writes, are allowed. c10::ValueError where "quantization_config" is there and
 /// can't be what a library writes.
+<<<<<<< HEAD
 DORMANT_BINDINGS_API Configuration parse_configuration(std::string_view text,
                                                        const std::string& file);
 
@@ -41,5 +37,8 @@ DORMANT_BINDINGS_API void add_quantization(Configuration& configuration, std::st
 
 /// That of config.json in `folder`, and of the other files; an empty one where there are none.
 Configuration read_configuration(const std::string& folder);
+=======
+Configuration parse_configuration(std::string_view text, const std::string& file);
+>>>>>>> floats
 
 }  // namespace dormant::checkpoint
