@@ -49,8 +49,7 @@ def _measure(
 ) -> Sheet:
     sheet = Sheet(
         f"a weight of {sizes[0]} x {sizes[1]}, {threads} thread(s)",
-        ("encoding", "ns/element", "GB/s", "library", "ns/element", "times", "write", "x write")
-        + ("memcpy", "from file"),
+        ("encoding", *"ns GB/s library ns times write/ns x_write memcpy/ns file/ns".split()),
     )
     slowest_library, slowest_write = 0.0, 0.0
     for contestant in everyone:
@@ -89,9 +88,10 @@ def _measure(
         sheet.notes.append(aim("share of the library's time", slowest_library, _TIMES_LIBRARY, ""))
         sheet.notes.append(aim("times writing", slowest_write, _TIMES_WRITE, "x"))
     sheet.notes.append(
-        "decode: from tensors in memory, in the order of their bytes; write and memcpy: of the "
-        "result's bytes, in memory that has been written to; GB/s of the result; from file: "
-        "open_checkpoint and materialize, a file in the page cache, transposed where the format is"
+        "medians, ns per element; of processor time with one thread, by the clock with two; from "
+        "tensors in memory, in the order of their bytes, into memory that has been written to; "
+        "GB/s of the result; write and memcpy: of the result's bytes; file: open_checkpoint and "
+        "materialize, a file in the page cache, the weight transposed where the format has it so"
     )
     return sheet
 
@@ -137,7 +137,7 @@ def _differing(contestant: Any, sizes: tuple[int, int]) -> list[str]:
     expected = contestant.reference(layer)
     parts, (decoder, transposed) = _decoder(contestant, layer)
     decoded = _C.decode(parts, decoder)
-    ways = {"decode": decoded.T if transposed else decoded}
+    ways = {"decode": decoded.transpose(-2, -1) if transposed else decoded}
     with tempfile.TemporaryDirectory() as folder:
         _write_checkpoint(contestant, layer, Path(folder))
         ways["file"] = _from_file(Path(folder))
@@ -148,8 +148,21 @@ def _differing(contestant: Any, sizes: tuple[int, int]) -> list[str]:
     ]
 
 
+def _keep_freed_memory() -> None:
+    """Has malloc reuse what was freed: results then are memory that has been written to.
+
+    Else it depends on what came before whether a result is new memory, which takes as long to get
+    as a decoder works. (mallopt of glibc: M_MMAP_MAX and M_TRIM_THRESHOLD.)
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)
+        mallopt(-1, 2**31 - 1)
+
+
 def measure(module: str, sizes: list[int], threads: int, repeat: int) -> dict[str, Any]:
     """What differs from the library, then samples of each way in ns per element, in turns."""
+    _keep_freed_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(1)
     contestant = importlib.import_module(module)
@@ -169,11 +182,13 @@ def measure(module: str, sizes: list[int], threads: int, repeat: int) -> dict[st
             "file": lambda: _from_file(Path(folder)),
         }
         samples: dict[str, list[float]] = {way: [] for way in ways}
+        # One thread's processor time, which others on the machine change less.
+        clock = time.process_time if threads == 1 else time.perf_counter
         for _ in range(1 + repeat):
             for way, action in ways.items():
-                started = time.perf_counter()
+                started = clock()
                 action()
-                samples[way].append((time.perf_counter() - started) / result.numel() * 1e9)
+                samples[way].append((clock() - started) / result.numel() * 1e9)
     return {
         "differing": differing,
         "library": contestant.LIBRARY,

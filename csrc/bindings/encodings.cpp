@@ -75,7 +75,8 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
 
 void bind_encodings(py::module_& m) {
   m.def("find_encoded", &find, py::arg("tensors"), py::kw_only(), py::arg("config"),
-        py::arg("config_path"), py::arg("quantization_files"), py::arg("dtype"), py::arg("where"), py::arg("read"));
+        py::arg("config_path"), py::arg("quantization_files"), py::arg("dtype"), py::arg("where"),
+        py::arg("read"));
 }
 
 }  // namespace dormant::bindings

@@ -83,8 +83,7 @@ void Gptq::decode_row(const IntegerKernels& kernels, const Box& box, const uint8
   const bool in_two_words = bit % 32 + config_.bits > 32;
   kernels.scale_fields(low, in_two_words ? low + box.columns() * 4 : nullptr,
                        static_cast<unsigned>(bit % 32), static_cast<unsigned>(config_.bits), zeros,
-                       scales,
-                       static_cast<size_t>(end_column - column), format(), out);
+                       scales, static_cast<size_t>(end_column - column), format(), out);
 }
 
 void Gptq::decode_zeros(const IntegerKernels& kernels, const Box& box, const uint8_t* words,

@@ -14,8 +14,7 @@ using record::ElementRun;
 using record::Geometry;
 
 GroupedRows::GroupedRows(Layer layer)
-    : layer_(std::move(layer)),
-      format_(scale_format("scales", layer_.scales.dtype)) {
+    : layer_(std::move(layer)), format_(scale_format("scales", layer_.scales.dtype)) {
   check_dtype("qweight", layer_.qweight, c10::ScalarType::Int);
   check_dtype("qzeros", layer_.qzeros, c10::ScalarType::Int);
   if (layer_.g_idx) {
@@ -60,8 +59,8 @@ int64_t GroupedRows::group_of(const Box& box, int64_t row, const void* g_idx) co
   const auto groups = layer_.scales.sizes[0];
   if (group < 0 || group >= groups) {
     refuse_value(layer_.module, "g_idx[" + std::to_string(row) + "] is " + std::to_string(group) +
-                              "; expected a group from 0 to " + std::to_string(groups - 1) +
-                              ", since scales has " + std::to_string(groups) + " rows");
+                                    "; expected a group from 0 to " + std::to_string(groups - 1) +
+                                    ", since scales has " + std::to_string(groups) + " rows");
   }
   return group;
 }

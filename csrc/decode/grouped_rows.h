@@ -76,7 +76,7 @@ class DORMANT_BINDINGS_API GroupedRows : public record::Decoder {
   virtual void decode_zeros(const IntegerKernels& kernels, const Box& box, const uint8_t* words,
                             int64_t column, int64_t end_column, float* zeros) const = 0;
 
-  static constexpr int64_t kStrip = 512;
+  static constexpr int64_t kStrip = 2048;
 
  private:
   size_t first_part() const { return layer_.g_idx ? 1 : 0; }

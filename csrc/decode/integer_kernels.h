@@ -35,8 +35,8 @@ struct IntegerKernels {
   void (*scale)(const uint8_t* codes, const float* zeros, const float* scales, size_t n,
                 Format format, void* out);
 
-  // The same of codes that are bits [shift, shift + bits) of each pair of words, `high` above `low`;
-  // where shift + bits is at most 32 `high` is not read.
+  // The same of codes that are bits [shift, shift + bits) of each pair of words, `high` above
+  // `low`; where shift + bits is at most 32 `high` is not read.
   void (*scale_fields)(const uint8_t* low, const uint8_t* high, unsigned shift, unsigned bits,
                        const float* zeros, const float* scales, size_t n, Format format, void* out);
 

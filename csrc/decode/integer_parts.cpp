@@ -33,25 +33,24 @@ void check_dimensions(const char* tensor, const record::Geometry& geometry, size
     fits = fits && size > 0 && size <= kMostElementsOfADimension;
   }
   if (!fits) {
-    refuse(std::string(tensor) + " has shape " + words_for(geometry.sizes) +
-                       "; expected " + std::to_string(dimensions) +
-                       " dimensions, each from 1 to " + std::to_string(kMostElementsOfADimension));
+    refuse(std::string(tensor) + " has shape " + words_for(geometry.sizes) + "; expected " +
+           std::to_string(dimensions) + " dimensions, each from 1 to " +
+           std::to_string(kMostElementsOfADimension));
   }
 }
 
-void check_sizes(const char* tensor, const record::Geometry& geometry,
-                 c10::IntArrayRef expected, const std::string& why) {
+void check_sizes(const char* tensor, const record::Geometry& geometry, c10::IntArrayRef expected,
+                 const std::string& why) {
   if (c10::IntArrayRef(geometry.sizes) != expected) {
-    refuse(std::string(tensor) + " has shape " + words_for(geometry.sizes) +
-                       "; expected " + words_for(expected) + ", since " + why);
+    refuse(std::string(tensor) + " has shape " + words_for(geometry.sizes) + "; expected " +
+           words_for(expected) + ", since " + why);
   }
 }
 
-void check_dtype(const char* tensor, const record::Geometry& geometry,
-                 c10::ScalarType expected) {
+void check_dtype(const char* tensor, const record::Geometry& geometry, c10::ScalarType expected) {
   if (geometry.dtype != expected) {
     refuse(std::string(tensor) + " is " + c10::toString(geometry.dtype) + "; expected " +
-                       c10::toString(expected));
+           c10::toString(expected));
   }
 }
 
@@ -59,7 +58,7 @@ simd::Format scale_format(const char* tensor, c10::ScalarType dtype) {
   const std::optional<simd::Format> format = random::format_of(dtype);
   if (!format.has_value() || *format == simd::Format::float64) {
     refuse(std::string(tensor) + " is " + c10::toString(dtype) +
-                       "; expected Float, BFloat16 or Half");
+           "; expected Float, BFloat16 or Half");
   }
   return *format;
 }

@@ -15,7 +15,7 @@ using record::Geometry;
 
 namespace {
 
-constexpr int64_t kStrip = 1024;  // columns that are decoded at a time
+constexpr int64_t kStrip = 4096;  // columns that are decoded at a time
 
 std::vector<int64_t> with_matrix(std::vector<int64_t> sizes, int64_t rows, int64_t columns) {
   sizes[sizes.size() - 2] = rows;
@@ -36,9 +36,8 @@ PackedIntegers::Layout checked(PackedIntegers::Layout layout) {
   }
   const auto group = layout.group_size;
   if (group < 0 || (group > 0 && sizes.back() % group != 0)) {
-    refuse("groups of " + std::to_string(group) +
-           " columns; expected a number that divides the " + std::to_string(sizes.back()) +
-           " columns of the weight");
+    refuse("groups of " + std::to_string(group) + " columns; expected a number that divides the " +
+           std::to_string(sizes.back()) + " columns of the weight");
   }
   return layout;
 }

@@ -24,7 +24,7 @@ class DORMANT_BINDINGS_API PackedIntegers final : public record::Decoder {
     int64_t bits;
     /// Columns that share a scale; 0: all of a row ("channel").
     int64_t group_size = 0;
-    bool one_scale = false;  ///< for the whole tensor
+    bool one_scale = false;   ///< for the whole tensor
     record::Geometry packed;  ///< weight_packed: int32 [..., rows, columns * bits / 32], rounded up
     record::Geometry scale;   ///< weight_scale: [..., rows, groups]
     /// weight_zero_point: int8, as many as scales; or packed along the rows, int32

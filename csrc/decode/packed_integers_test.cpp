@@ -104,10 +104,9 @@ Tensor expected(const Example& made) {
   };
   auto numbers = unpacked(made.codes, made.bits, columns).to(dtype);
   if (made.zero.defined()) {
-    const auto zero =
-        made.zero.scalar_type() == at::kInt
-            ? unpacked(made.zero.transpose(-2, -1), made.bits, rows).transpose(-2, -1)
-            : made.zero;
+    const auto zero = made.zero.scalar_type() == at::kInt
+                          ? unpacked(made.zero.transpose(-2, -1), made.bits, rows).transpose(-2, -1)
+                          : made.zero;
     numbers = numbers - spread(zero).to(dtype);
   }
   return numbers * spread(made.scale);
@@ -195,8 +194,7 @@ TEST(PackedIntegers, PartsThatDoNotFitAreRefused) {
   expect_refused(with([](Example& e) { e.bits = 9; }), "9 bits");
   expect_refused(with([](Example& e) { e.bits = 8; }), "weight_packed has shape [40, 16]");
   expect_refused(with([](Example& e) { e.group = 48; }), "groups of 48 columns");
-  expect_refused(with([](Example& e) { e.group = 64; }),
-                 "weight_scale has shape [40, 4]");
+  expect_refused(with([](Example& e) { e.group = 64; }), "weight_scale has shape [40, 4]");
   expect_refused(with([](Example& e) { e.group = -3; }), "groups of -3");
   expect_refused(with([](Example& e) { e.one_scale = true; }), "160 elements");
   expect_refused(with([](Example& e) { e.sizes = {40, 127}; }), "groups of 32 columns");

@@ -143,9 +143,7 @@ void add_quantization(Configuration& configuration, std::string_view text,
   auto method = method_in(quantization);
   if (method.empty()) {
     // The names under which these libraries state it.
-    method = quantization.contains("w_bit")  ? "awq"
-             : quantization.contains("bits") ? "gptq"
-                                             : "";
+    method = quantization.contains("w_bit") ? "awq" : quantization.contains("bits") ? "gptq" : "";
   }
   if (!method.empty()) {
     configuration.file = file;

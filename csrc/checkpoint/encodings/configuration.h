@@ -26,8 +26,8 @@ struct Configuration {
 DORMANT_BINDINGS_API Configuration parse_configuration(std::string_view text,
                                                        const std::string& file);
 
-/// Files in which libraries state what "quantization_config" states elsewhere, in the order in which
-/// they are looked at: AutoGPTQ's and AutoAWQ's, from the time before transformers knew them.
+/// Files in which libraries state what "quantization_config" states elsewhere, in the order in
+/// which they are looked at: AutoGPTQ's and AutoAWQ's, from the time before transformers knew them.
 inline constexpr std::array<const char*, 2> kQuantizationFiles = {"quantize_config.json",
                                                                   "quant_config.json"};
 

@@ -31,17 +31,17 @@ decode::Gptq::Config config_in(const Scan& scan) {
       " of GPTQ; gptq and gptq_v2 can be decoded. Next: pass decode=False to see the tensors as "
       "they are, or have GPTQModel convert them.");
   const auto words = text_in(scan, quantization, {"pack_dtype"});
-  TORCH_CHECK_NOT_IMPLEMENTED(words.empty() || words == "int32", scan.about(),
-                              scan.configured_in(), " states pack_dtype ", in_quotes(words),
+  TORCH_CHECK_NOT_IMPLEMENTED(words.empty() || words == "int32", scan.about(), scan.configured_in(),
+                              " states pack_dtype ", in_quotes(words),
                               "; words of int32 can be decoded. Next: pass decode=False.");
   return {*bits, integer_in(scan, quantization, {"group_size"}).value_or(-1), format != "gptq_v2"};
 }
 
 /// Settings of one layer where config.json has some for single layers ("dynamic"): the tensors say
 /// which these are.
-decode::Gptq::Config config_of(const Scan& scan, decode::Gptq::Config config, const RawTensor& qweight,
-                             const RawTensor& qzeros, const RawTensor& scales,
-                             const RawTensor* g_idx) {
+decode::Gptq::Config config_of(const Scan& scan, decode::Gptq::Config config,
+                               const RawTensor& qweight, const RawTensor& qzeros,
+                               const RawTensor& scales, const RawTensor* g_idx) {
   const bool matrices =
       qweight.sizes.size() == 2 && qzeros.sizes.size() == 2 && scales.sizes.size() == 2;
   std::optional<int64_t> bits;

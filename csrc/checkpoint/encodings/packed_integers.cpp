@@ -58,23 +58,21 @@ Settings settings_of(const Scan& scan, const CompressedScheme& scheme, const std
 /// The sizes of the weight. Those of groups follow from the scales, and the decoder compares them
 /// with weight_shape; for others the few bytes of weight_shape are read now.
 std::vector<int64_t> sizes_of(const Scan& scan, int64_t group_size, const RawTensor& packed,
-                              const RawTensor& scale,
-                              const RawTensor* shape, const std::string& weight) {
+                              const RawTensor& scale, const RawTensor* shape,
+                              const std::string& weight) {
   auto sizes = packed.sizes;
   const auto columns = scale.sizes.empty() ? 0 : scale.sizes.back();
   constexpr int64_t kMost = int64_t{1} << 31;
-  if (group_size != 0 && columns > 0 && columns <= kMost && group_size <= kMost &&
-      !sizes.empty()) {
+  if (group_size != 0 && columns > 0 && columns <= kMost && group_size <= kMost && !sizes.empty()) {
     sizes.back() = columns * group_size;
     return sizes;
   }
   const auto& values = shape != nullptr ? *shape : scan.part(weight + "_shape", weight);
   const auto bytes = scan.read(values);
-  TORCH_CHECK_VALUE(values.dtype == ScalarType::Long &&
-                        bytes.size() == sizes.size() * sizeof(int64_t),
-                    scan.about(), in_quotes(values.name), " has sizes ",
-                    c10::IntArrayRef(values.sizes), " of ", values.dtype, ", expected ",
-                    sizes.size(), " integers of Long. ", kNextRaw);
+  TORCH_CHECK_VALUE(
+      values.dtype == ScalarType::Long && bytes.size() == sizes.size() * sizeof(int64_t),
+      scan.about(), in_quotes(values.name), " has sizes ", c10::IntArrayRef(values.sizes), " of ",
+      values.dtype, ", expected ", sizes.size(), " integers of Long. ", kNextRaw);
   std::memcpy(sizes.data(), bytes.data(), bytes.size());
   return sizes;
 }

@@ -72,8 +72,7 @@ TEST(GptqEncoding, FindsTheTensorsOfALayer) {
   EXPECT_EQ(weight.decoder->output().dtype, kHalf);  // the library computes in that of the scales
   EXPECT_EQ(weight.dtype, ScalarType::BFloat16);     // as config.json says
   EXPECT_EQ(weight.decoder->name(), "gptq, 4 bits, g_idx");
-  EXPECT_EQ(find(gptq(false), kGptq).encoded.at(0).decoder->name(),
-            "gptq, 4 bits, groups of 32");
+  EXPECT_EQ(find(gptq(false), kGptq).encoded.at(0).decoder->name(), "gptq, 4 bits, groups of 32");
 }
 
 TEST(GptqEncoding, KnowsBothKindsOfZeros) {
@@ -90,8 +89,7 @@ TEST(GptqEncoding, LayersMayHaveBitsOfTheirOwn) {
   const auto refused = refusal(tensors, kGptq);
   EXPECT_TRUE(contains(refused, "'b.weight' can't be decoded from")) << refused;
   const auto found = find(
-      tensors,
-      R"({"quant_method":"gptq","bits":4,"group_size":32,"dynamic":{"b":{"bits":8}}})");
+      tensors, R"({"quant_method":"gptq","bits":4,"group_size":32,"dynamic":{"b":{"bits":8}}})");
   ASSERT_EQ(found.encoded.size(), 2u);
   EXPECT_EQ(found.encoded[1].decoder->name(), "gptq, 8 bits, groups of 64");
 }
@@ -168,8 +166,8 @@ TEST(AwqEncoding, RefusesOtherVersions) {
                    std::string(version) + "\"}");
     EXPECT_TRUE(contains(text, version)) << text;
   }
-  EXPECT_TRUE(contains(refusal<c10::NotImplementedError>(awq(), R"({"quant_method":"awq","bits":8})"),
-                       "8 bits"));
+  EXPECT_TRUE(contains(
+      refusal<c10::NotImplementedError>(awq(), R"({"quant_method":"awq","bits":8})"), "8 bits"));
   EXPECT_TRUE(contains(refusal(awq(), R"({"quant_method":"awq","bits":4,"group_size":48})"),
                        "AWQ in groups of 48"));
 }
@@ -198,15 +196,17 @@ TEST(PackedIntegersEncoding, GroupsSayHowManyColumnsThereAre) {
   ASSERT_EQ(found.encoded.size(), 1u);
   EXPECT_EQ(found.encoded[0].name, "a.weight");
   EXPECT_EQ(found.encoded[0].dtype, ScalarType::BFloat16);
-  EXPECT_EQ(found.encoded[0].parts, (std::vector<std::string>{"a.weight_shape", "a.weight_packed",
-                                                              "a.weight_scale"}));
+  EXPECT_EQ(found.encoded[0].parts,
+            (std::vector<std::string>{"a.weight_shape", "a.weight_packed", "a.weight_scale"}));
   EXPECT_FALSE(found.encoded[0].transposed);
   EXPECT_EQ(found.encoded[0].decoder->output().sizes, (c10::SmallVector<int64_t, 5>{40, 128}));
   EXPECT_EQ(found.spent, std::set<std::string>{"a.input_scale"});
 }
 
 TEST(PackedIntegersEncoding, ChannelsAndTensorsReadTheShape) {
-  const auto sizes = [](const Findings& found) { return found.encoded.at(0).decoder->output().sizes; };
+  const auto sizes = [](const Findings& found) {
+    return found.encoded.at(0).decoder->output().sizes;
+  };
   EXPECT_EQ(sizes(find(packed(1), compressed(R"("strategy":"channel")"), {40, 125})),
             (c10::SmallVector<int64_t, 5>{40, 125}));
   EXPECT_EQ(sizes(find(packed(1), compressed(R"("group_size":-1)"), {40, 127})),
@@ -220,8 +220,7 @@ TEST(PackedIntegersEncoding, ChannelsAndTensorsReadTheShape) {
 TEST(PackedIntegersEncoding, ZerosAreThereWhereTheyShould) {
   const std::string asymmetric = R"("strategy":"group","group_size":32,"symmetric":false)";
   EXPECT_EQ(find(packed(4, true), compressed(asymmetric)).encoded.at(0).parts.size(), 4u);
-  EXPECT_TRUE(
-      contains(refusal(packed(), compressed(asymmetric)), "'a.weight_zero_point'"));
+  EXPECT_TRUE(contains(refusal(packed(), compressed(asymmetric)), "'a.weight_zero_point'"));
 }
 
 TEST(PackedIntegersEncoding, RefusesWhatContradictsTheConfiguration) {
