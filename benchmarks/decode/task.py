@@ -49,7 +49,18 @@ def _measure(
 ) -> Sheet:
     sheet = Sheet(
         f"a weight of {sizes[0]} x {sizes[1]}, {threads} thread(s)",
-        ("encoding", *"ns GB/s library ns times write/ns x_write memcpy/ns file/ns".split()),
+        (
+            "encoding",
+            "ns",
+            "GB/s",
+            "library",
+            "ns",
+            "times",
+            "write",
+            "x write",
+            "memcpy",
+            "file",
+        ),
     )
     slowest_library, slowest_write = 0.0, 0.0
     for contestant in everyone:
