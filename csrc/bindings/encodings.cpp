@@ -44,17 +44,11 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
   for (const auto& [name, type, sizes, format] : tensors) {
     raw.push_back({name, scalar_type(type), sizes, format});
   }
-<<<<<<< HEAD
   auto configuration =
-      config ? parse_configuration(std::string_view(*config), text::printable(config_path))
-             : Configuration{};
-  for (const auto& [path, text] : quantization_files) {
-    add_quantization(configuration, std::string_view(text), text::printable(path));
-  }
-=======
-  const auto configuration =
       config ? ConfigurationText{config_path, std::string(*config)} : ConfigurationText{};
->>>>>>> floats
+  for (const auto& [path, text] : quantization_files) {
+    configuration.quantization_files.emplace_back(path, std::string(text));
+  }
   const auto findings = find_encoded(
       std::move(raw), configuration,
       dtype.is_none() ? std::nullopt : std::optional(scalar_type(dtype)), text::printable(where),

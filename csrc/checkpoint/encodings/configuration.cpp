@@ -152,33 +152,19 @@ void add_quantization(Configuration& configuration, std::string_view text,
   }
 }
 
-Configuration read_configuration(const std::string& folder) {
+ConfigurationText read_configuration(const std::string& folder) {
   const auto path = [&](const char* name) { return std::filesystem::path(folder) / name; };
-  const auto shown = [&](const char* name) { return text::printable(path(name).string()); };
-  Configuration result;
-  if (const auto text = text_of(path("config.json"))) {
-    result = parse_configuration(*text, shown("config.json"));
+  ConfigurationText result;
+  if (auto text = text_of(path("config.json"))) {
+    result.path = path("config.json").string();
+    result.text = std::move(*text);
   }
   for (const auto* name : kQuantizationFiles) {
-    if (const auto text = text_of(path(name))) {
-      add_quantization(result, *text, shown(name));
+    if (auto text = text_of(path(name))) {
+      result.quantization_files.emplace_back(path(name).string(), std::move(*text));
     }
   }
   return result;
 }
 
-<<<<<<< HEAD
-=======
-ConfigurationText read_configuration(const std::string& folder) {
-  const auto path = std::filesystem::path(folder) / "config.json";
-  std::error_code error;
-  const auto size = std::filesystem::file_size(path, error);
-  if (error || size > kLongestConfiguration) {
-    return {};
-  }
-  std::ifstream file(path, std::ios::binary);
-  return {path.string(), std::string(std::istreambuf_iterator<char>(file), {})};
-}
-
->>>>>>> floats
 }  // namespace dormant::checkpoint

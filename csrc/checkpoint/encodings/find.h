@@ -3,12 +3,14 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "record/decoder.h"
@@ -20,12 +22,19 @@ namespace dormant::checkpoint {
 struct ConfigurationText {
   std::string path;
   std::string text;
+  /// Paths and texts of those of kQuantizationFiles that are there.
+  std::vector<std::pair<std::string, std::string>> quantization_files = {};
 };
 
 /// No configuration of a model is longer.
 inline constexpr uint64_t kLongestConfiguration = 1 << 24;
 
-/// That in `folder`, if there is one that is not longer.
+/// Files in which libraries state what config.json may lack, in the order in which they are looked
+/// at: AutoGPTQ's and AutoAWQ's, from the time before transformers knew them.
+inline constexpr std::array<const char*, 2> kQuantizationFiles = {"quantize_config.json",
+                                                                  "quant_config.json"};
+
+/// Those in `folder` that are not longer.
 ConfigurationText read_configuration(const std::string& folder);
 
 /// A tensor as the files have it.

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "checkpoint/encodings/configuration.h"
-#include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/find.h"
 #include "checkpoint/scratch_folder.h"
 
 namespace dormant::checkpoint {
@@ -32,8 +32,7 @@ std::string config_of(const std::string& quantization) {
 Findings find(Tensors tensors, const std::string& quantization,
               const std::vector<int64_t>& shape = {},
               std::optional<ScalarType> dtype = std::nullopt) {
-  return find_encoded(std::move(tensors),
-                      parse_configuration(config_of(quantization), "config.json"), dtype,
+  return find_encoded(std::move(tensors), {"config.json", config_of(quantization)}, dtype,
                       "model.safetensors", [&](const RawTensor& tensor) {
                         EXPECT_EQ(tensor.name, "a.weight_shape");
                         std::string bytes(shape.size() * sizeof(int64_t), '\0');

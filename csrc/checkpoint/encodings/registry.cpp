@@ -51,6 +51,9 @@ Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& c
   auto parsed = configuration.path.empty()
                     ? Configuration{}
                     : parse_configuration(configuration.text, text::printable(configuration.path));
+  for (const auto& [path, text] : configuration.quantization_files) {
+    add_quantization(parsed, text, text::printable(path));
+  }
   Scan scan(std::move(tensors), std::move(parsed), dtype, std::move(where), std::move(read));
   const auto& method = scan.configuration().method;
   bool known = method.empty();
