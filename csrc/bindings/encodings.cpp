@@ -33,12 +33,10 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
   for (const auto& [name, type, sizes, format] : tensors) {
     raw.push_back({name, scalar_type(type), sizes, format});
   }
-  ConfigurationText configuration;
-  if (config) {
-    configuration = {config_path, std::string(*config), {}};
-  }
+  auto configuration =
+      config ? ConfigurationText{config_path, std::string(*config)} : ConfigurationText{};
   for (const auto& [path, text] : quantization_files) {
-    configuration.quantization.emplace_back(path, std::string(text));
+    configuration.quantization_files.emplace_back(path, std::string(text));
   }
   const auto findings = find_encoded(
       std::move(raw), configuration,

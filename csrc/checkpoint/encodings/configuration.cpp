@@ -156,11 +156,12 @@ ConfigurationText read_configuration(const std::string& folder) {
   const auto path = [&](const char* name) { return std::filesystem::path(folder) / name; };
   ConfigurationText result;
   if (auto text = text_of(path("config.json"))) {
-    result = {path("config.json").string(), std::move(*text), {}};
+    result.path = path("config.json").string();
+    result.text = std::move(*text);
   }
   for (const auto* name : kQuantizationFiles) {
     if (auto text = text_of(path(name))) {
-      result.quantization.emplace_back(path(name).string(), std::move(*text));
+      result.quantization_files.emplace_back(path(name).string(), std::move(*text));
     }
   }
   return result;

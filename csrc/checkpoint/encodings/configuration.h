@@ -23,8 +23,8 @@ struct Configuration {
 /// can't be what a library writes.
 Configuration parse_configuration(std::string_view text, const std::string& file);
 
-/// Takes the text of a file of kQuantizationFiles for what config.json lacks. What is no JSON
-/// object says nothing.
+/// Takes the text of one of kQuantizationFiles for what config.json lacks. What is no JSON object
+/// says nothing.
 void add_quantization(Configuration& configuration, std::string_view text, const std::string& file);
 
 }  // namespace dormant::checkpoint

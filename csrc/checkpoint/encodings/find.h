@@ -18,21 +18,21 @@
 
 namespace dormant::checkpoint {
 
-/// The texts of files beside the checkpoint's that say how it is encoded.
+/// The text of a config.json beside the files; without a path, that there is none.
 struct ConfigurationText {
-  std::string path;  ///< of config.json; empty where there is none
+  std::string path;
   std::string text;
-  /// Paths and texts of the others (kQuantizationFiles).
-  std::vector<std::pair<std::string, std::string>> quantization;
+  /// Paths and texts of those of kQuantizationFiles that are there.
+  std::vector<std::pair<std::string, std::string>> quantization_files = {};
 };
-
-/// Files in which libraries state what config.json states elsewhere, in the order in which they are
-/// looked at: AutoGPTQ's and AutoAWQ's, from the time before transformers knew them.
-inline constexpr std::array<const char*, 2> kQuantizationFiles = {"quantize_config.json",
-                                                                  "quant_config.json"};
 
 /// No configuration of a model is longer.
 inline constexpr uint64_t kLongestConfiguration = 1 << 24;
+
+/// Files in which libraries state what config.json may lack, in the order in which they are looked
+/// at: AutoGPTQ's and AutoAWQ's, from the time before transformers knew them.
+inline constexpr std::array<const char*, 2> kQuantizationFiles = {"quantize_config.json",
+                                                                  "quant_config.json"};
 
 /// Those in `folder` that are not longer.
 ConfigurationText read_configuration(const std::string& folder);
@@ -73,7 +73,7 @@ using ReadSmall = std::function<std::string(const RawTensor&)>;
 /// c10::ValueError where tensors and config.json contradict each other or themselves.
 DORMANT_BINDINGS_API Findings find_encoded(std::vector<RawTensor> tensors,
                                            const ConfigurationText& configuration,
-                                           std::optional<c10::ScalarType> dtype,
-                                           const std::string& where, ReadSmall read);
+                                           std::optional<c10::ScalarType> dtype, std::string where,
+                                           ReadSmall read);
 
 }  // namespace dormant::checkpoint

@@ -1,5 +1,7 @@
 #include "checkpoint/encodings/integer_modules.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cctype>
 

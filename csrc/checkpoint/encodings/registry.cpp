@@ -54,7 +54,7 @@ Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& c
   auto parsed = configuration.path.empty()
                     ? Configuration{}
                     : parse_configuration(configuration.text, text::printable(configuration.path));
-  for (const auto& [path, contents] : configuration.quantization) {
+  for (const auto& [path, contents] : configuration.quantization_files) {
     add_quantization(parsed, contents, text::printable(path));
   }
   Scan scan(std::move(tensors), std::move(parsed), dtype, text::printable(where), std::move(read));
