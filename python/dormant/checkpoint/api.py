@@ -24,7 +24,7 @@ from dormant.checkpoint.entry import (
     contiguous_strides,
 )
 from dormant.checkpoint.files import Group, find_groups
-from dormant.checkpoint.torch_file import Fits, is_torch_file, read_torch_file
+from dormant.checkpoint.torch_file import Fits, Foreign, is_torch_file, read_torch_file
 from dormant.checkpoint.verification import Verification, verify
 from dormant.recording import patches
 from dormant.reporting.progress import Callback
@@ -137,6 +137,8 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
     def extra(self) -> dict[str, Any]:
         """What files of torch.save hold beside tensors by name: numbers, an optimizer's state.
 
+        Objects of classes that are not plain are records that say what they hold: their class,
+        arguments and attributes, with lazy tensors in them. A pickled module is such a record, too.
         It is made anew for each access, with lazy tensors in it. Of several files' values under one
         name it has the first.
 
@@ -149,6 +151,15 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
             for content in self._contents:
                 found = {**content.extra(), **found}
         return found
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """Classes and functions that files of torch.save name and that weights-only loading refuses.
+
+        None of them was imported or called: what they would make are records in `extra`
+        (`dormant.checkpoint.inert.Record`).
+        """
+        return tuple(sorted({name for content in self._contents for name in content.foreign}))
 
     def verify(self, *, progress: bool | Callback | None = None) -> Verification:
         """Reads every byte of the files and compares it with the files' checksums.
@@ -278,6 +289,7 @@ def open_checkpoint(
     *,
     key: str | None = None,
     rules: Rules | None = None,
+    foreign: Foreign = "inert",
 ) -> Checkpoint:
     """Opens checkpoint files as a mapping of names to lazy tensors.
 
@@ -285,8 +297,8 @@ def open_checkpoint(
     the tensors that every rank has whole are compared, which reads those.)
 
     Args:
-        path_or_paths: a safetensors file; a file of torch.save, zip or older layout, whose pickle
-            is read as `torch.load(weights_only=True)` does; an index of a sharded checkpoint
+        path_or_paths: a safetensors file; a file of torch.save, zip or older layout, of
+            which nothing is imported or called; an index of a sharded checkpoint
             (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one); or a folder, in
             which are looked for, in this order: model.safetensors, model.safetensors.index.json,
             pytorch_model.bin, pytorch_model.bin.index.json, a tensor-parallel set
@@ -295,21 +307,26 @@ def open_checkpoint(
             the one without a variant. An index comes before its files. Several paths are opened in
             order: their names must differ, except that differences
             (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
-        key: which mapping in a file of torch.save holds the tensors, "" the file's own. None takes
-            the only one, the file's own or one in it ("model" or "state_dict", often), that holds
-            more than one tensor, or any.
+        key: which mapping or module in a file of torch.save holds the tensors, "" the file's own.
+            None takes the only one, the file's own or one in it ("model" or "state_dict", often),
+            that holds more than one tensor, or any. A pickled module has the names of its
+            `state_dict()`; nested containers have names with dots, where nothing else has tensors.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
             means LLaMA's.
+        foreign: what becomes of objects of classes that `torch.load(weights_only=True)` does not
+            know: "inert" makes them records that say what they hold, as `extra` shows; "error"
+            refuses the file.
 
     Returns:
         The checkpoint.
 
     Raises:
-        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or asks for
-            anything but tensors; a folder has nothing to open or several choices; a name is in two
+        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or holds no
+            tensors by name, or several mappings of them; `foreign` is "error" and a file has such
+            objects; a folder has nothing to open or several choices; a name is in two
             files.
         KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
-        NotImplementedError: TorchScript, torch's tar layout, tensors that are not strided.
+        NotImplementedError: torch's tar layout, tensors that are not strided.
         OSError: the system cannot read a file; with its errno.
 
     Example:
@@ -332,7 +349,7 @@ def open_checkpoint(
     contents: list[Contents] = []
     metadata: dict[str, Any] = {}
     for group in groups:
-        opened = _open(group, key, rules, None)
+        opened = _open(group, key, rules, None, foreign)
         if group.kind == "differences" and not single and items:
             add_differences(items, opened.items)
         else:
@@ -343,13 +360,16 @@ def open_checkpoint(
     return Checkpoint(items, contents, metadata, are_differences=are_differences)
 
 
-def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
+def open_each(
+    paths: Sequence[PathLike], fits: Fits, foreign: Foreign = "inert"
+) -> dict[int, Checkpoint]:
     """Opens checkpoints that may have names in common.
 
     Args:
         paths: as for `open_checkpoint`; the parts of a tensor-parallel set make one checkpoint.
         fits: how many of the names that it is given a model has, which chooses among the mappings
             in a file of torch.save.
+        foreign: as for `open_checkpoint`.
 
     Returns:
         The checkpoints in order, each by the position of its first path.
@@ -359,7 +379,7 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
     """
     found: dict[int, Checkpoint] = {}
     for group in find_groups(paths):
-        opened = _open(group, None, None, fits)
+        opened = _open(group, None, None, fits, foreign)
         found[group.position] = Checkpoint(
             opened.items,
             opened.contents,
@@ -369,10 +389,12 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
     return found
 
 
-def _open(group: Group, key: str | None, rules: Rules | None, fits: Fits | None) -> _Opened:
+def _open(
+    group: Group, key: str | None, rules: Rules | None, fits: Fits | None, foreign: Foreign
+) -> _Opened:
     if group.kind == "index":
-        return _open_index(group.files[0], key, fits)
-    contents = [_read(path, key, fits) for path in group.files]
+        return _open_index(group.files[0], key, fits, foreign)
+    contents = [_read(path, key, fits, foreign) for path in group.files]
     metadata: dict[str, Any] = {}
     for content in contents:
         metadata = {**content.metadata, **metadata}
@@ -381,7 +403,7 @@ def _open(group: Group, key: str | None, rules: Rules | None, fits: Fits | None)
     return _Opened(merged_parts(contents, rules), contents, metadata)
 
 
-def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
+def _read(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> Contents:
     file = _C.File(path)
     first = file.read(0, min(file.size, 512))
     hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
@@ -390,7 +412,7 @@ def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
         if hint is None or first[4:8] == bytes(4):
             return _read_safetensors(file)
     elif is_torch_file(first):
-        return read_torch_file(file, key=key, fits=fits)
+        return read_torch_file(file, key=key, fits=fits, foreign=foreign)
     elif first[8:9] == b"{":
         return _read_safetensors(file)
     got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
@@ -419,12 +441,14 @@ def _read_safetensors(file: _C.File) -> Contents:
     )
 
 
-def _open_index(path: Path, key: str | None, fits: Fits | None) -> _Opened:
+def _open_index(
+    path: Path, key: str | None, fits: Fits | None, foreign: Foreign
+) -> _Opened:
     """Opens the shards of one index: where a save replaced it meanwhile, those of the new one."""
     for _ in range(_ROUNDS):
         before = _version_of(path)
         try:
-            opened = _open_shards(path, key, fits)
+            opened = _open_shards(path, key, fits, foreign)
         except (OSError, ValueError):
             if _version_of(path) == before:
                 raise
@@ -446,11 +470,13 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_shards(path: Path, key: str | None, fits: Fits | None) -> _Opened:
+def _open_shards(
+    path: Path, key: str | None, fits: Fits | None, foreign: Foreign
+) -> _Opened:
     shards, about = _C.index_entries(path)
     contents: dict[str, Contents] = {}
     for shard in sorted(set(shards.values())):
-        contents[shard] = _read(Path(shard), key, fits)
+        contents[shard] = _read(Path(shard), key, fits, foreign)
     owners: dict[str, str] = {}
     for shard, content in contents.items():
         for name in content.tensors:

@@ -101,6 +101,7 @@ class Contents:
         metadata: what the file says about itself.
         versions: the `_metadata` of a module's state dict: versions by module name.
         extra: makes what is in the file beside the tensors.
+        foreign: the classes and functions that it names and weights-only loading does not know.
     """
 
     file: _C.File
@@ -109,6 +110,7 @@ class Contents:
     metadata: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] | None = None
     extra: Callable[[], dict[str, Any]] = dict
+    foreign: tuple[str, ...] = ()
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -122,6 +122,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
     )
+    parser.add_argument(
+        "--foreign",
+        choices=("inert", "error"),
+        default="inert",
+        help="objects of unknown classes in files of torch.save: never made (default), or refused",
+    )
     add_output_options(parser)
 
 
@@ -178,7 +184,9 @@ def _config_of(options: argparse.Namespace) -> Path | None:
 def _open(options: argparse.Namespace) -> dict[str, torch.Tensor]:
     """The checkpoint's tensors under their new names, lazy, tied ones of one storage."""
     rules = None if options.rules is None else _RULES[options.rules]
-    checkpoint = open_checkpoint(options.paths, key=options.key, rules=rules)
+    checkpoint = open_checkpoint(
+        options.paths, key=options.key, rules=rules, foreign=options.foreign
+    )
     check_apart(Path(options.out), checkpoint.files)
     rename = prefix_or_name(options.rename)
     unused = [old for old in rename if not _is_used(old, checkpoint)]
