@@ -288,6 +288,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   dormant::bindings::bind_torch_archive(m);
   dormant::bindings::bind_quantize(m);
   dormant::bindings::bind_decode(m);
+  dormant::bindings::bind_encodings(m);
   dormant::bindings::bind_holders(m);
   dormant::bindings::bind_refusal();
 }

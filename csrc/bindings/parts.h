@@ -14,6 +14,9 @@ void bind_pickle(pybind11::module_& m);
 /// Files of torch.save.
 void bind_torch_archive(pybind11::module_& m);
 
+/// Which tensors of a checkpoint are encoded, and how.
+void bind_encodings(pybind11::module_& m);
+
 /// What a quantize node may compute.
 void bind_quantize(pybind11::module_& m);
 

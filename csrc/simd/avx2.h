@@ -40,6 +40,19 @@ inline Table table(const float (&numbers)[8]) { return load<Table>(numbers); }
 inline Float look_up(Table table, Int index) {
   return _mm256_permutevar8x32_ps(table, bits<__m256i>(index));
 }
+// The same of sixteen numbers, by the low four bits.
+struct Table16 {
+  Float low;
+  Float high;
+};
+inline Table16 table16(const float (&numbers)[16]) {
+  return {load<Float>(numbers), load<Float>(numbers + 8)};
+}
+inline Float look_up(const Table16& table, Int index) {
+  // The sign of each lane chooses.
+  const Float upper = bits<Float>(index << 28);
+  return _mm256_blendv_ps(look_up(table.low, index), look_up(table.high, index), upper);
+}
 // Byte i of the sixteen of `table`, repeated in it, for each i < 16 of `index`.
 inline Bytes look_up(Bytes table, Bytes index) {
   return bits<Bytes>(_mm256_shuffle_epi8(bits<__m256i>(table), bits<__m256i>(index)));

@@ -42,6 +42,13 @@ inline Table table(const float (&numbers)[8]) {
 inline Float look_up(Table table, Int index) {
   return _mm512_permutexvar_ps(bits<__m512i>(index), table);
 }
+struct Table16 {
+  Float all;
+};
+inline Table16 table16(const float (&numbers)[16]) { return {load<Float>(numbers)}; }
+inline Float look_up(const Table16& table, Int index) {
+  return _mm512_permutexvar_ps(bits<__m512i>(index), table.all);
+}
 inline Bytes look_up(Bytes table, Bytes index) {
   return bits<Bytes>(_mm512_shuffle_epi8(bits<__m512i>(table), bits<__m512i>(index)));
 }

@@ -84,6 +84,13 @@ inline Table table(const float (&numbers)[8]) { return load<Table>(numbers); }
 inline Float look_up(const Table& table, Int index) {
   return each<Float>([&](size_t lane) { return table.number[index[lane] & 7]; });
 }
+struct Table16 {
+  float number[16];
+};
+inline Table16 table16(const float (&numbers)[16]) { return load<Table16>(numbers); }
+inline Float look_up(const Table16& table, Int index) {
+  return each<Float>([&](size_t lane) { return table.number[index[lane] & 15]; });
+}
 inline Bytes look_up(Bytes table, Bytes index) {
   return each<Bytes>([&](size_t lane) { return table[index[lane]]; });
 }

@@ -210,6 +210,41 @@ class TorchArchive:
 
 def is_torch_file(first_bytes: bytes) -> bool: ...
 
+# Decoders: what a decode node computes, a tensor from those in which a checkpoint keeps it.
+class Decoder:
+    @property
+    def name(self) -> str: ...
+
+def decode(parts: Sequence[torch.Tensor], decoder: Decoder, /) -> torch.Tensor:
+    """Lazy where one of the parts is."""
+
+def find_encoded(
+    tensors: Sequence[tuple[str, torch.dtype, Sequence[int], str]],
+    *,
+    config: bytes | None,
+    config_path: str,
+    dtype: torch.dtype | None,
+    where: str,
+    read: Callable[[str], bytes],
+) -> tuple[
+    list[tuple[str, list[str], Decoder, tuple[int, ...], torch.dtype, bool]], set[str], list[str]
+]:
+    """Which tensors (name, dtype, sizes, what the file's format calls it) are encoded.
+
+    Args:
+        tensors: those of the files.
+        config: the contents of the config.json beside them.
+        config_path: its path.
+        dtype: that of what is decoded; None leaves it to the library concerned.
+        where: the files, for messages.
+        read: the bytes of a small tensor by name.
+
+    Returns:
+        Name, names of the parts, decoder, its sizes, the dtype to cast to and whether the last two
+        dimensions are to be swapped, of each plain tensor; tensors that plain layers have no use
+        for; warnings.
+    """
+
 # Quantizers: what a quantize node may compute, bit for bit as bitsandbytes does on a CPU.
 class Quantizer:
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.checkpoint.composition import add_differences, converted, join, merged_parts
+from dormant.checkpoint.decoding import Decode, check_decode, decoded, is_decoded, with_packed
 from dormant.checkpoint.entry import (
     Checksum,
     Contents,
@@ -240,6 +241,20 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         )
 
     @property
+    def is_decoded(self) -> bool:
+        """Whether tensors are shown that are kept encoded in the files."""
+        return any(map(is_decoded, self._items.values()))
+
+    def keeping_packed(self, keep: Callable[[str], bool]) -> Checkpoint:
+        """The same, with what bitsandbytes packed as it is in the files, where `keep(name)`."""
+        return Checkpoint(
+            with_packed(self._items, keep),
+            self._contents,
+            self._metadata_of_files,
+            are_differences=self._are_differences,
+        )
+
+    @property
     def _metadata(self) -> dict[str, Any] | None:
         """What `load_state_dict` looks for: the versions of the modules that were saved."""
         versions = [content.versions for content in self._contents if content.versions is not None]
@@ -289,6 +304,7 @@ def open_checkpoint(
     *,
     key: str | None = None,
     rules: Rules | None = None,
+    decode: Decode = True,
     foreign: Foreign = "inert",
 ) -> Checkpoint:
     """Opens checkpoint files as a mapping of names to lazy tensors.
@@ -313,6 +329,11 @@ def open_checkpoint(
             `state_dict()`; nested containers have names with dots, where nothing else has tensors.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
             means LLaMA's.
+        decode: True shows tensors that are kept encoded (fp8 and mxfp4 with their scales, 4-bit
+            codes, ...) as the plain tensors that they stand for, under the plain name and in the
+            dtype that the library concerned decodes to; a dtype asks for that one instead. They are
+            decoded in small pieces when they are materialized. False shows the tensors as they are
+            in the files. `entries` names the encoding.
         foreign: what becomes of objects of classes that `torch.load(weights_only=True)` does not
             know: "inert" makes them records that say what they hold, as `extra` shows; "error"
             refuses the file.
@@ -320,11 +341,16 @@ def open_checkpoint(
     Returns:
         The checkpoint.
 
+    Warns:
+        UserWarning: config.json says that tensors are encoded, and none is.
+
     Raises:
+        TypeError: `decode` is of another type.
         ValueError: a path is empty; a file is damaged, contradicts itself or the index, or holds no
             tensors by name, or several mappings of them; `foreign` is "error" and a file has such
-            objects; a folder has nothing to open or several choices; a name is in two
-            files.
+            objects; a folder has nothing to open or several choices; a name is in two files;
+            encoded tensors lack a part, or contradict config.json; `decode` is a dtype that nothing
+            is computed in.
         KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
         NotImplementedError: torch's tar layout, tensors that are not strided.
         OSError: the system cannot read a file; with its errno.
@@ -344,18 +370,23 @@ def open_checkpoint(
     paths = [path_or_paths] if isinstance(path_or_paths, str | os.PathLike) else [*path_or_paths]
     if not paths:
         raise ValueError("open_checkpoint: got no path, expected at least one.")
+    check_decode(decode, "open_checkpoint")
     groups = find_groups(paths)
     items: dict[str, Item] = {}
     contents: list[Contents] = []
     metadata: dict[str, Any] = {}
+    raw: dict[str, Item] = {}  # to be decoded together: codes and scales may be in two paths
     for group in groups:
-        opened = _open(group, key, rules, None, foreign)
-        if group.kind == "differences" and not single and items:
-            add_differences(items, opened.items)
-        else:
-            join(items, opened.items)
+        opened = _open(group, key, rules, None, decode, foreign)
         contents += opened.contents
         metadata = {**opened.metadata, **metadata}
+        if group.kind == "differences" and not single and (items or raw):
+            join(items, decoded(raw, contents, decode))
+            raw = {}
+            add_differences(items, decoded(opened.items, opened.contents, decode))
+        else:
+            join(raw, opened.items)
+    join(items, decoded(raw, contents, decode))
     are_differences = all(group.kind == "differences" for group in groups)
     return Checkpoint(items, contents, metadata, are_differences=are_differences)
 
@@ -379,9 +410,9 @@ def open_each(
     """
     found: dict[int, Checkpoint] = {}
     for group in find_groups(paths):
-        opened = _open(group, None, None, fits, foreign)
+        opened = _open(group, None, None, fits, True, foreign)
         found[group.position] = Checkpoint(
-            opened.items,
+            decoded(opened.items, opened.contents, True),
             opened.contents,
             opened.metadata,
             are_differences=group.kind == "differences",
@@ -390,7 +421,12 @@ def open_each(
 
 
 def _open(
-    group: Group, key: str | None, rules: Rules | None, fits: Fits | None, foreign: Foreign
+    group: Group,
+    key: str | None,
+    rules: Rules | None,
+    fits: Fits | None,
+    decode: Decode,
+    foreign: Foreign,
 ) -> _Opened:
     if group.kind == "index":
         return _open_index(group.files[0], key, fits, foreign)
@@ -400,7 +436,9 @@ def _open(
         metadata = {**content.metadata, **metadata}
     if len(contents) == 1:
         return _Opened(dict(contents[0].tensors), contents, metadata)
-    return _Opened(merged_parts(contents, rules), contents, metadata)
+    # Codes and scales of a rank belong together, whichever way its part of the tensor was cut.
+    parts = [decoded(content.tensors, [content], decode) for content in contents]
+    return _Opened(merged_parts(parts, rules), contents, metadata)
 
 
 def _read(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> Contents:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dormant.checkpoint.entry import Contents, Entry, Item
+from dormant.checkpoint.entry import Entry, Item
 from dormant.checkpoint.pretrained import Step, find_conversion
 from dormant.tensor_parallel.rules import Rules, llama_rules
 from dormant.tensor_parallel.sets import apply_diffs, merge
@@ -85,7 +85,7 @@ def converted(items: Mapping[str, Item], model: torch.nn.Module) -> dict[str, It
     return found
 
 
-def merged_parts(contents: Sequence[Contents], rules: Rules | None) -> dict[str, Item]:
+def merged_parts(ranks: Sequence[Mapping[str, Item]], rules: Rules | None) -> dict[str, Item]:
     """What the parts of all ranks make together.
 
     Raises:
@@ -93,14 +93,12 @@ def merged_parts(contents: Sequence[Contents], rules: Rules | None) -> dict[str,
         KeyError: likewise.
     """
     # Merging all of them once checks everything; the tensors are not kept.
-    parts = [
-        {name: item.tensor() for name, item in content.tensors.items()} for content in contents
-    ]
+    parts = [{name: item.tensor() for name, item in items.items()} for items in ranks]
     rules = llama_rules(parts) if rules is None else rules
     return {
         name: _Merged(
             name,
-            (items := tuple(content.tensors[name] for content in contents)),
+            (items := tuple(each[name] for each in ranks)),
             rules,
             _whole(whole, items),
         )

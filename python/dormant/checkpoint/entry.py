@@ -24,6 +24,8 @@ class Entry:
         offset: where its first element begins in `file`, in bytes; None where it has `parts`.
         strides: in elements, where it is not contiguous; else None.
         parts: the entries that it is put together from, in order.
+        encoding: how the parts encode it, such as "fp8 e4m3, blocks of 128x128"; of one that is in
+            a file, how that file's format says that it is encoded; "" where it is plain.
     """
 
     dtype: torch.dtype
@@ -33,6 +35,7 @@ class Entry:
     offset: int | None
     strides: tuple[int, ...] | None = None
     parts: tuple[Entry, ...] = ()
+    encoding: str = ""
 
 
 class Item(Protocol):

@@ -45,7 +45,11 @@ def find_companions(folders: Iterable[Path]) -> dict[str, Path]:
 
 
 def copy_companions(
-    companions: dict[str, Path], folder: Path, *, dtype: torch.dtype | None = None
+    companions: dict[str, Path],
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    decoded: bool = False,
 ) -> list[str]:
     """Copies them, and returns their names.
 
@@ -53,12 +57,13 @@ def copy_companions(
         companions: files by name.
         folder: where to.
         dtype: what the weights were cast to, which transformers reads in config.json.
+        decoded: the weights are no longer encoded as config.json says.
     """
     with Publication(folder) as publication:
         for name, path in companions.items():
             data = path.read_bytes()
-            if name == _CONFIG and dtype is not None:
-                data = _with_dtype(data, dtype)
+            if name == _CONFIG and (dtype is not None or decoded):
+                data = _changed(data, dtype, decoded)
             with (
                 publication.create(name) as descriptor,
                 os.fdopen(os.dup(descriptor), "wb") as file,
@@ -81,15 +86,27 @@ def configuration(folders: Iterable[Path]) -> dict[str, Any]:
     return {}
 
 
-def _with_dtype(config: bytes, dtype: torch.dtype) -> bytes:
+def _changed(config: bytes, dtype: torch.dtype | None, decoded: bool) -> bytes:
     try:
         read = json.loads(config)
     except ValueError:
         return config
     if not isinstance(read, dict):
         return config
-    _replace_dtypes(read, str(dtype).removeprefix("torch."))
+    if dtype is not None:
+        _replace_dtypes(read, str(dtype).removeprefix("torch."))
+    if decoded:
+        forget_quantization(read)
     return (json.dumps(read, indent=2) + "\n").encode()
+
+
+def forget_quantization(config: dict[str, Any]) -> None:
+    """Removes what says that the weights are encoded, of the model and of its parts."""
+    for key in ("quantization_config", "compression_config"):
+        config.pop(key, None)
+    for key, value in config.items():
+        if key.endswith("_config") and isinstance(value, dict):
+            forget_quantization(value)
 
 
 def _replace_dtypes(config: dict[str, Any], dtype: str) -> None:

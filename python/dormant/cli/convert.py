@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dormant.checkpoint.api import open_checkpoint
+from dormant.checkpoint.decoding import Decode
 from dormant.checkpoint.entry import Entry
 from dormant.cli.arguments import (
     DTYPE_NAMES,
@@ -37,6 +38,7 @@ from dormant.cli.destination import (
 )
 from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import quantized_model, read_config
+from dormant.loading.encoded import forget_encoding
 from dormant.publication.publication import Publication, Replacement
 from dormant.quantization.nested_offsets import compute_offsets
 from dormant.reporting.memory import PeakMemory
@@ -62,7 +64,8 @@ DESCRIPTION = """\
                              with --parts N consolidated.00.pth, ... as LLaMA's tensor-parallel sets
 
     The parts of a tensor-parallel set are merged when they are read. If IN is a folder and OUT one,
-    configurations and tokenizers are copied, and --dtype is noted in config.json.
+    configurations and tokenizers are copied, and --dtype is noted in config.json. Weights that are
+    kept encoded, as fp8 or mxfp4 with their scales, are decoded, unless --no-decode is given.
 """
 EXAMPLES = """\
     examples:
@@ -73,6 +76,7 @@ EXAMPLES = """\
       dormant convert llama-2-13b four --parts 4
       dormant convert old.pt new.safetensors --rename module.= --rename head.w=head.weight
       dormant convert llama llama-nf4 --quantize nf4 --dtype bfloat16
+      dormant convert deepseek-fp8 deepseek-bf16 --dtype bfloat16 --max-shard-size 5GB
       dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
 """
 _RULES = {"llama": LLAMA, "llama3": LLAMA3}
@@ -128,6 +132,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="inert",
         help="objects of unknown classes in files of torch.save: never made (default), or refused",
     )
+    parser.add_argument(
+        "--no-decode",
+        action="store_true",
+        help="keep tensors that are encoded (fp8, mxfp4, 4-bit codes, ...) as they are",
+    )
     add_output_options(parser)
 
 
@@ -162,6 +171,8 @@ def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
             "--quantize and --parts cannot be used together: quantized layers are not divided. "
             "Divide with --parts, and quantize each rank's model when it is loaded."
         )
+    if options.quantize and options.no_decode:
+        raise UsageError("--quantize needs plain weights: leave --no-decode out.")
     if options.config is not None and not options.quantize:
         raise UsageError(
             "--config says what the layers are, for --quantize; nothing else needs it."
@@ -181,11 +192,18 @@ def _config_of(options: argparse.Namespace) -> Path | None:
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
-def _open(options: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors under their new names, lazy, tied ones of one storage."""
+def _open(options: argparse.Namespace) -> tuple[dict[str, torch.Tensor], bool]:
+    """The checkpoint's tensors under their new names, lazy, tied ones of one storage.
+
+    Returns:
+        The tensors, and whether some of them are kept encoded in the files.
+    """
     rules = None if options.rules is None else _RULES[options.rules]
+    # Weights are computed in two bytes or more; a cast to less comes after.
+    wanted = options.dtype is not None and options.dtype.itemsize > 1
+    decode: Decode = not options.no_decode and (options.dtype if wanted else True)
     checkpoint = open_checkpoint(
-        options.paths, key=options.key, rules=rules, foreign=options.foreign
+        options.paths, key=options.key, rules=rules, decode=decode, foreign=options.foreign
     )
     check_apart(Path(options.out), checkpoint.files)
     rename = prefix_or_name(options.rename)
@@ -199,7 +217,7 @@ def _open(options: argparse.Namespace) -> dict[str, torch.Tensor]:
         state[name] = made[entry] if entry in made else checkpoint[name]
         if entry.parts:
             made[entry] = state[name]
-    return renamed(state, as_function(rename))
+    return renamed(state, as_function(rename)), checkpoint.is_decoded
 
 
 def _is_used(old: str, names: Iterable[str]) -> bool:
@@ -209,11 +227,12 @@ def _is_used(old: str, names: Iterable[str]) -> bool:
 
 def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict[str, Any]:
     folders = folders_of(options.paths)
-    if options.dtype is not None and "quantization_config" in configuration(folders):
+    state, decoded = _open(options)
+    is_quantized = "quantization_config" in configuration(folders)
+    if options.dtype is not None and is_quantized and not decoded:
         raise UsageError(
             "the checkpoint is quantized: --dtype would cast its scales. Leave it out."
         )
-    state = _open(options)
     if options.dtype is not None:
         state = cast(state, options.dtype)
     companions = find_companions(folders) if to_folder else {}
@@ -224,7 +243,11 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
         _save_parts(dict(zip(names, parts, strict=True)), target, options)
     else:
         _save(state, target, options)
-    copied = copy_companions(companions, target, dtype=options.dtype) if companions else []
+    copied = (
+        copy_companions(companions, target, dtype=options.dtype, decoded=decoded)
+        if companions
+        else []
+    )
     return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
 
 
@@ -265,9 +288,11 @@ def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
     place = _config_of(options)
     assert place is not None
     config = read_config(place)
+    state, decoded = _open(options)
+    if decoded:
+        forget_encoding(config)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{place} is already quantized, according to its config.json.")
-    state = _open(options)
     model, left_out = quantized_model(config, state, options.dtype, options.quantize)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     report = _save(model, target, options)

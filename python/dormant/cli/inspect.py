@@ -68,11 +68,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="inert",
         help="objects of unknown classes in files of torch.save: never made (default), or refused",
     )
+    parser.add_argument(
+        "--no-decode",
+        action="store_true",
+        help="show encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are in the files",
+    )
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """What is in the checkpoint."""
-    checkpoint = open_checkpoint(options.paths, key=options.key, foreign=options.foreign)
+    checkpoint = open_checkpoint(
+        options.paths,
+        key=options.key,
+        decode=not options.no_decode,
+        foreign=options.foreign,
+    )
     hashes = _hashes(checkpoint, options.progress) if options.hash else {}
     duplicates = _duplicates(checkpoint.entries, hashes)
     totals = _totals(checkpoint.entries)
@@ -104,6 +114,7 @@ def _described(name: str, entry: Entry, sha256: str | None) -> dict[str, Any]:
         "nbytes": entry.nbytes,
         "file": None if entry.file is None else str(entry.file),
         "offset": entry.offset,
+        "encoding": entry.encoding or None,
         "parts": [_described(name, part, None) for part in entry.parts],
     }
     if sha256 is not None:
@@ -123,7 +134,19 @@ def _totals(entries: Mapping[str, Entry]) -> dict[str, Any]:
         "elements": sum(total["elements"] for total in dtypes.values()),
         "nbytes": sum(total["nbytes"] for total in dtypes.values()),
         "dtypes": dtypes,
+        "encodings": _encodings(entries),
     }
+
+
+def _encodings(entries: Mapping[str, Entry]) -> dict[str, dict[str, int]]:
+    """How many tensors are encoded in which way, and the bytes that they take in the files."""
+    found: dict[str, dict[str, int]] = {}
+    for entry in entries.values():
+        if entry.encoding:
+            total = found.setdefault(entry.encoding, {"tensors": 0, "nbytes": 0})
+            total["tensors"] += 1
+            total["nbytes"] += sum(part.nbytes for part in entry.parts) or entry.nbytes
+    return found
 
 
 def _hashes(checkpoint: Checkpoint, progress: bool | Callback | None) -> dict[str, str]:
@@ -213,7 +236,11 @@ def _foot(
         f"{totals['tensors']} tensors, {totals['elements']:,} elements, "
         f"{format_bytes(totals['nbytes'])}" + (f": {kinds}" if kinds else "")
     ]
-    merged = [entry for entry in checkpoint.entries.values() if entry.parts]
+    lines += [
+        f"encoded as {encoding}: {total['tensors']} tensors, {format_bytes(total['nbytes'])}"
+        for encoding, total in totals["encodings"].items()
+    ]
+    merged = [e for e in checkpoint.entries.values() if e.parts and not e.encoding]
     if merged:
         most = max(len(entry.parts) for entry in merged)
         lines.append(f"{len(merged)} tensors are put together from up to {most} parts")
@@ -249,7 +276,8 @@ def _tensor_table(entries: Mapping[str, Entry]) -> str:
             dtype_name(entry),
             _shape(entry.shape),
             format_bytes(entry.nbytes),
-            f"{len(entry.parts)} parts" if entry.file is None else entry.file.name,
+            entry.encoding
+            or (f"{len(entry.parts)} parts" if entry.file is None else entry.file.name),
             "" if entry.offset is None else str(entry.offset),
         )
         for name, entry in entries.items()

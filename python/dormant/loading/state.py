@@ -31,6 +31,7 @@ class State(dict[str, Any]):
         offered: how many names the checkpoints have, those that were renamed to None included.
         origins: the checkpoint's names of what a name is made of, where they differ from it.
         places: which of several checkpoints a name is of.
+        is_decoded: tensors among them are kept encoded in the files.
         rules: those of transformers by which the names fit the model; None where they fit without.
     """
 
@@ -49,6 +50,7 @@ class State(dict[str, Any]):
         self.offered = offered
         self.origins = dict(origins or {})
         self.places: dict[str, int] = {}
+        self.is_decoded = False
         if metadata:  # load_state_dict asks whether there is any
             self._metadata = metadata
 
@@ -58,6 +60,7 @@ class State(dict[str, Any]):
         state = State(values, metadata, self.folders, self.offered, self.origins)
         state.rules = self.rules
         state.places = self.places
+        state.is_decoded = self.is_decoded
         return state
 
     def without(self, names: Collection[str]) -> State:
@@ -102,6 +105,7 @@ def gather(
     checkpoint: CheckpointLike | Sequence[CheckpointLike],
     rename: Callable[[str], str | None],
     names: Collection[str],
+    keep_packed: Callable[[str], bool],
 ) -> State:
     """All tensors, and other values, under the model's names.
 
@@ -109,6 +113,8 @@ def gather(
         checkpoint: as for `load`.
         rename: from a checkpoint's names to the model's; None leaves a tensor out.
         names: the model's, by which the state dict in a file of torch.save is found.
+        keep_packed: whether the model takes the tensor of a name, after `rename`, as bitsandbytes
+            packed it.
 
     Raises:
         TypeError: an item is neither a path nor a mapping.
@@ -129,6 +135,7 @@ def gather(
     origins: dict[str, tuple[str, ...]] = {}
     places: dict[str, int] = {}
     offered = 0
+    is_decoded = False
     for place, item in enumerate(items):
         if isinstance(item, (str, os.PathLike)):
             if place not in opened:  # a further part of a tensor-parallel set
@@ -140,6 +147,8 @@ def gather(
                 f"these; got {type(item).__name__}."
             )
         if isinstance(item, Checkpoint):
+            item = item.keeping_packed(lambda name: keep_packed(rename(name) or ""))
+            is_decoded = is_decoded or item.is_decoded
             folders.update(dict.fromkeys(path.parent for path in item.files))
         offered += len(item)
         ours = _renamed(item, rename)
@@ -161,6 +170,7 @@ def gather(
         metadata.update(getattr(item, "_metadata", None) or {})
     state = State(values, metadata, folders, offered, origins)
     state.places = places
+    state.is_decoded = is_decoded
     return state
 
 
