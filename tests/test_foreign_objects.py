@@ -1,4 +1,4 @@
-"""Files of torch.save with objects of classes that nobody imports: modules, configurations, arrays."""
+"""Files of torch.save with objects of classes that nobody imports: modules, settings, arrays."""
 
 from __future__ import annotations
 
@@ -191,11 +191,12 @@ def test_a_checkpoint_as_lightning_writes_it(tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(module.parameters())
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
+    settings = Settings(1.5, torch.Size([2]))
     saved = {
         "epoch": 2,
         "state_dict": module.state_dict(),
         "callbacks": {Callback: {"best": torch.tensor(0.5)}, "Early{'m': 1}": {"wait": 3}},
-        "hyper_parameters": argparse.Namespace(lr=0.1, path=Path("a/b"), settings=Settings(1.5, torch.Size([2]))),
+        "hyper_parameters": argparse.Namespace(lr=0.1, path=Path("a/b"), settings=settings),
         "optimizer_states": [optimizer.state_dict()],
         "lr_schedulers": [],
     }  # fmt: skip
@@ -472,10 +473,12 @@ def test_calls_of_plain_classes_with_odd_arguments(tmp_path: Path, value: bytes)
     path = tmp_path / "model.pt"
     path.write_bytes(file_of(mapping(a=b"}", value=value)))
     checkpoint = dormant.open_checkpoint(path, key="a")
+    message = ""
     try:
         _ = checkpoint.extra
     except ValueError as error:
-        assert str(path) in str(error)
+        message = str(error)
+    assert not message or str(path) in message
 
 
 @pytest.mark.threads

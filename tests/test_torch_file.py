@@ -279,7 +279,7 @@ def test_objects_of_classes_that_the_user_allows_are_made(tmp_path: Path) -> Non
     held = checkpoint.extra["tensor"].value
     assert dormant.is_lazy(held)
     assert held.tolist() == [1.0, 1.0]
-    with pytest.raises(ValueError, match="test_torch_file.Held"):
+    with pytest.raises(ValueError, match=r"test_torch_file\.Held"):
         dormant.open_checkpoint(path, foreign="error")
     assert dormant.open_checkpoint(path).extra["number"].state == {"value": 3}
 

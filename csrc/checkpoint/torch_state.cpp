@@ -425,7 +425,9 @@ class Choice {
                         pickle_.describe(key), ", expected a name. Next: load it with torch.load.");
       state.tensors.push_back({std::string(pickle_.text(key)), entries[i + 1]});
     }
-    state.mapping = candidate.value;
+    if (pickle_.is(candidate.value, PickleKind::record) && pickle_.record(candidate.value).state) {
+      state.mapping = candidate.value;
+    }
     return state;
   }
 

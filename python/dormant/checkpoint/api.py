@@ -155,7 +155,7 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
 
     @property
     def foreign(self) -> tuple[str, ...]:
-        """Classes and functions that files of torch.save name and that weights-only loading refuses.
+        """What files of torch.save name and weights-only loading refuses: classes and functions.
 
         None of them was imported or called: what they would make are records in `extra`
         (`dormant.checkpoint.inert.Record`).
@@ -479,9 +479,7 @@ def _read_safetensors(file: _C.File) -> Contents:
     )
 
 
-def _open_index(
-    path: Path, key: str | None, fits: Fits | None, foreign: Foreign
-) -> _Opened:
+def _open_index(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
     """Opens the shards of one index: where a save replaced it meanwhile, those of the new one."""
     for _ in range(_ROUNDS):
         before = _version_of(path)
@@ -508,9 +506,7 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_shards(
-    path: Path, key: str | None, fits: Fits | None, foreign: Foreign
-) -> _Opened:
+def _open_shards(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
     shards, about = _C.index_entries(path)
     contents: dict[str, Contents] = {}
     for shard in sorted(set(shards.values())):

@@ -64,10 +64,9 @@ def read_torch_file(
         name: _stored(file, archive, number, f"{path}: tensor {name!r}")
         for name, number in state["tensors"]
     }
-    values = Values(archive, lambda number: None, allowed, path)
-    if state["mapping"] is None:
-        known = module_versions(state["modules"]) or None
-    else:
+    known = module_versions(state["modules"]) or None
+    if state["mapping"] is not None:
+        values = Values(archive, lambda number: None, allowed, path)
         known = versions(values.objects[state["mapping"]], values)
 
     def extra() -> dict[str, Any]:
@@ -136,7 +135,7 @@ def _open(file: _C.File) -> _C.TorchArchive:
 
 
 def _foreign(archive: _C.TorchArchive, allowed: dict[str, Any]) -> dict[str, int]:
-    """What weights-only loading refuses, by name, with the byte of the pickle that first names it."""
+    """What weights-only loading refuses, by name, and the byte of the pickle that names it."""
     from torch._weights_only_unpickler import _get_allowed_globals
 
     known = _get_allowed_globals()
@@ -158,9 +157,7 @@ def _refuse_foreign(archive: _C.TorchArchive, unknown: dict[str, int]) -> None:
         )
 
 
-def _stored(
-    file: _C.File, archive: _C.TorchArchive, number: int, where: str
-) -> StoredTensor:
+def _stored(file: _C.File, archive: _C.TorchArchive, number: int, where: str) -> StoredTensor:
     """Where a tensor lies, after checking that all of it does."""
     tensor = archive.tensor(number, where)
     entry = Entry(

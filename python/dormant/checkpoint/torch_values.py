@@ -120,9 +120,7 @@ _MADE: dict[str, Callable[..., Any]] = {
     "torch.serialization._get_layout": _layout,
 }
 # Of these a call makes an empty one, which is filled afterwards, so they may contain themselves.
-_FILLED = frozenset(
-    {"collections.OrderedDict", "collections.defaultdict", "collections.Counter"}
-)
+_FILLED = frozenset({"collections.OrderedDict", "collections.defaultdict", "collections.Counter"})
 _ERRORS = (TypeError, ValueError, KeyError, OverflowError, ArithmeticError, AttributeError)
 
 
