@@ -17,7 +17,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -128,7 +128,7 @@ def allowed_by_user() -> dict[str, Any]:
     """Classes and functions that were passed to torch.serialization.add_safe_globals, by name."""
     from torch._weights_only_unpickler import _get_user_allowed_globals
 
-    return dict(_get_user_allowed_globals())
+    return dict(cast(Any, _get_user_allowed_globals)())
 
 
 class Values:
@@ -337,7 +337,7 @@ def _is_torch(module: str) -> bool:
 def _numpy(name: str) -> Callable[..., Any] | None:
     module, _, attribute = name.rpartition(".")
     module = module.replace("numpy._core.", "numpy.core.")
-    functions = {
+    functions: dict[str, Callable[..., Any]] = {
         "numpy.core.multiarray.scalar": _numpy_scalar,
         "numpy.core.multiarray._reconstruct": _numpy_array,
         "numpy.core.numeric._frombuffer": _numpy_from_buffer,
