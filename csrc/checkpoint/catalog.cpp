@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <filesystem>
 #include <string_view>
 #include <system_error>
@@ -14,6 +15,10 @@
 #include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/torch_archive.h"
+#include "checkpoint/torch_catalog.h"
+#include "record/geometry.h"
+#include "record/lazy_storage.h"
 #include "record/source_node.h"
 #include "text/printable.h"
 
@@ -26,16 +31,20 @@ constexpr std::string_view kFile = ".safetensors";
 constexpr std::string_view kGguf = ".gguf";
 constexpr std::string_view kIndex = ".safetensors.index.json";
 constexpr std::string_view kAnyIndex = ".index.json";
+constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
 
 /// The checkpoint in a folder: as transformers looks for it, else the only one.
 std::string find_in(const std::string& folder) {
-  for (const auto* name : {"model.safetensors", "model.safetensors.index.json"}) {
+  for (const auto* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                           "pytorch_model.bin.index.json"}) {
     const auto path = fs::path(folder) / name;
     if (fs::is_regular_file(path)) {
       return path.string();
     }
   }
-  for (const auto ending : {kIndex, kFile, kGguf}) {
+  for (const std::string_view ending :
+       {kIndex, kFile, std::string_view(".bin.index.json"), std::string_view(".bin"),
+        std::string_view(".pth"), std::string_view(".pt"), kGguf}) {
     std::vector<std::string> found;
     for (const auto& entry : fs::directory_iterator(folder)) {
       if (entry.is_regular_file() && entry.path().string().ends_with(ending)) {
@@ -57,44 +66,39 @@ std::string find_in(const std::string& folder) {
   }
   TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", text::printable(folder),
                     " holds no checkpoint, expected model.safetensors, "
-                    "model.safetensors.index.json, or one file *.safetensors.index.json, "
-                    "*.safetensors or *.gguf. Next: pass the path of a file.");
-}
-
-/// Files of torch.save are zip archives, or pickles in the older layout.
-void refuse_torch_file(const File& file) {
-  std::string first(std::min<uint64_t>(file.size(), 4), '\0');
-  file.read(0, first.size(), first.data());
-  const bool pickle = first.size() >= 2 && first[0] == '\x80' && first[1] >= 2 && first[1] <= 5 &&
-                      file.path().find(kFile) == std::string::npos;
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      first != "PK\x03\x04" && !pickle, "dormant: open_checkpoint: ", file.name(),
-      " is a file of torch.save, which only Python's dormant.open_checkpoint reads. Next: convert "
-      "it there: dormant.save(dormant.open_checkpoint(path), \"model.safetensors\").");
+                    "model.safetensors.index.json, pytorch_model.bin, its index, or one file "
+                    "*.safetensors, *.bin, *.pth, *.pt, or its index, or *.gguf. Next: pass the "
+                    "path of a file.");
 }
 
 struct Contents {
-  std::vector<Entry> entries;
+  std::vector<CatalogEntry> entries;
   std::map<std::string, std::string> metadata;
 };
 
-Contents read(const File& file) {
-  std::string first(std::min<uint64_t>(file.size(), 4), '\0');
-  file.read(0, first.size(), first.data());
-  if (is_gguf(first) && file.path().find(kFile) == std::string::npos) {
-    auto header = read_gguf(file);
-    Contents contents;
+Contents read(const std::shared_ptr<const File>& file, const CatalogOptions& options) {
+  std::string first(std::min<uint64_t>(file->size(), kFirstBytes), '\0');
+  file->read(0, first.size(), first.data());
+  if (!file->path().ends_with(kFile) && is_torch_file(first)) {
+    return {torch_entries(file, options.key), {}};
+  }
+  Contents contents;
+  if (!file->path().ends_with(kFile) && is_gguf(first)) {
+    auto header = read_gguf(*file);
     for (auto& tensor : header.tensors) {
-      contents.entries.push_back(std::move(tensor.entry));
+      contents.entries.push_back({std::move(tensor.entry), file, nullptr});
     }
     for (const auto& [key, value] : header.metadata) {
       contents.metadata.emplace(key, to_text(value));
     }
     return contents;
   }
-  refuse_torch_file(file);
-  auto header = read_safetensors_header(file);
-  return {std::move(header.entries), std::move(header.metadata)};
+  auto header = read_safetensors_header(*file);
+  contents.metadata = std::move(header.metadata);
+  for (auto& entry : header.entries) {
+    contents.entries.push_back({std::move(entry), file, nullptr});
+  }
+  return contents;
 }
 
 /// c10::ValueError unless a file that was split says that it is this part.
@@ -115,20 +119,20 @@ void check_part(const Contents& contents, const File& file, size_t number, size_
       "again.");
 }
 
-void add(Catalog& catalog, const std::shared_ptr<const File>& file, Contents contents) {
+void add(Catalog& catalog, Contents contents) {
   for (auto& entry : contents.entries) {
-    auto name = entry.name;
-    const auto [found, added] =
-        catalog.tensors.try_emplace(std::move(name), CatalogEntry{std::move(entry), file, nullptr});
+    auto name = entry.entry.name;
+    const auto& file = *entry.file;
+    const auto [found, added] = catalog.tensors.try_emplace(std::move(name), std::move(entry));
     TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", text::in_quotes(found->first),
-                      " is in two files, ", found->second.file->name(), " and ", file->name(),
+                      " is in two files, ", found->second.file->name(), " and ", file.name(),
                       ", expected one. Cause: they are of different checkpoints. Next: download or "
                       "save it again.");
   }
   catalog.metadata.merge(contents.metadata);
 }
 
-Catalog open_index(const std::string& path) {
+Catalog open_index(const std::string& path, const CatalogOptions& options) {
   const auto index = read_index(path);
   std::map<std::string, std::shared_ptr<const File>> files;
   for (const auto& [tensor, shard] : index.files) {
@@ -137,7 +141,7 @@ Catalog open_index(const std::string& path) {
   Catalog catalog;
   for (auto& [shard, file] : files) {
     file = File::open(shard);
-    add(catalog, file, read(*file));
+    add(catalog, read(file, options));
   }
   constexpr const char* kCause =
       "Cause: index and files are of different checkpoints. Next: download or save it again.";
@@ -179,20 +183,28 @@ CatalogEntry decoded(const Encoded& encoded, const Catalog& raw) {
           std::make_shared<const Decoding>(std::move(decoding))};
 }
 
+/// The elements of a small tensor in their order.
+std::string bytes_of(const CatalogEntry& found) {
+  const auto& entry = found.entry;
+  std::string bytes(entry.nbytes, '\0');
+  if (found.view == nullptr) {
+    found.file->read(entry.offset, bytes.size(), bytes.data());
+  } else if (!bytes.empty()) {
+    const auto tensor = found.tensor().clone(at::MemoryFormat::Contiguous);
+    std::memcpy(bytes.data(), tensor.const_data_ptr(), bytes.size());
+  }
+  return bytes;
+}
+
 /// `raw` with plain tensors in the place of those that encode them.
 Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& options) {
   std::vector<RawTensor> tensors;
   for (const auto& [name, found] : raw.tensors) {
     tensors.push_back({name, found.entry.dtype, found.entry.sizes, found.entry.encoding});
   }
-  auto findings =
-      find_encoded(std::move(tensors), read_configuration(fs::path(path).parent_path().string()),
-                   options.dtype, path, [&](const RawTensor& tensor) {
-                     const auto& [entry, file, decoding] = raw.tensors.at(tensor.name);
-                     std::string bytes(entry.nbytes, '\0');
-                     file->read(entry.offset, bytes.size(), bytes.data());
-                     return bytes;
-                   });
+  auto findings = find_encoded(
+      std::move(tensors), read_configuration(fs::path(path).parent_path().string()), options.dtype,
+      path, [&](const RawTensor& tensor) { return bytes_of(raw.tensors.at(tensor.name)); });
   Catalog plain = raw;
   for (const auto& encoded : findings.encoded) {
     for (const auto& part : encoded.parts) {
@@ -211,7 +223,23 @@ Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& optio
 
 }  // namespace
 
+at::Tensor StorageView::tensor(const Entry& entry) const {
+  record::Geometry geometry;
+  geometry.sizes.assign(entry.sizes.begin(), entry.sizes.end());
+  geometry.strides.assign(strides.begin(), strides.end());
+  geometry.offset = offset;
+  geometry.dtype = entry.dtype;
+  auto tensor = record::make_tensor(storage->tensor().storage(), geometry);
+  if (conjugated) {
+    tensor = tensor.conj();
+  }
+  return negated ? tensor._neg_view() : tensor;
+}
+
 at::Tensor CatalogEntry::tensor() const {
+  if (view != nullptr) {
+    return view->tensor(entry);
+  }
   if (decoding == nullptr) {
     return record::make_read_tensor(file, entry.offset, entry.sizes, entry.dtype);
   }
@@ -235,14 +263,14 @@ Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   const auto found = fs::is_directory(path, error) ? find_in(path) : path;
   Catalog catalog;
   if (std::string_view(found).ends_with(kAnyIndex)) {
-    catalog = open_index(found);
+    catalog = open_index(found, options);
   } else {
     const auto parts = gguf_parts(found);
     for (size_t i = 0; i < parts.size(); ++i) {
       const auto file = File::open(parts[i]);
-      auto contents = read(*file);
+      auto contents = read(file, options);
       check_part(contents, *file, i, parts.size());
-      add(catalog, file, std::move(contents));
+      add(catalog, std::move(contents));
     }
   }
   return options.decode ? decode(std::move(catalog), found, options) : catalog;

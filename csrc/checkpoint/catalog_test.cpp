@@ -10,6 +10,7 @@
 
 #include "checkpoint/gguf_bytes.h"
 #include "checkpoint/scratch_folder.h"
+#include "checkpoint/torch_bytes.h"
 
 namespace dormant::checkpoint {
 namespace {
@@ -102,14 +103,25 @@ TEST(Catalog, IndexAndFilesMustAgree) {
       << text;
 }
 
-TEST(Catalog, FilesOfTorchSaveAreNotForThis) {
+TEST(Catalog, OpensFilesOfTorchSave) {
   const ScratchFolder folder;
-  for (const std::string& bytes :
-       {std::string("PK\x03\x04 and more"), std::string("\x80\x02\x8a\nl\xfc\x9c")}) {
-    const auto path = folder.write("model.pt", bytes);
-    EXPECT_TRUE(contains(
-        message_of<c10::NotImplementedError>([&] { open_catalog(path); }),
-        path + " is a file of torch.save, which only Python's dormant.open_checkpoint reads"));
+  const auto value = pickled_dict(
+      {{"model", pickled_module({{"w", PickledTensor{}.bytes()},
+                                 {"t", PickledTensor{.sizes = {2}, .strides = {2}}.bytes()}})},
+       {"step", "K\x01"}});
+  const std::vector<float> numbers = {1, 2, 3};
+  const std::string bytes(reinterpret_cast<const char*>(numbers.data()), 12);
+  for (const auto& file : {torch_zip(value, {{"0", bytes}}), torch_legacy(value, {{"0", bytes}})}) {
+    folder.write("pytorch_model.bin", file);
+    const auto catalog = open_catalog(folder.path(""));
+    ASSERT_EQ(catalog.tensors.size(), 2U);
+    auto whole = catalog.tensors.at("w").tensor();
+    auto strided = catalog.tensors.at("t").tensor();
+    EXPECT_TRUE(whole.is_alias_of(strided));
+    EXPECT_EQ(strided.strides(), at::IntArrayRef({2}));
+    EXPECT_EQ(strided.select(0, 1).item<float>(), 3);
+    EXPECT_EQ(open_catalog(folder.path("pytorch_model.bin"), {.key = "model"}).tensors.size(), 2U);
+    EXPECT_THROW(open_catalog(folder.path("pytorch_model.bin"), {.key = "ema"}), c10::IndexError);
   }
 }
 

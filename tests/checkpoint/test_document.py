@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def test_the_code_of_the_document_runs(
     (tmp_path / "gguf").mkdir()
     written = write_model(tiny, tmp_path / "gguf", gguf.GGMLQuantizationType.Q8_0)
     written.rename(tmp_path / "tiny.gguf")
+    lightning = {"state_dict": module.state_dict(), "hyper_parameters": Namespace(lr=0.1)}
+    torch.save(lightning, tmp_path / "lightning.ckpt")
     monkeypatch.chdir(tmp_path)
     names = run_page("checkpoints.md")
     assert_same_bits(state["norm.weight"], names["weight"])
@@ -48,6 +51,8 @@ def test_the_code_of_the_document_runs(
     assert_same_bits(PARTS[0]["norm.weight"] * 2, summed)
     assert (names["plan"].missing_keys, names["plan"].unexpected_keys) == ((), ("mlp.weight",))
     assert names["step"] == 12
+    assert names["rate"] == 0.1
+    assert names["lightning"].foreign == ("argparse.Namespace",)
     assert_same_bits(training["optimizer"]["state"][0]["exp_avg"], names["moments"])
     assert len(names["stack"].sources) == 4
     assert set(names["by_model"]) == set(names["again"].state_dict())

@@ -28,7 +28,7 @@ from dormant.checkpoint.files import Group, find_groups
 from dormant.checkpoint.gguf_file import MAGIC as GGUF
 from dormant.checkpoint.gguf_file import check_split, read_gguf
 from dormant.checkpoint.pretrained import Naming
-from dormant.checkpoint.torch_file import Fits, is_torch_file, read_torch_file
+from dormant.checkpoint.torch_file import Fits, Foreign, is_torch_file, read_torch_file
 from dormant.checkpoint.verification import Verification, verify
 from dormant.recording import patches
 from dormant.reporting.progress import Callback
@@ -141,6 +141,8 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
     def extra(self) -> dict[str, Any]:
         """What files of torch.save hold beside tensors by name: numbers, an optimizer's state.
 
+        Objects of classes that are not plain are records that say what they hold: their class,
+        arguments and attributes, with lazy tensors in them. A pickled module is such a record, too.
         It is made anew for each access, with lazy tensors in it. Of several files' values under one
         name it has the first.
 
@@ -153,6 +155,15 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
             for content in self._contents:
                 found = {**content.extra(), **found}
         return found
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """What files of torch.save name and weights-only loading refuses: classes and functions.
+
+        None of them was imported or called: what they would make are records in `extra`
+        (`dormant.checkpoint.inert.Record`).
+        """
+        return tuple(sorted({name for content in self._contents for name in content.foreign}))
 
     def verify(self, *, progress: bool | Callback | None = None) -> Verification:
         """Reads every byte of the files and compares it with the files' checksums.
@@ -303,6 +314,7 @@ def open_checkpoint(
     key: str | None = None,
     rules: Rules | None = None,
     decode: Decode = True,
+    foreign: Foreign = "inert",
 ) -> Checkpoint:
     """Opens checkpoint files as a mapping of names to lazy tensors.
 
@@ -311,19 +323,19 @@ def open_checkpoint(
 
     Args:
         path_or_paths: a safetensors file; a GGUF file, of a split one any part; a file of
-            torch.save, zip or older layout, whose pickle is read as `torch.load(weights_only=True)`
-            does; an index of a sharded checkpoint (`*.index.json`, `*.index.VARIANT.json`, also
-            accelerate's flat one); or a folder, in which are looked for, in this order:
-            model.safetensors, model.safetensors.index.json, pytorch_model.bin,
-            pytorch_model.bin.index.json, a tensor-parallel set (consolidated.00.pth, ...;
-            consolidated.00-of-02.model.pth, ...), and the only checkpoint *.safetensors, *.bin,
-            *.pth, *.pt or *.gguf, of several variants (model.fp16.bin) the one without a variant.
-            An index comes before its files. Several paths are opened in order: their names must
-            differ, except that differences (consolidated.00-of-02.model-diff.pth, ...) are added to
-            what comes before.
-        key: which mapping in a file of torch.save holds the tensors, "" the file's own. None takes
-            the only one, the file's own or one in it ("model" or "state_dict", often), that holds
-            more than one tensor, or any.
+            torch.save, zip or older layout, of which nothing is imported or called; an index of a
+            sharded checkpoint (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one);
+            or a folder, in which are looked for, in this order: model.safetensors,
+            model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json, a
+            tensor-parallel set (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...),
+            and the only checkpoint *.safetensors, *.bin, *.pth, *.pt or *.gguf, of several variants
+            (model.fp16.bin) the one without a variant. An index comes before its files. Several
+            paths are opened in order: their names must differ, except that differences
+            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
+        key: which mapping or module in a file of torch.save holds the tensors, "" the file's own.
+            None takes the only one, the file's own or one in it ("model" or "state_dict", often),
+            that holds more than one tensor, or any. A pickled module has the names of its
+            `state_dict()`; nested containers have names with dots, where nothing else has tensors.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
             means LLaMA's.
         decode: True shows tensors that are kept encoded (fp8 and mxfp4 with their scales, 4-bit
@@ -331,6 +343,9 @@ def open_checkpoint(
             dtype that the library concerned decodes to; a dtype asks for that one instead. They are
             decoded in small pieces when they are materialized. False shows the tensors as they are
             in the files. `entries` names the encoding.
+        foreign: what becomes of objects of classes that `torch.load(weights_only=True)` does not
+            know: "inert" makes them records that say what they hold, as `extra` shows; "error"
+            refuses the file.
 
     Returns:
         The checkpoint.
@@ -340,12 +355,13 @@ def open_checkpoint(
 
     Raises:
         TypeError: `decode` is of another type.
-        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or asks for
-            anything but tensors; a folder has nothing to open or several choices; a name is in two
-            files; encoded tensors lack a part, or contradict config.json; `decode` is a dtype that
-            nothing is computed in.
+        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or holds no
+            tensors by name, or several mappings of them; `foreign` is "error" and a file has such
+            objects; a folder has nothing to open or several choices; a name is in two files;
+            encoded tensors lack a part, or contradict config.json; `decode` is a dtype that nothing
+            is computed in.
         KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
-        NotImplementedError: TorchScript, torch's tar layout, tensors that are not strided.
+        NotImplementedError: torch's tar layout, tensors that are not strided.
         OSError: the system cannot read a file; with its errno.
 
     Example:
@@ -370,7 +386,7 @@ def open_checkpoint(
     metadata: dict[str, Any] = {}
     raw: dict[str, Item] = {}  # to be decoded together: codes and scales may be in two paths
     for group in groups:
-        opened = _open(group, key, rules, None, decode)
+        opened = _open(group, key, rules, None, decode, foreign)
         contents += opened.contents
         metadata = {**opened.metadata, **metadata}
         if group.kind == "differences" and not single and (items or raw):
@@ -384,13 +400,16 @@ def open_checkpoint(
     return Checkpoint(items, contents, metadata, are_differences=are_differences)
 
 
-def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
+def open_each(
+    paths: Sequence[PathLike], fits: Fits, foreign: Foreign = "inert"
+) -> dict[int, Checkpoint]:
     """Opens checkpoints that may have names in common.
 
     Args:
         paths: as for `open_checkpoint`; the parts of a tensor-parallel set make one checkpoint.
         fits: how many of the names that it is given a model has, which chooses among the mappings
             in a file of torch.save.
+        foreign: as for `open_checkpoint`.
 
     Returns:
         The checkpoints in order, each by the position of its first path.
@@ -400,7 +419,7 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
     """
     found: dict[int, Checkpoint] = {}
     for group in find_groups(paths):
-        opened = _open(group, None, None, fits, True)
+        opened = _open(group, None, None, fits, True, foreign)
         found[group.position] = Checkpoint(
             decoded(opened.items, opened.contents, True),
             opened.contents,
@@ -411,11 +430,16 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
 
 
 def _open(
-    group: Group, key: str | None, rules: Rules | None, fits: Fits | None, decode: Decode
+    group: Group,
+    key: str | None,
+    rules: Rules | None,
+    fits: Fits | None,
+    decode: Decode,
+    foreign: Foreign,
 ) -> _Opened:
     if group.kind == "index":
-        return _open_index(group.files[0], key, fits)
-    contents = [_read(path, key, fits) for path in group.files]
+        return _open_index(group.files[0], key, fits, foreign)
+    contents = [_read(path, key, fits, foreign) for path in group.files]
     metadata: dict[str, Any] = {}
     for content in contents:
         metadata = {**content.metadata, **metadata}
@@ -432,7 +456,7 @@ def _open(
     return _Opened(merged_parts(parts, rules), contents, metadata)
 
 
-def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
+def _read(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> Contents:
     file = _C.File(path)
     first = file.read(0, min(file.size, 512))
     hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
@@ -443,7 +467,7 @@ def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
     elif first.startswith(GGUF):
         return read_gguf(file)
     elif is_torch_file(first):
-        return read_torch_file(file, key=key, fits=fits)
+        return read_torch_file(file, key=key, fits=fits, foreign=foreign)
     elif first[8:9] == b"{":
         return _read_safetensors(file)
     got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
@@ -473,12 +497,12 @@ def _read_safetensors(file: _C.File) -> Contents:
     )
 
 
-def _open_index(path: Path, key: str | None, fits: Fits | None) -> _Opened:
+def _open_index(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
     """Opens the shards of one index: where a save replaced it meanwhile, those of the new one."""
     for _ in range(_ROUNDS):
         before = _version_of(path)
         try:
-            opened = _open_shards(path, key, fits)
+            opened = _open_shards(path, key, fits, foreign)
         except (OSError, ValueError):
             if _version_of(path) == before:
                 raise
@@ -500,11 +524,11 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_shards(path: Path, key: str | None, fits: Fits | None) -> _Opened:
+def _open_shards(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
     shards, about = _C.index_entries(path)
     contents: dict[str, Contents] = {}
     for shard in sorted(set(shards.values())):
-        contents[shard] = _read(Path(shard), key, fits)
+        contents[shard] = _read(Path(shard), key, fits, foreign)
     owners: dict[str, str] = {}
     for shard, content in contents.items():
         for name in content.tensors:

@@ -106,6 +106,7 @@ class Contents:
         versions: the `_metadata` of a module's state dict: versions by module name.
         extra: makes what is in the file beside the tensors.
         naming: how its names become a model's, where the format has names of its own.
+        foreign: the classes and functions that it names and weights-only loading does not know.
     """
 
     file: _C.File
@@ -115,6 +116,7 @@ class Contents:
     versions: dict[str, Any] | None = None
     extra: Callable[[], dict[str, Any]] = dict
     naming: Naming | None = None
+    foreign: tuple[str, ...] = ()
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -130,6 +130,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
     )
     parser.add_argument(
+        "--foreign",
+        choices=("inert", "error"),
+        default="inert",
+        help="objects of unknown classes in files of torch.save: never made (default), or refused",
+    )
+    parser.add_argument(
         "--no-decode",
         action="store_true",
         help="keep tensors that are encoded (fp8, mxfp4, 4-bit codes, ...) as they are",
@@ -205,7 +211,9 @@ def _open(
     # Weights are computed in two bytes or more; a cast to less comes after.
     wanted = options.dtype is not None and options.dtype.itemsize > 1
     decode: Decode = not options.no_decode and (options.dtype if wanted else True)
-    checkpoint = open_checkpoint(options.paths, key=options.key, rules=rules, decode=decode)
+    checkpoint = open_checkpoint(
+        options.paths, key=options.key, rules=rules, decode=decode, foreign=options.foreign
+    )
     check_apart(Path(options.out), checkpoint.files)
     rename = prefix_or_name(options.rename)
     unused = [old for old in rename if not _is_used(old, checkpoint)]

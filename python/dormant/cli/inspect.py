@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
     )
     parser.add_argument(
+        "--foreign",
+        choices=("inert", "error"),
+        default="inert",
+        help="objects of unknown classes in files of torch.save: never made (default), or refused",
+    )
+    parser.add_argument(
         "--no-decode",
         action="store_true",
         help="show encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are in the files",
@@ -73,7 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """What is in the checkpoint."""
-    checkpoint = open_checkpoint(options.paths, key=options.key, decode=not options.no_decode)
+    checkpoint = open_checkpoint(
+        options.paths,
+        key=options.key,
+        decode=not options.no_decode,
+        foreign=options.foreign,
+    )
     hashes = _hashes(checkpoint, options.progress) if options.hash else {}
     duplicates = _duplicates(checkpoint.entries, hashes)
     totals = _totals(checkpoint.entries)
@@ -82,6 +93,7 @@ def run(options: argparse.Namespace) -> Outcome:
         "files": [str(path) for path in checkpoint.files],
         "metadata": {key: _shown(value) for key, value in checkpoint.metadata.items()},
         "are_differences": checkpoint.are_differences,
+        "foreign": list(checkpoint.foreign),
         "totals": totals,
         "tree": [asdict(row) for row in rows],
         "tensors": [
@@ -214,6 +226,11 @@ def _head(checkpoint: Checkpoint) -> list[str]:
     for key, value in checkpoint.metadata.items():
         text = printable(str(value))
         lines.append(f"{printable(str(key))}: {text if len(text) < 100 else text[:100] + '...'}")
+    if names := [printable(name) for name in checkpoint.foreign]:
+        more = f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        lines.append(
+            f"the file names, and nothing imported or called: {', '.join(names[:_SHOWN])}{more}"
+        )
     return lines
 
 
