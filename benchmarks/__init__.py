@@ -18,6 +18,7 @@ TASKS = (
     "quantize_kernels",
     "quantize_load",
     "quantize_experts",
+    "decode",
 )
 ON_REQUEST = ("quantize_large",)  # takes long, and much memory and disk
 EVERY = (*TASKS, *ON_REQUEST)

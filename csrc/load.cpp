@@ -264,8 +264,8 @@ const std::map<std::string, std::string>& Checkpoint::metadata() const {
 const std::vector<std::string>& Checkpoint::warnings() const { return catalog_->warnings; }
 
 Checkpoint open_checkpoint(const std::string& path, const OpenOptions& options) {
-  return Checkpoint(std::make_shared<const checkpoint::Catalog>(
-      checkpoint::open_catalog(path, {.decode = options.decode, .dtype = options.dtype})));
+  return Checkpoint(std::make_shared<const checkpoint::Catalog>(checkpoint::open_catalog(
+      path, {.decode = options.decode, .dtype = options.dtype, .key = options.key})));
 }
 
 LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,

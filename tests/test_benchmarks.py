@@ -23,6 +23,7 @@ TASKS = {
     "quantize_kernels": 12,
     "quantize_load": 4,
     "quantize_experts": 4,
+    "decode": 10,
     "quantize_large": 3,
 }
 

@@ -11,7 +11,6 @@ torch.logspace(0, 1, 50)
 torch.hann_window(100)
 torch.full((5,), 3.0).pow(-0.5)
 torch.randint(10, (4,))
-torch.normal(x, x.abs())
 torch.nn.init.trunc_normal_(torch.empty(300, 300))
 torch.nn.init.eye_(torch.empty(300, 300))
 torch.nn.Transformer.generate_square_subsequent_mask(300)
@@ -25,7 +24,9 @@ x.tril() + x.triu_()
 x.cumsum(0)
 x.sum(0) + x.mean() + x.std() + x.norm(dim=1) + x.amax(0)
 x @ x
-torch.outer(x[0], x[1])
+torch.outer(x[0], x[1]) @ x[0]
+x.repeat(2, 1).flip(0)
+torch.nn.functional.softmax(x, -1)
 torch.complex(x, x)
 """.strip().splitlines()
 

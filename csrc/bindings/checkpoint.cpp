@@ -8,8 +8,10 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "bindings/open_file.h"
 #include "bindings/parts.h"
@@ -17,6 +19,7 @@
 #include "checkpoint/file.h"
 #include "checkpoint/file_part.h"
 #include "checkpoint/file_storage.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
 #include "checkpoint/remote_file.h"
 #include "checkpoint/safetensors.h"
@@ -58,6 +61,65 @@ py::tuple safetensors_entries(const OpenFile& open) {
                                   py::tuple(py::cast(entry.sizes)), entry.offset, entry.nbytes));
   }
   return py::make_tuple(entries, header.metadata);
+}
+
+/// An array of a GGUF file's metadata, which is read when it is asked for.
+struct StoredArray {
+  std::shared_ptr<const File> file;
+  GgufArray array;
+};
+
+/// Of a file's text, which may be anything: what is not UTF-8 survives a round trip.
+py::object text_object(const std::string& text) {
+  return py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape"));
+}
+
+py::object value_object(const std::shared_ptr<const File>& file, const GgufValue& value) {
+  return std::visit(
+      [&](const auto& each) -> py::object {
+        using Value = std::decay_t<decltype(each)>;
+        if constexpr (std::is_same_v<Value, std::string>) {
+          return text_object(each);
+        } else if constexpr (std::is_same_v<Value, GgufArray>) {
+          return py::cast(StoredArray{file, each});
+        } else {
+          return py::cast(each);
+        }
+      },
+      value);
+}
+
+py::tuple gguf_entries(const OpenFile& open) {
+  Gguf header;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    header = read_gguf(*open.file);
+  }
+  py::list entries;
+  for (const auto& [entry, type, sizes] : header.tensors) {
+    entries.append(py::make_tuple(entry.name, dtype_object(entry.dtype),
+                                  py::tuple(py::cast(entry.sizes)), entry.offset, entry.nbytes,
+                                  entry.encoding));
+  }
+  py::dict metadata;
+  for (const auto& [key, value] : header.metadata) {
+    metadata[py::str(key)] = value_object(open.file, value);
+  }
+  return py::make_tuple(entries, metadata);
+}
+
+py::list gguf_values(const StoredArray& stored) {
+  std::vector<GgufValue> values;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    values = read_gguf_array(*stored.file, stored.array);
+  }
+  py::list list;
+  for (const auto& value : values) {
+    list.append(value_object(stored.file, value));
+  }
+  return list;
 }
 
 /// The paths in it are absolute if it is at a path, else as they stand.
@@ -138,6 +200,10 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
           },
           py::arg("offset"), py::arg("count"))
       .def("storage", &storage, py::arg("dtype"), py::arg("offset"), py::arg("nbytes"));
+  py::class_<StoredArray>(m, "GgufArray")
+      .def("__len__", [](const StoredArray& stored) { return stored.array.count; })
+      .def("values", &gguf_values);
+  m.def("gguf_entries", &gguf_entries, py::arg("file"));
   m.def("finish_background", &dormant::system::finish_background,
         py::call_guard<py::gil_scoped_release>());
   m.def("safetensors_entries", &safetensors_entries, py::arg("file"));

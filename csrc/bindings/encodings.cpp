@@ -12,8 +12,7 @@
 
 #include "bindings/open_file.h"
 #include "bindings/parts.h"
-#include "checkpoint/encodings/encoding.h"
-#include "text/printable.h"
+#include "checkpoint/encodings/find.h"
 
 namespace py = pybind11;
 using namespace dormant::checkpoint;
@@ -35,14 +34,13 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
     raw.push_back({name, scalar_type(type), sizes, format});
   }
   auto configuration =
-      config ? parse_configuration(std::string_view(*config), text::printable(config_path))
-             : Configuration{};
+      config ? ConfigurationText{config_path, std::string(*config)} : ConfigurationText{};
   for (const auto& [path, text] : quantization_files) {
-    add_quantization(configuration, std::string_view(text), text::printable(path));
+    configuration.quantization_files.emplace_back(path, std::string(text));
   }
   const auto findings = find_encoded(
-      std::move(raw), std::move(configuration),
-      dtype.is_none() ? std::nullopt : std::optional(scalar_type(dtype)), text::printable(where),
+      std::move(raw), configuration,
+      dtype.is_none() ? std::nullopt : std::optional(scalar_type(dtype)), where,
       [&](const RawTensor& tensor) { return std::string(read(tensor.name).cast<py::bytes>()); });
   py::list encoded;
   for (const auto& each : findings.encoded) {

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "bindings/parts.h"
-#include "text/printable.h"
 
 namespace py = pybind11;
 
@@ -212,7 +211,7 @@ class Maker {
     const py::error_already_set error;
     TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", pickle_.where(), ": the ",
                       pickle_.describe(id), " made at its byte ", pickle_.offset(id),
-                      " has a key that Python cannot hash: ", text::printable(error.what()),
+                      " has a key that Python cannot hash: ", error.what(),
                       ". Cause: the file is damaged, or was made to deceive.");
   }
 
@@ -233,7 +232,7 @@ py::object parse_pickle(const py::bytes& data, const std::string& where, py::obj
   auto text = static_cast<std::string>(data);
   const auto pickle = [&] {
     const py::gil_scoped_release other_threads_may_run;
-    return Pickle::parse(std::move(text), text::printable(where));
+    return Pickle::parse(std::move(text), where);
   }();
   return python_values(pickle, classes)[pickle.root()];
 }

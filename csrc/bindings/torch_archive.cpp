@@ -194,9 +194,7 @@ void bind_torch_archive(py::module_& m) {
       .def_property_readonly("root",
                              [](const Archive& self) { return self.archive().pickle.root(); })
       .def_property_readonly("where",
-                             [](const Archive& self) { return self.archive().pickle.where(); })
-      .def_property_readonly("is_script",
-                             [](const Archive& self) { return self.archive().is_script; });
+                             [](const Archive& self) { return self.archive().pickle.where(); });
   m.def("is_torch_file", [](const py::bytes& first_bytes) {
     return is_torch_file(static_cast<std::string_view>(first_bytes));
   });

@@ -103,9 +103,8 @@ TEST(DistributedCheckpoint, IsOpenedAsACatalog) {
     const auto& found = catalog.tensors.at("w");
     EXPECT_EQ(found.entry.sizes, (std::vector<int64_t>{5, 3}));
     EXPECT_EQ(found.file->path(), example.folder.path("__0_0.distcp"));
-    int16_t last = 0;
-    found.source()->read(found.entry.offset + 28, 2, &last);
-    EXPECT_EQ(last, 14);
+    ASSERT_NE(found.view, nullptr);
+    EXPECT_EQ(found.tensor().sizes(), (std::vector<int64_t>{5, 3}));
   }
 }
 

@@ -201,7 +201,7 @@ bool PickleMachine::step_text(uint8_t instruction) {
       return true;
     }
     case kUnicode: {
-      const auto text = from_raw_unicode_escape(view(line()));
+      const auto text = from_raw_unicode_escape(view(line(kLongestPickle)));
       if (!text) {
         fail("text with an escape that is not one");
       }
@@ -209,7 +209,7 @@ bool PickleMachine::step_text(uint8_t instruction) {
       return true;
     }
     case kString: {
-      const auto bytes = unquoted(view(line()));
+      const auto bytes = unquoted(view(line(kLongestPickle)));
       if (!bytes) {
         fail("a line that is not text in quotes");
       }

@@ -17,7 +17,6 @@ namespace {
 
 constexpr uint64_t kSmallestBlock = 64 << 10;
 constexpr uint64_t kLargestBlock = 8 << 20;
-constexpr size_t kLongestLine = 1 << 16;  // of a name; numbers are shorter
 
 // Before it, names are written as Python 2 calls them (Lib/_compat_pickle.py).
 constexpr uint64_t kPython3Names = 3;
@@ -122,11 +121,11 @@ PickleMachine::Text PickleMachine::take(uint64_t count) {
   return text;
 }
 
-PickleMachine::Text PickleMachine::line() {
+PickleMachine::Text PickleMachine::line(uint64_t longest) {
   const auto begin = position_;
   while (number(1) != '\n') {
-    if (position_ - begin > kLongestLine) {
-      fail("a line longer than " + std::to_string(kLongestLine) + " bytes");
+    if (position_ - begin > longest) {
+      fail("a line longer than " + std::to_string(longest) + " bytes");
     }
   }
   return {static_cast<uint32_t>(begin), static_cast<uint32_t>(position_ - 1 - begin)};

@@ -25,6 +25,7 @@ class PickleMachine {
   static constexpr PickleId kFalse = 2;
   static constexpr PickleId kEmptyTuple = 3;
   static constexpr PickleId kNothing = ~PickleId{0};
+  static constexpr uint64_t kLongestLine = 1 << 16;
 
   using Value = Pickle::Value;
   using Text = Pickle::Text;
@@ -32,7 +33,8 @@ class PickleMachine {
   // The bytes.
   void need(uint64_t count);
   Text take(uint64_t count);
-  Text line();
+  /// The rest of a line without its end. Those of names and numbers have a limit.
+  Text line(uint64_t longest = kLongestLine);
   uint64_t number(size_t bytes);
   std::string_view view(const Text& text) const;
   void begin_frame(uint64_t size);

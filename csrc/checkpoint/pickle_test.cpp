@@ -241,7 +241,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"GlobalCut", "cos", "takes 1 bytes"},
         Refusal{"GlobalOfNothing", "c\n\n.", "expected names"},
         Refusal{"StackGlobalOfNumber", "K\x01\x8c\x01x\x93.", "the module is a int 1"},
-        Refusal{"LongLine", "V" + std::string(100'000, 'a') + "\n.", "a line longer than 65536"},
+        Refusal{"LongLine", "c" + std::string(100'000, 'a') + "\nb\n.", "a line longer than 65536"},
         Refusal{"ManyDigits", "L" + std::string(5000, '9') + "L\n.", "at most 4300 digits"},
         Refusal{"NotAnInteger", "I1x\n.", "not an integer"},
         Refusal{"NotAFloat", "F1.5x\n.", "not a number"},

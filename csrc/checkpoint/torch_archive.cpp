@@ -22,7 +22,6 @@ constexpr int64_t kLegacyProtocol = 1001;
 constexpr uint64_t kCountSize = 8;
 
 constexpr std::string_view kPickle = "data.pkl";
-constexpr std::string_view kScript = "constants.pkl";
 constexpr uint64_t kLongestByteOrder = 64;
 constexpr size_t kNamed = 5;  // storages that a message lists
 
@@ -37,6 +36,12 @@ bool is_tar(std::string_view first_bytes) {
 std::string about(const File& file) { return "dormant: open_checkpoint: " + file.name(); }
 
 // The zip layout.
+
+/// TorchScript compresses the sources of its programs, which are not read.
+bool is_code(std::string_view name) {
+  const auto slash = name.find('/');
+  return slash != std::string_view::npos && name.substr(slash + 1).starts_with("code/");
+}
 
 /// The records without the archive's name before theirs.
 std::map<std::string, ZipRecord> without_prefix(const File& file, std::vector<ZipRecord> records) {
@@ -84,14 +89,14 @@ void check_byte_order(const File& file, const std::map<std::string, ZipRecord>& 
 }
 
 std::unique_ptr<TorchArchive> read_zip(const File& file) {
-  auto directory = read_zip_directory(file);
+  auto directory = read_zip_directory(file, is_code);
   // torch.serialization.set_crc32_options(False) writes zeros.
-  const bool checked =
-      std::any_of(directory.begin(), directory.end(), [](const auto& one) { return one.crc != 0; });
+  const bool checked = std::any_of(directory.begin(), directory.end(),
+                                   [](const auto& one) { return one.crc.value_or(0) != 0; });
   std::vector<CheckedRun> checksums;
   for (const auto& record : directory) {
-    checksums.push_back({record.name, record.offset, record.nbytes,
-                         checked ? std::optional(record.crc) : std::nullopt});
+    checksums.push_back(
+        {record.name, record.offset, record.nbytes, checked ? record.crc : std::nullopt});
   }
   const auto records = without_prefix(file, std::move(directory));
   check_byte_order(file, records);
@@ -105,7 +110,6 @@ std::unique_ptr<TorchArchive> read_zip(const File& file) {
       Pickle::parse(std::move(data), c10::str("record ", in_quotes(pickle.name), " at byte ",
                                               pickle.offset, " of ", file.name())));
   archive->checksums = std::move(checksums);
-  archive->is_script = records.contains(std::string(kScript));
   for (const auto& [key, storage] : archive->objects.storages()) {
     const auto name = "data/" + key;
     const auto found = records.find(name);

@@ -41,7 +41,6 @@ struct TorchArchive {
   TorchObjects objects;  ///< of the pickle
   std::map<std::string, Run> storages;
   std::vector<CheckedRun> checksums;
-  bool is_script = false;  ///< a TorchScript program
 
   explicit TorchArchive(Pickle read) : pickle(std::move(read)), objects(pickle) {}
   TorchArchive(const TorchArchive&) = delete;

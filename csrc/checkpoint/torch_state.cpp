@@ -77,32 +77,37 @@ class Walk {
     });
   }
 
-  /// Tensors in containers, objects and modules, by the way to them.
-  void nested(PickleId id, const std::string& prefix, size_t depth = 0) {
+  /// Tensors in containers, objects and modules, by the way to them. False where there are none.
+  bool nested(PickleId id, const std::string& prefix, size_t depth = 0) {
     if (objects_.is_tensor(id)) {
       visit(prefix, depth);
       names.set(prefix.substr(0, prefix.size() - 1), id);
-      return;
+      return true;
     }
     if (is_module(id)) {
       module(id, prefix, depth);
-      return;
+      return true;
     }
-    if (!open_.insert(id).second) {
-      return;  // it contains itself
+    if (without_tensors_.contains(id) || !open_.insert(id).second) {
+      return false;  // the latter contains itself
     }
     visit(prefix, depth);
+    bool found = false;
     if (const auto entries = objects_.entries(id)) {
-      pairs(*entries, prefix, depth);
+      found = pairs(*entries, prefix, depth);
     }
     if (const auto attributes = objects_.attributes(id)) {
-      pairs(*attributes, prefix, depth);
+      found = pairs(*attributes, prefix, depth) || found;
     }
     size_t position = 0;
     for (const auto item : objects_.elements(id)) {
-      nested(item, prefix + std::to_string(position++) + ".", depth + 1);
+      found = nested(item, prefix + std::to_string(position++) + ".", depth + 1) || found;
     }
     open_.erase(id);
+    if (!found) {
+      without_tensors_.insert(id);
+    }
+    return found;
   }
 
   bool is_module(PickleId id) const {
@@ -145,15 +150,21 @@ class Walk {
     }
   }
 
-  void pairs(std::span<const PickleId> entries, const std::string& prefix, size_t depth) {
+  bool pairs(std::span<const PickleId> entries, const std::string& prefix, size_t depth) {
+    bool found = false;
     for (size_t i = 0; i < entries.size(); i += 2) {
       const auto key = entries[i];
+      std::string name = prefix;
       if (pickle_.is(key, PickleKind::text)) {
-        nested(entries[i + 1], prefix + std::string(pickle_.text(key)) + ".", depth + 1);
+        name += pickle_.text(key);
       } else if (pickle_.is(key, PickleKind::integer) && pickle_.integer(key)) {
-        nested(entries[i + 1], prefix + std::to_string(*pickle_.integer(key)) + ".", depth + 1);
+        name += std::to_string(*pickle_.integer(key));
+      } else {
+        continue;
       }
+      found = nested(entries[i + 1], name + ".", depth + 1) || found;
     }
+    return found;
   }
 
   /// A parameter or buffer, unless it is None.
@@ -179,7 +190,8 @@ class Walk {
   const TorchObjects& objects_;
   const Pickle& pickle_;
   const std::string& file_;
-  std::set<PickleId> open_;
+  std::set<PickleId> open_;             ///< containers of where the walk is
+  std::set<PickleId> without_tensors_;  ///< which need not be gone through again
   size_t visits_ = 0;
   size_t length_ = 0;
 };
@@ -212,6 +224,14 @@ class Choice {
                       ", expected a mapping of names to tensors. Next: load it with torch.load.");
     if (outer) {
       outer_ = unique(*outer);
+    }
+    // TorchScript keeps parameters, buffers and children as attributes, and calls classes so.
+    const bool is_script = pickle_.is(root, PickleKind::record) &&
+                           objects_.name_of(objects_.class_of(root)).starts_with("__torch__.");
+    if (is_script && key.value_or("").empty()) {
+      if (const auto found = nested_under("")) {
+        return *found;
+      }
     }
     find_candidates(is_module);
     if (!key) {
@@ -405,7 +425,9 @@ class Choice {
                         pickle_.describe(key), ", expected a name. Next: load it with torch.load.");
       state.tensors.push_back({std::string(pickle_.text(key)), entries[i + 1]});
     }
-    state.mapping = candidate.value;
+    if (pickle_.is(candidate.value, PickleKind::record) && pickle_.record(candidate.value).state) {
+      state.mapping = candidate.value;
+    }
     return state;
   }
 

@@ -36,8 +36,8 @@ struct TorchState {
   std::vector<Named> tensors;
   std::vector<Beside> beside;
   std::vector<Module> modules;  ///< if it is a pickled module
-  /// The mapping that holds the tensors, of which PyTorch keeps the versions of modules in
-  /// `_metadata`.
+  /// The mapping that holds the tensors, if it has attributes: PyTorch keeps the versions of
+  /// modules in `_metadata`.
   std::optional<PickleId> mapping;
 };
 

@@ -31,6 +31,7 @@ constexpr uint64_t kUsualExtra = 128;
 constexpr uint16_t kEscape16 = 0xffff;
 constexpr uint32_t kEscape32 = 0xffffffff;
 constexpr uint16_t kWideSizes = 1;  // tag of the extra field with 64-bit numbers
+constexpr uint16_t kDeflated = 8;
 constexpr uint16_t kEncrypted = 0x1;
 constexpr uint16_t kSizesFollow = 0x8;
 constexpr uint16_t kUtf8 = 0x800;
@@ -255,16 +256,17 @@ bool leads_out(std::string_view name) {
 }
 
 /// Checks a line of the directory against the header before the record's bytes.
-ZipRecord record_of(const File& file, const Entry& entry, uint64_t end) {
+ZipRecord record_of(const File& file, const Entry& entry, uint64_t end, bool compressed) {
   const Refusal refusal(file, entry);
   const auto method = [](uint16_t value) { return "compression method " + std::to_string(value); };
   constexpr const char* kStored = "stored bytes (method 0)";
   refusal.require(!leads_out(entry.name), "a name that leads out of the archive", "one inside it");
-  refusal.require(entry.method == 0, method(entry.method), kStored);
+  refusal.require(entry.method == (compressed ? kDeflated : 0), method(entry.method), kStored);
   refusal.require((entry.flags & kEncrypted) == 0, "encrypted bytes", "plain ones");
   // torch.load takes such a record for a folder and leaves the tensor's memory as it happens to be.
   refusal.require((entry.attributes & kFolder) == 0, "attributes of a folder", "those of a file");
-  refusal.require(entry.stored == entry.nbytes, std::to_string(entry.stored) + " stored bytes",
+  refusal.require(compressed || entry.stored == entry.nbytes,
+                  std::to_string(entry.stored) + " stored bytes",
                   "its size, " + std::to_string(entry.nbytes));
   refusal.require(end >= kHeaderSize && entry.header <= end - kHeaderSize,
                   "no room for a header there",
@@ -300,15 +302,16 @@ ZipRecord record_of(const File& file, const Entry& entry, uint64_t end) {
         c10::str(entry.nbytes, " and CRC ", entry.crc, ", as in the directory"));
   }
   const auto offset = entry.header + header_size;
-  refusal.require(entry.nbytes <= end - offset,
-                  c10::str(entry.nbytes, " bytes from byte ", offset, " on"),
+  refusal.require(entry.stored <= end - offset,
+                  c10::str(entry.stored, " bytes from byte ", offset, " on"),
                   c10::str("an end before the directory at byte ", end));
-  return {entry.name, offset, entry.nbytes, entry.crc};
+  return {entry.name, offset, entry.stored, compressed ? std::nullopt : std::optional(entry.crc)};
 }
 
 }  // namespace
 
-std::vector<ZipRecord> read_zip_directory(const File& file) {
+std::vector<ZipRecord> read_zip_directory(const File& file,
+                                          bool (*may_be_compressed)(std::string_view name)) {
   const auto found = find_directory(file);
   const auto directory = bytes_of(file, found.offset, found.nbytes);
   std::vector<std::pair<uint64_t, ZipRecord>> records;
@@ -316,7 +319,9 @@ std::vector<ZipRecord> read_zip_directory(const File& file) {
   for (size_t place = 0; place < directory.size(); ++count) {
     const auto entry = entry_at(file, directory, place);
     if (!entry.name.ends_with('/')) {
-      records.emplace_back(entry.header, record_of(file, entry, found.offset));
+      const bool compressed = entry.method == kDeflated && may_be_compressed != nullptr &&
+                              may_be_compressed(entry.name);
+      records.emplace_back(entry.header, record_of(file, entry, found.offset, compressed));
     }
   }
   if (count != found.count) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,12 +26,15 @@ struct ZipRecord {
   std::string name;
   uint64_t offset;  ///< of its bytes in the file
   uint64_t nbytes;
-  uint32_t crc;
+  /// Of its bytes; none where they are compressed, since then it is of others.
+  std::optional<uint32_t> crc;
 };
 
 /// The records of a zip file in the order of their bytes, folders left out. c10::ValueError where
-/// there is no readable directory, it contradicts the records, records overlap, are compressed or
-/// encrypted, a name leads out of the archive, or something lies before the first record.
-DORMANT_BINDINGS_API std::vector<ZipRecord> read_zip_directory(const File& file);
+/// there is no readable directory, it contradicts the records, records overlap, are encrypted, or
+/// compressed though `may_be_compressed` is not true of the name, a name leads out of the archive,
+/// or something lies before the first record.
+DORMANT_BINDINGS_API std::vector<ZipRecord> read_zip_directory(
+    const File& file, bool (*may_be_compressed)(std::string_view name) = nullptr);
 
 }  // namespace dormant::checkpoint

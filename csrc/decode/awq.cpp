@@ -9,25 +9,28 @@ namespace dormant::decode {
 using record::ElementRun;
 using record::Geometry;
 
-Awq::Awq(const std::string& module, int64_t group_size, const Geometry& qweight,
-         const Geometry& qzeros, const Geometry& scales)
+Awq::Awq(const Layout& layout)
     : GroupedRows([&] {
-        check_dimensions(module, "qweight", qweight, 2);
-        check_dimensions(module, "scales", scales, 2);
+        const auto& [module, qweight, qzeros, scales, g_idx] = layout.parts;
+        if (g_idx) {
+          refuse("AWQ with a g_idx; expected none");
+        }
+        check_dimensions("qweight", qweight, 2);
+        check_dimensions("scales", scales, 2);
         const auto in = qweight.sizes[0];
         const auto out = qweight.sizes[1] * kCodes;
-        const auto group = group_size == -1 ? in : group_size;
+        const auto group = layout.group_size == -1 ? in : layout.group_size;
         if (group <= 0 || in % group != 0) {
-          refuse(module, "AWQ in groups of " + std::to_string(group_size) +
-                             " rows; expected -1 or a number that divides the " +
-                             std::to_string(in) + " rows of qweight");
+          refuse("AWQ in groups of " + std::to_string(layout.group_size) +
+                 " rows; expected -1 or a number that divides the " + std::to_string(in) +
+                 " rows of qweight");
         }
-        check_sizes(module, "scales", scales, {in / group, out},
+        check_sizes("scales", scales, {in / group, out},
                     "qweight has " + std::to_string(in) + " rows, in groups of " +
                         std::to_string(group) + ", and eight columns in a word");
-        check_sizes(module, "qzeros", qzeros, {in / group, qweight.sizes[1]},
+        check_sizes("qzeros", qzeros, {in / group, qweight.sizes[1]},
                     "there are so many groups, and words in a row of qweight");
-        return Layer{module, qweight, qzeros, scales, std::nullopt, in, out, group, kBits};
+        return Layer{layout.parts, in, out, group, kBits};
       }()) {}
 
 std::string Awq::name() const {

@@ -13,10 +13,13 @@ namespace dormant::decode {
 /// (int32 [in, out / 8]), qzeros (int32 [groups, out / 8]) and scales ([groups, out]).
 class DORMANT_BINDINGS_API Awq final : public GroupedRows {
  public:
-  /// `group_size` -1 is one group. ValueError where sizes or dtypes don't fit each other or that.
-  /// `module` is the name of the layer, for messages.
-  Awq(const std::string& module, int64_t group_size, const record::Geometry& qweight,
-      const record::Geometry& qzeros, const record::Geometry& scales);
+  struct Layout {
+    int64_t group_size;  ///< -1: one group
+    Parts parts;
+  };
+
+  /// ValueError where sizes or dtypes don't fit each other or the configuration.
+  explicit Awq(const Layout& layout);
 
   int64_t unit() const override { return kCodes; }
   std::string name() const override;

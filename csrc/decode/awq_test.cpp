@@ -25,8 +25,8 @@ std::vector<Tensor> example(int64_t in, int64_t out, int64_t groups,
 }
 
 Awq decoder_of(const std::vector<Tensor>& parts, int64_t group) {
-  return Awq("layer", group, Geometry::of(parts[0]), Geometry::of(parts[1]),
-             Geometry::of(parts[2]));
+  return Awq(
+      {group, {"layer", Geometry::of(parts[0]), Geometry::of(parts[1]), Geometry::of(parts[2])}});
 }
 
 /// The codes of words, in the order of columns.

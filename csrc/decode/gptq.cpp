@@ -28,36 +28,37 @@ void add_one(int64_t bits, uint8_t* words, size_t nbytes) {
 
 }  // namespace
 
-Gptq::Gptq(const std::string& module, const GptqConfig& config, const Geometry& qweight,
-           const Geometry& qzeros, const Geometry& scales, const std::optional<Geometry>& g_idx)
+Gptq::Gptq(const Layout& layout)
     : GroupedRows([&] {
-        const auto bits = config.bits;
+        const auto& [module, qweight, qzeros, scales, g_idx] = layout.parts;
+        const auto bits = layout.config.bits;
         if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-          refuse(module, "GPTQ of " + std::to_string(bits) + " bits; expected 2, 3, 4 or 8");
+          refuse("GPTQ of " + std::to_string(bits) + " bits; expected 2, 3, 4 or 8");
         }
-        check_dimensions(module, "qweight", qweight, 2);
-        check_dimensions(module, "scales", scales, 2);
+        check_dimensions("qweight", qweight, 2);
+        check_dimensions("scales", scales, 2);
         if (g_idx) {
-          check_dimensions(module, "g_idx", *g_idx, 1);
+          check_dimensions("g_idx", *g_idx, 1);
         }
         const auto in = g_idx ? g_idx->sizes[0] : qweight.sizes[0] * 32 / bits;
         const auto out = qweight.sizes[1];
         const auto words = std::to_string(bits) + "-bit words of ";
-        check_sizes(module, "qweight", qweight, {words_of(in, bits), out},
+        check_sizes("qweight", qweight, {words_of(in, bits), out},
                     words + std::to_string(in) + " rows" + (g_idx ? ", those of g_idx" : ""));
-        if (config.group_size < -1 || (config.group_size == 0 && !g_idx)) {
-          refuse(module, "GPTQ in groups of " + std::to_string(config.group_size) +
-                             " rows; expected -1 or a positive number");
+        const auto size = layout.config.group_size;
+        if (size < -1 || (size == 0 && !g_idx)) {
+          refuse("GPTQ in groups of " + std::to_string(size) +
+                 " rows; expected -1 or a positive number");
         }
-        const auto group = config.group_size == -1 ? in : config.group_size;
+        const auto group = size == -1 ? in : size;
         const auto groups = group == 0 ? scales.sizes[0] : (in + group - 1) / group;
-        check_sizes(module, "scales", scales, {groups, out},
+        check_sizes("scales", scales, {groups, out},
                     std::to_string(in) + " rows make so many groups of " + std::to_string(group));
-        check_sizes(module, "qzeros", qzeros, {groups, words_of(out, bits)},
+        check_sizes("qzeros", qzeros, {groups, words_of(out, bits)},
                     words + std::to_string(out) + " columns");
-        return Layer{module, qweight, qzeros, scales, g_idx, in, out, group, bits};
+        return Layer{layout.parts, in, out, group, bits};
       }()),
-      config_(config) {}
+      config_(layout.config) {}
 
 std::string Gptq::name() const {
   return "gptq" + std::string(config_.zeros_less_one ? "" : "_v2") + ", " +
@@ -82,8 +83,7 @@ void Gptq::decode_row(const IntegerKernels& kernels, const Box& box, const uint8
   const bool in_two_words = bit % 32 + config_.bits > 32;
   kernels.scale_fields(low, in_two_words ? low + box.columns() * 4 : nullptr,
                        static_cast<unsigned>(bit % 32), static_cast<unsigned>(config_.bits), zeros,
-                       scales,
-                       static_cast<size_t>(end_column - column), format(), out);
+                       scales, static_cast<size_t>(end_column - column), format(), out);
 }
 
 void Gptq::decode_zeros(const IntegerKernels& kernels, const Box& box, const uint8_t* words,

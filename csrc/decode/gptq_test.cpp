@@ -16,7 +16,7 @@ using at::Tensor;
 using record::Geometry;
 
 struct Example {
-  GptqConfig config;
+  Gptq::Config config;
   Tensor g_idx;  ///< may be undefined
   Tensor qweight;
   Tensor qzeros;
@@ -31,8 +31,9 @@ struct Example {
   }
 
   Gptq decoder() const {
-    return Gptq("layer", config, Geometry::of(qweight), Geometry::of(qzeros), Geometry::of(scales),
-                g_idx.defined() ? std::optional(Geometry::of(g_idx)) : std::nullopt);
+    return Gptq({config,
+                 {"layer", Geometry::of(qweight), Geometry::of(qzeros), Geometry::of(scales),
+                  g_idx.defined() ? std::optional(Geometry::of(g_idx)) : std::nullopt}});
   }
 };
 
@@ -41,17 +42,21 @@ Tensor random_words(int64_t rows, int64_t columns) {
                      {rows, columns}, at::kInt);
 }
 
-Example example(int64_t in, int64_t out, GptqConfig config, bool act_order,
+Example example(int64_t in, int64_t out, Gptq::Config config, bool act_order,
                 at::ScalarType dtype = at::kHalf) {
   at::manual_seed(static_cast<uint64_t>(in * out + config.bits));
   const auto group = config.group_size == -1 ? in : config.group_size;
   const auto groups = (in + group - 1) / group;
-  Example made{config, {}, random_words(words_of(in, config.bits), out),
+  Example made{config,
+               {},
+               random_words(words_of(in, config.bits), out),
                random_words(groups, words_of(out, config.bits)),
                at::randn({groups, out}, at::kFloat).mul(0.01).to(dtype)};
   if (act_order) {
-    made.g_idx = at::arange(in, at::kInt).floor_divide(group).to(at::kInt).index_select(
-        0, at::randperm(in, at::kLong));
+    made.g_idx = at::arange(in, at::kInt)
+                     .floor_divide(group)
+                     .to(at::kInt)
+                     .index_select(0, at::randperm(in, at::kLong));
   }
   return made;
 }
@@ -152,11 +157,12 @@ TEST(Gptq, PartsThatDoNotFitAreRefused) {
   expect_refused(with([](Example& e) { e.config.bits = 8; }), "qweight has shape [16, 64]");
   expect_refused(with([](Example& e) { e.config.group_size = 64; }), "scales has shape [4, 64]");
   expect_refused(with([](Example& e) { e.config.group_size = -2; }), "groups of -2");
-  expect_refused(with([](Example& e) { e.qzeros = random_words(4, 9); }), "qzeros has shape [4, 9]");
+  expect_refused(with([](Example& e) { e.qzeros = random_words(4, 9); }),
+                 "qzeros has shape [4, 9]");
   expect_refused(with([](Example& e) { e.qzeros = e.qzeros.to(at::kLong); }), "qzeros is Long");
-  expect_refused(with([](Example& e) { e.scales = e.scales.to(at::kDouble); }),
-                 "scales is Double");
-  expect_refused(with([](Example& e) { e.scales = at::ones({4, 63}); }), "scales has shape [4, 63]");
+  expect_refused(with([](Example& e) { e.scales = e.scales.to(at::kDouble); }), "scales is Double");
+  expect_refused(with([](Example& e) { e.scales = at::ones({4, 63}); }),
+                 "scales has shape [4, 63]");
   expect_refused(with([](Example& e) { e.qweight = at::zeros({16}, at::kInt); }),
                  "qweight has shape [16]");
   expect_refused(with([](Example& e) { e.qweight = at::zeros({16, 0}, at::kInt); }),

@@ -14,12 +14,11 @@ using record::ElementRun;
 using record::Geometry;
 
 GroupedRows::GroupedRows(Layer layer)
-    : layer_(std::move(layer)),
-      format_(scale_format(layer_.module, "scales", layer_.scales.dtype)) {
-  check_dtype(layer_.module, "qweight", layer_.qweight, c10::ScalarType::Int);
-  check_dtype(layer_.module, "qzeros", layer_.qzeros, c10::ScalarType::Int);
+    : layer_(std::move(layer)), format_(scale_format("scales", layer_.scales.dtype)) {
+  check_dtype("qweight", layer_.qweight, c10::ScalarType::Int);
+  check_dtype("qzeros", layer_.qzeros, c10::ScalarType::Int);
   if (layer_.g_idx) {
-    check_dtype(layer_.module, "g_idx", *layer_.g_idx, c10::ScalarType::Int);
+    check_dtype("g_idx", *layer_.g_idx, c10::ScalarType::Int);
   }
   output().nbytes_needed();  // refuses what overflows
 }
@@ -59,9 +58,9 @@ int64_t GroupedRows::group_of(const Box& box, int64_t row, const void* g_idx) co
               sizeof group);
   const auto groups = layer_.scales.sizes[0];
   if (group < 0 || group >= groups) {
-    refuse(layer_.module, "g_idx[" + std::to_string(row) + "] is " + std::to_string(group) +
-                              "; expected a group from 0 to " + std::to_string(groups - 1) +
-                              ", since scales has " + std::to_string(groups) + " rows");
+    refuse_value(layer_.module, "g_idx[" + std::to_string(row) + "] is " + std::to_string(group) +
+                                    "; expected a group from 0 to " + std::to_string(groups - 1) +
+                                    ", since scales has " + std::to_string(groups) + " rows");
   }
   return group;
 }

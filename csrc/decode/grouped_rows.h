@@ -24,23 +24,30 @@ class DORMANT_BINDINGS_API GroupedRows : public record::Decoder {
   std::vector<record::Geometry> parts() const override;
   void wanted(size_t part, int64_t begin, int64_t count, c10::ArrayRef<const void*> earlier,
               std::vector<record::ElementRun>& runs) const override;
+  bool depends_on_earlier(size_t part) const override {
+    return layer_.g_idx && part > first_part();
+  }
   void run(int64_t begin, int64_t count, c10::ArrayRef<const void*> parts,
            void* out) const override;
 
  protected:
-  struct Layer {
-    std::string module;  ///< for messages
+  /// The tensors of a layer as a checkpoint has them.
+  struct Parts {
+    std::string module;  ///< the layer's name, for messages
     record::Geometry qweight;
     record::Geometry qzeros;
     record::Geometry scales;
-    std::optional<record::Geometry> g_idx;  ///< the group of each row; else they follow each other
+    /// The group of each row; without it they follow each other.
+    std::optional<record::Geometry> g_idx = std::nullopt;
+  };
+  struct Layer : Parts {
     int64_t in;
     int64_t out;
     int64_t group_size;  ///< where there is no g_idx
     int64_t bits;
   };
 
-  /// Of parts that fit each other; their dtypes are checked here.
+  /// Of parts whose sizes fit each other; their dtypes are checked here.
   explicit GroupedRows(Layer layer);
 
   /// Some columns of some rows.
@@ -69,7 +76,7 @@ class DORMANT_BINDINGS_API GroupedRows : public record::Decoder {
   virtual void decode_zeros(const IntegerKernels& kernels, const Box& box, const uint8_t* words,
                             int64_t column, int64_t end_column, float* zeros) const = 0;
 
-  static constexpr int64_t kStrip = 512;
+  static constexpr int64_t kStrip = 2048;
 
  private:
   size_t first_part() const { return layer_.g_idx ? 1 : 0; }

@@ -35,15 +35,14 @@ struct IntegerKernels {
   void (*scale)(const uint8_t* codes, const float* zeros, const float* scales, size_t n,
                 Format format, void* out);
 
-  // The same of codes that are bits [shift, shift + bits) of each pair of words, `high` above `low`;
-  // where shift + bits is at most 32 `high` is not read.
+  // The same of codes that are bits [shift, shift + bits) of each pair of words, `high` above
+  // `low`; where shift + bits is at most 32 `high` is not read.
   void (*scale_fields)(const uint8_t* low, const uint8_t* high, unsigned shift, unsigned bits,
                        const float* zeros, const float* scales, size_t n, Format format, void* out);
 
   // Each `group` codes with a zero and a scale; those of the first begin `before` codes earlier.
-  // `flipped` is exclusive-or'ed to the codes: 0x80 makes signed bytes ascending codes.
-  void (*scale_groups)(const uint8_t* codes, uint8_t flipped, size_t before, size_t group,
-                       const float* zeros, const float* scales, size_t n, Format format, void* out);
+  void (*scale_groups)(const uint8_t* codes, size_t before, size_t group, const float* zeros,
+                       const float* scales, size_t n, Format format, void* out);
 
   static const IntegerKernels& at(simd::At<simd::Level::portable>);
   static const IntegerKernels& at(simd::At<simd::Level::avx2>);

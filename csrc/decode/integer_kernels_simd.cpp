@@ -138,7 +138,6 @@ void unpack(const uint8_t* packed, size_t bits, size_t n, uint8_t* codes) {
   }
 }
 
-
 void unpack_awq(const uint8_t* words, size_t count, uint8_t* codes) {
   // Of elements 0, 1, 2, ... 7: a word whose bytes are b0 to b3 keeps 0, 2, 4, 6 in b0 and b1, the
   // low nibble first, and 1, 3, 5, 7 in b2 and b3.
@@ -147,8 +146,7 @@ void unpack_awq(const uint8_t* words, size_t count, uint8_t* codes) {
   const auto spread = [](Words low, Words high) {
     return [&]<size_t... lane>(std::index_sequence<lane...>) {
       return __builtin_shufflevector(
-          low, high,
-          (lane / 8 * 4 + lane % 2 * 2 + lane % 8 / 4 + lane % 4 / 2 * 4 * kWords)...);
+          low, high, (lane / 8 * 4 + lane % 2 * 2 + lane % 8 / 4 + lane % 4 / 2 * 4 * kWords)...);
     }(std::make_index_sequence<kBytes>());
   };
   size_t i = 0;
@@ -168,8 +166,7 @@ template <Format kFormat>
 void widen_as(const unsigned char* from, size_t n, float* to) {
   constexpr size_t kWidth = simd::kWidth<kFormat>;
   by_vectors(
-      n,
-      [&](size_t i) { simd::store(to + i, simd::load_elements<kFormat>(from + i * kWidth)); },
+      n, [&](size_t i) { simd::store(to + i, simd::load_elements<kFormat>(from + i * kWidth)); },
       [&](size_t i, size_t rest) {
         alignas(64) unsigned char some[kCount * kWidth] = {};
         std::memcpy(some, from + i * kWidth, rest * kWidth);
@@ -207,8 +204,8 @@ void scale_as(const uint8_t* codes, const float* zeros, const float* scales, siz
                                difference * simd::load<Float>(scales + i));
       },
       [&](size_t i, size_t rest) {
-        const Float difference = floats_of(load_some<Codes>(codes + i, rest)) -
-                                 load_some<Float>(zeros + i, rest);
+        const Float difference =
+            floats_of(load_some<Codes>(codes + i, rest)) - load_some<Float>(zeros + i, rest);
         store_some<kFormat>(out + i * simd::kWidth<kFormat>,
                             difference * load_some<Float>(scales + i, rest), rest);
       });
@@ -237,11 +234,10 @@ void scale_fields_as(const uint8_t* low, const uint8_t* high, unsigned shift, un
   by_vectors(
       n,
       [&](size_t i) {
-        const Float v = code(simd::load<Int>(low + 4 * i),
-                             kCrosses ? simd::load<Int>(high + 4 * i) : Int{});
-        store_rounded<kFormat>(
-            out + i * simd::kWidth<kFormat>,
-            (v - simd::load<Float>(zeros + i)) * simd::load<Float>(scales + i));
+        const Float v =
+            code(simd::load<Int>(low + 4 * i), kCrosses ? simd::load<Int>(high + 4 * i) : Int{});
+        store_rounded<kFormat>(out + i * simd::kWidth<kFormat>,
+                               (v - simd::load<Float>(zeros + i)) * simd::load<Float>(scales + i));
       },
       [&](size_t i, size_t rest) {
         const Float v = code(load_some<Int>(low + 4 * i, 4 * rest),
@@ -264,14 +260,14 @@ void scale_fields(const uint8_t* low, const uint8_t* high, unsigned shift, unsig
 }
 
 template <Format kFormat>
-void scale_groups_as(const uint8_t* codes, uint8_t flipped, size_t before, size_t group,
-                     const float* zeros, const float* scales, size_t n, unsigned char* out) {
+void scale_groups_as(const uint8_t* codes, size_t before, size_t group, const float* zeros,
+                     const float* scales, size_t n, unsigned char* out) {
   constexpr size_t kWidth = simd::kWidth<kFormat>;
   while (n != 0) {
     const size_t count = group - before < n ? group - before : n;
     const auto zero = simd::set<Float>(*zeros);
     const auto by = simd::set<Float>(*scales);
-    const auto number = [&](Codes code) { return (floats_of(code ^ flipped) - zero) * by; };
+    const auto number = [&](Codes code) { return (floats_of(code) - zero) * by; };
     by_vectors(
         count,
         [&](size_t i) {
@@ -289,18 +285,18 @@ void scale_groups_as(const uint8_t* codes, uint8_t flipped, size_t before, size_
   }
 }
 
-void scale_groups(const uint8_t* codes, uint8_t flipped, size_t before, size_t group,
-                  const float* zeros, const float* scales, size_t n, Format format, void* out) {
+void scale_groups(const uint8_t* codes, size_t before, size_t group, const float* zeros,
+                  const float* scales, size_t n, Format format, void* out) {
   simd::with_format(format, [&]<Format kFormat>() {
     if constexpr (kFormat != Format::float64) {
-      scale_groups_as<kFormat>(codes, flipped, before, group, zeros, scales, n,
+      scale_groups_as<kFormat>(codes, before, group, zeros, scales, n,
                                static_cast<unsigned char*>(out));
     }
   });
 }
 
-constexpr IntegerKernels kKernels = {
-    simd::kLevelName, unpack, unpack_awq, widen, to_floats, scale, scale_fields, scale_groups};
+constexpr IntegerKernels kKernels = {simd::kLevelName, unpack, unpack_awq,   widen,
+                                     to_floats,        scale,  scale_fields, scale_groups};
 
 }  // namespace
 

@@ -19,47 +19,46 @@ std::string words_for(c10::IntArrayRef sizes) {
 
 }  // namespace
 
-void refuse(const std::string& module, const std::string& what) {
+void refuse_value(const std::string& module, const std::string& what) {
   TORCH_CHECK_VALUE(false, "dormant: decode ", text::printable(module), ": ", what,
-                    ". Cause: the tensors are damaged, or config.json describes others. Next: "
-                    "compare config.json with the checkpoint, or open it with decode=False to see "
-                    "the packed tensors");
+                    ". Cause: the file is damaged, or written by another program. Next: get it "
+                    "again, or open it with decode=False to see the packed tensors");
 }
 
-void check_dimensions(const std::string& module, const char* tensor,
-                      const record::Geometry& geometry, size_t dimensions) {
+void refuse(const std::string& what) { TORCH_CHECK_VALUE(false, what); }
+
+void check_dimensions(const char* tensor, const record::Geometry& geometry, size_t dimensions) {
   bool fits = geometry.sizes.size() == dimensions;
   for (const auto size : geometry.sizes) {
     fits = fits && size > 0 && size <= kMostElementsOfADimension;
   }
   if (!fits) {
-    refuse(module, std::string(tensor) + " has shape " + words_for(geometry.sizes) +
-                       "; expected " + std::to_string(dimensions) +
-                       " dimensions, each from 1 to " + std::to_string(kMostElementsOfADimension));
+    refuse(std::string(tensor) + " has shape " + words_for(geometry.sizes) + "; expected " +
+           std::to_string(dimensions) + " dimensions, each from 1 to " +
+           std::to_string(kMostElementsOfADimension));
   }
 }
 
-void check_sizes(const std::string& module, const char* tensor, const record::Geometry& geometry,
-                 c10::IntArrayRef expected, const std::string& why) {
+void check_sizes(const char* tensor, const record::Geometry& geometry, c10::IntArrayRef expected,
+                 const std::string& why) {
   if (c10::IntArrayRef(geometry.sizes) != expected) {
-    refuse(module, std::string(tensor) + " has shape " + words_for(geometry.sizes) +
-                       "; expected " + words_for(expected) + ", since " + why);
+    refuse(std::string(tensor) + " has shape " + words_for(geometry.sizes) + "; expected " +
+           words_for(expected) + ", since " + why);
   }
 }
 
-void check_dtype(const std::string& module, const char* tensor, const record::Geometry& geometry,
-                 c10::ScalarType expected) {
+void check_dtype(const char* tensor, const record::Geometry& geometry, c10::ScalarType expected) {
   if (geometry.dtype != expected) {
-    refuse(module, std::string(tensor) + " is " + c10::toString(geometry.dtype) + "; expected " +
-                       c10::toString(expected));
+    refuse(std::string(tensor) + " is " + c10::toString(geometry.dtype) + "; expected " +
+           c10::toString(expected));
   }
 }
 
-simd::Format scale_format(const std::string& module, const char* tensor, c10::ScalarType dtype) {
+simd::Format scale_format(const char* tensor, c10::ScalarType dtype) {
   const std::optional<simd::Format> format = random::format_of(dtype);
   if (!format.has_value() || *format == simd::Format::float64) {
-    refuse(module, std::string(tensor) + " is " + c10::toString(dtype) +
-                       "; expected Float, BFloat16 or Half");
+    refuse(std::string(tensor) + " is " + c10::toString(dtype) +
+           "; expected Float, BFloat16 or Half");
   }
   return *format;
 }

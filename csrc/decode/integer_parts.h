@@ -16,22 +16,23 @@ namespace dormant::decode {
 /// Sizes beyond this are refused, so that products of two of them with a few bits don't overflow.
 constexpr int64_t kMostElementsOfADimension = int64_t{1} << 31;
 
-/// ValueError that names `module`, the layer that the tensors belong to, and the next step.
-[[noreturn]] void refuse(const std::string& module, const std::string& what);
+/// ValueError for a value in a tensor of `module`, the layer that it belongs to.
+[[noreturn]] void refuse_value(const std::string& module, const std::string& what);
 
-/// ValueError where a dimension is empty or too large, or there are not so many of them.
-void check_dimensions(const std::string& module, const char* tensor,
-                      const record::Geometry& geometry, size_t dimensions);
+/// ValueError for sizes, dtypes and settings, which whoever makes a decoder tells with names.
+[[noreturn]] void refuse(const std::string& what);
 
-/// ValueError unless `geometry` has these sizes; `why` says what they follow from.
-void check_sizes(const std::string& module, const char* tensor, const record::Geometry& geometry,
-                 c10::IntArrayRef expected, const std::string& why);
+/// Refuses where a dimension is empty or too large, or there are not so many of them.
+void check_dimensions(const char* tensor, const record::Geometry& geometry, size_t dimensions);
 
-void check_dtype(const std::string& module, const char* tensor, const record::Geometry& geometry,
-                 c10::ScalarType expected);
+/// Refuses other sizes; `why` says what they follow from.
+void check_sizes(const char* tensor, const record::Geometry& geometry, c10::IntArrayRef expected,
+                 const std::string& why);
 
-/// Of scales: float32, bfloat16 or float16; ValueError for others.
-simd::Format scale_format(const std::string& module, const char* tensor, c10::ScalarType dtype);
+void check_dtype(const char* tensor, const record::Geometry& geometry, c10::ScalarType expected);
+
+/// Of scales: float32, bfloat16 or float16; others are refused.
+simd::Format scale_format(const char* tensor, c10::ScalarType dtype);
 
 /// How many words of 32 bits `count` codes of `bits` bits take.
 constexpr int64_t words_of(int64_t count, int64_t bits) { return (count * bits + 31) / 32; }

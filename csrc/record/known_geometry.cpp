@@ -2,7 +2,6 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/TensorIterator.h>
-#include <ATen/WrapDimUtils.h>
 #include <ATen/WrapDimUtilsMulti.h>
 #include <ATen/core/enum_tag.h>
 #include <c10/util/Exception.h>
@@ -36,7 +35,8 @@ bool all_plain(const Call& call) {
 }
 
 bool is_pointwise(const Call& call) {
-  return call.op.hasTag(at::Tag::pointwise) && !call.traits.random;
+  return !call.traits.random &&
+         (call.traits.geometry == GeometryRule::broadcast || call.op.hasTag(at::Tag::pointwise));
 }
 
 /// What a TensorIterator gives an output that is made anew. Raises where sizes don't fit.
@@ -91,17 +91,37 @@ std::optional<Geometry> reduced(const Call& call, Arguments arguments, c10::Scal
   return Geometry::contiguous(sizes, dtype);
 }
 
-/// A product of matrices, or of a list of them.
+/// A product of matrices, of a list of them, or of vectors.
 std::optional<Geometry> multiplied(Arguments arguments, c10::ScalarType dtype) {
   const auto& a = arguments[0].toTensor();
   const auto& b = arguments[1].toTensor();
-  const auto rank = a.dim();
-  if ((rank != 2 && rank != 3) || b.dim() != rank || a.size(-1) != b.size(-2) ||
-      (rank == 3 && a.size(0) != b.size(0))) {
+  const bool by_vector = b.dim() == 1 && a.dim() <= 2;
+  if (a.dim() == 0 || !(by_vector || (a.dim() == b.dim() && a.dim() <= 3)) ||
+      a.size(-1) != b.size(by_vector ? 0 : -2) || (a.dim() == 3 && a.size(0) != b.size(0))) {
     return std::nullopt;
   }
   auto sizes = a.sizes().vec();
-  sizes.back() = b.size(-1);
+  sizes.pop_back();
+  if (!by_vector) {
+    sizes.push_back(b.size(-1));
+  }
+  return Geometry::contiguous(sizes, dtype);
+}
+
+std::optional<Geometry> repeated(Arguments arguments, c10::ScalarType dtype) {
+  const auto& self = arguments[0].toTensor();
+  auto sizes = arguments[1].toIntVector();
+  const auto rank = static_cast<size_t>(self.dim());
+  if (sizes.size() < rank) {
+    return std::nullopt;
+  }
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const auto from_end = sizes.size() - i;
+    const int64_t size = from_end <= rank ? self.size(static_cast<int64_t>(rank - from_end)) : 1;
+    if (sizes[i] < 0 || __builtin_mul_overflow(sizes[i], size, &sizes[i])) {
+      return std::nullopt;
+    }
+  }
   return Geometry::contiguous(sizes, dtype);
 }
 
@@ -114,6 +134,8 @@ std::optional<Geometry> by_rule(const Call& call, Arguments arguments, c10::Scal
       return reduced(call, arguments, dtype);
     case GeometryRule::product:
       return multiplied(arguments, dtype);
+    case GeometryRule::repeat:
+      return repeated(arguments, dtype);
     default:
       return is_pointwise(call) ? by_iterator(arguments, dtype) : std::nullopt;
   }

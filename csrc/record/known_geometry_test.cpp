@@ -54,7 +54,7 @@ TEST(KnownGeometry, OfResultsIsThatOfEager) {
         {"pow", "Tensor_Tensor", {integers, x}},
         {"isinf", "", {x}},
         {"where", "self", {x > 0, integers, x.to(at::kDouble)}},
-        {"masked_fill", "Scalar", {turned, turned > 0, 0.5}},
+        {"masked_fill", "Scalar", {x, x > 0, 0.5}},
         {"clamp", "", {turned, 0, none}},
         {"remainder", "Scalar", {integers, 2}},
         {"logical_not", "", {spread}},
@@ -75,6 +75,12 @@ TEST(KnownGeometry, OfResultsIsThatOfEager) {
         {"linalg_vector_norm", "", {turned, 2, none, true, none}},
         {"mm", "", {turned, turned.t()}},
         {"bmm", "", {x, at::ones({n, n + 1, 2})}},
+        {"mv", "", {turned, at::ones({n + 2})}},
+        {"dot", "", {spread.select(1, 0), at::ones({n})}},
+        {"flip", "", {x, first}},
+        {"roll", "", {x, first, first}},
+        {"_softmax", "", {x, -1, false}},
+        {"repeat", "", {turned, std::vector<int64_t>{2, 1, 3}}},
     };
     for (const auto& c : cases) {
       const auto found = known<known_results>(c);
@@ -121,7 +127,9 @@ TEST(KnownGeometry, IsLeftToTheMetaKernelWhereNoRuleHolds) {
         {"bitwise_not", "", {x}},
         {"sum", "dim_IntList", {x, std::vector<int64_t>{2}, false, c10::IValue()}},
         {"tril", "", {at::ones({n}), 0}},
-        {"round", "", {at::_efficientzerotensor({n}, at::kFloat, std::nullopt, at::kCPU)}},
+        {"repeat", "", {x, std::vector<int64_t>{2}}},
+        {"repeat", "", {x, std::vector<int64_t>{1, 1000000}}},  // too much to try
+        {"round", "", {at::_efficientzerotensor({n}, at::kFloat)}},
         // Expanded, then copied: not as the iterator would have it.
         {"masked_fill", "Scalar", {at::ones({1, n}).t(), x > 0, 0.5}},
     };

@@ -55,9 +55,11 @@ enum class GeometryRule : uint8_t {
   // What follows is in known_geometry.h.
   same_sizes,         ///< those of self, contiguous; in place self as it is
   reduction,          ///< over the dimensions `dim`, contiguous
-  product,            ///< of matrices, contiguous
+  product,            ///< of matrices or vectors, contiguous
   vector_of_numbers,  ///< out= with `n` or `steps` elements
   matrix_of_numbers,  ///< out= with `n` rows and `m`, or `n`, columns
+  broadcast,          ///< as of a pointwise operator
+  repeat,             ///< the sizes of self times `repeats`, contiguous
 };
 
 /// When a write needs no kernel to be asked whether it is valid (validity.h).

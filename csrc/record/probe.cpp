@@ -450,6 +450,9 @@ bool cpu_accepts(const Call& call, const std::vector<Geometry>& results) {
 }
 
 std::optional<Sample> try_small(const Call& call) {
+  if (!has_small_numbers(call)) {
+    return std::nullopt;
+  }
   const system::PlainDispatch plain;
   const system::NoWarnings quiet;
   try {

@@ -31,7 +31,7 @@ struct Sample {
 };
 
 /// Runs a call of one return that draws nothing and whose tensors are on the CPU. Empty where the
-/// operator refuses. Otherwise as above.
+/// operator refuses, or where numbers among the arguments ask for much. Otherwise as above.
 std::optional<Sample> try_small(const Call& call);
 
 }  // namespace dormant::record

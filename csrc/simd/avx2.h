@@ -26,6 +26,10 @@ inline Int widen(Vector<uint16_t, kCount> v) {
 inline Int widen(Vector<uint8_t, kCount> v) {
   return bits<Int>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bits<long long>(v))));
 }
+// Of signed bytes, as signed numbers.
+inline Int widen_signed(Vector<uint8_t, kCount> v) {
+  return bits<Int>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bits<int64_t>(v))));
+}
 // Of lanes below 2^16.
 inline Vector<uint16_t, kCount> narrow(Int v) {
   const __m256i all = bits<__m256i>(v);

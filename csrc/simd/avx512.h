@@ -30,6 +30,9 @@ inline Int widen(Vector<uint16_t, kCount> v) {
 inline Int widen(Vector<uint8_t, kCount> v) {
   return bits<Int>(_mm512_cvtepu8_epi32(bits<__m128i>(v)));
 }
+inline Int widen_signed(Vector<uint8_t, kCount> v) {
+  return bits<Int>(_mm512_cvtepi8_epi32(bits<__m128i>(v)));
+}
 inline Vector<uint16_t, kCount> narrow(Int v) {
   return bits<Vector<uint16_t, kCount>>(_mm512_cvtepi32_epi16(bits<__m512i>(v)));
 }

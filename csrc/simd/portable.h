@@ -48,6 +48,9 @@ inline Int product_even(Int a, Int b) {
 
 inline Int widen(Vector<uint16_t, kCount> v) { return convert<Int>(v); }
 inline Int widen(Vector<uint8_t, kCount> v) { return convert<Int>(v); }
+inline Int widen_signed(Vector<uint8_t, kCount> v) {
+  return bits<Int>(convert<Vector<int32_t>>(bits<Vector<int8_t, kCount>>(v)));
+}
 inline Vector<uint16_t, kCount> narrow(Int v) { return convert<Vector<uint16_t, kCount>>(v); }
 
 // As c10 converts (c10/util/Half.h), by scaling: the processor's own arithmetic rounds, also to

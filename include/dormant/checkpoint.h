@@ -77,15 +77,21 @@ struct OpenOptions {
   /// are in the files.
   bool decode = true;
   /// That of decoded tensors; std::nullopt: what the library concerned decodes to.
-  std::optional<c10::ScalarType> dtype;
+  std::optional<c10::ScalarType> dtype = std::nullopt;
+  /// Which mapping or module in a file of torch.save holds the tensors, "" the file's own;
+  /// std::nullopt: the only one.
+  std::optional<std::string> key = std::nullopt;
 };
 
-/// Opens a safetensors file, the index of several (*.index.json), or a folder that has
-/// model.safetensors, model.safetensors.index.json, .metadata (of torch.distributed.checkpoint: each
-/// tensor is put together from the ranks' parts) or only one such file of another name. Reads and
-/// checks everything but the tensors' bytes. Throws c10::ValueError where a file is damaged or
-/// contradicts another one or the config.json beside it, c10::NotImplementedError for files of
-/// torch.save (Python reads those), std::system_error where the system refuses.
+/// Opens a safetensors file, a file of torch.save, the index of several (*.index.json), or a folder
+/// that has model.safetensors, pytorch_model.bin, the index of either, .metadata of
+/// torch.distributed.checkpoint (each tensor is put together from the ranks' parts) or only one
+/// such file of another name. Reads and checks everything but the tensors' bytes. Of a file of
+/// torch.save nothing is run: its state dict is what is under `key`, or the only one, and of a
+/// pickled module what its state_dict() would have. Throws c10::ValueError where a file is damaged
+/// or contradicts another one or the config.json beside it, c10::IndexError where a file has no
+/// `key`, c10::NotImplementedError for tensors that are not strided, std::system_error where the
+/// system refuses.
 DORMANT_API Checkpoint open_checkpoint(const std::string& path, const OpenOptions& options = {});
 
 /// A tensor of the module that the checkpoint lacks.

@@ -30,12 +30,10 @@ void find_awq(Scan& scan) {
     const auto weight = *module + ".weight";
     const auto& qzeros = scan.part(*module + ".qzeros", weight);
     const auto& scales = scan.part(*module + ".scales", weight);
-    scan.add({.name = weight,
-              .parts = {qweight.name, qzeros.name, scales.name},
-              .decoder = decoder_of<decode::Awq>(scan, *module, group, geometry_of(qweight),
-                                                 geometry_of(qzeros), geometry_of(scales)),
-              .dtype = scan.dtype_asked_for().value_or(scales.dtype),
-              .transposed = true});
+    scan.add<decode::Awq>(
+        weight, {qweight.name, qzeros.name, scales.name},
+        {group, {*module, geometry_of(qweight), geometry_of(qzeros), geometry_of(scales)}},
+        scan.dtype(scales.dtype), /*transposed=*/true);
   }
 }
 

@@ -7,8 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "checkpoint/encodings/configuration.h"
-#include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/find.h"
 #include "checkpoint/scratch_folder.h"
 
 namespace dormant::checkpoint {
@@ -22,7 +21,7 @@ constexpr const char* kConfig =
 
 Findings find(std::vector<RawTensor> tensors, const std::string& config = {},
               std::optional<ScalarType> dtype = std::nullopt) {
-  return find_encoded(std::move(tensors), parse_configuration(config, "config.json"), dtype,
+  return find_encoded(std::move(tensors), {config.empty() ? "" : "config.json", config, {}}, dtype,
                       "model.safetensors", [](const RawTensor&) { return std::string(); });
 }
 

@@ -8,6 +8,7 @@
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/encodings/find.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -142,9 +143,7 @@ void add_quantization(Configuration& configuration, std::string_view text,
   auto method = method_in(quantization);
   if (method.empty()) {
     // The names under which these libraries state it.
-    method = quantization.contains("w_bit")  ? "awq"
-             : quantization.contains("bits") ? "gptq"
-                                             : "";
+    method = quantization.contains("w_bit") ? "awq" : quantization.contains("bits") ? "gptq" : "";
   }
   if (!method.empty()) {
     configuration.file = file;
@@ -153,16 +152,16 @@ void add_quantization(Configuration& configuration, std::string_view text,
   }
 }
 
-Configuration read_configuration(const std::string& folder) {
+ConfigurationText read_configuration(const std::string& folder) {
   const auto path = [&](const char* name) { return std::filesystem::path(folder) / name; };
-  const auto shown = [&](const char* name) { return text::printable(path(name).string()); };
-  Configuration result;
-  if (const auto text = text_of(path("config.json"))) {
-    result = parse_configuration(*text, shown("config.json"));
+  ConfigurationText result;
+  if (auto text = text_of(path("config.json"))) {
+    result.path = path("config.json").string();
+    result.text = std::move(*text);
   }
   for (const auto* name : kQuantizationFiles) {
-    if (const auto text = text_of(path(name))) {
-      add_quantization(result, *text, shown(name));
+    if (auto text = text_of(path(name))) {
+      result.quantization_files.emplace_back(path(name).string(), std::move(*text));
     }
   }
   return result;

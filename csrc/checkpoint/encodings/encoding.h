@@ -1,4 +1,4 @@
-// Which tensors of a checkpoint's files together are one plain tensor, and how to decode it.
+// What an encoding is given to find its tensors among those of a checkpoint.
 //
 // An encoding (a file in this folder, and a row in registry.cpp) looks at names, dtypes and sizes,
 // at what config.json says, and at the values of a few small tensors; no other byte is read. What
@@ -19,41 +19,10 @@
 #include <vector>
 
 #include "checkpoint/encodings/configuration.h"
+#include "checkpoint/encodings/find.h"
 #include "record/decoder.h"
-#include "system/export.h"
 
 namespace dormant::checkpoint {
-
-/// A tensor as the files have it.
-struct RawTensor {
-  std::string name;
-  c10::ScalarType dtype;
-  std::vector<int64_t> sizes;
-  /// Where the format of the file knows encodings: the one of this tensor, else empty.
-  std::string format;
-};
-
-/// A plain tensor that several raw ones make, or one.
-struct Encoded {
-  std::string name;
-  std::vector<std::string> parts;  ///< raw tensors, as the decoder expects them
-  std::shared_ptr<const record::Decoder> decoder;
-  /// That of the plain tensor: what the decoder gives is cast to it.
-  c10::ScalarType dtype;
-  /// Whether the plain tensor has the last two dimensions of what the decoder gives swapped. That
-  /// is recorded as an operator, so that the engine goes through the parts in their own order.
-  bool transposed = false;
-};
-
-struct Findings {
-  std::vector<Encoded> encoded;
-  /// Raw tensors that only the encoded layers need, such as scales of activations.
-  std::set<std::string> spent;
-  std::vector<std::string> warnings;
-};
-
-/// The bytes of a raw tensor: called for small ones only.
-using ReadSmall = std::function<std::string(const RawTensor&)>;
 
 /// What an encoding looks at, and where it leaves what it finds. Not for several threads.
 class Scan {
@@ -82,6 +51,9 @@ class Scan {
 
   /// The bytes of a tensor. c10::ValueError where it is too large to be what it claims to be.
   std::string read(const RawTensor& tensor) const;
+
+  /// What was found until now.
+  const std::vector<Encoded>& encoded() const { return findings_.encoded; }
 
   /// Whether an encoding has taken a raw tensor.
   bool taken(const std::string& name) const;
@@ -138,12 +110,5 @@ class Scan {
 /// "Next: ..." for what a user can do about an encoding that can't be decoded.
 inline constexpr const char* kNextRaw =
     "Next: get the whole checkpoint again, or pass decode=False to see the tensors as they are.";
-
-/// All encoded tensors of a checkpoint, in the order of the files. c10::ValueError where tensors
-/// and config.json contradict each other or themselves.
-DORMANT_BINDINGS_API Findings find_encoded(std::vector<RawTensor> tensors,
-                                           Configuration configuration,
-                                           std::optional<c10::ScalarType> dtype, std::string where,
-                                           ReadSmall read);
 
 }  // namespace dormant::checkpoint

@@ -2,6 +2,8 @@
 
 #include <c10/util/Exception.h>
 
+#include <utility>
+
 #include "checkpoint/encodings/integer_modules.h"
 #include "decode/gptq.h"
 #include "decode/integer_parts.h"
@@ -13,7 +15,7 @@ namespace {
 using text::in_quotes;
 
 /// What config.json says of all layers.
-decode::GptqConfig config_in(const Scan& scan) {
+decode::Gptq::Config config_in(const Scan& scan) {
   const auto& quantization = scan.configuration().quantization;
   const auto bits = integer_in(scan, quantization, {"bits"});
   TORCH_CHECK_VALUE(bits.has_value(), scan.about(), scan.configured_in(),
@@ -29,17 +31,17 @@ decode::GptqConfig config_in(const Scan& scan) {
       " of GPTQ; gptq and gptq_v2 can be decoded. Next: pass decode=False to see the tensors as "
       "they are, or have GPTQModel convert them.");
   const auto words = text_in(scan, quantization, {"pack_dtype"});
-  TORCH_CHECK_NOT_IMPLEMENTED(words.empty() || words == "int32", scan.about(),
-                              scan.configured_in(), " states pack_dtype ", in_quotes(words),
+  TORCH_CHECK_NOT_IMPLEMENTED(words.empty() || words == "int32", scan.about(), scan.configured_in(),
+                              " states pack_dtype ", in_quotes(words),
                               "; words of int32 can be decoded. Next: pass decode=False.");
   return {*bits, integer_in(scan, quantization, {"group_size"}).value_or(-1), format != "gptq_v2"};
 }
 
 /// Settings of one layer where config.json has some for single layers ("dynamic"): the tensors say
 /// which these are.
-decode::GptqConfig config_of(const Scan& scan, decode::GptqConfig config, const RawTensor& qweight,
-                             const RawTensor& qzeros, const RawTensor& scales,
-                             const RawTensor* g_idx) {
+decode::Gptq::Config config_of(const Scan& scan, decode::Gptq::Config config,
+                               const RawTensor& qweight, const RawTensor& qzeros,
+                               const RawTensor& scales, const RawTensor* g_idx) {
   const bool matrices =
       qweight.sizes.size() == 2 && qzeros.sizes.size() == 2 && scales.sizes.size() == 2;
   std::optional<int64_t> bits;
@@ -82,20 +84,16 @@ void find_gptq(Scan& scan) {
     const auto& qzeros = scan.part(*module + ".qzeros", weight);
     const auto& scales = scan.part(*module + ".scales", weight);
     const auto* g_idx = scan.find(*module + ".g_idx");
-    auto decoder = decoder_of<decode::Gptq>(
-        scan, *module,
-        single_layers ? config_of(scan, config, qweight, qzeros, scales, g_idx) : config,
-        geometry_of(qweight), geometry_of(qzeros), geometry_of(scales),
-        g_idx == nullptr ? std::nullopt : std::optional(geometry_of(*g_idx)));
     std::vector<std::string> parts = {qweight.name, qzeros.name, scales.name};
     if (g_idx != nullptr) {
       parts.insert(parts.begin(), g_idx->name);
     }
-    scan.add({.name = weight,
-              .parts = std::move(parts),
-              .decoder = std::move(decoder),
-              .dtype = scan.dtype_asked_for().value_or(scales.dtype),
-              .transposed = true});
+    scan.add<decode::Gptq>(
+        weight, std::move(parts),
+        {single_layers ? config_of(scan, config, qweight, qzeros, scales, g_idx) : config,
+         {*module, geometry_of(qweight), geometry_of(qzeros), geometry_of(scales),
+          g_idx == nullptr ? std::nullopt : std::optional(geometry_of(*g_idx))}},
+        scan.dtype(scales.dtype), /*transposed=*/true);
   }
 }
 

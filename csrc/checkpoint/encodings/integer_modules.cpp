@@ -1,5 +1,7 @@
 #include "checkpoint/encodings/integer_modules.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cctype>
 
@@ -35,8 +37,7 @@ std::optional<int64_t> integer_in(const Scan& scan, const json& object,
   return value->get<int64_t>();
 }
 
-std::string text_in(const Scan& scan, const json& object,
-                    std::initializer_list<const char*> keys) {
+std::string text_in(const Scan& scan, const json& object, std::initializer_list<const char*> keys) {
   const auto* value = value_in(object, keys);
   if (value == nullptr) {
     return {};

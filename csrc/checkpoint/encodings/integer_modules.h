@@ -1,17 +1,12 @@
-// What the encodings of packed integers share: settings in a quantization_config, and decoders of a
-// layer's tensors.
+// What the encodings of packed integers share: settings in a quantization_config, and names.
 #pragma once
-
-#include <c10/util/Exception.h>
 
 #include <cstdint>
 #include <initializer_list>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <utility>
 
 #include "checkpoint/encodings/encoding.h"
 #include "record/geometry.h"
@@ -31,18 +26,5 @@ record::Geometry geometry_of(const RawTensor& tensor);
 
 /// `name` without `ending`; std::nullopt where it has another, or nothing before it.
 std::optional<std::string> before(const std::string& name, std::string_view ending);
-
-/// A decoder; what its constructor refuses is told with the files.
-template <class Decoder, class... Arguments>
-std::shared_ptr<const record::Decoder> decoder_of(const Scan& scan, Arguments&&... arguments) {
-  try {
-    return std::make_shared<Decoder>(std::forward<Arguments>(arguments)...);
-  } catch (const c10::ValueError& error) {
-    std::string_view what = error.what_without_backtrace();
-    constexpr std::string_view kPrefix = "dormant: ";
-    what.remove_prefix(what.starts_with(kPrefix) ? kPrefix.size() : 0);
-    TORCH_CHECK_VALUE(false, scan.about(), what);
-  }
-}
 
 }  // namespace dormant::checkpoint

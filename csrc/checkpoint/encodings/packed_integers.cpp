@@ -7,7 +7,8 @@
 
 #include "checkpoint/encodings/compressed_groups.h"
 #include "checkpoint/encodings/integer_modules.h"
-#include "decode/compressed_integers.h"
+#include "checkpoint/encodings/module_patterns.h"
+#include "decode/packed_integers.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -18,8 +19,10 @@ using text::in_quotes;
 
 /// What a layer's group of config.json says of its weights.
 struct Settings {
-  decode::CompressedConfig config;
-  bool symmetric;
+  int64_t bits;
+  int64_t group_size = 0;  ///< 0: channels
+  bool one_scale = false;
+  bool symmetric = true;
 };
 
 Settings settings_of(const Scan& scan, const CompressedScheme& scheme, const std::string& weight) {
@@ -34,13 +37,13 @@ Settings settings_of(const Scan& scan, const CompressedScheme& scheme, const std
   if (strategy.empty()) {  // as QuantizationArgs of the library
     strategy = group > 0 ? "group" : group == -1 ? "channel" : "tensor";
   }
-  Settings settings{{*bits, 0, 1}, true};
+  Settings settings{.bits = *bits};
   if (strategy == "group") {
     TORCH_CHECK_VALUE(group > 0, scan.about(), scan.configured_in(), " states group_size ", group,
                       " for ", in_quotes(weight), ", expected a positive integer. ", kNextRaw);
-    settings.config.columns = group;
+    settings.group_size = group;
   } else if (strategy == "tensor") {
-    settings.config.rows = 0;
+    settings.one_scale = true;
   } else {
     TORCH_CHECK_NOT_IMPLEMENTED(
         strategy == "channel", scan.about(), scan.configured_in(), " states the strategy ",
@@ -54,24 +57,22 @@ Settings settings_of(const Scan& scan, const CompressedScheme& scheme, const std
 
 /// The sizes of the weight. Those of groups follow from the scales, and the decoder compares them
 /// with weight_shape; for others the few bytes of weight_shape are read now.
-std::vector<int64_t> sizes_of(const Scan& scan, const decode::CompressedConfig& config,
-                              const RawTensor& packed, const RawTensor& scale,
-                              const RawTensor* shape, const std::string& weight) {
+std::vector<int64_t> sizes_of(const Scan& scan, int64_t group_size, const RawTensor& packed,
+                              const RawTensor& scale, const RawTensor* shape,
+                              const std::string& weight) {
   auto sizes = packed.sizes;
   const auto columns = scale.sizes.empty() ? 0 : scale.sizes.back();
   constexpr int64_t kMost = int64_t{1} << 31;
-  if (config.columns != 0 && columns > 0 && columns <= kMost && config.columns <= kMost &&
-      !sizes.empty()) {
-    sizes.back() = columns * config.columns;
+  if (group_size != 0 && columns > 0 && columns <= kMost && group_size <= kMost && !sizes.empty()) {
+    sizes.back() = columns * group_size;
     return sizes;
   }
   const auto& values = shape != nullptr ? *shape : scan.part(weight + "_shape", weight);
   const auto bytes = scan.read(values);
-  TORCH_CHECK_VALUE(values.dtype == ScalarType::Long &&
-                        bytes.size() == sizes.size() * sizeof(int64_t),
-                    scan.about(), in_quotes(values.name), " has sizes ",
-                    c10::IntArrayRef(values.sizes), " of ", values.dtype, ", expected ",
-                    sizes.size(), " integers of Long. ", kNextRaw);
+  TORCH_CHECK_VALUE(
+      values.dtype == ScalarType::Long && bytes.size() == sizes.size() * sizeof(int64_t),
+      scan.about(), in_quotes(values.name), " has sizes ", c10::IntArrayRef(values.sizes), " of ",
+      values.dtype, ", expected ", sizes.size(), " integers of Long. ", kNextRaw);
   std::memcpy(sizes.data(), bytes.data(), bytes.size());
   return sizes;
 }
@@ -94,32 +95,26 @@ void add_weight(Scan& scan, const CompressedGroups& groups, const RawTensor& pac
                                         : &scan.part(weight + "_zero_point", weight);
   const auto* g_idx = scan.find(weight + "_g_idx");
   const auto* shape = scan.find(weight + "_shape");
-  const auto sizes = sizes_of(scan, settings.config, packed, scale, shape, weight);
-  auto decoder = decoder_of<decode::CompressedIntegers>(
-      scan,
-      decode::CompressedLayer{module,
-                              {sizes.begin(), sizes.end()},
-                              geometry_of(packed),
-                              geometry_of(scale),
-                              geometry_or_none(zero),
-                              geometry_or_none(g_idx),
-                              geometry_or_none(shape)},
-      settings.config);
   std::vector<std::string> parts;
   for (const auto* part : {shape, g_idx, &packed, &scale, zero}) {
     if (part != nullptr) {
       parts.push_back(part->name);
     }
   }
-  scan.add({.name = weight,
-            .parts = std::move(parts),
-            .decoder = std::move(decoder),
-            .dtype = scan.dtype_asked_for().value_or(scale.dtype)});
-  for (const auto* other :
-       {".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale",
-        ".output_zero_point"}) {
-    scan.spend(module + other);
-  }
+  scan.add<decode::PackedIntegers>(
+      weight, std::move(parts),
+      {.module = module,
+       .sizes = sizes_of(scan, settings.group_size, packed, scale, shape, weight),
+       .bits = settings.bits,
+       .group_size = settings.group_size,
+       .one_scale = settings.one_scale,
+       .packed = geometry_of(packed),
+       .scale = geometry_of(scale),
+       .zero = geometry_or_none(zero),
+       .g_idx = geometry_or_none(g_idx),
+       .shape = geometry_or_none(shape)},
+      scan.dtype(scale.dtype));
+  spend_activation_settings(scan, module);
 }
 
 }  // namespace

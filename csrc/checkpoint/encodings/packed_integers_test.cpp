@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "checkpoint/encodings/configuration.h"
-#include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/find.h"
 #include "checkpoint/scratch_folder.h"
 
 namespace dormant::checkpoint {
@@ -32,8 +32,7 @@ std::string config_of(const std::string& quantization) {
 Findings find(Tensors tensors, const std::string& quantization,
               const std::vector<int64_t>& shape = {},
               std::optional<ScalarType> dtype = std::nullopt) {
-  return find_encoded(std::move(tensors),
-                      parse_configuration(config_of(quantization), "config.json"), dtype,
+  return find_encoded(std::move(tensors), {"config.json", config_of(quantization)}, dtype,
                       "model.safetensors", [&](const RawTensor& tensor) {
                         EXPECT_EQ(tensor.name, "a.weight_shape");
                         std::string bytes(shape.size() * sizeof(int64_t), '\0');
@@ -69,10 +68,10 @@ TEST(GptqEncoding, FindsTheTensorsOfALayer) {
   EXPECT_EQ(weight.parts,
             (std::vector<std::string>{"a.g_idx", "a.qweight", "a.qzeros", "a.scales"}));
   EXPECT_TRUE(weight.transposed);
-  EXPECT_EQ(weight.dtype, kHalf);  // that of the scales, in which the library computes
+  EXPECT_EQ(weight.decoder->output().dtype, kHalf);  // the library computes in that of the scales
+  EXPECT_EQ(weight.dtype, ScalarType::BFloat16);     // as config.json says
   EXPECT_EQ(weight.decoder->name(), "gptq, 4 bits, g_idx");
-  EXPECT_EQ(find(gptq(false), kGptq).encoded.at(0).decoder->name(),
-            "gptq, 4 bits, groups of 32");
+  EXPECT_EQ(find(gptq(false), kGptq).encoded.at(0).decoder->name(), "gptq, 4 bits, groups of 32");
 }
 
 TEST(GptqEncoding, KnowsBothKindsOfZeros) {
@@ -87,17 +86,16 @@ TEST(GptqEncoding, LayersMayHaveBitsOfTheirOwn) {
   tensors.push_back({"b.qzeros", kInt, {2, 16}, {}});
   tensors.push_back({"b.scales", kHalf, {2, 64}, {}});
   const auto refused = refusal(tensors, kGptq);
-  EXPECT_TRUE(contains(refused, "decode b: scales has shape [2, 64]")) << refused;
+  EXPECT_TRUE(contains(refused, "'b.weight' can't be decoded from")) << refused;
   const auto found = find(
-      tensors,
-      R"({"quant_method":"gptq","bits":4,"group_size":32,"dynamic":{"b":{"bits":8}}})");
+      tensors, R"({"quant_method":"gptq","bits":4,"group_size":32,"dynamic":{"b":{"bits":8}}})");
   ASSERT_EQ(found.encoded.size(), 2u);
   EXPECT_EQ(found.encoded[1].decoder->name(), "gptq, 8 bits, groups of 64");
 }
 
 TEST(GptqEncoding, RefusesWhatContradictsTheConfiguration) {
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq","bits":8,"group_size":32})"),
-                       "model.safetensors: decode a: qweight has shape [16, 64]"));
+                       "qweight has shape [16, 64]"));
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq","bits":4,"group_size":64})"),
                        "scales has shape [4, 64]"));
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq"})"), "states no bits"));
@@ -167,8 +165,8 @@ TEST(AwqEncoding, RefusesOtherVersions) {
                    std::string(version) + "\"}");
     EXPECT_TRUE(contains(text, version)) << text;
   }
-  EXPECT_TRUE(contains(refusal<c10::NotImplementedError>(awq(), R"({"quant_method":"awq","bits":8})"),
-                       "8 bits"));
+  EXPECT_TRUE(contains(
+      refusal<c10::NotImplementedError>(awq(), R"({"quant_method":"awq","bits":8})"), "8 bits"));
   EXPECT_TRUE(contains(refusal(awq(), R"({"quant_method":"awq","bits":4,"group_size":48})"),
                        "AWQ in groups of 48"));
 }
@@ -196,15 +194,18 @@ TEST(PackedIntegersEncoding, GroupsSayHowManyColumnsThereAre) {
   const auto found = find(packed(), compressed(kGroup));  // without a look at weight_shape
   ASSERT_EQ(found.encoded.size(), 1u);
   EXPECT_EQ(found.encoded[0].name, "a.weight");
-  EXPECT_EQ(found.encoded[0].parts, (std::vector<std::string>{"a.weight_shape", "a.weight_packed",
-                                                              "a.weight_scale"}));
+  EXPECT_EQ(found.encoded[0].dtype, ScalarType::BFloat16);
+  EXPECT_EQ(found.encoded[0].parts,
+            (std::vector<std::string>{"a.weight_shape", "a.weight_packed", "a.weight_scale"}));
   EXPECT_FALSE(found.encoded[0].transposed);
   EXPECT_EQ(found.encoded[0].decoder->output().sizes, (c10::SmallVector<int64_t, 5>{40, 128}));
   EXPECT_EQ(found.spent, std::set<std::string>{"a.input_scale"});
 }
 
 TEST(PackedIntegersEncoding, ChannelsAndTensorsReadTheShape) {
-  const auto sizes = [](const Findings& found) { return found.encoded.at(0).decoder->output().sizes; };
+  const auto sizes = [](const Findings& found) {
+    return found.encoded.at(0).decoder->output().sizes;
+  };
   EXPECT_EQ(sizes(find(packed(1), compressed(R"("strategy":"channel")"), {40, 125})),
             (c10::SmallVector<int64_t, 5>{40, 125}));
   EXPECT_EQ(sizes(find(packed(1), compressed(R"("group_size":-1)"), {40, 127})),
@@ -218,8 +219,7 @@ TEST(PackedIntegersEncoding, ChannelsAndTensorsReadTheShape) {
 TEST(PackedIntegersEncoding, ZerosAreThereWhereTheyShould) {
   const std::string asymmetric = R"("strategy":"group","group_size":32,"symmetric":false)";
   EXPECT_EQ(find(packed(4, true), compressed(asymmetric)).encoded.at(0).parts.size(), 4u);
-  EXPECT_TRUE(
-      contains(refusal(packed(), compressed(asymmetric)), "'a.weight_zero_point'"));
+  EXPECT_TRUE(contains(refusal(packed(), compressed(asymmetric)), "'a.weight_zero_point'"));
 }
 
 TEST(PackedIntegersEncoding, RefusesWhatContradictsTheConfiguration) {

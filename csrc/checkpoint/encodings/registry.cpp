@@ -12,9 +12,11 @@
 #include "checkpoint/encodings/block_fp8.h"
 #include "checkpoint/encodings/compressed_fp4.h"
 #include "checkpoint/encodings/encoding.h"
+#include "checkpoint/encodings/gguf_blocks.h"
 #include "checkpoint/encodings/gptq.h"
 #include "checkpoint/encodings/mxfp4.h"
 #include "checkpoint/encodings/packed_integers.h"
+#include "checkpoint/encodings/scaled_blocks.h"
 #include "checkpoint/encodings/scaled_weights.h"
 #include "text/printable.h"
 
@@ -31,12 +33,12 @@ struct Encoding {
 
 const std::vector<Encoding>& encodings() {
   static const std::vector<Encoding> rows = {
-      // Before block fp8, which is what refuses weights that nothing scales.
       {"scaled weights", {"compressed-tensors", "fbgemm_fp8", "fp8"}, find_scaled_weights},
       {"block fp8", {"fp8"}, find_block_fp8},
       {"gptq", {"gptq"}, find_gptq},
       {"awq", {"awq"}, find_awq},
       {"packed integers", {"compressed-tensors"}, find_packed_integers},
+      {"blocks of GGUF", {}, find_gguf_blocks},
       {"mxfp4", {"mxfp4"}, find_mxfp4},
       {"compressed fp4", {"compressed-tensors"}, find_compressed_fp4},
       {"bitsandbytes", {"bitsandbytes"}, find_bitsandbytes},
@@ -46,9 +48,16 @@ const std::vector<Encoding>& encodings() {
 
 }  // namespace
 
-Findings find_encoded(std::vector<RawTensor> tensors, Configuration configuration,
-                      std::optional<c10::ScalarType> dtype, std::string where, ReadSmall read) {
-  Scan scan(std::move(tensors), std::move(configuration), dtype, std::move(where), std::move(read));
+Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& configuration,
+                      std::optional<c10::ScalarType> dtype, const std::string& where,
+                      ReadSmall read) {
+  auto parsed = configuration.path.empty()
+                    ? Configuration{}
+                    : parse_configuration(configuration.text, text::printable(configuration.path));
+  for (const auto& [path, contents] : configuration.quantization_files) {
+    add_quantization(parsed, contents, text::printable(path));
+  }
+  Scan scan(std::move(tensors), std::move(parsed), dtype, text::printable(where), std::move(read));
   const auto& method = scan.configuration().method;
   bool known = method.empty();
   for (const auto& encoding : encodings()) {
@@ -60,6 +69,7 @@ Findings find_encoded(std::vector<RawTensor> tensors, Configuration configuratio
     }
     known = known || is_it;
   }
+  refuse_unscaled(scan);
   std::map<std::string_view, size_t> order;
   for (const auto& tensor : scan.tensors()) {
     order.emplace(tensor.name, order.size());

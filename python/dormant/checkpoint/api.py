@@ -30,7 +30,10 @@ from dormant.checkpoint.entry import (
     contiguous_strides,
 )
 from dormant.checkpoint.files import Group, find_groups
-from dormant.checkpoint.torch_file import Fits, is_torch_file, read_torch_file
+from dormant.checkpoint.gguf_file import MAGIC as GGUF
+from dormant.checkpoint.gguf_file import check_split, read_gguf
+from dormant.checkpoint.pretrained import Naming
+from dormant.checkpoint.torch_file import Fits, Foreign, is_torch_file, read_torch_file
 from dormant.checkpoint.verification import Verification, verify
 from dormant.recording import patches
 from dormant.reporting.progress import Callback
@@ -42,7 +45,7 @@ from dormant.text.table import format_bytes, format_html_table
 _OTHER_FILES = {
     b"version https://git-lfs": "It is a pointer of Git LFS: run 'git lfs pull' to get the file.",
     b"<": "It looks like a web page: the download asked for a login, or the wrong address.",
-    b"GGUF": "It is a GGUF file: read it with gguf or transformers, and save its tensors.",
+    GGUF: "It is a GGUF file: give it a name that ends in .gguf.",
     b"\x89HDF": "It is an HDF5 file: read it with h5py, and save its tensors.",
     b"\x80": "It is a pickle, but not of torch.save: load it with the program that wrote it.",
 }
@@ -143,6 +146,8 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
     def extra(self) -> dict[str, Any]:
         """What files of torch.save hold beside tensors by name: numbers, an optimizer's state.
 
+        Objects of classes that are not plain are records that say what they hold: their class,
+        arguments and attributes, with lazy tensors in them. A pickled module is such a record, too.
         It is made anew for each access, with lazy tensors in it. Of several files' values under one
         name it has the first.
 
@@ -155,6 +160,15 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
             for content in self._contents:
                 found = {**content.extra(), **found}
         return found
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """What files of torch.save name and weights-only loading refuses: classes and functions.
+
+        None of them was imported or called: what they would make are records in `extra`
+        (`dormant.checkpoint.inert.Record`).
+        """
+        return tuple(sorted({name for content in self._contents for name in content.foreign}))
 
     def verify(self, *, progress: bool | Callback | None = None) -> Verification:
         """Reads every byte of the files and compares it with the files' checksums.
@@ -227,7 +241,7 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"for_model: model must be a module, got {type(model).__name__}.")
         with patches.in_use():
-            items = converted(self._items, model)
+            items = converted(self._items, model, self.naming)
         if items is None:
             return self
         return Checkpoint(
@@ -258,6 +272,12 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         for one in versions:
             merged = {**one, **merged}
         return merged
+
+    @property
+    def naming(self) -> Naming | None:
+        """How its names become a model's, where the format has names of its own."""
+        found = (content.naming for content in self._contents)
+        return next((naming for naming in found if naming is not None), None)
 
     def _title(self) -> str:
         files = [content.file.path for content in self._contents]
@@ -299,6 +319,7 @@ def open_checkpoint(
     key: str | None = None,
     rules: Rules | None = None,
     decode: Decode = True,
+    foreign: Foreign = "inert",
 ) -> Checkpoint:
     """Opens checkpoint files as a mapping of names to lazy tensors.
 
@@ -306,22 +327,24 @@ def open_checkpoint(
     the tensors that every rank has whole are compared, which reads those.)
 
     Args:
-        path_or_paths: a safetensors file; a file of torch.save, zip or older layout, whose pickle
-            is read as `torch.load(weights_only=True)` does; an index of a sharded checkpoint
-            (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one); or a folder, in
-            which are looked for, in this order: model.safetensors, model.safetensors.index.json,
-            pytorch_model.bin, pytorch_model.bin.index.json, a tensor-parallel set
-            (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...), one of
-            torch.distributed.checkpoint (.metadata, whose path can be given as well), and the only
-            checkpoint *.safetensors, *.bin, *.pth or *.pt, of several variants (model.fp16.bin)
-            the one without a variant. An index comes before its files. Several paths are opened in
-            order: their names must differ, except that differences
+        path_or_paths: a safetensors file; a GGUF file, of a split one any part; a file of
+            torch.save, zip or older layout, of which nothing is imported or called; an index of a
+            sharded checkpoint (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one);
+            or a folder, in which are looked for, in this order: model.safetensors,
+            model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json, a
+            tensor-parallel set (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...),
+            one of torch.distributed.checkpoint (.metadata, whose path can be given as well), and
+            the only checkpoint *.safetensors, *.bin, *.pth, *.pt or *.gguf, of several variants
+            (model.fp16.bin) the one without a variant. An index comes before its files. Several
+            paths are opened in order: their names must differ, except that differences
             (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
-        key: which mapping in a file of torch.save holds the tensors, "" the file's own. None takes
-            the only one, the file's own or one in it ("model" or "state_dict", often), that holds
-            more than one tensor, or any. In a folder of torch.distributed.checkpoint it is a
-            mapping of the state dict that was saved ("model", or nested "app.model"); None and ""
-            take all tensors under their full names.
+        key: which mapping or module in a file of torch.save holds the tensors, "" the file's own.
+            None takes the only one, the file's own or one in it ("model" or "state_dict", often),
+            that holds more than one tensor, or any. A pickled module has the names of its
+            `state_dict()`; nested containers have names with dots, where nothing else has tensors.
+            In a folder of torch.distributed.checkpoint it is a mapping of the state dict that was
+            saved ("model", or nested "app.model"); None and "" take all tensors under their full
+            names.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
             means LLaMA's.
         decode: True shows tensors that are kept encoded (fp8 and mxfp4 with their scales, 4-bit
@@ -329,6 +352,9 @@ def open_checkpoint(
             dtype that the library concerned decodes to; a dtype asks for that one instead. They are
             decoded in small pieces when they are materialized. False shows the tensors as they are
             in the files. `entries` names the encoding.
+        foreign: what becomes of objects of classes that `torch.load(weights_only=True)` does not
+            know: "inert" makes them records that say what they hold, as `extra` shows; "error"
+            refuses the file.
 
     Returns:
         The checkpoint.
@@ -338,12 +364,13 @@ def open_checkpoint(
 
     Raises:
         TypeError: `decode` is of another type.
-        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or asks for
-            anything but tensors; a folder has nothing to open or several choices; a name is in two
-            files; encoded tensors lack a part, or contradict config.json; `decode` is a dtype that
-            nothing is computed in.
+        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or holds no
+            tensors by name, or several mappings of them; `foreign` is "error" and a file has such
+            objects; a folder has nothing to open or several choices; a name is in two files;
+            encoded tensors lack a part, or contradict config.json; `decode` is a dtype that nothing
+            is computed in.
         KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
-        NotImplementedError: TorchScript, torch's tar layout, tensors that are not strided.
+        NotImplementedError: torch's tar layout, tensors that are not strided.
         OSError: the system cannot read a file; with its errno.
 
     Example:
@@ -368,7 +395,7 @@ def open_checkpoint(
     metadata: dict[str, Any] = {}
     raw: dict[str, Item] = {}  # to be decoded together: codes and scales may be in two paths
     for group in groups:
-        opened = _open(group, key, rules, None, decode)
+        opened = _open(group, key, rules, None, decode, foreign)
         contents += opened.contents
         metadata = {**opened.metadata, **metadata}
         if group.kind == "differences" and not single and (items or raw):
@@ -382,13 +409,16 @@ def open_checkpoint(
     return Checkpoint(items, contents, metadata, are_differences=are_differences)
 
 
-def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
+def open_each(
+    paths: Sequence[PathLike], fits: Fits, foreign: Foreign = "inert"
+) -> dict[int, Checkpoint]:
     """Opens checkpoints that may have names in common.
 
     Args:
         paths: as for `open_checkpoint`; the parts of a tensor-parallel set make one checkpoint.
         fits: how many of the names that it is given a model has, which chooses among the mappings
             in a file of torch.save.
+        foreign: as for `open_checkpoint`.
 
     Returns:
         The checkpoints in order, each by the position of its first path.
@@ -398,7 +428,7 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
     """
     found: dict[int, Checkpoint] = {}
     for group in find_groups(paths):
-        opened = _open(group, None, None, fits, True)
+        opened = _open(group, None, None, fits, True, foreign)
         found[group.position] = Checkpoint(
             decoded(opened.items, opened.contents, True),
             opened.contents,
@@ -409,26 +439,37 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
 
 
 def _open(
-    group: Group, key: str | None, rules: Rules | None, fits: Fits | None, decode: Decode
+    group: Group,
+    key: str | None,
+    rules: Rules | None,
+    fits: Fits | None,
+    decode: Decode,
+    foreign: Foreign,
 ) -> _Opened:
     if group.kind == "index":
         path = group.files[0]
-        return _opened_at_once(path, lambda: _open_shards(path, key, fits))
+        return _opened_at_once(path, lambda: _open_shards(path, key, fits, foreign))
     if group.kind == "distributed":
         path = group.files[0]
         return _opened_at_once(path, lambda: _open_distributed(group.files, key, fits))
-    contents = [_read(path, key, fits) for path in group.files]
+    contents = [_read(path, key, fits, foreign) for path in group.files]
     metadata: dict[str, Any] = {}
     for content in contents:
         metadata = {**content.metadata, **metadata}
     if len(contents) == 1:
         return _Opened(dict(contents[0].tensors), contents, metadata)
+    if group.kind == "split":
+        check_split(contents)
+        items: dict[str, Item] = {}
+        for content in contents:
+            join(items, dict(content.tensors))
+        return _Opened(items, contents, metadata)
     # Codes and scales of a rank belong together, whichever way its part of the tensor was cut.
     parts = [decoded(content.tensors, [content], decode) for content in contents]
     return _Opened(merged_parts(parts, rules), contents, metadata)
 
 
-def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
+def _read(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> Contents:
     file = _C.File(path)
     first = file.read(0, min(file.size, 512))
     hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
@@ -436,13 +477,16 @@ def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
         # No header of safetensors is so long that these bytes of its length are used.
         if hint is None or first[4:8] == bytes(4):
             return _read_safetensors(file)
+    elif first.startswith(GGUF):
+        return read_gguf(file)
     elif is_torch_file(first):
-        return read_torch_file(file, key=key, fits=fits)
+        return read_torch_file(file, key=key, fits=fits, foreign=foreign)
     elif first[8:9] == b"{":
         return _read_safetensors(file)
     got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
     raise ValueError(
-        f"open_checkpoint: {file.path} {got}, expected a safetensors file or one of torch.save. "
+        f"open_checkpoint: {file.path} {got}, expected a safetensors or GGUF file, or "
+        "one of torch.save. "
         f"{hint or 'Pass the path of a checkpoint file.'}"
     )
 
@@ -501,11 +545,11 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_shards(path: Path, key: str | None, fits: Fits | None) -> _Opened:
+def _open_shards(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
     shards, about = _C.index_entries(path)
     contents: dict[str, Contents] = {}
     for shard in sorted(set(shards.values())):
-        contents[shard] = _read(Path(shard), key, fits)
+        contents[shard] = _read(Path(shard), key, fits, foreign)
     owners: dict[str, str] = {}
     for shard, content in contents.items():
         for name in content.tensors:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dormant.checkpoint.entry import Entry, Item
-from dormant.checkpoint.pretrained import Step, find_conversion
+from dormant.checkpoint.pretrained import Naming, Step, find_conversion
 from dormant.tensor_parallel.rules import Rules, llama_rules
 from dormant.tensor_parallel.sets import apply_diffs, merge
 
@@ -61,14 +61,16 @@ class _Converted:
         return made
 
 
-def converted(items: Mapping[str, Item], model: torch.nn.Module) -> dict[str, Item] | None:
+def converted(
+    items: Mapping[str, Item], model: torch.nn.Module, naming: Naming | None = None
+) -> dict[str, Item] | None:
     """`items` under the names and in the layouts of a model; None where they have them already.
 
     Raises:
         ValueError: as by `find_conversion` and `Conversion.apply`.
     """
     shapes = {name: item.entry.shape for name, item in items.items()}
-    conversion = find_conversion(model, shapes, "for_model")
+    conversion = find_conversion(model, shapes, "for_model", naming)
     if conversion is None:
         return None
     # Converting all of them once checks everything; the tensors are not kept.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from dormant._extension import _C
+from dormant.checkpoint.pretrained import Naming
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Contents:
         metadata: what the file says about itself.
         versions: the `_metadata` of a module's state dict: versions by module name.
         extra: makes what is in the file beside the tensors.
+        naming: how its names become a model's, where the format has names of its own.
+        foreign: the classes and functions that it names and weights-only loading does not know.
     """
 
     file: _C.File
@@ -112,6 +115,8 @@ class Contents:
     metadata: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] | None = None
     extra: Callable[[], dict[str, Any]] = dict
+    naming: Naming | None = None
+    foreign: tuple[str, ...] = ()
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

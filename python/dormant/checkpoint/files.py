@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["file", "index", "parts", "differences", "distributed"]
+Kind = Literal["file", "index", "parts", "differences", "distributed", "split"]
 
 # Of a variant: model.safetensors.index.fp16.json.
 _INDEX = re.compile(r".*\.index(\.[^.]+)?\.json", re.ASCII | re.DOTALL)
@@ -33,7 +33,7 @@ _FIRST = (
     "pytorch_model.bin.index.json",
 )
 # Then what is of the first of these kinds.
-_KINDS = (".safetensors", ".bin", ".pth", ".pt")
+_KINDS = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
 # model-00001-of-00004.safetensors; with a variant model.fp16-00001-of-00004.safetensors or, from
 # older libraries, model-00001-of-00004.fp16.safetensors.
 _SHARD = re.compile(r".*-\d+-of-\d+(\.[^.]+)?", re.ASCII | re.DOTALL)
@@ -42,6 +42,9 @@ _SHARD = re.compile(r".*-\d+-of-\d+(\.[^.]+)?", re.ASCII | re.DOTALL)
 # file, safetensors files of its HuggingFaceStorageWriter.
 _DISTRIBUTED = ".metadata"
 _DISTRIBUTED_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
+
+# llama.cpp's gguf-split: model-00001-of-00003.gguf.
+_SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<of>\d{5})\.gguf", re.ASCII | re.DOTALL)
 
 _NAMED = 20  # parts that a message lists
 _SHOWN = 200  # characters of a path that is too long
@@ -54,9 +57,10 @@ class Group:
     Attributes:
         kind: "file"; "index": JSON that names the file of each tensor; "parts": those of all
             tensor-parallel ranks; "differences": the same, to be added to what is opened before;
-            "distributed": of torch.distributed.checkpoint.
-        files: the file, the index, or the parts in the order of the ranks; of
-            torch.distributed.checkpoint its metadata, or all files where it has none.
+            "distributed": of torch.distributed.checkpoint; "split": those of a GGUF file that was
+            split.
+        files: the file, the index, or the parts in order; of torch.distributed.checkpoint its
+            metadata, or all files where it has none.
         position: which of the paths it comes from, or begins with, counted from 0.
     """
 
@@ -99,6 +103,8 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
             group = Group("differences", (path,))
         else:
             group = _single(path)
+            if group.kind == "split" and any(group.files == other.files for other in groups):
+                continue
         groups.append(replace(group, position=position))
     return groups
 
@@ -169,6 +175,8 @@ def _find_in(folder: Path) -> Group:
 def _single(path: Path) -> Group:
     if path.name == _DISTRIBUTED:
         return Group("distributed", (path,))
+    if found := _SPLIT.fullmatch(path.name):
+        return _split(path, found["stem"], int(found["number"]), int(found["of"]))
     return Group("index" if is_index(path.name) else "file", (path,))
 
 
@@ -186,6 +194,13 @@ def _choices(names: Sequence[str], kind: str) -> list[str]:
         alone = [f for f in files if not _SHARD.fullmatch(f.removesuffix(kind))]
         # What is called otherwise is one of the files that an index names.
         return [*indices, *(f for f in alone if any(f.startswith(f"{s}.") for s in stems))]
+    if kind == ".gguf":
+        # Of a split file the part that is there first stands for all.
+        first_parts: dict[str, str] = {}
+        for name in files:
+            split = _SPLIT.fullmatch(name)
+            first_parts.setdefault(f"{split['stem']}-of-{split['of']}" if split else name, name)
+        return list(first_parts.values())
     if len(files) > 1:
         # accelerate has an index of files that are called anything: weight_map.index.json.
         of_kinds = tuple(f"{each}.index.json" for each in _KINDS)
@@ -214,6 +229,18 @@ def _is_variant(name: str, stem: str, kind: str) -> bool:
     """Whether a name is like model.fp16.safetensors or model.safetensors.index.fp16.json."""
     own, _, rest = name.partition(kind)
     return own.startswith(f"{stem}.") or (own == stem and rest not in ("", ".index.json"))
+
+
+def _split(path: Path, stem: str, number: int, count: int) -> Group:
+    """All parts of a split file, whichever is asked for, if none is missing."""
+    names = [f"{stem}-{each:05}-of-{count:05}.gguf" for each in range(1, count + 1)]
+    missing = [*islice((name for name in names if not (path.parent / name).exists()), _NAMED)]
+    if missing or not 1 <= number <= count:
+        raise ValueError(
+            f"open_checkpoint: {str(path)!r} is part {number} of a file in {count} parts by its "
+            f"name, and the folder lacks {missing}. Get them all."
+        )
+    return Group("split", tuple(path.parent / name for name in names))
 
 
 def _ambiguous(folder: Path, names: Iterable[str]) -> ValueError:

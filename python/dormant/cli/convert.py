@@ -13,6 +13,7 @@ import torch
 from dormant.checkpoint.api import open_checkpoint
 from dormant.checkpoint.decoding import Decode
 from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.pretrained import Naming
 from dormant.cli.arguments import (
     DTYPE_NAMES,
     add_output_options,
@@ -37,7 +38,7 @@ from dormant.cli.destination import (
     output,
 )
 from dormant.cli.outcome import Outcome, UsageError
-from dormant.cli.pretrained import quantized_model, read_config
+from dormant.cli.pretrained import GGUF_ENDING, quantized_model, read_config
 from dormant.loading.encoded import forget_encoding
 from dormant.publication.publication import Publication, Replacement
 from dormant.quantization.nested_offsets import compute_offsets
@@ -78,6 +79,7 @@ EXAMPLES = """\
       dormant convert llama-2-13b four --parts 4
       dormant convert old.pt new.safetensors --rename module.= --rename head.w=head.weight
       dormant convert llama llama-nf4 --quantize nf4 --dtype bfloat16
+      dormant convert llama-Q4_K_M.gguf llama-nf4 --quantize nf4
       dormant convert deepseek-fp8 deepseek-bf16 --dtype bfloat16 --max-shard-size 5GB
       dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
       dormant convert step-1000 model.safetensors --key model     # ranks' .distcp files
@@ -103,7 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         metavar="SCHEME",
         choices=_SCHEMES,
-        help="nf4, fp4 or int8, as bitsandbytes; a config.json says which model it is",
+        help="nf4, fp4 or int8, as bitsandbytes; a config.json, or a GGUF file itself, says which "
+        "model it is",
     )
     parser.add_argument(
         "--config",
@@ -136,6 +139,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key",
         help="which mapping in a file of torch.save, or in what ranks saved, holds the tensors "
         "(default: the only; of ranks all)",
+    )
+    parser.add_argument(
+        "--foreign",
+        choices=("inert", "error"),
+        default="inert",
+        help="objects of unknown classes in files of torch.save: never made (default), or refused",
     )
     parser.add_argument(
         "--no-decode",
@@ -189,8 +198,8 @@ def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
         )
     if options.quantize and _config_of(options) is None:
         raise UsageError(
-            "--quantize needs a config.json of transformers, which says what the layers are; "
-            f"{', '.join(options.paths)} has none. Pass --config."
+            "--quantize needs a config.json of transformers, or a GGUF file, which say what the "
+            f"layers are; {', '.join(options.paths)} has none. Pass --config."
         )
 
 
@@ -199,20 +208,28 @@ def _config_of(options: argparse.Namespace) -> Path | None:
     if options.config is not None:
         return Path(options.config)
     folders = folders_of(options.paths)
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if found is None and options.paths[0].endswith(GGUF_ENDING):
+        return Path(options.paths[0])
+    return found
 
 
-def _open(options: argparse.Namespace) -> tuple[dict[str, torch.Tensor], bool]:
+def _open(
+    options: argparse.Namespace,
+) -> tuple[dict[str, torch.Tensor], bool, Naming | None]:
     """The checkpoint's tensors under their new names, lazy, tied ones of one storage.
 
     Returns:
-        The tensors, and whether some of them are kept encoded in the files.
+        The tensors, whether some of them are kept encoded in the files, and how the names become
+        those of a model, where the format has names of its own.
     """
     rules = None if options.rules is None else _RULES[options.rules]
     # Weights are computed in two bytes or more; a cast to less comes after.
     wanted = options.dtype is not None and options.dtype.itemsize > 1
     decode: Decode = not options.no_decode and (options.dtype if wanted else True)
-    checkpoint = open_checkpoint(options.paths, key=options.key, rules=rules, decode=decode)
+    checkpoint = open_checkpoint(
+        options.paths, key=options.key, rules=rules, decode=decode, foreign=options.foreign
+    )
     check_apart(Path(options.out), checkpoint.files)
     rename = prefix_or_name(options.rename)
     unused = [old for old in rename if not _is_used(old, checkpoint)]
@@ -225,7 +242,7 @@ def _open(options: argparse.Namespace) -> tuple[dict[str, torch.Tensor], bool]:
         state[name] = made[entry] if entry in made else checkpoint[name]
         if entry.parts:
             made[entry] = state[name]
-    return renamed(state, as_function(rename)), checkpoint.is_decoded
+    return renamed(state, as_function(rename)), checkpoint.is_decoded, checkpoint.naming
 
 
 def _is_used(old: str, names: Iterable[str]) -> bool:
@@ -235,7 +252,7 @@ def _is_used(old: str, names: Iterable[str]) -> bool:
 
 def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict[str, Any]:
     folders = folders_of(options.paths)
-    state, decoded = _open(options)
+    state, decoded, _ = _open(options)
     is_quantized = "quantization_config" in configuration(folders)
     if options.dtype is not None and is_quantized and not decoded:
         raise UsageError(
@@ -297,12 +314,12 @@ def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
     place = _config_of(options)
     assert place is not None
     config = read_config(place)
-    state, decoded = _open(options)
+    state, decoded, naming = _open(options)
     if decoded:
         forget_encoding(config)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{place} is already quantized, according to its config.json.")
-    model, left_out = quantized_model(config, state, options.dtype, options.quantize)
+    model, left_out = quantized_model(config, state, options.dtype, options.quantize, naming)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     report = _save(model, target, options)
     folders = folders_of(options.paths)

@@ -14,6 +14,7 @@ import torch
 
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.gguf_file import StoredArray
 from dormant.cli.arguments import positive
 from dormant.cli.outcome import Outcome
 from dormant.cli.screen import format_columns
@@ -36,6 +37,7 @@ EXAMPLES = """\
       dormant inspect model.safetensors
       dormant inspect llama-2-13b --depth 2
       dormant inspect pytorch_model.bin --tensors --hash
+      dormant inspect llama-3-8b-Q4_K_M.gguf
       dormant inspect checkpoint --json | jq '.totals.nbytes'
 """
 _SHOWN = 20
@@ -63,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
     )
     parser.add_argument(
+        "--foreign",
+        choices=("inert", "error"),
+        default="inert",
+        help="objects of unknown classes in files of torch.save: never made (default), or refused",
+    )
+    parser.add_argument(
         "--no-decode",
         action="store_true",
         help="show encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are in the files",
@@ -71,15 +79,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """What is in the checkpoint."""
-    checkpoint = open_checkpoint(options.paths, key=options.key, decode=not options.no_decode)
+    checkpoint = open_checkpoint(
+        options.paths,
+        key=options.key,
+        decode=not options.no_decode,
+        foreign=options.foreign,
+    )
     hashes = _hashes(checkpoint, options.progress) if options.hash else {}
     duplicates = _duplicates(checkpoint.entries, hashes)
     totals = _totals(checkpoint.entries)
     rows = tree_rows(checkpoint.entries, options.depth)
     data = {
         "files": [str(path) for path in checkpoint.files],
-        "metadata": dict(checkpoint.metadata),
+        "metadata": {key: _shown(value) for key, value in checkpoint.metadata.items()},
         "are_differences": checkpoint.are_differences,
+        "foreign": list(checkpoint.foreign),
         "totals": totals,
         "tree": [asdict(row) for row in rows],
         "tensors": [
@@ -92,6 +106,13 @@ def run(options: argparse.Namespace) -> Outcome:
     body = _tensor_table(checkpoint.entries) if options.tensors else _tree_table(rows)
     lines = [*_head(checkpoint), "", body, "", *_foot(checkpoint, totals, duplicates)]
     return Outcome(data, "\n".join(lines))
+
+
+def _shown(value: Any) -> Any:
+    """Metadata for --json: of a long array, such as a vocabulary, the beginning."""
+    if not isinstance(value, StoredArray):
+        return value
+    return list(value) if len(value) <= _SHOWN else repr(value)
 
 
 def _described(name: str, entry: Entry, sha256: str | None) -> dict[str, Any]:
@@ -205,6 +226,11 @@ def _head(checkpoint: Checkpoint) -> list[str]:
     for key, value in checkpoint.metadata.items():
         text = printable(str(value))
         lines.append(f"{printable(str(key))}: {text if len(text) < 100 else text[:100] + '...'}")
+    if names := [printable(name) for name in checkpoint.foreign]:
+        more = f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        lines.append(
+            f"the file names, and nothing imported or called: {', '.join(names[:_SHOWN])}{more}"
+        )
     return lines
 
 

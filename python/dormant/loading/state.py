@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from dormant.checkpoint.api import Checkpoint, open_each
-from dormant.checkpoint.pretrained import find_conversion, listing
+from dormant.checkpoint.pretrained import Naming, find_conversion, listing
 from dormant.tensor_parallel.sets import apply_diffs
 from dormant.tensors.names import renamed
 
@@ -33,9 +33,11 @@ class State(dict[str, Any]):
         places: which of several checkpoints a name is of.
         is_decoded: tensors among them are kept encoded in the files.
         rules: those of transformers by which the names fit the model; None where they fit without.
+        naming: of a checkpoint in a format with names of its own.
     """
 
     rules: tuple[Any, ...] | None = None
+    naming: Naming | None = None
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class State(dict[str, Any]):
         state = State(values, metadata, self.folders, self.offered, self.origins)
         state.rules = self.rules
         state.places = self.places
+        state.naming = self.naming
         state.is_decoded = self.is_decoded
         return state
 
@@ -86,7 +89,7 @@ class State(dict[str, Any]):
             name: tuple(value.shape) if isinstance(value, torch.Tensor) else None
             for name, value in self.items()
         }
-        conversion = find_conversion(model, shapes, "load")
+        conversion = find_conversion(model, shapes, "load", self.naming)
         if conversion is None:
             return self
         values, makers = conversion.apply(model, self, "load", self.places)
@@ -135,6 +138,7 @@ def gather(
     origins: dict[str, tuple[str, ...]] = {}
     places: dict[str, int] = {}
     offered = 0
+    naming: Naming | None = None
     is_decoded = False
     for place, item in enumerate(items):
         if isinstance(item, (str, os.PathLike)):
@@ -150,6 +154,7 @@ def gather(
             item = item.keeping_packed(lambda name: keep_packed(rename(name) or ""))
             is_decoded = is_decoded or item.is_decoded
             folders.update(dict.fromkeys(path.parent for path in item.files))
+            naming = naming or item.naming
         offered += len(item)
         ours = _renamed(item, rename)
         if getattr(item, "are_differences", False):
@@ -170,6 +175,7 @@ def gather(
         metadata.update(getattr(item, "_metadata", None) or {})
     state = State(values, metadata, folders, offered, origins)
     state.places = places
+    state.naming = naming
     state.is_decoded = is_decoded
     return state
 

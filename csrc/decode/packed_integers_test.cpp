@@ -1,4 +1,4 @@
-#include "decode/compressed_integers.h"
+#include "decode/packed_integers.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -19,8 +19,10 @@ using record::Geometry;
 enum class Zeros : uint8_t { none, bytes, packed };
 
 struct Example {
-  CompressedConfig config;
   std::vector<int64_t> sizes;
+  int64_t bits;
+  int64_t group;
+  bool one_scale = false;
   Tensor codes, scale, zero, g_idx, shape;
 
   std::vector<Tensor> parts() const {
@@ -33,14 +35,12 @@ struct Example {
     return parts;
   }
 
-  CompressedIntegers decoder() const {
+  PackedIntegers decoder() const {
     const auto geometry = [](const Tensor& part) {
       return part.defined() ? std::optional(Geometry::of(part)) : std::nullopt;
     };
-    return CompressedIntegers({"layer", {sizes.begin(), sizes.end()}, Geometry::of(codes),
-                               Geometry::of(scale), geometry(zero), geometry(g_idx),
-                               geometry(shape)},
-                              config);
+    return PackedIntegers({"layer", sizes, bits, group, one_scale, Geometry::of(codes),
+                           Geometry::of(scale), geometry(zero), geometry(g_idx), geometry(shape)});
   }
 };
 
@@ -51,13 +51,10 @@ Tensor random_words(c10::IntArrayRef sizes) {
 
 Tensor random_bytes(c10::IntArrayRef sizes) { return at::randint(-128, 128, sizes, at::kChar); }
 
-/// `bits` 0: a byte each. The group of columns `group` must divide them.
 Example example(std::vector<int64_t> sizes, int64_t bits, int64_t group, Zeros zeros,
                 at::ScalarType dtype = at::kBFloat16) {
   at::manual_seed(static_cast<uint64_t>(sizes.back() + bits));
-  Example made;
-  made.config = {bits == 0 ? 8 : bits, group, 1};
-  made.sizes = sizes;
+  Example made{.sizes = sizes, .bits = bits, .group = group};
   const auto rows = sizes[sizes.size() - 2];
   const auto columns = sizes.back();
   const auto with = [&](int64_t down, int64_t across) {
@@ -67,7 +64,7 @@ Example example(std::vector<int64_t> sizes, int64_t bits, int64_t group, Zeros z
     return other;
   };
   const auto groups = group == 0 ? 1 : columns / group;
-  made.codes = bits == 0 ? random_bytes(sizes) : random_words(with(rows, words_of(columns, bits)));
+  made.codes = random_words(with(rows, words_of(columns, bits)));
   made.scale = at::randn(with(rows, groups), at::kFloat).mul(0.01).to(dtype);
   if (zeros == Zeros::bytes) {
     made.zero = random_bytes(with(rows, groups));
@@ -95,26 +92,20 @@ Tensor unpacked(const Tensor& words, int64_t bits, int64_t count) {
 /// What the library computes, in the dtype of the scale.
 Tensor expected(const Example& made) {
   const auto dtype = made.scale.scalar_type();
-  const bool packed = made.codes.scalar_type() == at::kInt;
   const auto columns = made.sizes.back();
   const auto rows = made.sizes[made.sizes.size() - 2];
   const auto spread = [&](const Tensor& grid) {
-    if (made.config.rows == 0) {
+    if (made.one_scale) {
       return grid;
     }
-    const auto down = grid.repeat_interleave(made.config.rows, -2).narrow(-2, 0, rows);
-    if (made.g_idx.defined()) {
-      return down.index_select(-1, made.g_idx.to(at::kLong));
-    }
-    return down.repeat_interleave(made.config.columns == 0 ? columns : made.config.columns, -1)
-        .narrow(-1, 0, columns);
+    return made.g_idx.defined()
+               ? grid.index_select(-1, made.g_idx.to(at::kLong))
+               : grid.repeat_interleave(made.group == 0 ? columns : made.group, -1);
   };
-  auto numbers =
-      (packed ? unpacked(made.codes, made.config.bits, columns) : made.codes).to(dtype);
+  auto numbers = unpacked(made.codes, made.bits, columns).to(dtype);
   if (made.zero.defined()) {
     const auto zero = made.zero.scalar_type() == at::kInt
-                          ? unpacked(made.zero.transpose(-2, -1), made.config.bits, rows)
-                                .transpose(-2, -1)
+                          ? unpacked(made.zero.transpose(-2, -1), made.bits, rows).transpose(-2, -1)
                           : made.zero;
     numbers = numbers - spread(zero).to(dtype);
   }
@@ -128,7 +119,7 @@ void expect_decoded(const Example& made) {
   expect_ranges(decoder, made.parts(), whole);
 }
 
-TEST(CompressedIntegers, PackedOnesOfAnyWidth) {
+TEST(PackedIntegers, PackedOnesOfAnyWidth) {
   for (int64_t bits = 1; bits <= 8; ++bits) {
     for (const auto zeros : {Zeros::none, Zeros::bytes, Zeros::packed}) {
       expect_decoded(example({37, 96}, bits, 32, zeros));
@@ -137,47 +128,31 @@ TEST(CompressedIntegers, PackedOnesOfAnyWidth) {
   }
 }
 
-TEST(CompressedIntegers, RowsMayBeLong) {
+TEST(PackedIntegers, RowsMayBeLong) {
   expect_decoded(example({5, 2600}, 4, 8, Zeros::packed, at::kFloat));
   expect_decoded(example({5, 2600}, 3, 2600, Zeros::none, at::kFloat));
 }
 
-TEST(CompressedIntegers, AByteEach) {
-  for (const auto zeros : {Zeros::none, Zeros::bytes}) {
-    expect_decoded(example({9, 96}, 0, 32, zeros));
-    expect_decoded(example({9, 101}, 0, 0, zeros, at::kHalf));
+TEST(PackedIntegers, OneScaleForAll) {
+  auto made = example({9, 96}, 4, 0, Zeros::none);
+  made.one_scale = true;
+  for (const auto& sizes : {std::vector<int64_t>{1}, std::vector<int64_t>{}}) {
+    made.scale = at::full(sizes, 0.37, at::kHalf);
+    made.zero = at::full(sizes, -3, at::kChar);
+    expect_decoded(made);
   }
 }
 
-TEST(CompressedIntegers, OneScaleForAll) {
-  for (const int64_t bits : {0, 4}) {
-    auto made = example({9, 96}, bits, 0, Zeros::none);
-    made.config.rows = 0;
-    for (const auto& sizes : {std::vector<int64_t>{1}, std::vector<int64_t>{}}) {
-      made.scale = at::full(sizes, 0.37, at::kHalf);
-      made.zero = at::full(sizes, -3, at::kChar);
-      expect_decoded(made);
-    }
+TEST(PackedIntegers, StackedMatrices) {
+  for (const int64_t bits : {3, 4}) {
+    expect_decoded(example({3, 13, 64}, bits, 32, Zeros::packed));
+    expect_decoded(example({2, 3, 13, 64}, bits, 32, Zeros::bytes));
   }
 }
 
-TEST(CompressedIntegers, BlocksNeedNotDivideTheWeight) {
-  auto made = example({19, 70}, 0, 0, Zeros::none);
-  made.config = {8, 32, 8};
-  made.scale = at::randn({3, 3}).to(at::kBFloat16);
-  made.zero = random_bytes({3, 3});
-  expect_decoded(made);
-}
-
-TEST(CompressedIntegers, StackedMatrices) {
-  for (const int64_t bits : {0, 3, 4}) {
-    expect_decoded(example({3, 13, 64}, bits, 32, bits == 0 ? Zeros::bytes : Zeros::packed));
-  }
-}
-
-TEST(CompressedIntegers, ColumnsMayBelongToAnyGroup) {
-  for (const int64_t bits : {0, 4}) {
-    auto made = example({11, 128}, bits, 32, bits == 0 ? Zeros::bytes : Zeros::packed);
+TEST(PackedIntegers, ColumnsMayBelongToAnyGroup) {
+  for (const auto zeros : {Zeros::bytes, Zeros::packed}) {
+    auto made = example({11, 128}, 4, 32, zeros);
     made.g_idx = at::arange(128, at::kInt).remainder(4).to(at::kInt);
     expect_decoded(made);
     // The library leaves this in it where columns are in order.
@@ -192,7 +167,7 @@ TEST(CompressedIntegers, ColumnsMayBelongToAnyGroup) {
   }
 }
 
-TEST(CompressedIntegers, AGroupThatIsNotThereIsNamed) {
+TEST(PackedIntegers, AGroupThatIsNotThereIsNamed) {
   auto made = example({11, 128}, 4, 32, Zeros::none);
   made.g_idx = at::zeros({128}, at::kInt);
   for (const int32_t group : {4, -2}) {
@@ -202,7 +177,7 @@ TEST(CompressedIntegers, AGroupThatIsNotThereIsNamed) {
   }
 }
 
-TEST(CompressedIntegers, TheShapeInTheFileIsBelieved) {
+TEST(PackedIntegers, TheShapeInTheFileIsBelieved) {
   auto made = example({11, 128}, 4, 32, Zeros::none);
   made.shape = at::tensor(std::vector<int64_t>{11, 128}, at::kLong);
   expect_decoded(made);
@@ -210,19 +185,18 @@ TEST(CompressedIntegers, TheShapeInTheFileIsBelieved) {
   expect_refused([&] { decoded(made.decoder(), made.parts()); }, "weight_shape[1] is 127");
 }
 
-TEST(CompressedIntegers, PartsThatDoNotFitAreRefused) {
+TEST(PackedIntegers, PartsThatDoNotFitAreRefused) {
   const auto with = [](const auto& change) {
     auto made = example({40, 128}, 4, 32, Zeros::packed);
     change(made);
     return [made] { static_cast<void>(made.decoder()); };
   };
-  expect_refused(with([](Example& e) { e.config.bits = 9; }), "9 bits");
-  expect_refused(with([](Example& e) { e.config.bits = 8; }), "weight_packed has shape [40, 16]");
-  expect_refused(with([](Example& e) { e.config.columns = 48; }), "groups of 48 columns");
-  expect_refused(with([](Example& e) { e.config.columns = 64; }),
-                 "weight_scale has shape [40, 4]");
-  expect_refused(with([](Example& e) { e.config.columns = -3; }), "-3 columns");
-  expect_refused(with([](Example& e) { e.config.rows = 0; }), "160 elements");
+  expect_refused(with([](Example& e) { e.bits = 9; }), "9 bits");
+  expect_refused(with([](Example& e) { e.bits = 8; }), "weight_packed has shape [40, 16]");
+  expect_refused(with([](Example& e) { e.group = 48; }), "groups of 48 columns");
+  expect_refused(with([](Example& e) { e.group = 64; }), "weight_scale has shape [40, 4]");
+  expect_refused(with([](Example& e) { e.group = -3; }), "groups of -3");
+  expect_refused(with([](Example& e) { e.one_scale = true; }), "160 elements");
   expect_refused(with([](Example& e) { e.sizes = {40, 127}; }), "groups of 32 columns");
   expect_refused(with([](Example& e) { e.sizes = {40}; }), "1 dimensions");
   expect_refused(with([](Example& e) { e.sizes = {0, 128}; }), "weight has shape [0, 128]");
@@ -231,7 +205,7 @@ TEST(CompressedIntegers, PartsThatDoNotFitAreRefused) {
   expect_refused(with([](Example& e) { e.zero = e.zero.to(at::kLong); }),
                  "weight_zero_point is Long");
   expect_refused(with([](Example& e) { e.codes = random_bytes({40, 16}); }),
-                 "weight has shape [40, 16]");
+                 "weight_packed is Char");
   expect_refused(with([](Example& e) { e.scale = e.scale.to(at::kDouble); }),
                  "weight_scale is Double");
   expect_refused(with([](Example& e) { e.g_idx = at::zeros({127}, at::kInt); }),
