@@ -17,6 +17,7 @@
 #include "bindings/parts.h"
 #include "bindings/remote_file.h"
 #include "checkpoint/file.h"
+#include "checkpoint/file_part.h"
 #include "checkpoint/file_storage.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
@@ -141,10 +142,15 @@ py::tuple index_entries(const std::variant<std::filesystem::path, OpenFile>& whe
 
 void dormant::bindings::bind_checkpoint(py::module_& m) {
   py::class_<FileStorage, std::shared_ptr<FileStorage>>(m, "FileStorage")
-      .def("tensor", [](FileStorage& storage) {
-        // Histories are extended without Python's global lock (record/lazy_storage.h).
+      .def("tensor",
+           [](FileStorage& storage) {
+             // Histories are extended without Python's global lock (record/lazy_storage.h).
+             const py::gil_scoped_release other_threads_may_run;
+             return storage.tensor();
+           })
+      .def("check", [](const FileStorage& storage) {
         const py::gil_scoped_release other_threads_may_run;
-        return storage.tensor();
+        storage.check();
       });
   py::class_<OpenFile>(m, "File")
       .def(py::init([](const std::filesystem::path& path) {
@@ -166,6 +172,12 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
                              })
       .def_property_readonly("size", [](const OpenFile& open) { return open.file->size(); })
       .def("copy_always", [](const OpenFile& open) { open.file->copy_always(); })
+      .def(
+          "part",
+          [](const OpenFile& open, uint64_t offset, uint64_t size) {
+            return OpenFile{std::make_shared<const FilePart>(open.file, offset, size)};
+          },
+          py::arg("offset"), py::arg("size"))
       .def("check",
            [](const OpenFile& open) {
              const py::gil_scoped_release other_threads_may_run;

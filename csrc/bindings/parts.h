@@ -8,6 +8,9 @@ namespace dormant::bindings {
 /// Files, and what the formats of checkpoints say about them.
 void bind_checkpoint(pybind11::module_& m);
 
+/// Folders of torch.distributed.checkpoint.
+void bind_distributed_checkpoint(pybind11::module_& m);
+
 /// Which tensors of a checkpoint are encoded, and how.
 void bind_encodings(pybind11::module_& m);
 

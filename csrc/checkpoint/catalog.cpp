@@ -11,6 +11,7 @@
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/dcp.h"
 #include "checkpoint/encodings/find.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
@@ -36,7 +37,7 @@ constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
 /// The checkpoint in a folder: as transformers looks for it, else the only one.
 std::string find_in(const std::string& folder) {
   for (const auto* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                           "pytorch_model.bin.index.json"}) {
+                           "pytorch_model.bin.index.json", kDistributedMetadata}) {
     const auto path = fs::path(folder) / name;
     if (fs::is_regular_file(path)) {
       return path.string();
@@ -163,6 +164,28 @@ Catalog open_index(const std::string& path, const CatalogOptions& options) {
   return catalog;
 }
 
+Catalog open_distributed(const std::string& path) {
+  auto found = read_distributed(path);
+  Catalog catalog;
+  catalog.metadata = std::move(found.metadata);
+  for (auto& tensor : found.tensors) {
+    const auto& pieces = tensor.pieces->pieces();
+    auto file = pieces.empty() ? File::open(path) : pieces.front().file;
+    const auto contiguous = record::Geometry::contiguous(tensor.sizes, tensor.dtype);
+    auto view = std::make_shared<const StorageView>(
+        StorageView{std::move(tensor.storage),
+                    {contiguous.strides.begin(), contiguous.strides.end()},
+                    0,
+                    false,
+                    false});
+    Entry entry{tensor.name, tensor.dtype, std::move(tensor.sizes), tensor.pieces->base(),
+                tensor.nbytes};
+    catalog.tensors.emplace(std::move(tensor.name), CatalogEntry{std::move(entry), std::move(file),
+                                                                 nullptr, std::move(view)});
+  }
+  return catalog;
+}
+
 uint64_t bytes_of(c10::ScalarType dtype, const std::vector<int64_t>& sizes) {
   return record::Geometry::contiguous(sizes, dtype).nbytes_needed();
 }
@@ -264,6 +287,8 @@ Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   Catalog catalog;
   if (std::string_view(found).ends_with(kAnyIndex)) {
     catalog = open_index(found, options);
+  } else if (fs::path(found).filename() == kDistributedMetadata) {
+    catalog = open_distributed(found);
   } else {
     const auto parts = gguf_parts(found);
     for (size_t i = 0; i < parts.size(); ++i) {

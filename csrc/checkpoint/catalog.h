@@ -1,4 +1,5 @@
-// All tensors of a checkpoint, safetensors, GGUF or torch.save's, in one file or in several.
+// All tensors of a checkpoint, safetensors, GGUF, torch.save's or torch.distributed.checkpoint's,
+// in one file or in several.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -70,8 +71,9 @@ struct CatalogOptions {
 
 /// Opens a safetensors file, a file of torch.save, a GGUF file, split or not, an index
 /// (*.index.json), or a folder that has model.safetensors, model.safetensors.index.json,
-/// pytorch_model.bin, its index, or only one such file of another name. c10::ValueError where the
-/// files are damaged, contradict the index or config.json, or a folder has none or a choice;
+/// pytorch_model.bin, its index, .metadata (each tensor is put together from the ranks' parts), or
+/// only one such file of another name. c10::ValueError where the files are damaged, contradict the
+/// index or config.json, or a folder has none or a choice;
 /// c10::IndexError where a file has no `key`; c10::NotImplementedError for tensors that are not
 /// strided; std::system_error where the system refuses.
 Catalog open_catalog(const std::string& path, const CatalogOptions& options = {});

@@ -115,6 +115,11 @@ bool is_tensor_class(const PickleGlobal& function) {
 
 }  // namespace
 
+std::optional<ScalarType> dtype_named(std::string_view name) {
+  const auto* found = find(kDtypes, &Named::name, name);
+  return found == nullptr ? std::nullopt : std::make_optional(found->dtype);
+}
+
 uint64_t TorchTensor::nbytes() const {
   uint64_t numel = 1;
   for (const auto size : sizes) {

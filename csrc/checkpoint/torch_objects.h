@@ -20,6 +20,9 @@
 
 namespace dormant::checkpoint {
 
+/// The dtype that is called `torch.NAME`; none where there is none of plain elements.
+std::optional<c10::ScalarType> dtype_named(std::string_view name);
+
 /// A storage that a pickle refers to.
 struct TorchStorage {
   std::string key;  ///< what the file calls it

@@ -73,14 +73,23 @@ Directory find_directory(const File& file) {
   if (size < kEndSize) {
     no_directory(file, "it is too short for one");
   }
-  const auto tail_size = std::min(size, kEndSize + kLongestComment);
-  const auto tail_begin = size - tail_size;
-  const auto tail = bytes_of(file, tail_begin, tail_size);
-  auto place = std::string_view(tail).rfind(kEndMagic, tail_size - kEndSize);
-  while (place != std::string_view::npos &&
-         place + kEndSize + integer_at<uint16_t>(tail, place + 20) != tail_size) {
-    place =
-        place == 0 ? std::string_view::npos : std::string_view(tail).rfind(kEndMagic, place - 1);
+  uint64_t tail_begin = 0;
+  std::string tail;
+  auto place = std::string_view::npos;
+  // Most ends have no comment, and many archives are small: what follows is not read in vain.
+  for (const auto most : {kEndSize, kEndSize + kLongestComment}) {
+    const auto tail_size = std::min(size, most);
+    tail_begin = size - tail_size;
+    tail = bytes_of(file, tail_begin, tail_size);
+    place = std::string_view(tail).rfind(kEndMagic, tail_size - kEndSize);
+    while (place != std::string_view::npos &&
+           place + kEndSize + integer_at<uint16_t>(tail, place + 20) != tail_size) {
+      place =
+          place == 0 ? std::string_view::npos : std::string_view(tail).rfind(kEndMagic, place - 1);
+    }
+    if (place != std::string_view::npos) {
+      break;
+    }
   }
   if (place == std::string_view::npos) {
     no_directory(file, "no end of one is there");

@@ -84,13 +84,14 @@ struct OpenOptions {
 };
 
 /// Opens a safetensors file, a file of torch.save, the index of several (*.index.json), or a folder
-/// that has model.safetensors, pytorch_model.bin, the index of either or only one such file of
-/// another name. Reads and checks everything but the tensors' bytes. Of a file of torch.save
-/// nothing is run: its state dict is what is under `key`, or the only one, and of a pickled module
-/// what its state_dict() would have. Throws c10::ValueError where a file is damaged or contradicts
-/// another one or the config.json beside it, c10::IndexError where a file has no `key`,
-/// c10::NotImplementedError for tensors that are not strided, std::system_error where the system
-/// refuses.
+/// that has model.safetensors, pytorch_model.bin, the index of either, .metadata of
+/// torch.distributed.checkpoint (each tensor is put together from the ranks' parts) or only one
+/// such file of another name. Reads and checks everything but the tensors' bytes. Of a file of
+/// torch.save nothing is run: its state dict is what is under `key`, or the only one, and of a
+/// pickled module what its state_dict() would have. Throws c10::ValueError where a file is damaged
+/// or contradicts another one or the config.json beside it, c10::IndexError where a file has no
+/// `key`, c10::NotImplementedError for tensors that are not strided, std::system_error where the
+/// system refuses.
 DORMANT_API Checkpoint open_checkpoint(const std::string& path, const OpenOptions& options = {});
 
 /// A tensor of the module that the checkpoint lacks.

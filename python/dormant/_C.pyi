@@ -125,6 +125,8 @@ class File:
         """Whether it was made by `over`."""
     @property
     def size(self) -> int: ...
+    def part(self, offset: int, size: int) -> File:
+        """Some of its bytes as a file of its own; raises ValueError where it has no such bytes."""
     def copy_always(self) -> None:
         """With mmap="auto" its bytes are never mapped from here on."""
     def check(self) -> None:
@@ -135,6 +137,8 @@ class File:
 class FileStorage:
     def tensor(self) -> torch.Tensor:
         """All of it, flat and lazy; on one storage as long as that lives, lazy and unwritten."""
+    def check(self) -> None:
+        """Raises ValueError where its files changed, or hold something else than was said."""
 
 def finish_background() -> None:
     """Waits for reads that nobody waits for, and lets no more begin in the background."""
@@ -156,6 +160,25 @@ def index_entries(
     path_or_file: str | PathLike[str] | File,
 ) -> tuple[dict[str, str], dict[str, object]]:
     """Files by tensor and the metadata. Of a path the files exist; of a file names are relative."""
+
+# (name, dtype, shape, bytes, storage, (number of a file, byte, bytes, shape) of each part)
+DistributedTensor = tuple[
+    str, torch.dtype, tuple[int, ...], int, FileStorage, list[tuple[int, int, int, tuple[int, ...]]]
+]
+# Tensors; (name, number of a file, byte, bytes) of what is no tensor; where names are in what was
+# saved; the files; what the checkpoint says of itself.
+DistributedEntries = tuple[
+    list[DistributedTensor],
+    list[tuple[str, int, int, int]],
+    dict[str, tuple[str | int, ...]],
+    list[File],
+    dict[str, str],
+]
+
+def distributed_entries(metadata: File, open: Callable[[str], File]) -> DistributedEntries: ...
+def distributed_safetensors_entries(files: list[File]) -> DistributedEntries: ...
+def archive_records(file: File, offset: int, length: int) -> list[tuple[str, int, int, int]]:
+    """(name, byte of the file, bytes, CRC-32) of each record of a zip archive."""
 
 # Decoders: what a decode node computes, a tensor from those in which a checkpoint keeps it.
 class Decoder:

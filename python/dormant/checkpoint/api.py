@@ -16,6 +16,11 @@ import torch
 from dormant._extension import _C
 from dormant.checkpoint.composition import add_differences, converted, join, merged_parts
 from dormant.checkpoint.decoding import Decode, check_decode, decoded, is_decoded, with_packed
+from dormant.checkpoint.distributed import (
+    METADATA,
+    read_distributed,
+    read_distributed_safetensors,
+)
 from dormant.checkpoint.entry import (
     Checksum,
     Contents,
@@ -328,7 +333,8 @@ def open_checkpoint(
             or a folder, in which are looked for, in this order: model.safetensors,
             model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json, a
             tensor-parallel set (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...),
-            and the only checkpoint *.safetensors, *.bin, *.pth, *.pt or *.gguf, of several variants
+            one of torch.distributed.checkpoint (.metadata, whose path can be given as well), and
+            the only checkpoint *.safetensors, *.bin, *.pth, *.pt or *.gguf, of several variants
             (model.fp16.bin) the one without a variant. An index comes before its files. Several
             paths are opened in order: their names must differ, except that differences
             (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
@@ -336,6 +342,9 @@ def open_checkpoint(
             None takes the only one, the file's own or one in it ("model" or "state_dict", often),
             that holds more than one tensor, or any. A pickled module has the names of its
             `state_dict()`; nested containers have names with dots, where nothing else has tensors.
+            In a folder of torch.distributed.checkpoint it is a mapping of the state dict that was
+            saved ("model", or nested "app.model"); None and "" take all tensors under their full
+            names.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
             means LLaMA's.
         decode: True shows tensors that are kept encoded (fp8 and mxfp4 with their scales, 4-bit
@@ -438,7 +447,11 @@ def _open(
     foreign: Foreign,
 ) -> _Opened:
     if group.kind == "index":
-        return _open_index(group.files[0], key, fits, foreign)
+        path = group.files[0]
+        return _opened_at_once(path, lambda: _open_shards(path, key, fits, foreign))
+    if group.kind == "distributed":
+        path = group.files[0]
+        return _opened_at_once(path, lambda: _open_distributed(group.files, key, fits))
     contents = [_read(path, key, fits, foreign) for path in group.files]
     metadata: dict[str, Any] = {}
     for content in contents:
@@ -497,12 +510,20 @@ def _read_safetensors(file: _C.File) -> Contents:
     )
 
 
-def _open_index(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
-    """Opens the shards of one index: where a save replaced it meanwhile, those of the new one."""
+def _open_distributed(paths: Sequence[Path], key: str | None, fits: Fits | None) -> _Opened:
+    if paths[0].name == METADATA:
+        contents = read_distributed(paths[0], key=key, fits=fits)
+    else:
+        contents = read_distributed_safetensors(paths, key=key, fits=fits)
+    return _Opened(dict(contents[0].tensors), contents, contents[0].metadata)
+
+
+def _opened_at_once(path: Path, open_files: Callable[[], _Opened]) -> _Opened:
+    """Opens the files that `path` leads to: where a save replaced it meanwhile, the new ones."""
     for _ in range(_ROUNDS):
         before = _version_of(path)
         try:
-            opened = _open_shards(path, key, fits, foreign)
+            opened = open_files()
         except (OSError, ValueError):
             if _version_of(path) == before:
                 raise

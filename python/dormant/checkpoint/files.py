@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["file", "index", "parts", "differences", "split"]
+Kind = Literal["file", "index", "parts", "differences", "distributed", "split"]
 
 # Of a variant: model.safetensors.index.fp16.json.
 _INDEX = re.compile(r".*\.index(\.[^.]+)?\.json", re.ASCII | re.DOTALL)
@@ -38,6 +38,11 @@ _KINDS = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
 # older libraries, model-00001-of-00004.fp16.safetensors.
 _SHARD = re.compile(r".*-\d+-of-\d+(\.[^.]+)?", re.ASCII | re.DOTALL)
 
+# torch.distributed.checkpoint: what leads to the files of all ranks; and, where there is no such
+# file, safetensors files of its HuggingFaceStorageWriter.
+_DISTRIBUTED = ".metadata"
+_DISTRIBUTED_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
+
 # llama.cpp's gguf-split: model-00001-of-00003.gguf.
 _SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<of>\d{5})\.gguf", re.ASCII | re.DOTALL)
 
@@ -52,8 +57,10 @@ class Group:
     Attributes:
         kind: "file"; "index": JSON that names the file of each tensor; "parts": those of all
             tensor-parallel ranks; "differences": the same, to be added to what is opened before;
-            "split": those of a GGUF file that was split.
-        files: the file, the index, or the parts in order.
+            "distributed": of torch.distributed.checkpoint; "split": those of a GGUF file that was
+            split.
+        files: the file, the index, or the parts in order; of torch.distributed.checkpoint its
+            metadata, or all files where it has none.
         position: which of the paths it comes from, or begins with, counted from 0.
     """
 
@@ -130,6 +137,8 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 def _find_in(folder: Path) -> Group:
     for name in _FIRST:
         if (folder / name).is_file():
+            if (folder / _DISTRIBUTED).is_file():
+                raise _ambiguous(folder, [name, _DISTRIBUTED])
             return _single(folder / name)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     for name in _FIRST:
@@ -143,14 +152,18 @@ def _find_in(folder: Path) -> Group:
         return _parts(next(iter(sets.values())), folder)
     if sets:
         raise _ambiguous(folder, [f"{files[0].name} ..." for files in sets.values()])
+    if _DISTRIBUTED in names:
+        return _single(folder / _DISTRIBUTED)
+    if shards := [name for name in names if _DISTRIBUTED_SHARD.fullmatch(name)]:
+        return Group("distributed", tuple(folder / name for name in shards))
     for kind in _KINDS:
         if choices := _choices(names, kind):
             return _single(folder / _plain(choices, folder, kind))
     hint = "Pass the path of a file."
     if any(name.endswith(".distcp") for name in names):
         hint = (
-            "It is one of torch.distributed.checkpoint: make a file of it with "
-            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`."
+            f"It is one of torch.distributed.checkpoint without its {_DISTRIBUTED}: the save did "
+            "not end, or was done with use_collectives=False, which only torch's own load reads."
         )
     raise ValueError(
         f"open_checkpoint: the folder {str(folder)!r} holds no checkpoint; files: "
@@ -160,6 +173,8 @@ def _find_in(folder: Path) -> Group:
 
 
 def _single(path: Path) -> Group:
+    if path.name == _DISTRIBUTED:
+        return Group("distributed", (path,))
     if found := _SPLIT.fullmatch(path.name):
         return _split(path, found["stem"], int(found["number"]), int(found["of"]))
     return Group("index" if is_index(path.name) else "file", (path,))

@@ -62,11 +62,13 @@ DESCRIPTION = """\
       OUT.safetensors        one safetensors file
       OUT.pt, .pth, .bin     one file as torch.save writes it
       OUT                    a folder: model.safetensors, or files of --max-shard-size and an index;
-                             with --parts N consolidated.00.pth, ... as LLaMA's tensor-parallel sets
+                             with --parts N consolidated.00.pth, ... as LLaMA's parallel sets,
+                             with --format dcp one of torch.distributed.checkpoint
 
-    The parts of a tensor-parallel set are merged when they are read. If IN is a folder and OUT one,
-    configurations and tokenizers are copied, and --dtype is noted in config.json. Weights that are
-    kept encoded, as fp8 or mxfp4 with their scales, are decoded, unless --no-decode is given.
+    The parts of a tensor-parallel set, and of ranks (.metadata), are merged when they are read. If
+    IN is a folder and OUT one, configurations and tokenizers are copied, and --dtype is noted in
+    config.json. Weights that are kept encoded, as fp8 or mxfp4 with their scales, are decoded,
+    unless --no-decode is given.
 """
 EXAMPLES = """\
     examples:
@@ -80,6 +82,8 @@ EXAMPLES = """\
       dormant convert llama-Q4_K_M.gguf llama-nf4 --quantize nf4
       dormant convert deepseek-fp8 deepseek-bf16 --dtype bfloat16 --max-shard-size 5GB
       dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
+      dormant convert step-1000 model.safetensors --key model     # ranks' .distcp files
+      dormant convert llama llama-dcp --format dcp
 """
 _RULES = {"llama": LLAMA, "llama3": LLAMA3}
 _SCHEMES = ("nf4", "fp4", "int8")
@@ -111,6 +115,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: IN)",
     )
     parser.add_argument(
+        "--format",
+        choices=("safetensors", "torch", "dcp"),
+        help="dcp: a folder of torch.distributed.checkpoint; the others as OUT says (default)",
+    )
+    parser.add_argument(
         "--parts", metavar="N", type=positive, help="divide for N ranks of tensor parallelism"
     )
     parser.add_argument(
@@ -127,7 +136,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rename a tensor, or, if OLD is empty or ends with a dot, a prefix; may be repeated",
     )
     parser.add_argument(
-        "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
+        "--key",
+        help="which mapping in a file of torch.save, or in what ranks saved, holds the tensors "
+        "(default: the only; of ranks all)",
     )
     parser.add_argument(
         "--foreign",
@@ -173,6 +184,11 @@ def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
         raise UsageError(
             "--quantize and --parts cannot be used together: quantized layers are not divided. "
             "Divide with --parts, and quantize each rank's model when it is loaded."
+        )
+    if options.format == "dcp" and (options.parts or not to_folder):
+        raise UsageError(
+            "--format dcp writes a folder, which torch.distributed.checkpoint divides anew for any "
+            "number of ranks. Leave --parts out, and name a folder."
         )
     if options.quantize and options.no_decode:
         raise UsageError("--quantize needs plain weights: leave --no-decode out.")
@@ -266,6 +282,7 @@ def _save(
     return save(
         model,
         target,
+        format=options.format,
         max_shard_size=options.max_shard_size,
         memory_budget=options.memory_budget,
         progress=options.progress,
