@@ -174,7 +174,7 @@ def test_two_threads_materialize_one_and_the_same(
 
     def work() -> None:
         ready.wait()
-        mine = checkpoint["first.weight"] + 0
+        mine = checkpoint["first.weight"].clone()
         dormant.materialize(shared)
         dormant.materialize(mine)
         own.append(mine)
