@@ -3,6 +3,7 @@
 #include <c10/util/ArrayRef.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <utility>
 
 #include "decode/output_format.h"
@@ -19,6 +20,15 @@ using record::Geometry;
 constexpr FourBitValues kE2m1 = {{0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f,
                                   -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f}};
 
+/// Twice the numbers: times 2^127 they are those of the exponent 2^128.
+constexpr FourBitValues kTwice = [] {
+  auto twice = kE2m1;
+  for (auto& value : twice.value) {
+    value *= 2;
+  }
+  return twice;
+}();
+
 }  // namespace
 
 PackedFp4::PackedFp4(Layout layout)
@@ -31,6 +41,8 @@ PackedFp4::PackedFp4(Layout layout)
   TORCH_CHECK_VALUE(is_scale(layout_.scales), "got scales of ", layout_.scales,
                     ", expected uint8, float8_e8m0fnu, float8_e4m3fn, float32, bfloat16 or "
                     "float16");
+  TORCH_CHECK_VALUE(!layout_.exact_exponents || layout_.scales == ScalarType::Byte,
+                    "got scales of ", layout_.scales, ", expected exponents of uint8");
   const auto columns = layout_.sizes.empty() ? 0 : layout_.sizes.back();
   TORCH_CHECK_VALUE(!layout_.sizes.empty() && columns % 2 == 0 && layout_.block_columns % 2 == 0,
                     "got rows of ", columns, " numbers in blocks of ", layout_.block_columns,
@@ -78,11 +90,16 @@ void PackedFp4::run(int64_t begin, int64_t count, c10::ArrayRef<const void*> par
   const auto width = static_cast<int64_t>(c10::elementSize(layout_.output));
   grid_.walk(begin, count, [&](int64_t at, int64_t n, int64_t index) {
     float by = scale(layout_.scales, parts[1], index);
+    const bool largest = layout_.exact_exponents && std::isinf(by);
+    if (largest) {
+      by = 0x1p127f;
+    }
     if (global != nullptr) {
       by /= *global;
     }
-    kernels.four_bit(kE2m1, Nibbles::low_first, format_, codes + (at - begin) / 2,
-                     static_cast<size_t>(n), by, to + (at - begin) * width);
+    kernels.four_bit(largest ? kTwice : kE2m1, Nibbles::low_first, format_,
+                     codes + (at - begin) / 2, static_cast<size_t>(n), by,
+                     to + (at - begin) * width);
   });
 }
 

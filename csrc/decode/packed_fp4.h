@@ -33,6 +33,8 @@ class DORMANT_BINDINGS_API PackedFp4 final : public record::Decoder {
     c10::ScalarType output;  ///< float32, bfloat16 or float16
     /// Of float32: sizes of the number that scales are divided by.
     std::optional<std::vector<int64_t>> global_sizes = std::nullopt;
+    /// Of scales of uint8: 255 is 2^128, as in torch.ldexp, instead of infinity.
+    bool exact_exponents = false;
   };
 
   /// c10::ValueError where sizes or dtypes do not fit.

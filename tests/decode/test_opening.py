@@ -250,7 +250,7 @@ def test_unknown_methods_leave_everything_as_it_is(tmp_path: Path) -> None:
 def test_the_language_model_of_several_may_have_the_settings(tmp_path: Path) -> None:
     write(
         tmp_path,
-        under("a", fp8_blocks(192, 128, block=96)),
+        {"a.weight": random_float8(192, 128), "a.weight_scale_inv": random_scales(2, 1)},
         config={"text_config": {"quantization_config": {**FP8, "weight_block_size": [96, 128]}}},
         dtype=None,
     )

@@ -174,7 +174,7 @@ def test_two_threads_materialize_one_and_the_same(
 
     def work() -> None:
         ready.wait()
-        mine = checkpoint["first.weight"] + 0
+        mine = checkpoint["first.weight"].clone()
         dormant.materialize(shared)
         dormant.materialize(mine)
         own.append(mine)
@@ -409,3 +409,30 @@ def test_plain_layers_take_decoded_weights(packed: Path) -> None:
     weight: Any = layer.first.weight
     expected = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
     assert_same(model.first.weight.detach(), expected)
+
+
+def layers() -> torch.nn.Module:
+    """A layer under the name that the page has."""
+    layer = torch.nn.Linear(128, 256, bias=False, dtype=torch.bfloat16)
+    mlp = torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({"up_proj": layer})})
+    return torch.nn.ModuleDict(
+        {"model": torch.nn.ModuleDict({"layers": torch.nn.ModuleList([mlp])})}
+    )
+
+
+def test_the_code_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = under("model.layers.0.mlp.up_proj", fp8_blocks(256, 128))
+    write(tmp_path / "DeepSeek-V3", tensors, FP8)
+    with dormant.lazy_init():
+        model, packed, quantized, plain_model = (layers() for _ in range(4))
+    first, second = blocks("quantized_checkpoints.md")
+    first.run({"dormant": dormant, "model": model})
+    expected = decoded_blocks(*tensors.values(), 128, 128, torch.bfloat16)
+    assert_same(next(iter(model.state_dict().values())), expected)
+    dormant.quantize(packed, "nf4", skip=[])
+    dormant.materialize(packed)
+    write(tmp_path / "llama-nf4", packed.state_dict(), BITSANDBYTES)
+    second.run({"dormant": dormant, "model": quantized, "plain_model": plain_model})
+    for name, tensor in quantized.state_dict().items():
+        assert torch.equal(tensor, packed.state_dict()[name]), name

@@ -54,7 +54,8 @@ void find_mxfp4(Scan& scan) {
                                  .scale_sizes = scales.sizes,
                                  .block_rows = 1,
                                  .block_columns = 2 * sizes[3],
-                                 .output = decode::nearest_output(dtype)},
+                                 .output = decode::nearest_output(dtype),
+                                 .exact_exponents = true},
                                 dtype, /*transposed=*/true);
   }
 }

@@ -46,6 +46,9 @@ Blocks blocks_for(const Scan& scan, const RawTensor& weight, c10::IntArrayRef si
                   const RawTensor& scales, const std::optional<Blocks>& configured) {
   const int64_t rows = sizes[sizes.size() - 2];
   const int64_t columns = sizes.back();
+  if (sizes.size() == 2 && scales.sizes == std::vector<int64_t>{rows} && rows > 1) {
+    return {1, std::max<int64_t>(columns, 1)};  // rows, as a vector
+  }
   // One scale for each matrix of a stack, as a vector.
   const bool grid = scales.sizes.size() >= 2;
   const int64_t down = grid ? scales.sizes[scales.sizes.size() - 2] : 1;
