@@ -148,7 +148,7 @@ Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& optio
   }
   auto findings =
       find_encoded(std::move(tensors), read_configuration(fs::path(path).parent_path().string()),
-                   options.dtype, text::printable(path), [&](const RawTensor& tensor) {
+                   options.dtype, path, [&](const RawTensor& tensor) {
                      const auto& [entry, file, decoding] = raw.tensors.at(tensor.name);
                      std::string bytes(entry.nbytes, '\0');
                      file->read(entry.offset, bytes.size(), bytes.data());

@@ -47,14 +47,15 @@ const std::vector<Encoding>& encodings() {
 }  // namespace
 
 Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& configuration,
-                      std::optional<c10::ScalarType> dtype, std::string where, ReadSmall read) {
+                      std::optional<c10::ScalarType> dtype, const std::string& where,
+                      ReadSmall read) {
   auto parsed = configuration.path.empty()
                     ? Configuration{}
                     : parse_configuration(configuration.text, text::printable(configuration.path));
   for (const auto& [path, text] : configuration.quantization_files) {
     add_quantization(parsed, text, text::printable(path));
   }
-  Scan scan(std::move(tensors), std::move(parsed), dtype, std::move(where), std::move(read));
+  Scan scan(std::move(tensors), std::move(parsed), dtype, text::printable(where), std::move(read));
   const auto& method = scan.configuration().method;
   bool known = method.empty();
   for (const auto& encoding : encodings()) {
