@@ -20,8 +20,8 @@ enum class Zeros : uint8_t { none, bytes, packed };
 
 struct Example {
   std::vector<int64_t> sizes;
-  int64_t bits;
-  int64_t group;
+  int64_t bits = 4;
+  int64_t group = 0;
   bool one_scale = false;
   Tensor codes, scale, zero, g_idx, shape;
 
@@ -54,7 +54,10 @@ Tensor random_bytes(c10::IntArrayRef sizes) { return at::randint(-128, 128, size
 Example example(std::vector<int64_t> sizes, int64_t bits, int64_t group, Zeros zeros,
                 at::ScalarType dtype = at::kBFloat16) {
   at::manual_seed(static_cast<uint64_t>(sizes.back() + bits));
-  Example made{.sizes = sizes, .bits = bits, .group = group};
+  Example made;
+  made.sizes = sizes;
+  made.bits = bits;
+  made.group = group;
   const auto rows = sizes[sizes.size() - 2];
   const auto columns = sizes.back();
   const auto with = [&](int64_t down, int64_t across) {
