@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <system_error>
 
@@ -155,7 +156,8 @@ TEST(Catalog, DecodesTheBlocksOfAGgufFile) {
   for (int64_t i = 0; i < 64; ++i) {
     EXPECT_EQ(tensor.const_data_ptr<float>()[i], static_cast<float>(i % 32) / 2);
   }
-  const auto raw = open_catalog(folder.path("model.gguf"), {.decode = false});
+  const auto raw =
+      open_catalog(folder.path("model.gguf"), {.decode = false, .dtype = std::nullopt});
   EXPECT_EQ(raw.tensors.at("w").entry.sizes, (std::vector<int64_t>{2, 34}));
 }
 

@@ -9,6 +9,8 @@
 
 namespace dormant::checkpoint::gguf_bytes {
 
+inline const std::string kMagic = "GGUF";
+
 template <class T>
 std::string number(T value) {
   std::string bytes(sizeof value, '\0');
@@ -37,7 +39,7 @@ inline std::string tensor(std::string_view name, const std::vector<uint64_t>& si
 inline std::string gguf(const std::vector<std::string>& pairs,
                         const std::vector<std::string>& tensors, size_t data,
                         size_t alignment = 32) {
-  std::string bytes = "GGUF" + u32(3) + u64(tensors.size()) + u64(pairs.size());
+  std::string bytes = kMagic + u32(3) + u64(tensors.size()) + u64(pairs.size());
   for (const auto& each : pairs) {
     bytes += each;
   }

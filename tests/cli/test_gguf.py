@@ -56,7 +56,7 @@ def test_convert_casts(cli: Cli, path: Path, tmp_path: Path) -> None:
     reader = gguf.GGUFReader(path)
     assert found.keys() == {tensor.name for tensor in reader.tensors}
     for tensor in reader.tensors:
-        values = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        values = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
         assert torch.equal(found[tensor.name], values.to(torch.bfloat16)), tensor.name
 
 

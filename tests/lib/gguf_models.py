@@ -180,8 +180,6 @@ def tensors(case: Case, model: Any) -> dict[str, numpy.ndarray]:
         ):
             continue
         shape = shapes[target]
-        if name.endswith("ssm_dt"):
-            name += ".bias"
         if name.endswith("ffn_gate_up_exps"):
             half = (shape[0], shape[1] // 2, shape[2])
             for part in ("gate", "up"):
@@ -200,6 +198,10 @@ def tensors(case: Case, model: Any) -> dict[str, numpy.ndarray]:
             shape = shape[::-1]
         values = random.standard_normal(shape).astype(numpy.float32)
         found[name] = -numpy.exp(values) if "ssm_a" in name else values
+    for target, shape in shapes.items():
+        if target.endswith(".linear_attn.dt_bias"):  # which gguf's tables lack
+            name = f"blk.{target.split('.')[2]}.ssm_dt.bias"
+            found[name] = random.standard_normal(shape).astype(numpy.float32)
     return found
 
 
