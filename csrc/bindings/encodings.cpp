@@ -14,7 +14,6 @@
 
 #include "bindings/parts.h"
 #include "checkpoint/encodings/find.h"
-#include "text/printable.h"
 
 namespace py = pybind11;
 using namespace dormant::checkpoint;
@@ -47,7 +46,7 @@ py::tuple find(const std::vector<Description>& tensors, const std::optional<py::
       config ? ConfigurationText{config_path, std::string(*config)} : ConfigurationText{};
   const auto findings = find_encoded(
       std::move(raw), configuration,
-      dtype.is_none() ? std::nullopt : std::optional(scalar_type(dtype)), text::printable(where),
+      dtype.is_none() ? std::nullopt : std::optional(scalar_type(dtype)), where,
       [&](const RawTensor& tensor) { return std::string(read(tensor.name).cast<py::bytes>()); });
   py::list encoded;
   for (const auto& each : findings.encoded) {

@@ -171,10 +171,9 @@ Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& optio
   for (const auto& [name, found] : raw.tensors) {
     tensors.push_back({name, found.entry.dtype, found.entry.sizes, {}});
   }
-  auto findings =
-      find_encoded(std::move(tensors), read_configuration(fs::path(path).parent_path().string()),
-                   options.dtype, text::printable(path),
-                   [&](const RawTensor& tensor) { return bytes_of(raw.tensors.at(tensor.name)); });
+  auto findings = find_encoded(
+      std::move(tensors), read_configuration(fs::path(path).parent_path().string()), options.dtype,
+      path, [&](const RawTensor& tensor) { return bytes_of(raw.tensors.at(tensor.name)); });
   Catalog plain = raw;
   for (const auto& encoded : findings.encoded) {
     for (const auto& part : encoded.parts) {

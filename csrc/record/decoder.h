@@ -54,6 +54,13 @@ class DORMANT_BINDINGS_API Decoder {
   virtual void wanted(size_t part, int64_t begin, int64_t count, c10::ArrayRef<const void*> earlier,
                       std::vector<ElementRun>& runs) const = 0;
 
+  /// Whether `wanted` looks at `earlier` for this part, so that nobody can say without reading
+  /// which elements of it a range is made of.
+  virtual bool depends_on_earlier(size_t part) const {
+    static_cast<void>(part);
+    return false;
+  }
+
   /// Makes elements [begin, begin + count) of the result at `out` from what was wanted of each
   /// part, the runs one after the other. Any number of threads.
   virtual void run(int64_t begin, int64_t count, c10::ArrayRef<const void*> parts,

@@ -46,6 +46,8 @@ class RowGroups final : public Decoder {
     });
   }
 
+  bool depends_on_earlier(size_t part) const override { return part == 1; }
+
   void run(int64_t begin, int64_t count, c10::ArrayRef<const void*> parts,
            void* out) const override {
     const auto* scales = static_cast<const float*>(parts[1]);

@@ -85,6 +85,24 @@ int64_t share(int64_t element, int64_t numel, int64_t part) {
   return std::min(part, static_cast<int64_t>(fraction * static_cast<double>(part)));
 }
 
+/// The elements of a part that `places` of a decoded tensor are made of: all of it where only
+/// values say which.
+std::vector<Run> wanted_of_part(const record::Decoder& decoder, size_t part, Runs places) {
+  std::vector<Run> wanted;
+  if (decoder.depends_on_earlier(part)) {
+    wanted.push_back({0, decoder.parts()[part].numel()});
+    return wanted;
+  }
+  const auto unit = decoder.unit();
+  const auto numel = decoder.output().numel();
+  for (const auto& run : places) {
+    const auto begin = run.begin / unit * unit;
+    const auto end = std::min((run.begin + run.count + unit - 1) / unit * unit, numel);
+    decoder.wanted(part, begin, end - begin, {}, wanted);
+  }
+  return wanted;
+}
+
 bool is_plain(const Geometry& geometry) {
   return !geometry.conjugate && !geometry.negative && !geometry.wrapped_number;
 }
@@ -555,15 +573,21 @@ void Program::append_reads(Runs runs, std::vector<Range>& ranges) const {
     if (places.empty()) {
       continue;
     }
-    for (const auto& input : step.inputs) {
+    for (size_t i = 0; i < step.inputs.size(); ++i) {
+      const auto& input = step.inputs[i];
+      std::vector<Run> of_part;
+      if (step.kind == StepKind::decode) {
+        of_part = wanted_of_part(*step.node->decoder, i, places);
+      }
+      const Runs read = step.kind == StepKind::decode ? of_part : places;
       wanted.clear();
       if (input.mapping.in_rows()) {
-        for (const auto& run : places) {
+        for (const auto& run : read) {
           input.mapping.append(run.begin, run.count, wanted);
         }
       } else {
         boxes.clear();
-        input.mapping.append(places, boxes);
+        input.mapping.append(read, boxes);
         for (const auto& box : boxes) {
           const auto reading = reading_of(box);
           wanted.insert(wanted.end(), reading.runs.begin(), reading.runs.end());

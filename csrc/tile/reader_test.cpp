@@ -136,6 +136,21 @@ TEST(Reader, DecodesAnyRunsWhereverUnitsBegin) {
   EXPECT_TRUE(same_bits(out, expected.narrow(1, 3, 7).contiguous()));
 }
 
+TEST(Reader, ReadsOfADecodedTensorAreKnownBefore) {
+  const auto [lazy, expected] = decoded(500, 40);
+  const auto program = program_of(lazy);
+  std::vector<Program::Range> ranges;
+  program->append_reads(tile::Run{80 * 40 + 3, 41}, ranges);  // of rows 80 and 81
+  ASSERT_EQ(ranges.size(), 3U);
+  const auto expect = [](const Program::Range& range, uint64_t offset, size_t nbytes) {
+    EXPECT_EQ(range.offset, offset);
+    EXPECT_EQ(range.nbytes, nbytes);
+  };
+  expect(ranges[0], 80 * 4, 2 * 4);
+  expect(ranges[1], 0, record::RowGroups::kGroups * 5 * 4);  // which of them only values say
+  expect(ranges[2], 80 * 40, 48);
+}
+
 TEST(Reader, WhatIsMadeOfDecodedElementsIsMadeInTiles) {
   using Make = std::function<Tensor(const Tensor&)>;
   const std::vector<Make> all = {

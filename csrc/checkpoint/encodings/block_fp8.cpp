@@ -92,8 +92,6 @@ std::string scaled_by(const std::string& name) {
 void find_block_fp8(Scan& scan) {
   const auto configured =
       configured_blocks(scan, scan.configuration().quantization, "weight_block_size");
-  const bool expected = scan.configuration().method == "fp8";
-  bool found_any = expected;
   for (const auto& scales : scan.tensors()) {
     const auto name = scaled_by(scales.name);
     const auto* weight = name.empty() ? nullptr : scan.find(name);
@@ -105,13 +103,7 @@ void find_block_fp8(Scan& scan) {
     add_weight(scan, *weight, scales, configured);
     spend_activation_settings(scan, module_of(name));
     scan.spend(name + "_activation_scale");
-    found_any = true;
   }
-  if (!found_any) {
-    return;
-  }
-  const auto plain = expected ? excluded_modules(scan) : ModulePatterns();
-  refuse_unscaled(scan, "_scale_inv", [&](std::string_view module) { return plain.match(module); });
 }
 
 }  // namespace dormant::checkpoint

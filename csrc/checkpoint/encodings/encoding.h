@@ -52,6 +52,9 @@ class Scan {
   /// The bytes of a tensor. c10::ValueError where it is too large to be what it claims to be.
   std::string read(const RawTensor& tensor) const;
 
+  /// What was found until now.
+  const std::vector<Encoded>& encoded() const { return findings_.encoded; }
+
   /// Whether an encoding has taken a raw tensor.
   bool taken(const std::string& name) const;
 

@@ -60,11 +60,11 @@ struct Findings {
 using ReadSmall = std::function<std::string(const RawTensor&)>;
 
 /// All encoded tensors of a checkpoint, in the order of the files. `dtype` is what was asked for;
-/// std::nullopt leaves it to each encoding. `where`, for messages: the files, printable.
+/// std::nullopt leaves it to each encoding. `where`, for messages: the files.
 /// c10::ValueError where tensors and config.json contradict each other or themselves.
 DORMANT_BINDINGS_API Findings find_encoded(std::vector<RawTensor> tensors,
                                            const ConfigurationText& configuration,
-                                           std::optional<c10::ScalarType> dtype, std::string where,
-                                           ReadSmall read);
+                                           std::optional<c10::ScalarType> dtype,
+                                           const std::string& where, ReadSmall read);
 
 }  // namespace dormant::checkpoint

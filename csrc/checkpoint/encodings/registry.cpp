@@ -12,6 +12,7 @@
 #include "checkpoint/encodings/compressed_fp4.h"
 #include "checkpoint/encodings/encoding.h"
 #include "checkpoint/encodings/mxfp4.h"
+#include "checkpoint/encodings/scaled_blocks.h"
 #include "checkpoint/encodings/scaled_weights.h"
 #include "text/printable.h"
 
@@ -28,7 +29,6 @@ struct Encoding {
 
 const std::vector<Encoding>& encodings() {
   static const std::vector<Encoding> rows = {
-      // Before block fp8, which is what refuses weights that nothing scales.
       {"scaled weights", {"compressed-tensors", "fbgemm_fp8", "fp8"}, find_scaled_weights},
       {"block fp8", {"fp8"}, find_block_fp8},
       {"mxfp4", {"mxfp4"}, find_mxfp4},
@@ -41,11 +41,12 @@ const std::vector<Encoding>& encodings() {
 }  // namespace
 
 Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& configuration,
-                      std::optional<c10::ScalarType> dtype, std::string where, ReadSmall read) {
+                      std::optional<c10::ScalarType> dtype, const std::string& where,
+                      ReadSmall read) {
   auto parsed = configuration.path.empty()
                     ? Configuration{}
                     : parse_configuration(configuration.text, text::printable(configuration.path));
-  Scan scan(std::move(tensors), std::move(parsed), dtype, std::move(where), std::move(read));
+  Scan scan(std::move(tensors), std::move(parsed), dtype, text::printable(where), std::move(read));
   const auto& method = scan.configuration().method;
   bool known = method.empty();
   for (const auto& encoding : encodings()) {
@@ -57,6 +58,7 @@ Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& c
     }
     known = known || is_it;
   }
+  refuse_unscaled(scan);
   std::map<std::string_view, size_t> order;
   for (const auto& tensor : scan.tensors()) {
     order.emplace(tensor.name, order.size());

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <string>
 
+#include "checkpoint/encodings/compressed_groups.h"
 #include "checkpoint/encodings/module_patterns.h"
 #include "text/printable.h"
 
@@ -76,11 +77,22 @@ Blocks blocks_for(const Scan& scan, const RawTensor& weight, c10::IntArrayRef si
   return derived;
 }
 
-void refuse_unscaled(const Scan& scan, const std::string& ending,
-                     const std::function<bool(std::string_view module)>& plain) {
+void refuse_unscaled(const Scan& scan) {
+  const auto& method = scan.configuration().method;
+  const bool compressed = method == "compressed-tensors";
+  const bool found = std::any_of(
+      scan.encoded().begin(), scan.encoded().end(),
+      [](const Encoded& encoded) { return is_float8(encoded.decoder->parts().front().dtype); });
+  if (!found && !compressed && method != "fp8" && method != "fbgemm_fp8") {
+    return;
+  }
+  const CompressedGroups groups(scan);
+  const auto excluded = excluded_modules(scan);
+  const std::string ending = compressed || method == "fbgemm_fp8" ? "_scale" : "_scale_inv";
   for (const auto& tensor : scan.tensors()) {
+    const auto module = module_of(tensor.name);
     if (is_float8(tensor.dtype) && tensor.name.ends_with(".weight") && !scan.taken(tensor.name) &&
-        !plain(module_of(tensor.name))) {
+        !excluded.match(module) && !groups.ignores(module)) {
       static_cast<void>(scan.part(tensor.name + ending, tensor.name));
     }
   }

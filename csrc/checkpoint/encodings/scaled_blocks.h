@@ -5,9 +5,7 @@
 #include <c10/util/ArrayRef.h>
 
 #include <cstdint>
-#include <functional>
 #include <optional>
-#include <string_view>
 #include <utility>
 
 #include "checkpoint/encodings/encoding.h"
@@ -31,9 +29,9 @@ std::optional<Blocks> configured_blocks(const Scan& scan, const nlohmann::json& 
 Blocks blocks_for(const Scan& scan, const RawTensor& weight, c10::IntArrayRef sizes,
                   const RawTensor& scales, const std::optional<Blocks>& configured);
 
-/// c10::ValueError for a weight of float8 that no encoding has taken, in no module that is `plain`:
-/// without its scale, called X.weight and then `ending`, it would pass for one that needs none.
-void refuse_unscaled(const Scan& scan, const std::string& ending,
-                     const std::function<bool(std::string_view module)>& plain);
+/// Where weights of float8 are encoded, or config.json says so: c10::ValueError for one that no
+/// encoding has taken, in no module that config.json leaves out. Without its scale it would pass
+/// for one that needs none. After all encodings.
+void refuse_unscaled(const Scan& scan);
 
 }  // namespace dormant::checkpoint

@@ -83,7 +83,7 @@ void add_weight(Scan& scan, const Settings& settings, const RawTensor& weight,
 void find_scaled_weights(Scan& scan) {
   const auto& method = scan.configuration().method;
   const Settings settings{method == "compressed-tensors", CompressedGroups(scan)};
-  bool found_any = settings.compressed || method == "fbgemm_fp8";
+  const bool expected = settings.compressed || method == "fbgemm_fp8";
   for (const auto& scales : scan.tensors()) {
     if (!scales.name.ends_with(".weight_scale")) {
       continue;
@@ -93,7 +93,7 @@ void find_scaled_weights(Scan& scan) {
       continue;  // of another encoding, such as X.weight_packed
     }
     const bool is_int8 = weight->dtype == ScalarType::Char;
-    TORCH_CHECK_VALUE(is_float8(weight->dtype) || is_int8 || !found_any, scan.about(),
+    TORCH_CHECK_VALUE(is_float8(weight->dtype) || is_int8 || !expected, scan.about(),
                       in_quotes(weight->name), " is of ", weight->dtype, ", although ",
                       in_quotes(scales.name),
                       " is there to scale it; expected float8_e4m3fn or int8. Cause: the weight "
@@ -103,16 +103,8 @@ void find_scaled_weights(Scan& scan) {
     if (is_float8(weight->dtype) || (is_int8 && settings.compressed)) {
       add_weight(scan, settings, *weight, scales);
       spend_activation_settings(scan, module_of(weight->name));
-      found_any = true;
     }
   }
-  if (!found_any || method == "fp8") {
-    return;  // of fp8, weights may have scales of other names, and are looked at after them
-  }
-  const auto excluded = excluded_modules(scan);
-  refuse_unscaled(scan, std::string(kScale), [&](std::string_view module) {
-    return settings.compressed ? settings.groups.ignores(module) : excluded.match(module);
-  });
 }
 
 }  // namespace dormant::checkpoint
