@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch._weights_only_unpickler import _get_allowed_globals
 
 from dormant._extension import _C
 from dormant.checkpoint.entry import (
@@ -136,8 +137,6 @@ def _open(file: _C.File) -> _C.TorchArchive:
 
 def _foreign(archive: _C.TorchArchive, allowed: dict[str, Any]) -> dict[str, int]:
     """What weights-only loading refuses, by name, and the byte of the pickle that names it."""
-    from torch._weights_only_unpickler import _get_allowed_globals
-
     known = _get_allowed_globals()
     return {
         name: offset

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from torch._weights_only_unpickler import _get_user_allowed_globals
 
 from dormant._extension import _C
 from dormant.checkpoint.inert import Global, PersistentId, Record
@@ -126,8 +127,6 @@ _ERRORS = (TypeError, ValueError, KeyError, OverflowError, ArithmeticError, Attr
 
 def allowed_by_user() -> dict[str, Any]:
     """Classes and functions that were passed to torch.serialization.add_safe_globals, by name."""
-    from torch._weights_only_unpickler import _get_user_allowed_globals
-
     return dict(cast(Any, _get_user_allowed_globals)())
 
 
