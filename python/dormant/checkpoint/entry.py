@@ -20,7 +20,8 @@ class Entry:
         dtype: its element type.
         shape: its sizes.
         nbytes: bytes of its elements.
-        file: the file that holds it; None where it is put together from `parts`.
+        file: the file that holds it; of a URL that, without secrets, as a string; None where it is
+            put together from `parts`.
         offset: where its first element begins in `file`, in bytes; None where it has `parts`.
         strides: in elements, where it is not contiguous; else None.
         parts: the entries that it is put together from, in order.
@@ -29,7 +30,7 @@ class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     nbytes: int
-    file: Path | None
+    file: Path | str | None
     offset: int | None
     strides: tuple[int, ...] | None = None
     parts: tuple[Entry, ...] = ()
@@ -109,6 +110,11 @@ class Contents:
     metadata: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] | None = None
     extra: Callable[[], dict[str, Any]] = dict
+
+
+def place_of(file: _C.File) -> Path | str:
+    """Where a file lies: a path, or the URL or name of a file elsewhere."""
+    return file.path if file.is_remote else Path(file.path)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
@@ -19,6 +18,7 @@ from dormant.checkpoint.entry import (
     Entry,
     StoredTensor,
     contiguous_strides,
+    place_of,
 )
 from dormant.checkpoint.file_stream import open_stream
 from dormant.checkpoint.torch_pickle import StorageRequest, Unpickled, read_pickle, unpickle
@@ -242,7 +242,7 @@ class _Storages:
             dtype=tensor.dtype,
             shape=size,
             nbytes=tensor.numel() * item,
-            file=Path(self._file.path),
+            file=place_of(self._file),
             offset=run.offset + first * item,
             strides=None if strides == contiguous_strides(size) else strides,
         )

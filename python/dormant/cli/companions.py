@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dormant.checkpoint.files import is_index
+from dormant.checkpoint.url import is_url
 from dormant.publication.publication import Publication
 
 _ENDINGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md"}
@@ -19,9 +20,12 @@ _CONFIG = "config.json"
 
 
 def folders_of(paths: Iterable[str]) -> list[Path]:
-    """The folders that a checkpoint was asked for by: themselves, or by the index in them."""
+    """The folders that a checkpoint was asked for by: themselves, or by the index in them.
+
+    Only those of this machine: of URLs nothing but weights is read.
+    """
     folders = []
-    for path in map(Path, paths):
+    for path in (Path(path) for path in paths if not is_url(path)):
         if path.is_dir():
             folders.append(path)
         elif is_index(path.name):

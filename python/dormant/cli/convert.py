@@ -12,6 +12,7 @@ import torch
 
 from dormant.checkpoint.api import open_checkpoint
 from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.url import is_url
 from dormant.cli.arguments import (
     DTYPE_NAMES,
     add_output_options,
@@ -82,7 +83,10 @@ _SCHEMES = ("nf4", "fp4", "int8")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what this command takes."""
     parser.add_argument(
-        "paths", metavar="IN", nargs="+", help="a file, an index or a folder; several make one"
+        "paths",
+        metavar="IN",
+        nargs="+",
+        help="a file, an index or a folder, or the URL of one; several make one",
     )
     parser.add_argument("out", metavar="OUT", help="a file or a folder, see above")
     parser.add_argument(
@@ -132,7 +136,7 @@ def run(options: argparse.Namespace) -> Outcome:
     out = output(options.out)
     to_folder = is_folder(out, (SAFETENSORS_ENDING, *TORCH_ENDINGS))
     _check_usage(options, to_folder)
-    check_apart(out, map(Path, options.paths))
+    check_apart(out, (path if is_url(path) else Path(path) for path in options.paths))
     with (new_folder if to_folder else new_file)(out, force=options.force) as target:
         if options.quantize:
             about = _quantize(options, target)

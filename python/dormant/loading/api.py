@@ -109,7 +109,7 @@ def load(
 
     Args:
         model: lazy, real or mixed. Sharded parameters (DTensor) read their own part only.
-        checkpoint: a path (see `open_checkpoint`), a `Checkpoint`, a state dict, or a sequence of
+        checkpoint: a path or URL (see `open_checkpoint`), a `Checkpoint`, a state dict, or a sequence of
             these, of which later ones replace what earlier ones gave; the parts of a
             tensor-parallel set are merged. Of a file with several mappings of tensors the one that
             fits the model best is taken. A model of transformers also takes the names and layouts
