@@ -14,6 +14,7 @@ TASKS = (
     "shard",
     "jump",
     "load",
+    "remote",
     "quantize_kernels",
     "quantize_load",
     "quantize_experts",

@@ -72,8 +72,8 @@ py::tuple index_entries(const std::variant<std::filesystem::path, OpenFile>& whe
   {
     const py::gil_scoped_release other_threads_may_run;
     const auto* path = std::get_if<std::filesystem::path>(&where);
-    index = path != nullptr ? read_index(path->string())
-                            : parse_index(*std::get<OpenFile>(where).file);
+    index =
+        path != nullptr ? read_index(path->string()) : parse_index(*std::get<OpenFile>(where).file);
   }
   py::dict files;
   for (const auto& [tensor, file] : index.files) {

@@ -55,7 +55,8 @@ std::vector<Piece> cut(const Jobs& jobs, const Plan& plan) {
   std::vector<Piece> pieces;
   for (auto* job : order) {
     const auto tile = plan.tile(*job);
-    const auto length = std::max(piece_bytes(*job, plan) / (tile * job->itemsize()), int64_t{1}) * tile;
+    const auto length =
+        std::max(piece_bytes(*job, plan) / (tile * job->itemsize()), int64_t{1}) * tile;
     for (int64_t begin = 0; begin < job->numel(); begin += length) {
       pieces.push_back({job, begin, std::min(begin + length, job->numel())});
       ++job->pieces_left;
@@ -142,8 +143,8 @@ Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size
   auto plan = tiles_for(jobs, budget, unasked);
   if (std::any_of(jobs.begin(), jobs.end(), [](const auto& job) { return reads_far(*job); })) {
     const auto needed = bytes_needed(jobs, plan);
-    plan.read_ahead = !budget ? kReadAheadBytes
-                              : std::min(kReadAheadBytes, *budget - std::min(*budget, needed));
+    plan.read_ahead =
+        !budget ? kReadAheadBytes : std::min(kReadAheadBytes, *budget - std::min(*budget, needed));
   }
   return plan;
 }
@@ -156,14 +157,14 @@ void run(const Jobs& jobs, const Plan& plan, std::function<void(size_t)> on_byte
   const auto after_tile = [&](size_t bytes) { return workers.advance(bytes); };
   std::optional<ReadAhead> ahead;
   if (plan.read_ahead > 0) {
-    ahead.emplace(ReadAhead::Options{
-        .bytes = plan.read_ahead,
-        .pieces = pieces.size(),
-        .reads_of =
-            [&](size_t i, ReadAhead::Ranges& ranges) {
-              pieces[i].job->append_reads(pieces[i].begin, pieces[i].end, ranges);
-            },
-        .go_on = [&] { return workers.advance(0); }});
+    ahead.emplace(ReadAhead::Options{.bytes = plan.read_ahead,
+                                     .pieces = pieces.size(),
+                                     .reads_of =
+                                         [&](size_t i, ReadAhead::Ranges& ranges) {
+                                           pieces[i].job->append_reads(pieces[i].begin,
+                                                                       pieces[i].end, ranges);
+                                         },
+                                     .go_on = [&] { return workers.advance(0); }});
   }
   workers.run(pieces.size(), [&](size_t i) {
     const ReadAhead::Scope scope(ahead ? &*ahead : nullptr, i);

@@ -81,14 +81,14 @@ struct Pass {
   std::function<bool()> go_on = [] { return true; };
 
   std::unique_ptr<ReadAhead> start() const {
-    return std::make_unique<ReadAhead>(ReadAhead::Options{
-        bytes, pieces.size(),
-        [this](size_t piece, ReadAhead::Ranges& ranges) {
-          for (const auto& [offset, count] : pieces[piece]) {
-            ranges.push_back({source, offset, count});
-          }
-        },
-        go_on});
+    return std::make_unique<ReadAhead>(
+        ReadAhead::Options{bytes, pieces.size(),
+                           [this](size_t piece, ReadAhead::Ranges& ranges) {
+                             for (const auto& [offset, count] : pieces[piece]) {
+                               ranges.push_back({source, offset, count});
+                             }
+                           },
+                           go_on});
   }
 
   /// Reads a piece a tile at a time, and whether all of it was right.

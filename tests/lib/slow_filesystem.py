@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # linux/fuse.h
@@ -75,10 +75,8 @@ class _Server:
 
     def _reply(self, unique: int, answer: bytes | int) -> None:
         data, error = (b"", -answer) if isinstance(answer, int) else (answer, 0)
-        try:
+        with suppress(OSError):  # whoever asked is gone
             os.write(self._device, struct.pack("<IiQ", 16 + len(data), error, unique) + data)
-        except OSError:
-            pass  # whoever asked is gone
 
     def _read(self, unique: int, node: int, body: bytes) -> None:
         offset, size = struct.unpack_from("<8xQI", body)
@@ -86,7 +84,7 @@ class _Server:
         self._reply(unique, os.pread(self._files[node - 2], size, offset))
 
     def _attributes(self, node: int) -> bytes:
-        status = os.stat_result(os.stat("/")) if node == 1 else os.fstat(self._files[node - 2])
+        status = os.fstat(self._files[max(node - 2, 0)])
         mode = stat.S_IFDIR | 0o755 if node == 1 else stat.S_IFREG | 0o644
         size = 0 if node == 1 else status.st_size
         times = [int(status.st_mtime)] * 3
@@ -96,7 +94,7 @@ class _Server:
 
     def _answer(self, code: int, node: int, body: bytes) -> bytes | int:
         if code == _INIT:
-            major, minor, ahead, flags = struct.unpack_from("<4I", body)
+            _, minor, ahead, flags = struct.unpack_from("<4I", body)
             wanted = flags & (_ASYNC_READ | _MAX_PAGES)
             return struct.pack(
                 "<4IHHIIHHI28x", 7, min(minor, 31), ahead, wanted, 64, 48, 1 << 17, 1, _PAGES, 0, 0
@@ -105,7 +103,8 @@ class _Server:
             found = self._nodes.get(os.fsdecode(body.rstrip(b"\0")))
             if found is None:
                 return errno.ENOENT
-            return struct.pack("<4Q2I", found, 0, _FOREVER, _FOREVER, 0, 0) + self._attributes(found)
+            entry = struct.pack("<4Q2I", found, 0, _FOREVER, _FOREVER, 0, 0)
+            return entry + self._attributes(found)
         if code == _GETATTR:
             return struct.pack("<QII", _FOREVER, 0, 0) + self._attributes(node)
         if code in (_OPEN, _OPENDIR):

@@ -80,26 +80,6 @@ except KeyboardInterrupt:
     assert time.monotonic() - begin < 10  # a request alone would wait for 30 s
 
 
-def test_a_thread_that_waits_does_not_hold_up_the_end_of_the_process(server: RangeServer) -> None:
-    server.misbehave = _stall_after_opening
-    process = _run(
-        """
-import threading
-def load():
-    try:
-        dormant.materialize(tensors)
-    except BaseException:
-        pass
-threading.Thread(target=load, daemon=True).start()
-sys.stdin.read()
-""",
-        server,
-    )
-    _wait_for_requests(server, 2)
-    out, err = process.communicate(timeout=20)
-    assert process.returncode == 0, err
-
-
 def test_python_runs_while_others_wait(server: RangeServer) -> None:
     server.latency = 0.5
     process = _run(

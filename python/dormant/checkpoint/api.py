@@ -321,7 +321,7 @@ def open_checkpoint(
         The checkpoint.
 
     Raises:
-        TypeError: both a path and `reader` are given, or neither; or `reader` is not such an object.
+        TypeError: a path and `reader` are given, or neither; or `reader` is not such an object.
         ImportError: what a URL needs (s3fs, gcsfs, huggingface_hub, ...) is not installed.
         ValueError: a path is empty; a server sends whole files only, or a URL's file is not what it
             was; a file is damaged, contradicts itself or the index, or asks for

@@ -1,4 +1,4 @@
-"""What lies at a path or URL: a file, the index of a sharded set, or the parts of a tensor-parallel set.
+"""What lies at a path or URL: a file, the index of several, or the parts of a tensor-parallel set.
 
 Only names are looked at.
 """

@@ -7,6 +7,7 @@ reads straight into memory that it is given. Connections are kept and used again
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import os
 import re
@@ -16,6 +17,7 @@ import threading
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 from dormant.checkpoint.ranges import FailedError, TransientError
@@ -177,10 +179,8 @@ class _Connection:
         """Lets whoever reads from it fail at once."""
         sock = getattr(self, "sock", None)
         if sock is not None:
-            try:
+            with contextlib.suppress(OSError):  # it is closed already
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it is closed already
 
 
 class _Http(_Connection, http.client.HTTPConnection):
@@ -241,10 +241,11 @@ class _Pool:
         """What certificates are judged by: the system's, or the file that a variable names."""
         with self._lock:
             if self._tls is None:
-                bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+                named = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+                bundle = Path(named) if named else None
                 self._tls = ssl.create_default_context(
-                    cafile=bundle if bundle and os.path.isfile(bundle) else None,
-                    capath=bundle if bundle and os.path.isdir(bundle) else None,
+                    cafile=bundle if bundle and bundle.is_file() else None,
+                    capath=bundle if bundle and bundle.is_dir() else None,
                 )
             return self._tls
 

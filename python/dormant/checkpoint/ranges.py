@@ -141,7 +141,7 @@ class RangeFile:
         self._try(self._ranges.check, "checking")
 
     def opened(self, spans: Iterable[tuple[int, int, str]]) -> None:
-        """Says that the file was parsed, and what lies where: begin, end and name of each tensor."""
+        """Says that the file was parsed, and where tensors lie: begin, end and name of each."""
         self._opening = False
         self._spans = sorted(spans)
         self._begins = [begin for begin, _, _ in self._spans]
@@ -248,7 +248,8 @@ class RangeFile:
         tried = f" It was tried {attempts} times." if attempts > 1 else ""
         text = f"dormant: {doing} {self.name}{about}: it {what}.{tried}"
         if isinstance(cause, FailedError) and cause.changed:
-            text += " Cause: the file was replaced since it was opened. Next: open the checkpoint again."
+            text += " Cause: the file was replaced since it was opened. Next: open the checkpoint "
+                "again."
         if not issubclass(kind, OSError):
             return kind(text)
         return kind(_number_of(kind, cause), text)

@@ -178,8 +178,8 @@ def _ranges(url: Url) -> Ranges:
         unknown = sorted(set(url.options) - {"headers"})
         if unknown:
             raise ValueError(
-                f"open_checkpoint: storage_options {unknown} mean nothing for {url.scheme}, expected "
-                "only 'headers'."
+                f"open_checkpoint: storage_options {unknown} mean nothing for {url.scheme}, "
+                "expected only 'headers'."
             )
         return HttpRanges(url.full, url.options.get("headers"))
     filesystem, path = _filesystem(url)
@@ -211,8 +211,8 @@ def _filesystem(url: Url) -> tuple[AbstractFileSystem, str]:
 def _absent(url: Url) -> FileNotFoundError:
     return FileNotFoundError(
         errno.ENOENT,
-        f"dormant: open_checkpoint: nothing lies at {url}. Expected a checkpoint file, an index or a "
-        "folder",
+        f"dormant: open_checkpoint: nothing lies at {url}. Expected a checkpoint file, an index or "
+        "a folder",
     )
 
 

@@ -109,8 +109,8 @@ def load(
 
     Args:
         model: lazy, real or mixed. Sharded parameters (DTensor) read their own part only.
-        checkpoint: a path or URL (see `open_checkpoint`), a `Checkpoint`, a state dict, or a sequence of
-            these, of which later ones replace what earlier ones gave; the parts of a
+        checkpoint: a path or URL (see `open_checkpoint`), a `Checkpoint`, a state dict, or a
+            sequence of these, of which later ones replace what earlier ones gave; the parts of a
             tensor-parallel set are merged. Of a file with several mappings of tensors the one that
             fits the model best is taken. A model of transformers also takes the names and layouts
             that its `from_pretrained` converts (see `Checkpoint.for_model`), and is saved in them
