@@ -285,6 +285,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           .format(DORMANT_VERSION_MAJOR, DORMANT_VERSION_MINOR, DORMANT_VERSION_PATCH);
   dormant::bindings::bind_checkpoint(m);
   dormant::bindings::bind_quantize(m);
+  dormant::bindings::bind_decode(m);
   dormant::bindings::bind_holders(m);
   dormant::bindings::bind_refusal();
 }

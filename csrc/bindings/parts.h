@@ -11,6 +11,9 @@ void bind_checkpoint(pybind11::module_& m);
 /// What a quantize node may compute.
 void bind_quantize(pybind11::module_& m);
 
+/// What a decode node may compute.
+void bind_decode(pybind11::module_& m);
+
 /// Where in Python's objects tensors may be.
 void bind_holders(pybind11::module_& m);
 

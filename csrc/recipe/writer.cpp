@@ -88,8 +88,9 @@ class Writer {
     TORCH_CHECK_NOT_IMPLEMENTED(
         node.kind == record::NodeKind::in_place || node.kind == record::NodeKind::functional,
         "dormant: recipe: a tensor that is ",
-        node.kind == record::NodeKind::read ? "read from " + node.source->name()
-                                            : "quantized as " + node.quantizer->name(),
+        node.kind == record::NodeKind::read       ? "read from " + node.source->name()
+        : node.kind == record::NodeKind::quantize ? "quantized as " + node.quantizer->name()
+                                                  : "decoded from " + node.decoder->name(),
         " can't be kept as a recipe. Next: dormant.materialize it first, or write it with "
         "dormant.save.");
     TORCH_CHECK_NOT_IMPLEMENTED(

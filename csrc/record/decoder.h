@@ -54,6 +54,13 @@ class DORMANT_BINDINGS_API Decoder {
   virtual void wanted(size_t part, int64_t begin, int64_t count, c10::ArrayRef<const void*> earlier,
                       std::vector<ElementRun>& runs) const = 0;
 
+  /// Whether `wanted` looks at `earlier` for this part, so that nobody can say without reading
+  /// which elements of it a range is made of.
+  virtual bool depends_on_earlier(size_t part) const {
+    static_cast<void>(part);
+    return false;
+  }
+
   /// Makes elements [begin, begin + count) of the result at `out` from what was wanted of each
   /// part, the runs one after the other. Any number of threads.
   virtual void run(int64_t begin, int64_t count, c10::ArrayRef<const void*> parts,
@@ -63,15 +70,16 @@ class DORMANT_BINDINGS_API Decoder {
   virtual std::string name() const = 0;
 };
 
-/// The tensor that `parts` encode: lazy where one of them is. ValueError where sizes or dtypes of
-/// the parts are not those that the decoder expects.
-DORMANT_BINDINGS_API at::Tensor decode(const std::vector<at::Tensor>& parts,
-                                       const std::shared_ptr<const Decoder>& decoder);
-
 /// Decodes real contiguous parts on the CPU into `out`, elements [begin, begin + count) of the
-/// result: what the tile engine does tile by tile. `begin` and `count` are multiples of the unit,
-/// but for the end.
+/// result. `begin` and `count` are multiples of the unit, but for the end.
 DORMANT_BINDINGS_API void run_range(const Decoder& decoder, c10::ArrayRef<at::Tensor> parts,
                                     int64_t begin, int64_t count, void* out);
+
+/// All elements of the result, with PyTorch's threads: what the tile engine does tile by tile.
+void run_whole(const Decoder& decoder, c10::ArrayRef<at::Tensor> parts, void* out);
+
+/// ValueError where `runs` lead outside a part of `numel` elements.
+void check_wanted(const Decoder& decoder, size_t part, int64_t numel,
+                  c10::ArrayRef<ElementRun> runs);
 
 }  // namespace dormant::record

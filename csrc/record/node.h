@@ -1,9 +1,9 @@
 // Histories: what was written to a storage that has no memory yet.
 //
-// A node is one write (an ATen operator, bytes of a file, a quantization). Nodes are immutable
-// values: they point only to earlier nodes and to buffers, so histories form a directed graph
-// without cycles, replaying one changes nothing in it, and any number of storages may be derived
-// from the same node.
+// A node is one write (an ATen operator, bytes of a file, a quantization, a decoding). Nodes are
+// immutable values: they point only to earlier nodes and to buffers, so histories form a directed
+// graph without cycles, replaying one changes nothing in it, and any number of storages may be
+// derived from the same node.
 //
 //   StorageImpl --(DataPtr context)--> History { buffer, tail } --> Node --> earlier Nodes
 //
@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "random/position.h"
+#include "record/decoder.h"
 #include "record/geometry.h"
 #include "record/quantizer.h"
 #include "record/source.h"
@@ -75,6 +76,8 @@ enum class NodeKind : uint8_t {
   read,
   /// operands[1..] are what `quantizer` makes of operands[0].
   quantize,
+  /// operands[0], all of its buffer, is what `decoder` makes of operands[1..].
+  decode,
 };
 
 struct Node : c10::intrusive_ptr_target {
@@ -91,6 +94,7 @@ struct Node : c10::intrusive_ptr_target {
   std::shared_ptr<const Source> source;
   uint64_t source_offset = 0;  ///< in bytes
   std::shared_ptr<const Quantizer> quantizer;
+  std::shared_ptr<const Decoder> decoder;
   /// How many threads PyTorch used: reductions split their sums by it. The default dtype is
   /// nowhere: what is recorded does not depend on it (default_dtype.h).
   int32_t threads = 1;

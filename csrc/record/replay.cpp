@@ -99,11 +99,21 @@ void place_result(const at::Tensor& result, const Operand& wanted, Memory& memor
   wanted.geometry.over(memory.of(*wanted.buffer)).copy_(result);
 }
 
-/// Bytes of a file, or what quantizing a tensor gives.
+/// Bytes of a file, or what quantizing or decoding gives.
 void run_without_operator(const Node& node, Memory& memory) {
   if (node.kind == NodeKind::read) {
     const auto& buffer = *node.operands[0].buffer;
     node.source->read(node.source_offset, buffer.nbytes, memory.of(buffer).mutable_data());
+    return;
+  }
+  if (node.kind == NodeKind::decode) {
+    std::vector<at::Tensor> parts;
+    for (size_t i = 1; i < node.operands.size(); ++i) {
+      const auto& part = node.operands[i];
+      parts.push_back(part.buffer ? part.geometry.over(memory.of(*part.buffer)).contiguous()
+                                  : part.captured);
+    }
+    run_whole(*node.decoder, parts, memory.of(*node.operands[0].buffer).mutable_data());
     return;
   }
   std::vector<at::Tensor> outputs;
@@ -116,7 +126,7 @@ void run_without_operator(const Node& node, Memory& memory) {
 }
 
 void run(const Node& node, Memory& memory) {
-  if (node.kind == NodeKind::read || node.kind == NodeKind::quantize) {
+  if (node.kind != NodeKind::in_place && node.kind != NodeKind::functional) {
     run_without_operator(node, memory);
     return;
   }

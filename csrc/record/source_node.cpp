@@ -1,29 +1,55 @@
 #include "record/source_node.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/clone.h>
 #include <torch/library.h>
 
-#include <string_view>
 #include <utility>
 
 #include "record/held_memory.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
+#include "system/dispatch_state.h"
 
 // The names that nodes of these kinds have in messages; they are never called.
 TORCH_LIBRARY_FRAGMENT(dormant, library) {
   library.def("read(Tensor(a!) self) -> ()");
   library.def("quantize(Tensor source, Tensor(a!)[] outputs) -> ()");
+  library.def("decode(Tensor(a!) self, Tensor[] parts) -> ()");
 }
 
 namespace dormant::record {
 namespace {
 
-const c10::OperatorHandle& handle(const char* name) {
-  static const auto read = c10::Dispatcher::singleton().findSchemaOrThrow("dormant::read", "");
-  static const auto quantize =
-      c10::Dispatcher::singleton().findSchemaOrThrow("dormant::quantize", "");
-  return std::string_view(name) == "read" ? read : quantize;
+c10::intrusive_ptr<Node> new_node(NodeKind kind) {
+  const auto find = [](const char* name) {
+    return c10::Dispatcher::singleton().findSchemaOrThrow(name, "");
+  };
+  static const auto read = find("dormant::read");
+  static const auto quantize = find("dormant::quantize");
+  static const auto decode = find("dormant::decode");
+  auto node = c10::make_intrusive<Node>(kind == NodeKind::read       ? read
+                                        : kind == NodeKind::quantize ? quantize
+                                                                     : decode);
+  node->sequence = next_sequence();
+  node->kind = kind;
+  return node;
+}
+
+/// ValueError unless the parts are what the decoder was made for.
+void check_parts(const Decoder& decoder, const std::vector<at::Tensor>& parts) {
+  const auto expected = decoder.parts();
+  TORCH_CHECK_VALUE(parts.size() == expected.size(), "dormant: decode ", decoder.name(), ": got ",
+                    parts.size(), " parts, expected ", expected.size());
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const at::IntArrayRef sizes(expected[i].sizes);
+    TORCH_CHECK_VALUE(parts[i].is_cpu() && parts[i].layout() == at::kStrided &&
+                          parts[i].sizes() == sizes && parts[i].scalar_type() == expected[i].dtype,
+                      "dormant: decode ", decoder.name(), ": part ", i, " is a ", parts[i].layout(),
+                      " tensor of ", parts[i].scalar_type(), " with sizes ", parts[i].sizes(),
+                      " on ", parts[i].device(), "; expected ", expected[i].dtype, " with sizes ",
+                      sizes, " on the CPU");
+  }
 }
 
 }  // namespace
@@ -34,9 +60,7 @@ History read_history(std::shared_ptr<const Source> source, uint64_t offset, Buff
   TORCH_CHECK_VALUE(buffer->nbytes % itemsize == 0, "dormant: read ", source->name(), " at byte ",
                     offset, ": got ", buffer->nbytes, " bytes, expected a multiple of ", itemsize,
                     ", the size of ", dtype);
-  auto node = c10::make_intrusive<Node>(handle("read"));
-  node->sequence = next_sequence();
-  node->kind = NodeKind::read;
+  auto node = new_node(NodeKind::read);
   node->source = std::move(source);
   node->source_offset = offset;
   const auto all = Geometry::contiguous({static_cast<int64_t>(buffer->nbytes / itemsize)}, dtype);
@@ -112,9 +136,7 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
     }
     return outputs;
   }
-  auto node = c10::make_intrusive<Node>(handle("quantize"));
-  node->sequence = next_sequence();
-  node->kind = NodeKind::quantize;
+  auto node = new_node(NodeKind::quantize);
   node->quantizer = quantizer;
   node->threads = at::get_num_threads();
   node->operands.push_back({Geometry::of(tensor), history->buffer, history->tail, {}, false});
@@ -126,6 +148,34 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
     changed();
   }
   return outputs;
+}
+
+at::Tensor decode(const std::vector<at::Tensor>& parts,
+                  const std::shared_ptr<const Decoder>& decoder) {
+  check_parts(*decoder, parts);
+  const auto geometry = decoder->output();
+  auto node = new_node(NodeKind::decode);
+  node->decoder = decoder;
+  const StorageToCome counted;
+  auto buffer = make_buffer(geometry.nbytes_needed(), nullptr);
+  node->operands.push_back({geometry, buffer, nullptr, {}, true});
+  std::vector<at::Tensor> real;
+  for (const auto& part : parts) {
+    if (const auto history = history_of(part)) {
+      node->operands.push_back({Geometry::of(part), history->buffer, history->tail, {}, false});
+      continue;
+    }
+    // Its owner may change it later.
+    const system::PlainDispatch plain;
+    real.push_back(part.detach().resolve_conj().resolve_neg().clone(at::MemoryFormat::Contiguous));
+    node->operands.push_back({Geometry::of(real.back()), nullptr, nullptr, real.back(), false});
+  }
+  if (real.size() == parts.size()) {
+    auto memory = allocate(geometry.nbytes_needed());
+    run_whole(*decoder, real, memory.mutable_data());
+    return geometry.over(memory);
+  }
+  return make_tensor(make_first_storage({std::move(buffer), std::move(node)}), geometry);
 }
 
 bool is_statistic(const at::Tensor& tensor) {

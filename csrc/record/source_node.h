@@ -1,4 +1,4 @@
-// Histories that do not begin with an operator: bytes of a file, and what quantizing gives.
+// Histories that do not end in an operator: bytes of a file, and what quantizing and decoding give.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "record/decoder.h"
 #include "record/lazy_storage.h"
 #include "record/quantizer.h"
 #include "record/source.h"
@@ -38,6 +39,11 @@ DORMANT_BINDINGS_API at::Tensor read_of(const at::Tensor& tensor);
 DORMANT_BINDINGS_API std::vector<at::Tensor> quantize(
     const at::Tensor& tensor, const std::shared_ptr<const Quantizer>& quantizer,
     std::vector<at::Tensor> outputs = {});
+
+/// The tensor that `parts` encode, contiguous: lazy where one of them is. ValueError where sizes or
+/// dtypes of the parts are not those that the decoder expects.
+DORMANT_BINDINGS_API at::Tensor decode(const std::vector<at::Tensor>& parts,
+                                       const std::shared_ptr<const Decoder>& decoder);
 
 /// Whether `tensor` is lazy and an output of `quantize` besides the codes, which come first.
 DORMANT_BINDINGS_API bool is_statistic(const at::Tensor& tensor);

@@ -12,18 +12,14 @@
 #include <optional>
 #include <vector>
 
+#include "record/decoder.h"
 #include "record/geometry.h"
 #include "tile/layout.h"
 
 namespace dormant::tile {
 
 /// Consecutive elements of a storage, or consecutive places.
-struct Run {
-  int64_t begin;
-  int64_t count;
-
-  bool operator==(const Run& other) const = default;
-};
+using Run = record::ElementRun;
 using Runs = c10::ArrayRef<Run>;
 
 /// Number of elements in all runs.

@@ -72,6 +72,37 @@ uint64_t draws_per_element(const Node& node, TileRule rule, c10::ScalarType dtyp
   return 0;
 }
 
+bool has_fewer_bytes(const Geometry& one, const Geometry& other) {
+  const auto bytes = [](const Geometry& part) {
+    return part.numel() * static_cast<int64_t>(c10::elementSize(part.dtype));
+  };
+  return bytes(one) < bytes(other);
+}
+
+/// How many of `part` elements come before element `element` of `numel`, if they lie evenly.
+int64_t share(int64_t element, int64_t numel, int64_t part) {
+  const auto fraction = static_cast<double>(element) / static_cast<double>(numel);
+  return std::min(part, static_cast<int64_t>(fraction * static_cast<double>(part)));
+}
+
+/// The elements of a part that `places` of a decoded tensor are made of: all of it where only
+/// values say which.
+std::vector<Run> wanted_of_part(const record::Decoder& decoder, size_t part, Runs places) {
+  std::vector<Run> wanted;
+  if (decoder.depends_on_earlier(part)) {
+    wanted.push_back({0, decoder.parts()[part].numel()});
+    return wanted;
+  }
+  const auto unit = decoder.unit();
+  const auto numel = decoder.output().numel();
+  for (const auto& run : places) {
+    const auto begin = run.begin / unit * unit;
+    const auto end = std::min((run.begin + run.count + unit - 1) / unit * unit, numel);
+    decoder.wanted(part, begin, end - begin, {}, wanted);
+  }
+  return wanted;
+}
+
 bool is_plain(const Geometry& geometry) {
   return !geometry.conjugate && !geometry.negative && !geometry.wrapped_number;
 }
@@ -173,6 +204,9 @@ class Lowering {
       program.steps_.push_back(std::move(step));
       return true;
     }
+    if (node->kind == record::NodeKind::decode) {
+      return add_decoded(program, std::move(step), depth);
+    }
     const auto& traits = record::traits_of(node->op);
     if (has_factor(*node) || !computes_the_same(*node, written)) {
       return false;
@@ -264,7 +298,7 @@ class Lowering {
       return true;
     }
     step.kind = StepKind::copy;
-    if (!add_input(step, written, 1, depth)) {
+    if (!add_input(step, written.geometry, *written.buffer, 1, depth)) {
       return false;
     }
     program.steps_.push_back(std::move(step));
@@ -335,7 +369,7 @@ class Lowering {
       return false;
     }
     step.region = std::move(*region);
-    if (!add_input(step, part, index, depth)) {
+    if (!add_input(step, part.geometry, *part.buffer, index, depth)) {
       return false;
     }
     program.steps_.push_back(std::move(step));
@@ -353,7 +387,8 @@ class Lowering {
       if (!operand.buffer && operand.captured.dim() == 0) {
         continue;  // takes part as it is
       }
-      if (operand.geometry.sizes.empty() || !add_input(step, written, i, depth)) {
+      if (operand.geometry.sizes.empty() ||
+          !add_input(step, written.geometry, *written.buffer, i, depth)) {
         return false;
       }
     }
@@ -364,7 +399,23 @@ class Lowering {
     return true;
   }
 
-  bool add_input(Step& step, const Operand& written, size_t index, int depth) {
+  /// The parts of a decoded tensor, each in its logical order.
+  bool add_decoded(Program& program, Step step, int depth) {
+    step.kind = StepKind::decode;
+    const auto node = step.node;
+    const auto parts = node->decoder->parts();
+    for (size_t i = 1; i < node->operands.size(); ++i) {
+      if (!add_input(step, parts[i - 1], *node->operands[0].buffer, i, depth)) {
+        return false;
+      }
+    }
+    program.steps_.push_back(std::move(step));
+    return true;
+  }
+
+  /// The elements of an operand for the places of `destination`, a tensor over `written`.
+  bool add_input(Step& step, const Geometry& destination, const record::Buffer& written,
+                 size_t index, int depth) {
     const auto& source = step.node->operands[index];
     if (source.geometry.conjugate || source.geometry.negative) {
       return false;
@@ -373,15 +424,15 @@ class Lowering {
       const auto contiguous = source.captured.contiguous();
       auto geometry = Geometry::of(contiguous);
       geometry.offset = 0;
-      const auto mapping = Mapping::between(written.geometry, geometry);
+      const auto mapping = Mapping::between(destination, geometry);
       if (!mapping) {
         return false;
       }
       step.inputs.push_back({table_of(contiguous), *mapping, index});
       return true;
     }
-    const auto mapping = Mapping::between(written.geometry, source.geometry);
-    if (!mapping || source.buffer.get() == written.buffer.get()) {
+    const auto mapping = Mapping::between(destination, source.geometry);
+    if (!mapping || source.buffer.get() == &written) {
       return false;
     }
     auto program =
@@ -463,19 +514,32 @@ std::optional<Program::Range> Program::read_range(int64_t begin, int64_t count) 
                  step.node->source_offset + static_cast<uint64_t>(begin) * itemsize_,
                  static_cast<size_t>(count) * itemsize_};
   }
-  if (step.kind != StepKind::copy || count == 0 ||
-      step.inputs[0].mapping.most_runs(count, 1) > kMostRuns) {
+  const Input* input = step.inputs.empty() ? nullptr : step.inputs.data();
+  if (step.kind == StepKind::decode) {
+    // About the elements of the largest part that these are made of.
+    const auto parts = step.node->decoder->parts();
+    const auto largest = std::max_element(parts.begin(), parts.end(), has_fewer_bytes);
+    input = &step.inputs[static_cast<size_t>(largest - parts.begin())];
+    const auto first = share(begin, numel_, largest->numel());
+    count = share(begin + count, numel_, largest->numel()) - first;
+    begin = first;
+  } else if (step.kind == StepKind::copy) {
+    begin -= step.region.begin();
+  } else {
+    return std::nullopt;
+  }
+  if (count == 0 || input->mapping.most_runs(count, 1) > kMostRuns) {
     return std::nullopt;
   }
   std::vector<Run> runs;
-  step.inputs[0].mapping.append(begin - step.region.begin(), count, runs);
+  input->mapping.append(begin, count, runs);
   int64_t first = runs.front().begin;
   int64_t last = first;
   for (const auto& run : runs) {
     first = std::min(first, run.begin);
     last = std::max(last, run.begin + run.count);
   }
-  return step.inputs[0].program->read_range(first, last - first);
+  return input->program->read_range(first, last - first);
 }
 
 void Program::append_reads(Runs runs, std::vector<Range>& ranges) const {
@@ -509,15 +573,21 @@ void Program::append_reads(Runs runs, std::vector<Range>& ranges) const {
     if (places.empty()) {
       continue;
     }
-    for (const auto& input : step.inputs) {
+    for (size_t i = 0; i < step.inputs.size(); ++i) {
+      const auto& input = step.inputs[i];
+      std::vector<Run> of_part;
+      if (step.kind == StepKind::decode) {
+        of_part = wanted_of_part(*step.node->decoder, i, places);
+      }
+      const Runs read = step.kind == StepKind::decode ? of_part : places;
       wanted.clear();
       if (input.mapping.in_rows()) {
-        for (const auto& run : places) {
+        for (const auto& run : read) {
           input.mapping.append(run.begin, run.count, wanted);
         }
       } else {
         boxes.clear();
-        input.mapping.append(places, boxes);
+        input.mapping.append(read, boxes);
         for (const auto& box : boxes) {
           const auto reading = reading_of(box);
           wanted.insert(wanted.end(), reading.runs.begin(), reading.runs.end());
@@ -558,6 +628,24 @@ Program::Origins Program::origins() const {
   return found;
 }
 
+size_t Program::scratch_of_parts(const Step& step, int64_t elements, int64_t ranges) const {
+  const auto& decoder = *step.node->decoder;
+  const auto parts = decoder.parts();
+  // One range at a time, and at its ends whole units.
+  const auto decoded = std::min(elements + 2 * (decoder.unit() - 1), numel_);
+  size_t bytes = ranges > 1 || decoder.unit() > 1 ? static_cast<size_t>(decoded) * itemsize_ : 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const auto& input = step.inputs[i];
+    const auto numel = parts[i].numel();
+    const auto dense = share(decoded, numel_, numel) + 1;
+    // Of scales a row may be wanted for each row.
+    const auto wanted = std::min(std::max(decoded, dense), numel);
+    bytes += static_cast<size_t>(wanted) * input.program->itemsize() +
+             input.program->scratch_bytes(wanted, input.mapping.most_runs(wanted, 1));
+  }
+  return bytes;
+}
+
 size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
   // A stream and the generator or the copy of it that started it.
   constexpr size_t kPosition = 2 * (sizeof(at::mt19937_data_pod) + 64);
@@ -570,6 +658,10 @@ size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
     // Parts of the result that are made apart.
     if (!step.region.dense()) {
       bytes += count * (itemsize_ + sizeof(Region::Segment));
+    }
+    if (step.kind == StepKind::decode) {
+      bytes += scratch_of_parts(step, elements, ranges);
+      continue;
     }
     for (const auto& input : step.inputs) {
       const auto runs = input.mapping.most_runs(elements, ranges);

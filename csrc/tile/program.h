@@ -30,6 +30,7 @@ enum class StepKind : uint8_t {
   compute,    ///< an elementwise operator on other storages' elements
   copy,       ///< the elements of another storage, cast
   read,       ///< bytes that exist elsewhere
+  decode,     ///< what a decoder makes of other storages' elements, the first part first
 };
 
 /// Runs of random numbers that lie close together are drawn as one span of at most so many.
@@ -104,6 +105,8 @@ class Program {
 
  private:
   friend class Lowering;
+
+  size_t scratch_of_parts(const Step& step, int64_t elements, int64_t ranges) const;
 
   c10::ScalarType dtype_ = c10::ScalarType::Byte;
   size_t itemsize_ = 1;

@@ -27,6 +27,9 @@ constexpr int64_t kLongPart = 512;
 constexpr int64_t kSmallGapOfKernels = 16;
 constexpr int64_t kSmallGapOfOperators = 128;
 
+// Of runs in the same or in neighboring units so much is decoded at once.
+constexpr int64_t kLongestDecoded = 4096;
+
 bool inside(Runs runs, const Region& region) {
   return region.dense() && std::all_of(runs.begin(), runs.end(), [&](const Run& run) {
            return run.begin >= region.begin() && run.begin + run.count <= region.end();
@@ -61,6 +64,11 @@ Reader::Reader(const Program& program, std::optional<uint64_t> fast_seed)
     states_[i].inputs.reserve(inputs.size());
     for (const auto& input : inputs) {
       states_[i].inputs.emplace_back(*input.program, fast_seed);
+    }
+    if (program.steps()[i].kind == StepKind::decode) {
+      for (const auto& part : program.steps()[i].node->decoder->parts()) {
+        states_[i].parts.push_back(part.numel());
+      }
     }
     states_[i].scratch.resize(inputs.size());
     states_[i].operands.resize(inputs.size());
@@ -159,6 +167,9 @@ void Reader::apply(const Step& step, State& state, Runs places, void* out) {
       return;
     case StepKind::read:
       fetch(step, places, out);
+      return;
+    case StepKind::decode:
+      decode_all(step, state, places, static_cast<std::byte*>(out));
       return;
     default:
       draw_all(step, state, places, static_cast<std::byte*>(out));
@@ -267,6 +278,55 @@ void Reader::fetch(const Step& step, Runs places, void* out) {
                     place);
     place += bytes;
   }
+}
+
+void Reader::decode_all(const Step& step, State& state, Runs places, std::byte* out) {
+  const auto itemsize = program_->itemsize();
+  const auto unit = step.node->decoder->unit();
+  const auto numel = program_->numel();
+  for (size_t i = 0; i < places.size();) {
+    const auto begin = places[i].begin / unit * unit;
+    const auto end_of = [&](const Run& run) {
+      return std::min((run.begin + run.count + unit - 1) / unit * unit, numel);
+    };
+    auto end = end_of(places[i]);
+    if (begin == places[i].begin && end == begin + places[i].count) {
+      decode(step, state, begin, end - begin, out);
+      out += static_cast<size_t>(places[i++].count) * itemsize;
+      continue;
+    }
+    // What a unit has of the next runs is decoded with it.
+    auto next = i + 1;
+    while (next < places.size() && places[next].begin >= begin && places[next].begin < end &&
+           end_of(places[next]) - begin <= std::max(end - begin, kLongestDecoded)) {
+      end = std::max(end, end_of(places[next++]));
+    }
+    auto* span = grown(state.span, static_cast<size_t>(end - begin) * itemsize);
+    decode(step, state, begin, end - begin, span);
+    for (; i < next; ++i) {
+      const auto nbytes = static_cast<size_t>(places[i].count) * itemsize;
+      std::memcpy(out, span + static_cast<size_t>(places[i].begin - begin) * itemsize, nbytes);
+      out += nbytes;
+    }
+  }
+}
+
+void Reader::decode(const Step& step, State& state, int64_t begin, int64_t count, void* out) {
+  const auto& decoder = *step.node->decoder;
+  c10::SmallVector<const void*, 6> parts;
+  for (size_t i = 0; i < step.inputs.size(); ++i) {
+    const auto& input = step.inputs[i];
+    auto& wanted = state.wanted;
+    wanted.clear();
+    decoder.wanted(i, begin, count, parts, wanted);
+    record::check_wanted(decoder, i, state.parts[i], wanted);
+    const auto dtype = input.program->dtype();
+    auto* elements =
+        grown(state.operands[i], static_cast<size_t>(total(wanted)) * input.program->itemsize());
+    copy(input, state, i, wanted, dtype, elements);
+    parts.push_back(elements);
+  }
+  decoder.run(begin, count, parts, out);
 }
 
 void Reader::copy(const Input& input, State& state, size_t index, Runs places,

@@ -37,8 +37,10 @@ class Reader {
     std::vector<Reader> inputs;
     std::vector<std::vector<std::byte>> scratch;   ///< what is read from each input
     std::vector<std::vector<std::byte>> operands;  ///< its elements in their places
+    std::vector<int64_t> parts;                    ///< numbers of elements of what is decoded
+    std::vector<Run> wanted;                       ///< of a part of it
     std::vector<std::byte> together;               ///< short parts of a tile
-    std::vector<std::byte> span;                   ///< of random numbers, some of them wanted
+    std::vector<std::byte> span;  ///< of random numbers or decoded elements, some of them wanted
   };
 
   // Of the step's region, not of the storage: `places`.
@@ -54,6 +56,8 @@ class Reader {
                   c10::ScalarType dtype, void* out);
   void compute(const Step& step, State& state, Runs places, void* out);
   void fetch(const Step& step, Runs places, void* out);
+  void decode_all(const Step& step, State& state, Runs places, std::byte* out);
+  void decode(const Step& step, State& state, int64_t begin, int64_t count, void* out);
 
   const Program* program_;
   std::optional<uint64_t> fast_seed_;

@@ -88,6 +88,12 @@ Walk walk_of(const Program& program) {
   Walk walk;
   for (const auto& step : program.steps()) {
     for (const auto& input : step.inputs) {
+      if (step.kind == StepKind::decode) {
+        // Parts are read in order.
+        walk.possible = walk.possible && input.mapping.in_rows() &&
+                        !walk_of(*input.program).transposed && walk_of(*input.program).possible;
+        continue;
+      }
       const auto wanted = in_storage(walk_of(input), step.region);
       walk.possible = walk.possible && wanted.possible;
       if (!wanted.transposed) {
