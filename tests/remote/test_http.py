@@ -202,7 +202,7 @@ def test_after_an_answer_that_was_cut_off_the_rest_is_asked_for(data: bytes) -> 
         (Answer(headers={"Content-Range": "bytes 9-0"}), ValueError, None, "FIRST-LAST/SIZE"),
         (Answer(headers={"Content-Range": None}), ValueError, None, "FIRST-LAST/SIZE"),
         (Answer(headers={"Content-Length": "12"}), ValueError, None, "a Content-Length of 12"),
-        (Answer(headers={"ETag": '"two"'}), ValueError, None, "was replaced since it was opened"),
+        (Answer(headers={"ETag": '"two"'}), ValueError, None, "was replaced since then"),
         (Answer(headers={"Content-Encoding": "gzip"}), ValueError, None, "Content-Encoding 'gzip'"),
     ],
 )
