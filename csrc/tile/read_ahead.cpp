@@ -86,7 +86,6 @@ struct ReadAhead::State {
   size_t threads = 0;
   size_t active = 0;   ///< pieces in work
   size_t starved = 0;  ///< of these, those that wait for others to give memory back
-  size_t begun_pieces = 0;
   std::vector<bool> finished;
   bool over = false;
 
@@ -188,7 +187,7 @@ ReadAhead::~ReadAhead() {
 
 ReadAhead::Scope::Scope(ReadAhead* ahead, size_t piece) : ahead_(ahead), piece_(piece) {
   if (ahead_ != nullptr) {
-    ahead_->begin(piece);
+    ahead_->begin();
     current = {ahead, piece};
   }
 }
@@ -200,11 +199,10 @@ ReadAhead::Scope::~Scope() {
   }
 }
 
-void ReadAhead::begin(size_t piece) {
+void ReadAhead::begin() {
   advance();
   const std::lock_guard<std::mutex> lock(state_->mutex);
   ++state_->active;
-  state_->begun_pieces = std::max(state_->begun_pieces, piece + 1);
 }
 
 void ReadAhead::finish(size_t piece) {

@@ -178,6 +178,23 @@ def test_convert_streams_from_a_url(server: RangeServer, tmp_path: Path) -> None
     assert server.most_often(NAME) == 1
 
 
+def test_convert_takes_configurations_along(tmp_path: Path) -> None:
+    config = json.dumps({"dtype": "float32"}).encode()
+    with serving({NAME: DATA, "config.json": config, "vocab.json": b"{}"}) as server:
+        assert main(["convert", server.url, str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes()) == {"dtype": "bfloat16"}
+    assert (tmp_path / "out" / "vocab.json").read_bytes() == b"{}"
+
+
+def test_convert_does_not_cast_what_a_url_has_quantized(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.dumps({"quantization_config": {"quant_method": "fp8"}}).encode()
+    with serving({NAME: DATA, "config.json": config}) as server:
+        assert main(["convert", server.url, str(tmp_path / "out"), "--dtype", "bfloat16"]) != 0
+    assert "the checkpoint is quantized" in capsys.readouterr().err
+
+
 def test_the_command_says_what_is_wrong(
     server: RangeServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ import torch
 
 import dormant
 from compare import assert_same_bits
+from pages import run_page
 
 STATE = {"a.weight": torch.randn(400, 300), "b.bias": torch.arange(7)}
 DATA = safetensors.torch.save(STATE)
@@ -208,6 +209,18 @@ def test_a_size_that_is_none_is_refused(size: object) -> None:
     reader.size = size  # type: ignore[assignment]
     with pytest.raises(ValueError, match="has the size"):
         dormant.open_checkpoint(reader=reader)
+
+
+def test_the_page_says_what_happens(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_page("remote.md")
+    layer = names["layer"]
+    assert_same_bits(layer.weight.detach()[:8].to(torch.bfloat16), names["rows"])
+    assert_same_bits(layer.weight.detach(), names["model"].weight.detach())
+    assert_same_bits(layer.weight.detach(), names["weight"])
+    assert names["checkpoint"].files == ("archive",)
 
 
 def test_a_hostile_header_is_refused_as_in_a_file() -> None:

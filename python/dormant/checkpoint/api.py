@@ -26,6 +26,7 @@ from dormant.checkpoint.entry import (
 )
 from dormant.checkpoint.files import Group, Place, find_groups
 from dormant.checkpoint.ranges import RangeFile, over_reader
+from dormant.checkpoint.stores import open_url, open_urls
 from dormant.checkpoint.torch_file import Fits, is_torch_file, read_torch_file
 from dormant.checkpoint.url import Url
 from dormant.checkpoint.verification import Verification, verify
@@ -411,8 +412,6 @@ def _open(group: Group, key: str | None, rules: Rules | None, fits: Fits | None)
 def _read_all(places: Sequence[Place], key: str | None, fits: Fits | None) -> list[Contents]:
     urls = [place for place in places if isinstance(place, Url)]
     if len(urls) == len(places):
-        from dormant.checkpoint.stores import open_urls
-
         return [
             _read_remote(file, url.name, key, fits)
             for url, file in zip(urls, open_urls(urls), strict=True)
@@ -506,8 +505,6 @@ def _shards_of(path: Place) -> tuple[dict[str, Place], dict[str, object]]:
     if isinstance(path, Path):
         shards, about = _C.index_entries(path)
         return {name: Path(shard) for name, shard in shards.items()}, about
-    from dormant.checkpoint.stores import open_url
-
     shards, about = _C.index_entries(open_url(path).file())
     return {name: path.parent / shard for name, shard in shards.items()}, about
 

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from dormant.checkpoint import stores
 from dormant.checkpoint.url import Url, is_url
 
 Kind = Literal["file", "index", "parts", "differences"]
@@ -107,8 +108,6 @@ def find_groups(
 def _is_folder(place: Place) -> bool:
     if isinstance(place, Path):
         return place.is_dir()
-    from dormant.checkpoint import stores
-
     return stores.is_folder(place)
 
 
@@ -150,8 +149,6 @@ def _find_in(folder: Path) -> Group:
 
 
 def _find_at(folder: Url) -> Group:
-    from dormant.checkpoint import stores
-
     names = stores.names_at(folder)
     if names is None:
         names = []

@@ -7,7 +7,6 @@ which file it was about.
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import random
@@ -357,15 +356,16 @@ def over_reader(reader: object) -> RangeFile:
     )
 
 
-def _at_exit() -> None:
-    """No thread calls an interpreter that is gone."""
+def give_up() -> None:
+    """Lets nothing be asked for any more, for the end of the process."""
     _closing.set()
-    from dormant.checkpoint import http_ranges
-
-    http_ranges.abort_all()
-    _C.finish_background()
 
 
-atexit.register(_at_exit)
+def _after_fork() -> None:
+    # A thread may have held its lock.
+    global _closing
+    _closing = threading.Event()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: globals().update(_closing=threading.Event()))
+    os.register_at_fork(after_in_child=_after_fork)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from dormant.checkpoint.http_ranges import HttpRanges
-from dormant.checkpoint.ranges import FailedError, RangeFile, Ranges
+from dormant._extension import _C
+from dormant.checkpoint.http_ranges import HttpRanges, abort_all
+from dormant.checkpoint.ranges import FailedError, RangeFile, Ranges, give_up
 from dormant.checkpoint.url import Url
 
 if TYPE_CHECKING:
-    from fsspec import AbstractFileSystem
+    from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 
 # What filesystems say about a file that changes when the file does.
 _IDENTITY = (
@@ -161,9 +163,10 @@ def is_folder(url: Url) -> bool:
 
 
 def exists(url: Url) -> bool:
-    """Whether there is a file at a URL of HTTP, as far as one is let to know.
+    """Whether there is a file at a URL, as far as one is let to know.
 
     Raises:
+        ImportError: what the URL's kind needs is not installed.
         OSError, ValueError: nobody answers, or not as expected.
     """
     try:
@@ -190,14 +193,14 @@ def _ranges(url: Url) -> Ranges:
 
 def _on_hub(filesystem: Any, path: str) -> HttpRanges:
     """A file of the Hub by HTTP, where its ETag is part of every answer."""
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     token = getattr(filesystem, "token", None)
     return HttpRanges(filesystem.url(path), build_hf_headers(token=token))
 
 
 def _filesystem(url: Url) -> tuple[AbstractFileSystem, str]:
-    from fsspec.core import url_to_fs
+    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
     try:
         filesystem, path = url_to_fs(url.full, **url.options)
@@ -222,3 +225,13 @@ def _unreadable(url: Url, error: Exception) -> OSError:
         number if isinstance(number, int) and number > 0 else errno.EIO,
         f"dormant: open_checkpoint: cannot look at {url}: {type(error).__name__}: {error}",
     )
+
+
+def _at_exit() -> None:
+    """No thread calls an interpreter that is gone."""
+    give_up()
+    abort_all()
+    _C.finish_background()
+
+
+atexit.register(_at_exit)

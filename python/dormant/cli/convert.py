@@ -175,7 +175,7 @@ def _config_of(options: argparse.Namespace) -> Path | None:
     """What says which model the checkpoint is of: a folder or a file."""
     if options.config is not None:
         return Path(options.config)
-    folders = folders_of(options.paths)
+    folders = (folder for folder in folders_of(options.paths) if isinstance(folder, Path))
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
