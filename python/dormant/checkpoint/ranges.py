@@ -23,7 +23,7 @@ _BLOCK = 1 << 16
 _LONGEST_RUN = 1 << 20
 _MOST_KEPT = 1 << 26
 # Of these, what stays once the file is open: bytes of tensors that need not be asked for again.
-_MOST_STAYING = 1 << 20
+_MOST_STAYING = 1 << 18
 # The longest header that is read at once with the first bytes (csrc/checkpoint/safetensors.h).
 _LONGEST_HEADER = 100_000_000
 
