@@ -15,6 +15,7 @@ TASKS = (
     "jump",
     "load",
     "distributed_checkpoint",
+    "remote",
     "quantize_kernels",
     "quantize_load",
     "quantize_experts",

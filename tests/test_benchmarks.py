@@ -20,6 +20,7 @@ TASKS = {
     "shard": 4,
     "jump": 8,
     "load": 17,
+    "remote": 12,
     "quantize_kernels": 12,
     "quantize_load": 4,
     "quantize_experts": 4,

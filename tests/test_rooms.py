@@ -33,6 +33,8 @@ OPTIONAL = frozenset(
     {
         "accelerate",
         "diffusers",
+        "fsspec",
+        "huggingface_hub",
         "matplotlib",
         "numpy",
         "peft",

@@ -41,6 +41,10 @@ c10::ScalarType dormant::bindings::scalar_type(py::handle dtype) {
 
 namespace {
 
+bool is_remote(const OpenFile& open) {
+  return dynamic_cast<const RemoteFile*>(open.file.get()) != nullptr;
+}
+
 std::filesystem::path path_object(const std::string& path) { return path; }
 
 std::shared_ptr<FileStorage> storage(const OpenFile& open, const py::object& dtype, uint64_t offset,
@@ -163,13 +167,13 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
             return OpenFile{dormant::bindings::file_over(reader, std::move(name), size)};
           },
           py::arg("reader"), py::arg("name"), py::arg("size"))
-      .def_property_readonly(
-          "path",
-          [](const OpenFile& open) { return py::str(py::cast(path_object(open.file->path()))); })
-      .def_property_readonly("is_remote",
+      .def_property_readonly("path",
                              [](const OpenFile& open) {
-                               return dynamic_cast<const RemoteFile*>(open.file.get()) != nullptr;
+                               const auto& path = open.file->path();
+                               return is_remote(open) ? py::str(path)
+                                                      : py::str(py::cast(path_object(path)));
                              })
+      .def_property_readonly("is_remote", &is_remote)
       .def_property_readonly("size", [](const OpenFile& open) { return open.file->size(); })
       .def("copy_always", [](const OpenFile& open) { open.file->copy_always(); })
       .def(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -28,12 +28,16 @@ from dormant.checkpoint.entry import (
     Item,
     StoredTensor,
     contiguous_strides,
+    place_of,
 )
-from dormant.checkpoint.files import Group, find_groups
+from dormant.checkpoint.files import Group, Place, find_groups
 from dormant.checkpoint.gguf_file import MAGIC as GGUF
 from dormant.checkpoint.gguf_file import check_split, read_gguf
 from dormant.checkpoint.pretrained import Naming
+from dormant.checkpoint.ranges import RangeFile, over_reader
+from dormant.checkpoint.stores import open_url, open_urls
 from dormant.checkpoint.torch_file import Fits, Foreign, is_torch_file, read_torch_file
+from dormant.checkpoint.url import Url
 from dormant.checkpoint.verification import Verification, verify
 from dormant.recording import patches
 from dormant.reporting.progress import Callback
@@ -133,9 +137,12 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         return MappingProxyType(self._metadata_of_files)
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that hold tensors, in the order in which they were opened."""
-        return tuple(Path(content.file.path) for content in self._contents)
+    def files(self) -> tuple[Path | str, ...]:
+        """The files that hold tensors, in the order in which they were opened.
+
+        One at a URL, or of a reader, is its URL or name as a string, without secrets.
+        """
+        return tuple(place_of(content.file) for content in self._contents)
 
     @property
     def nbytes(self) -> int:
@@ -297,7 +304,7 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
                 "x".join(map(str, entry.shape)) or "scalar",
                 str(entry.dtype).removeprefix("torch."),
                 format_bytes(entry.nbytes),
-                f"{len(entry.parts)} parts" if entry.file is None else entry.file.name,
+                f"{len(entry.parts)} parts" if entry.file is None else Path(entry.file).name,
             )
             for name, entry in self._entries.items()
         ]
@@ -314,12 +321,14 @@ class _Opened:
 
 
 def open_checkpoint(
-    path_or_paths: PathLike | Iterable[PathLike],
+    path_or_paths: PathLike | Iterable[PathLike] | None = None,
     *,
     key: str | None = None,
     rules: Rules | None = None,
     decode: Decode = True,
     foreign: Foreign = "inert",
+    storage_options: Mapping[str, Any] | None = None,
+    reader: object = None,
 ) -> Checkpoint:
     """Opens checkpoint files as a mapping of names to lazy tensors.
 
@@ -337,7 +346,10 @@ def open_checkpoint(
             the only checkpoint *.safetensors, *.bin, *.pth, *.pt or *.gguf, of several variants
             (model.fp16.bin) the one without a variant. An index comes before its files. Several
             paths are opened in order: their names must differ, except that differences
-            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
+            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before. Each may be
+            a URL as well: http:// and https:// (in a folder the first four names are tried), or
+            any of fsspec: hf://ORG/REPO, s3://, gs://, memory://. Its bytes are read when tensors
+            are, in large ranges.
         key: which mapping or module in a file of torch.save holds the tensors, "" the file's own.
             None takes the only one, the file's own or one in it ("model" or "state_dict", often),
             that holds more than one tensor, or any. A pickled module has the names of its
@@ -355,6 +367,11 @@ def open_checkpoint(
         foreign: what becomes of objects of classes that `torch.load(weights_only=True)` does not
             know: "inert" makes them records that say what they hold, as `extra` shows; "error"
             refuses the file.
+        storage_options: what the filesystem of a URL gets, as fsspec takes it; for HTTP {"headers":
+            {name: value}}.
+        reader: an object to read one file from, in place of a path: with `size`, its bytes;
+            `pread(offset, count)`, which returns exactly those bytes as `bytes` or another buffer,
+            and which any number of threads call at a time; and, if it likes, `name`, for messages.
 
     Returns:
         The checkpoint.
@@ -363,15 +380,17 @@ def open_checkpoint(
         UserWarning: config.json says that tensors are encoded, and none is.
 
     Raises:
-        TypeError: `decode` is of another type.
-        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or holds no
-            tensors by name, or several mappings of them; `foreign` is "error" and a file has such
-            objects; a folder has nothing to open or several choices; a name is in two files;
-            encoded tensors lack a part, or contradict config.json; `decode` is a dtype that nothing
-            is computed in.
+        TypeError: `decode` is of another type; a path and `reader` are given, or neither; or
+            `reader` is not such an object.
+        ImportError: what a URL needs (s3fs, gcsfs, huggingface_hub, ...) is not installed.
+        ValueError: a path is empty; a server sends whole files only, or a URL's file is not what it
+            was; a file is damaged, contradicts itself or the index, or holds no tensors by name, or
+            several mappings of them; `foreign` is "error" and a file has such objects; a folder has
+            nothing to open or several choices; a name is in two files; encoded tensors lack a part,
+            or contradict config.json; `decode` is a dtype that nothing is computed in.
         KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
         NotImplementedError: torch's tar layout, tensors that are not strided.
-        OSError: the system cannot read a file; with its errno.
+        OSError: the system, or a server, does not let a file be read; with its errno.
 
     Example:
         >>> import pathlib, tempfile, torch, dormant
@@ -384,12 +403,21 @@ def open_checkpoint(
         >>> bias, checkpoint.extra
         (tensor([1., 2.]), {'step': 7})
     """
+    if (path_or_paths is None) == (reader is None):
+        raise TypeError(
+            "open_checkpoint: got "
+            + ("neither a path nor a reader." if reader is None else "both a path and a reader.")
+        )
+    check_decode(decode, "open_checkpoint")
+    if path_or_paths is None:
+        content = _read_remote(over_reader(reader), "", key, None, foreign)
+        plain = decoded(content.tensors, [content], decode)
+        return Checkpoint(plain, [content], content.metadata)
     single = isinstance(path_or_paths, str | os.PathLike)
     paths = [path_or_paths] if isinstance(path_or_paths, str | os.PathLike) else [*path_or_paths]
     if not paths:
         raise ValueError("open_checkpoint: got no path, expected at least one.")
-    check_decode(decode, "open_checkpoint")
-    groups = find_groups(paths)
+    groups = find_groups(paths, storage_options)
     items: dict[str, Item] = {}
     contents: list[Contents] = []
     metadata: dict[str, Any] = {}
@@ -450,9 +478,9 @@ def _open(
         path = group.files[0]
         return _opened_at_once(path, lambda: _open_shards(path, key, fits, foreign))
     if group.kind == "distributed":
-        path = group.files[0]
-        return _opened_at_once(path, lambda: _open_distributed(group.files, key, fits))
-    contents = [_read(path, key, fits, foreign) for path in group.files]
+        files = [path for path in group.files if isinstance(path, Path)]
+        return _opened_at_once(files[0], lambda: _open_distributed(files, key, fits))
+    contents = _read_all(group.files, key, fits, foreign)
     metadata: dict[str, Any] = {}
     for content in contents:
         metadata = {**content.metadata, **metadata}
@@ -469,11 +497,41 @@ def _open(
     return _Opened(merged_parts(parts, rules), contents, metadata)
 
 
-def _read(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> Contents:
-    file = _C.File(path)
+def _read_all(
+    places: Sequence[Place], key: str | None, fits: Fits | None, foreign: Foreign
+) -> list[Contents]:
+    urls = [place for place in places if isinstance(place, Url)]
+    if len(urls) == len(places):
+        return [
+            replace(_read_remote(file, url.name, key, fits, foreign), folder=url.parent)
+            for url, file in zip(urls, open_urls(urls), strict=True)
+        ]
+    return [
+        _read_all([place], key, fits, foreign)[0]
+        if isinstance(place, Url)
+        else _read(_C.File(place), place.name, key, fits, foreign)
+        for place in places
+    ]
+
+
+def _read_remote(
+    remote: RangeFile, name: str, key: str | None, fits: Fits | None, foreign: Foreign
+) -> Contents:
+    content = _read(remote.file(), name, key, fits, foreign)
+    remote.opened(
+        (entry.offset, entry.offset + entry.nbytes, name)
+        for name, item in content.tensors.items()
+        if (entry := item.entry).offset is not None
+    )
+    return content
+
+
+def _read(
+    file: _C.File, name: str, key: str | None, fits: Fits | None, foreign: Foreign
+) -> Contents:
     first = file.read(0, min(file.size, 512))
     hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
-    if path.suffix == ".safetensors":
+    if name.endswith(".safetensors"):
         # No header of safetensors is so long that these bytes of its length are used.
         if hint is None or first[4:8] == bytes(4):
             return _read_safetensors(file)
@@ -493,7 +551,7 @@ def _read(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> C
 
 def _read_safetensors(file: _C.File) -> Contents:
     entries, metadata = _C.safetensors_entries(file)
-    path = Path(file.path)
+    path = place_of(file)
     tensors: dict[str, StoredTensor] = {}
     for name, dtype, shape, offset, nbytes in entries:
         tensors[name] = StoredTensor(
@@ -518,7 +576,7 @@ def _open_distributed(paths: Sequence[Path], key: str | None, fits: Fits | None)
     return _Opened(dict(contents[0].tensors), contents, contents[0].metadata)
 
 
-def _opened_at_once(path: Path, open_files: Callable[[], _Opened]) -> _Opened:
+def _opened_at_once(path: Place, open_files: Callable[[], _Opened]) -> _Opened:
     """Opens the files that `path` leads to: where a save replaced it meanwhile, the new ones."""
     for _ in range(_ROUNDS):
         before = _version_of(path)
@@ -537,7 +595,9 @@ def _opened_at_once(path: Path, open_files: Callable[[], _Opened]) -> _Opened:
     )
 
 
-def _version_of(path: Path) -> tuple[int, ...] | None:
+def _version_of(path: Place) -> tuple[int, ...] | None:
+    if isinstance(path, Url):
+        return None  # it is asked once
     try:
         status = path.stat()
     except OSError:
@@ -545,11 +605,22 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_shards(path: Path, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
-    shards, about = _C.index_entries(path)
-    contents: dict[str, Contents] = {}
-    for shard in sorted(set(shards.values())):
-        contents[shard] = _read(Path(shard), key, fits, foreign)
+def _shards_of(path: Place) -> tuple[dict[str, Place], dict[str, object]]:
+    """Which file each tensor is in, and what the index says of itself."""
+    if isinstance(path, Path):
+        shards, about = _C.index_entries(path)
+        return {name: Path(shard) for name, shard in shards.items()}, about
+    shards, about = _C.index_entries(open_url(path).file())
+    return {name: path.parent / shard for name, shard in shards.items()}, about
+
+
+def _open_shards(path: Place, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
+    places, about = _shards_of(path)
+    shards = {name: str(place) for name, place in places.items()}
+    files = {str(place): place for place in places.values()}
+    order = sorted(files)
+    found = _read_all([files[shard] for shard in order], key, fits, foreign)
+    contents = dict(zip(order, found, strict=True))
     owners: dict[str, str] = {}
     for shard, content in contents.items():
         for name in content.tensors:

@@ -16,7 +16,9 @@ from typing import TypeAlias
 import torch
 
 from dormant._extension import _C
+from dormant.checkpoint import stores
 from dormant.checkpoint.entry import Contents, Entry, Item
+from dormant.checkpoint.url import Url
 from dormant.recording import patches
 from dormant.tensors.storage import realize
 
@@ -25,6 +27,10 @@ Decode: TypeAlias = "bool | torch.dtype"
 _CONFIG = "config.json"
 # In which AutoGPTQ and AutoAWQ state what config.json states elsewhere.
 _QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
+# Of which nothing but plain weights and counters is made.
+_PLAIN_DTYPES = frozenset(
+    (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool)
+)
 # No configuration of a model is longer.
 _LONGEST_CONFIG = 1 << 24
 
@@ -91,8 +97,9 @@ def decoded(
     raw = {name: item for name, item in items.items() if not item.entry.parts}
     if decode is False or not raw:
         return dict(items)
-    paths = [Path(content.file.path) for content in contents]
-    config, config_path = next(_beside(paths, [_CONFIG]), (None, ""))
+    contents = list(contents)
+    folders = _folders(contents, raw.values())
+    config, config_path = next(_beside(folders, [_CONFIG]), (None, ""))
 
     def read(name: str) -> bytes:
         with patches.in_use(), torch.no_grad():
@@ -109,10 +116,10 @@ def decoded(
         config=config,
         config_path=config_path,
         quantization_files=[
-            (path, text) for text, path in _beside(paths, _QUANTIZATION_FILES) if text is not None
+            (path, text) for text, path in _beside(folders, _QUANTIZATION_FILES) if text is not None
         ],
         dtype=decode if isinstance(decode, torch.dtype) else None,
-        where=_listed(paths),
+        where=_listed(contents),
         read=read,
     )
     for message in messages:
@@ -190,13 +197,32 @@ def _owners(spent: Iterable[str], plain: Iterable[str]) -> dict[str, list[str]]:
     return owners
 
 
-def _beside(paths: Iterable[Path], names: Iterable[str]) -> Iterator[tuple[bytes | None, str]]:
-    """The configurations of these names beside files, and their paths."""
-    for folder in dict.fromkeys(path.parent for path in paths):
+def _folders(contents: Iterable[Contents], items: Iterable[Item]) -> list[Path | Url]:
+    """Where configurations may lie. URLs are not asked where no tensor can be encoded."""
+    may_be_encoded = any(
+        item.entry.encoding or item.entry.dtype not in _PLAIN_DTYPES for item in items
+    )
+    folders: list[Path | Url] = []
+    for content in contents:
+        if content.folder is not None and may_be_encoded:
+            folders.append(content.folder)
+        elif not content.file.is_remote:
+            folders.append(Path(content.file.path).parent)
+    return list(dict.fromkeys(folders))
+
+
+def _beside(
+    folders: Iterable[Path | Url], names: Iterable[str]
+) -> Iterator[tuple[bytes | None, str]]:
+    """The configurations of these names in folders, and their paths."""
+    for folder in folders:
         for name in names:
             path = folder / name
             try:
-                if path.stat().st_size <= _LONGEST_CONFIG:
+                if isinstance(path, Url):
+                    if (text := stores.read_small(path, _LONGEST_CONFIG)) is not None:
+                        yield text, str(path)
+                elif path.stat().st_size <= _LONGEST_CONFIG:
                     yield path.read_bytes(), str(path)
             except OSError:
                 continue
@@ -211,5 +237,6 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _listed(paths: list[Path]) -> str:
-    return str(paths[0]) if len(paths) == 1 else f"{len(paths)} files in {paths[0].parent}"
+def _listed(contents: list[Contents]) -> str:
+    first = contents[0].file.path
+    return first if len(contents) == 1 else f"{first} and {len(contents) - 1} more files"

@@ -11,6 +11,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.checkpoint.pretrained import Naming
+from dormant.checkpoint.url import Url
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Entry:
         dtype: its element type.
         shape: its sizes.
         nbytes: bytes of its elements.
-        file: the file that holds it; None where it is put together from `parts`.
+        file: the file that holds it; of a URL that, without secrets, as a string; None where it is
+            put together from `parts`.
         offset: where its first element begins in `file`, in bytes; None where it has `parts`.
         strides: in elements, where it is not contiguous; else None.
         parts: the entries that it is put together from, in order.
@@ -32,7 +34,7 @@ class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     nbytes: int
-    file: Path | None
+    file: Path | str | None
     offset: int | None
     strides: tuple[int, ...] | None = None
     parts: tuple[Entry, ...] = ()
@@ -107,6 +109,7 @@ class Contents:
         extra: makes what is in the file beside the tensors.
         naming: how its names become a model's, where the format has names of its own.
         foreign: the classes and functions that it names and weights-only loading does not know.
+        folder: where its configuration lies, if that is at a URL.
     """
 
     file: _C.File
@@ -117,6 +120,12 @@ class Contents:
     extra: Callable[[], dict[str, Any]] = dict
     naming: Naming | None = None
     foreign: tuple[str, ...] = ()
+    folder: Url | None = None
+
+
+def place_of(file: _C.File) -> Path | str:
+    """Where a file lies: a path, or the URL or name of a file elsewhere."""
+    return file.path if file.is_remote else Path(file.path)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

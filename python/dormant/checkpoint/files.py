@@ -1,4 +1,4 @@
-"""What lies at a path: a file, the index of a sharded set, or the parts of a tensor-parallel set.
+"""What lies at a path or URL: a file, the index of several, or the parts of a tensor-parallel set.
 
 Only names are looked at.
 """
@@ -8,13 +8,19 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from dormant.checkpoint import stores
+from dormant.checkpoint.url import Url, is_url
 
 Kind = Literal["file", "index", "parts", "differences", "distributed", "split"]
+Place: TypeAlias = Path | Url
 
 # Of a variant: model.safetensors.index.fp16.json.
 _INDEX = re.compile(r".*\.index(\.[^.]+)?\.json", re.ASCII | re.DOTALL)
@@ -65,12 +71,14 @@ class Group:
     """
 
     kind: Kind
-    files: tuple[Path, ...]
+    files: tuple[Place, ...]
     position: int = 0
 
 
-def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
-    """Finds what to open, in the order of `paths`.
+def find_groups(
+    paths: Sequence[str | os.PathLike[str]], options: Mapping[str, Any] | None = None
+) -> list[Group]:
+    """Finds what to open, in the order of `paths`, which may be URLs; `options` are for fsspec.
 
     Files of one tensor-parallel set that are listed one by one make one group, where the first of
     them stands.
@@ -81,17 +89,18 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
             are missing.
     """
     groups: list[Group] = []
-    listed = [_existing(path) for path in paths]
-    sets: dict[tuple[Path, str], list[Path]] = {}
-    done: set[tuple[Path, str]] = set()
+    listed = [_existing(path, options or {}) for path in paths]
+    folders = [_is_folder(path) for path in listed]
+    sets: dict[tuple[Place, str], list[Place]] = {}
+    done: set[tuple[Place, str]] = set()
     if len(listed) > 1:
-        for path in listed:
-            if (found := _PART.fullmatch(path.name)) and not path.is_dir():
+        for path, is_dir in zip(listed, folders, strict=True):
+            if (found := _PART.fullmatch(path.name)) and not is_dir:
                 sets.setdefault((path.parent, _set_name(found)), []).append(path)
-    for position, path in enumerate(listed):
-        part = None if path.is_dir() else _PART.fullmatch(path.name)
-        if path.is_dir():
-            group = _find_in(path)
+    for position, (path, is_dir) in enumerate(zip(listed, folders, strict=True)):
+        part = None if is_dir else _PART.fullmatch(path.name)
+        if is_dir:
+            group = _find_in(path) if isinstance(path, Path) else _find_at(path)
         elif part is not None and (path.parent, _set_name(part)) in sets:
             # A set comes where the first of its files is listed.
             files = sets.pop((path.parent, _set_name(part)))
@@ -109,9 +118,19 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
     return groups
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
-    """The path, at which something lies."""
+def _is_folder(place: Place) -> bool:
+    if isinstance(place, Path):
+        return place.is_dir()
+    return stores.is_folder(place)
+
+
+def _existing(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Place:
+    """The path, at which something lies; or the URL, at which something may."""
     text = os.fspath(path)
+    if isinstance(text, str) and is_url(text):
+        if not text.lower().startswith("file://"):
+            return Url(text, options)
+        path = url2pathname(urlsplit(text).path)
     if not text:  # which would stand for the current folder
         raise ValueError(
             "open_checkpoint: got an empty path. Expected that of a checkpoint file, an index or a "
@@ -141,10 +160,25 @@ def _find_in(folder: Path) -> Group:
                 raise _ambiguous(folder, [name, _DISTRIBUTED])
             return _single(folder / name)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return _choose(names, folder)
+
+
+def _find_at(folder: Url) -> Group:
+    names = stores.names_at(folder)
+    if names is None:
+        names = []
+        for name in _FIRST:
+            if stores.exists(folder / name):
+                return _single(folder / name)
+    return _choose(names, folder)
+
+
+def _choose(names: Sequence[str], folder: Place) -> Group:
+    """What to open of the files in a folder."""
     for name in _FIRST:
-        if name in names:  # a save put one of them in the place of another meanwhile
+        if name in names:  # of a path, a save put one of them in the place of another meanwhile
             return _single(folder / name)
-    sets: dict[str, list[Path]] = {}
+    sets: dict[str, list[Place]] = {}
     for name in names:
         if found := _PART.fullmatch(name):
             sets.setdefault(_set_name(found), []).append(folder / name)
@@ -172,8 +206,13 @@ def _find_in(folder: Path) -> Group:
     )
 
 
-def _single(path: Path) -> Group:
+def _single(path: Place) -> Group:
     if path.name == _DISTRIBUTED:
+        if isinstance(path, Url):
+            raise NotImplementedError(
+                f"open_checkpoint: {path} is of a folder of torch.distributed.checkpoint, expected "
+                "one of this machine. Copy the folder and pass its path."
+            )
         return Group("distributed", (path,))
     if found := _SPLIT.fullmatch(path.name):
         return _split(path, found["stem"], int(found["number"]), int(found["of"]))
@@ -209,7 +248,7 @@ def _choices(names: Sequence[str], kind: str) -> list[str]:
     return files
 
 
-def _plain(choices: Sequence[str], folder: Path, kind: str) -> str:
+def _plain(choices: Sequence[str], folder: Place, kind: str) -> str:
     """The only choice, or the one of which all others are variants.
 
     Raises:
@@ -231,10 +270,13 @@ def _is_variant(name: str, stem: str, kind: str) -> bool:
     return own.startswith(f"{stem}.") or (own == stem and rest not in ("", ".index.json"))
 
 
-def _split(path: Path, stem: str, number: int, count: int) -> Group:
+def _split(path: Place, stem: str, number: int, count: int) -> Group:
     """All parts of a split file, whichever is asked for, if none is missing."""
     names = [f"{stem}-{each:05}-of-{count:05}.gguf" for each in range(1, count + 1)]
-    missing = [*islice((name for name in names if not (path.parent / name).exists()), _NAMED)]
+    missing: list[str] = []
+    if isinstance(path, Path):  # opening what a URL leads to says whether it is there
+        folder = path.parent
+        missing = [*islice((name for name in names if not (folder / name).exists()), _NAMED)]
     if missing or not 1 <= number <= count:
         raise ValueError(
             f"open_checkpoint: {str(path)!r} is part {number} of a file in {count} parts by its "
@@ -243,7 +285,7 @@ def _split(path: Path, stem: str, number: int, count: int) -> Group:
     return Group("split", tuple(path.parent / name for name in names))
 
 
-def _ambiguous(folder: Path, names: Iterable[str]) -> ValueError:
+def _ambiguous(folder: Place, names: Iterable[str]) -> ValueError:
     return ValueError(
         f"open_checkpoint: the folder {str(folder)!r} holds more than one checkpoint: "
         f"{', '.join(names)}. Pass the path of the one to open, or a list of them."
@@ -255,9 +297,9 @@ def _set_name(part: re.Match[str]) -> str:
     return f"-of-{part['of']}.{part['what']}" if part["of"] else ""
 
 
-def _parts(files: Sequence[Path], folder: Path) -> Group:
+def _parts(files: Sequence[Place], folder: Place) -> Group:
     """The files of a set by rank, if none is missing."""
-    ranks: dict[int, Path] = {}
+    ranks: dict[int, Place] = {}
     count = 0
     for path in files:
         found = _PART.fullmatch(path.name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, overload
 
 from dormant._extension import _C
@@ -18,6 +17,7 @@ from dormant.checkpoint.entry import (
     Entry,
     StoredTensor,
     contiguous_strides,
+    place_of,
 )
 from dormant.checkpoint.gguf_names import GgufNames
 
@@ -75,7 +75,7 @@ def read_gguf(file: _C.File) -> Contents:
         OSError: the system cannot read it.
     """
     entries, values = _C.gguf_entries(file)
-    path = Path(file.path)
+    path = place_of(file)
     tensors: dict[str, StoredTensor] = {}
     for name, dtype, shape, offset, nbytes, encoding in entries:
         tensors[name] = StoredTensor(

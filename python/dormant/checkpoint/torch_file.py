@@ -7,7 +7,6 @@ names is imported, nothing that it asks for is called.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from dormant.checkpoint.entry import (
     Entry,
     StoredTensor,
     contiguous_strides,
+    place_of,
 )
 from dormant.checkpoint.torch_values import Values, allowed_by_user, module_versions, versions
 
@@ -163,7 +163,7 @@ def _stored(file: _C.File, archive: _C.TorchArchive, number: int, where: str) ->
         dtype=tensor.dtype,
         shape=tensor.sizes,
         nbytes=tensor.nbytes,
-        file=Path(file.path),
+        file=place_of(file),
         offset=tensor.offset,
         strides=None if tensor.strides == contiguous_strides(tensor.sizes) else tensor.strides,
     )

@@ -14,6 +14,7 @@ from dormant.checkpoint.api import open_checkpoint
 from dormant.checkpoint.decoding import Decode
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.pretrained import Naming
+from dormant.checkpoint.url import is_url
 from dormant.cli.arguments import (
     DTYPE_NAMES,
     add_output_options,
@@ -92,7 +93,10 @@ _SCHEMES = ("nf4", "fp4", "int8")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what this command takes."""
     parser.add_argument(
-        "paths", metavar="IN", nargs="+", help="a file, an index or a folder; several make one"
+        "paths",
+        metavar="IN",
+        nargs="+",
+        help="a file, an index or a folder, or the URL of one; several make one",
     )
     parser.add_argument("out", metavar="OUT", help="a file or a folder, see above")
     parser.add_argument(
@@ -161,7 +165,7 @@ def run(options: argparse.Namespace) -> Outcome:
     out = output(options.out)
     to_folder = is_folder(out, (SAFETENSORS_ENDING, *TORCH_ENDINGS))
     _check_usage(options, to_folder)
-    check_apart(out, map(Path, options.paths))
+    check_apart(out, (path if is_url(path) else Path(path) for path in options.paths))
     with (new_folder if to_folder else new_file)(out, force=options.force) as target:
         if options.quantize:
             about = _quantize(options, target)
@@ -207,9 +211,9 @@ def _config_of(options: argparse.Namespace) -> Path | None:
     """What says which model the checkpoint is of: a folder or a file."""
     if options.config is not None:
         return Path(options.config)
-    folders = folders_of(options.paths)
+    folders = [folder for folder in folders_of(options.paths) if isinstance(folder, Path)]
     found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    if found is None and options.paths[0].endswith(GGUF_ENDING):
+    if found is None and options.paths[0].endswith(GGUF_ENDING) and not is_url(options.paths[0]):
         return Path(options.paths[0])
     return found
 

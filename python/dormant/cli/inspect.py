@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,12 +31,13 @@ DESCRIPTION = """\
     Shows what is in a checkpoint as a tree of modules with totals: tensors, elements, bytes, dtypes
     and shapes. Numbered siblings that look the same are one row, whose counts are of all of them.
     Only descriptions are read, not the tensors (unless --hash asks for it, or a tensor-parallel set
-    has tensors that all parts must hold alike).
+    has tensors that all parts must hold alike), of a URL also: some kilobytes of each file.
 """
 EXAMPLES = """\
     examples:
       dormant inspect model.safetensors
       dormant inspect llama-2-13b --depth 2
+      dormant inspect hf://Qwen/Qwen3-0.6B
       dormant inspect pytorch_model.bin --tensors --hash
       dormant inspect llama-3-8b-Q4_K_M.gguf
       dormant inspect checkpoint --json | jq '.totals.nbytes'
@@ -48,7 +50,10 @@ _PIECE = 16 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what this command takes."""
     parser.add_argument(
-        "paths", metavar="PATH", nargs="+", help="a file, an index or a folder; several make one"
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="a file, an index or a folder, or the URL of one; several make one",
     )
     parser.add_argument(
         "--depth", metavar="N", type=positive, help="show N levels of the tree (default: all)"
@@ -286,7 +291,7 @@ def _tensor_table(entries: Mapping[str, Entry]) -> str:
             _shape(entry.shape),
             format_bytes(entry.nbytes),
             entry.encoding
-            or (f"{len(entry.parts)} parts" if entry.file is None else entry.file.name),
+            or (f"{len(entry.parts)} parts" if entry.file is None else Path(entry.file).name),
             "" if entry.offset is None else str(entry.offset),
         )
         for name, entry in entries.items()

@@ -111,8 +111,8 @@ def load(
 
     Args:
         model: lazy, real or mixed. Sharded parameters (DTensor) read their own part only.
-        checkpoint: a path (see `open_checkpoint`), a `Checkpoint`, a state dict, or a sequence of
-            these, of which later ones replace what earlier ones gave; the parts of a
+        checkpoint: a path or URL (see `open_checkpoint`), a `Checkpoint`, a state dict, or a
+            sequence of these, of which later ones replace what earlier ones gave; the parts of a
             tensor-parallel set are merged. What is kept encoded (fp8, mxfp4, ...) is decoded; what
             bitsandbytes packed goes into layers that `dormant.quantize` quantized as it is. Of a
             file with several mappings of tensors the one that

@@ -27,7 +27,7 @@ class State(dict[str, Any]):
     """A state dict; `_metadata` is where `load_state_dict` looks for module versions.
 
     Attributes:
-        folders: those of the files that it comes from.
+        folders: those of the files of this machine that it comes from.
         offered: how many names the checkpoints have, those that were renamed to None included.
         origins: the checkpoint's names of what a name is made of, where they differ from it.
         places: which of several checkpoints a name is of.
@@ -153,7 +153,8 @@ def gather(
         if isinstance(item, Checkpoint):
             item = item.keeping_packed(lambda name: keep_packed(rename(name) or ""))
             is_decoded = is_decoded or item.is_decoded
-            folders.update(dict.fromkeys(path.parent for path in item.files))
+            paths_of_it = (path for path in item.files if isinstance(path, Path))
+            folders.update(dict.fromkeys(path.parent for path in paths_of_it))
             naming = naming or item.naming
         offered += len(item)
         ours = _renamed(item, rename)
