@@ -74,7 +74,7 @@ void check_all(size_t count, Decode&& decode, Value&& value) {
     for (const auto format : {Format::float32, Format::bfloat16, Format::float16}) {
       for (const float scale : kScales) {
         for (const size_t n : {count, count - 1, size_t{17}, size_t{2}, size_t{1}}) {
-          std::vector<char> memory(4 * count, '\x55');
+          std::vector<char> memory(4 * count + 4, '\x55');
           decode(*kernels, format, n, scale, memory.data());
           std::vector<float> values;
           for (size_t i = 0; i < n; ++i) {

@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 import dormant
 from child import in_child
 from dormant import _C
+from pages import blocks
 
 
 class Two(torch.nn.Module):
