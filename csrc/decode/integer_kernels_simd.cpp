@@ -102,8 +102,8 @@ void unpack_bits(const uint8_t* packed, size_t n, uint8_t* codes) {
     return words >> (shifts + more) & kMask;
   };
   size_t i = 0;
-  // The last word that a step loads may have a byte that belongs to the codes after it.
-  for (; i + kBytes + 8 <= n; i += kBytes) {
+  // The last word that a step loads may reach into the codes after it, 24 of them at one bit.
+  for (; i + kBytes + 32 <= n; i += kBytes) {
     simd::store(codes + i, simd::narrow(vector(i), vector(i + kCount), vector(i + 2 * kCount),
                                         vector(i + 3 * kCount)));
   }
