@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import decimal
 import fractions
+import math
 import pathlib
 import re
 import sys
@@ -410,8 +411,6 @@ def _with_state(value: Any, state: Any) -> Any:
 
 
 def _array(shape: Any, dtype: Any, fortran: bool, data: Any) -> Any:
-    import math
-
     import numpy as np
 
     sizes = tuple(shape)
