@@ -15,6 +15,7 @@ TASKS = (
     "jump",
     "load",
     "quantize_kernels",
+    "gguf_blocks",
     "quantize_load",
     "quantize_experts",
 )
