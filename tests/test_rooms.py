@@ -34,6 +34,7 @@ OPTIONAL = frozenset(
         "accelerate",
         "diffusers",
         "matplotlib",
+        "numpy",
         "peft",
         "rich",
         "timm",
