@@ -17,6 +17,7 @@ TASKS = (
     "distributed_checkpoint",
     "remote",
     "quantize_kernels",
+    "gguf_blocks",
     "quantize_load",
     "quantize_experts",
     "decode",
