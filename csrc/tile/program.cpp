@@ -28,8 +28,8 @@ constexpr int kMaxDepth = 32;
 // Boxes may read several elements for one, at every level.
 constexpr int kDepthOfBoxes = 8;
 constexpr int kMaxSources = 64;
-// Parts of a cat or stack are made one or the other: only their number in all is bounded, since each
-// tile looks at every part's region.
+// Parts of a cat or stack are made one or the other: only their number in all is bounded, since
+// each tile looks at every part's region.
 constexpr int kMaxPrograms = 16'384;
 
 // A random operator that has no kernel here but few elements is run once, whole, and kept as a
