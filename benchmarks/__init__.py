@@ -14,9 +14,13 @@ TASKS = (
     "shard",
     "jump",
     "load",
+    "distributed_checkpoint",
+    "remote",
     "quantize_kernels",
+    "gguf_blocks",
     "quantize_load",
     "quantize_experts",
+    "decode",
 )
 ON_REQUEST = ("quantize_large",)  # takes long, and much memory and disk
 EVERY = (*TASKS, *ON_REQUEST)

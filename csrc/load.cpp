@@ -16,7 +16,6 @@
 #include "checkpoint/catalog.h"
 #include "record/lazy_storage.h"
 #include "record/snapshot.h"
-#include "record/source_node.h"
 #include "text/printable.h"
 #include "tile/held_tensors.h"
 
@@ -31,6 +30,20 @@ const CatalogEntry& find(const checkpoint::Catalog& catalog, const std::string& 
   TORCH_CHECK_INDEX(found != catalog.tensors.end(), "dormant: the checkpoint has no tensor ",
                     in_quotes(name), "; it has ", catalog.tensors.size());
   return found->second;
+}
+
+CheckpointEntry described(const CatalogEntry& found) {
+  const auto& entry = found.entry;
+  CheckpointEntry result{entry.dtype, entry.sizes, {}, entry.offset, entry.nbytes, {}, {}};
+  if (found.decoding == nullptr) {
+    result.file = found.file->path();
+    return result;
+  }
+  result.encoding = found.decoding->decoder->name();
+  for (const auto& part : found.decoding->parts) {
+    result.parts.push_back(described(part));
+  }
+  return result;
 }
 
 std::string joined(const std::vector<std::string>& parts) {
@@ -90,29 +103,50 @@ std::map<std::string, std::string> renamed(
   return names;
 }
 
+bool same_bytes(const CatalogEntry& a, const CatalogEntry& b) {
+  constexpr size_t kBlock = 1024 * 1024;
+  if (a.entry.dtype != b.entry.dtype || a.entry.sizes != b.entry.sizes) {
+    return false;
+  }
+  const auto width = static_cast<int64_t>(c10::elementSize(a.entry.dtype));
+  const auto all = static_cast<int64_t>(a.entry.nbytes) / width;
+  const auto step = static_cast<int64_t>(kBlock) / width;
+  for (int64_t done = 0; done < all; done += step) {
+    // A copy: a view would bring all of the tensor to life.
+    const auto part = [&](const CatalogEntry& entry) {
+      auto copy = entry.tensor().flatten().narrow(0, done, std::min(step, all - done)).clone();
+      materialize({copy});
+      return copy;
+    };
+    const auto one = part(a);
+    const auto other = part(b);
+    if (std::memcmp(one.const_data_ptr(), other.const_data_ptr(), one.nbytes()) != 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
 /// c10::ValueError unless all tensors have the same bytes.
 void check_equal(const checkpoint::Catalog& catalog, const ModuleTensor& tensor) {
-  constexpr size_t kBlock = 1024 * 1024;
-  std::vector<char> one(kBlock);
-  std::vector<char> other(kBlock);
   const auto& first = find(catalog, tensor.sources.front());
   for (size_t i = 1; i < tensor.sources.size(); ++i) {
     const auto& second = find(catalog, tensor.sources[i]);
-    bool equal = first.entry.dtype == second.entry.dtype;
-    for (uint64_t done = 0; equal && done < first.entry.nbytes; done += kBlock) {
-      const auto count = std::min<uint64_t>(kBlock, first.entry.nbytes - done);
-      first.file->read(first.entry.offset + done, count, one.data());
-      second.file->read(second.entry.offset + done, count, other.data());
-      equal = std::memcmp(one.data(), other.data(), count) == 0;
-    }
-    TORCH_CHECK_VALUE(equal, "dormant: load: ", in_quotes(tensor.names[0]), " and ",
-                      in_quotes(tensor.names[1]),
+    TORCH_CHECK_VALUE(same_bytes(first, second), "dormant: load: ", in_quotes(tensor.names[0]),
+                      " and ", in_quotes(tensor.names[1]),
                       " are one tensor in the module, and the checkpoint has different values for "
                       "them: ",
-                      in_quotes(first.entry.name), " in ", first.file->name(), " and ",
-                      in_quotes(second.entry.name), " in ", second.file->name(),
+                      in_quotes(first.entry.name), " in ", first.home(), " and ",
+                      in_quotes(second.entry.name), " in ", second.home(),
                       ". Next: untie the module, or drop one with `rename`.");
   }
+}
+
+/// For a message: where an entry is.
+std::string home(const CheckpointEntry& entry) {
+  return entry.parts.empty()
+             ? c10::str(text::printable(entry.file), " at byte ", entry.offset)
+             : text::printable(entry.parts.front().file) + ", decoded from " + entry.encoding;
 }
 
 /// What will be done, decided before anything is.
@@ -140,8 +174,7 @@ Match match(const NamedTensors& tensors, const Checkpoint& checkpoint, const Loa
         tensor.sources.push_back(source);
       } else {
         mismatched.push_back(c10::str(in_quotes(name), " has sizes ", at::IntArrayRef(entry.sizes),
-                                      " in ", text::printable(entry.file), " at byte ",
-                                      entry.offset, ", expected ", tensor.tensor.sizes()));
+                                      " in ", home(entry), ", expected ", tensor.tensor.sizes()));
       }
     }
     const bool found = !tensor.sources.empty();
@@ -217,21 +250,22 @@ bool Checkpoint::contains(const std::string& name) const {
 }
 
 CheckpointEntry Checkpoint::entry(const std::string& name) const {
-  const auto& [entry, file] = find(*catalog_, name);
-  return {entry.dtype, entry.sizes, file->path(), entry.offset, entry.nbytes};
+  return described(find(*catalog_, name));
 }
 
 at::Tensor Checkpoint::operator[](const std::string& name) const {
-  const auto& [entry, file] = find(*catalog_, name);
-  return record::make_read_tensor(file, entry.offset, entry.sizes, entry.dtype);
+  return find(*catalog_, name).tensor();
 }
 
 const std::map<std::string, std::string>& Checkpoint::metadata() const {
   return catalog_->metadata;
 }
 
-Checkpoint open_checkpoint(const std::string& path) {
-  return Checkpoint(std::make_shared<const checkpoint::Catalog>(checkpoint::open_catalog(path)));
+const std::vector<std::string>& Checkpoint::warnings() const { return catalog_->warnings; }
+
+Checkpoint open_checkpoint(const std::string& path, const OpenOptions& options) {
+  return Checkpoint(std::make_shared<const checkpoint::Catalog>(checkpoint::open_catalog(
+      path, {.decode = options.decode, .dtype = options.dtype, .key = options.key})));
 }
 
 LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,

@@ -20,9 +20,11 @@ TASKS = {
     "shard": 4,
     "jump": 8,
     "load": 17,
+    "remote": 12,
     "quantize_kernels": 12,
     "quantize_load": 4,
     "quantize_experts": 4,
+    "decode": 10,
     "quantize_large": 3,
 }
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import dormant
@@ -207,6 +208,9 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def write_checkpoint(kind: str, state: dict[str, torch.Tensor], folder: Path) -> Path:
+    if kind == "distributed":
+        dcp.save(dict(state), checkpoint_id=folder / "parts")
+        return folder / "parts"
     if kind == "torch":
         torch.save(state, folder / "model.pt")
         return folder / "model.pt"
@@ -227,6 +231,8 @@ def write_checkpoint(kind: str, state: dict[str, torch.Tensor], folder: Path) ->
         ("safetensors", "mixed", "never"),
         ("torch", "lazy", "auto"),
         ("torch", "mixed", "auto"),
+        ("distributed", "lazy", "auto"),
+        ("distributed", "mixed", "always"),
     ],
 )
 def test_a_load_that_fails_leaves_the_model_as_it_was(
@@ -548,6 +554,36 @@ def test_a_save_that_fails_keeps_the_earlier_one(
             assert_same_saved(eager(), folder)
 
     faults = sweep(kind, prepare, save_over(folder, shards), check)
+    assert faults > 0 or (kind == "allocate" and build == "real")
+
+
+@pytest.mark.parametrize("kind", ["write", "allocate"])
+@pytest.mark.parametrize("build", ["lazy", "real"])
+def test_a_save_of_parts_that_fails_keeps_the_earlier_one(
+    build: str, kind: Kind, tmp_path: Path
+) -> None:
+    folder = tmp_path / "saved"
+    before: dict[str, Any] = {}
+
+    def save(model: nn.Module) -> None:
+        dormant.save(model, folder, format="dcp", progress=False)
+
+    def prepare() -> Model:
+        save(eager(seed=9))
+        before["files"] = files_of(folder)
+        model = BUILDS[build]()
+        before["fingerprint"] = fingerprint(model)
+        return model
+
+    def check(model: Model, error: BaseException | None) -> None:
+        if error is not None:
+            assert files_of(folder) == before["files"]
+            assert fingerprint(model) == before["fingerprint"]
+            save(model)
+        assert len(files_of(folder)) == 2
+        assert_same_saved(eager(), folder)
+
+    faults = sweep(kind, prepare, save, check)
     assert faults > 0 or (kind == "allocate" and build == "real")
 
 

@@ -130,14 +130,14 @@ def test_records_that_overlap(tmp_path: Path) -> None:
         ("both", "method", 8, "compression method 8"),
         ("both", "flags", 0x801, "encrypted"),
         ("directory", "stored", 11, "11 stored bytes"),
-        ("directory", "attributes", 0x3C, "attributes 0x3c of a folder"),
+        ("directory", "attributes", 0x3C, "attributes of a folder"),
         ("directory", "method", 8, "compression method 8"),
         ("header", "method", 8, "compression method 8 in the header"),
         ("header", "nbytes", 13, "13 unpacked"),
         ("header", "stored", 11, "11 bytes in the header"),
-        ("header", "crc", 1, "CRC 0x00000001"),
-        ("header", "name", b"archive/data/1", "the name b'archive/data/1' in the header"),
-        ("header", "magic", b"PK\x03\x05", "b'PK\\x03\\x05'"),
+        ("header", "crc", 1, "CRC 1"),
+        ("header", "name", b"archive/data/1", "the name 'archive/data/1' in the header"),
+        ("header", "magic", b"PK\x03\x05", "'PK\\x03\\x05'"),
         ("directory", "offset", 1, "a header, which begins with"),
         ("directory", "offset", 0xFFFFFF, "no room for a header"),
     ],
@@ -201,17 +201,12 @@ def test_a_compressed_archive(tmp_path: Path) -> None:
 
 def test_numbers_of_the_other_byte_order(tmp_path: Path) -> None:
     file = zip_bytes(archive(STATE, {"0": BYTES}, byteorder=b"big"))
-    refused(tmp_path, file, "'archive/byteorder'", "b'big'", "expected b'little'")
+    refused(tmp_path, file, "'archive/byteorder'", "'big'", "expected 'little'")
 
 
 def test_a_byte_order_that_takes_long_to_read(tmp_path: Path) -> None:
     file = zip_bytes(archive(STATE, {"0": BYTES}, byteorder=b"little" * 100))
     refused(tmp_path, file, "'archive/byteorder'", "600 bytes, expected at most 64")
-
-
-def test_a_torchscript_program(tmp_path: Path) -> None:
-    file = zip_bytes(archive(STATE, {"0": BYTES}, **{"constants.pkl": b""}))
-    refused(tmp_path, file, "TorchScript", "torch.jit.load", error=NotImplementedError)
 
 
 # What the pickle says.
@@ -225,25 +220,28 @@ def refused_state(folder: Path, state: object, *expected: str, error: type = Val
     ("function", "name"),
     [
         (os.system, "posix.system"),
-        (eval, "eval"),
+        (eval, "builtins.eval"),
         (torch.hub.load, "torch.hub.load"),
         (pickle.loads, "pickle.loads"),
     ],
 )
 def test_a_pickle_that_calls_something_else(tmp_path: Path, function: Any, name: str) -> None:
     marker = tmp_path / "called"
-    refused_state(
-        tmp_path,
-        {"a": Call(function, (f"touch {marker}",))},
-        name,
-        "archive/data.pkl",
-        "its byte 13",
-    )
+    arguments = (f"touch {marker}",)
+    state = {**STATE, "deceit": Call(function, arguments)}
+    path = write(tmp_path, zip_bytes(archive(state, {"0": BYTES})))
+    checkpoint = dormant.open_checkpoint(path)
+    assert checkpoint["a"].tolist() == [1.0, 2.0, 3.0]
+    record = checkpoint.extra["deceit"]
+    assert str(record.callable) == name
+    assert record.arguments == arguments
     assert not marker.exists()
+    with pytest.raises(ValueError, match=f"weights-only loading at its byte .* for {name}"):
+        dormant.open_checkpoint(path, foreign="error")
 
 
-def test_a_pickle_that_makes_modules(tmp_path: Path) -> None:
-    refused_state(tmp_path, torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear")
+def test_a_state_dict_that_a_call_would_make(tmp_path: Path) -> None:
+    refused_state(tmp_path, Call(eval, ("{}",)), "object of builtins.eval", "expected a mapping")
 
 
 def test_an_object_that_the_user_allows_is_beside_the_tensors(tmp_path: Path) -> None:
@@ -314,15 +312,15 @@ def test_a_tensor_that_is_made_up(tmp_path: Path) -> None:
         (Storage("0", 2), "has 12 bytes, expected 8"),
         (Storage("0", 3, torch.DoubleStorage), "has 12 bytes, expected 24"),
         (Storage("0", -3), "storage '0' has int -3 elements"),
-        (Storage("0", 1 << 62), "has 12 bytes, expected 18446744073709551616"),
-        (Storage("0", 1 << 80), "has 12 bytes, expected"),
+        (Storage("0", 1 << 62), "has int 4611686018427387904 elements"),
+        (Storage("0", 1 << 80), "has int of 88 bits elements"),
         (Storage("0", 3.0), "storage '0' has float elements"),
         (Storage("0", True), "storage '0' has bool"),
         (Storage(0, 3), "a storage has key int 0"),
         (Storage(["0"], 3), "a storage has key list"),
         (Storage("0", 3, "torch.FloatStorage"), "a storage has type str"),
         (Storage("0", 3, fields=(None, None)), "expected a tuple of 5 or 6"),
-        (Storage("0", 3, prefix="module"), "Only persistent_load of storage"),
+        (Storage("0", 3, prefix="module"), "expected one to a storage"),
     ],
 )
 def test_a_storage_that_is_not_there(tmp_path: Path, storage: Storage, message: str) -> None:
@@ -331,7 +329,7 @@ def test_a_storage_that_is_not_there(tmp_path: Path, storage: Storage, message: 
 
 def test_a_storage_of_two_types(tmp_path: Path) -> None:
     state = {"a": Tensor(Storage("0", 3)), "b": Tensor(Storage("0", 3, torch.IntStorage))}
-    refused_state(tmp_path, state, "storage '0' has 3 torch.int32 here, 3 torch.float32 before")
+    refused_state(tmp_path, state, "storage '0' has 3 Int here, 3 Float before")
 
 
 @pytest.mark.parametrize(
@@ -343,8 +341,9 @@ def test_a_storage_of_two_types(tmp_path: Path) -> None:
         ((1,), (1,), 3, "end at byte 16"),
         ((2, 2), (1 << 40, 1), 0, "end at byte"),
         ((1 << 40,), (1 << 40,), 0, "end at byte"),
-        ((1 << 62, 1 << 62), (1, 1), 0, "overflow"),
-        ((3,), (-2,), 2, "end at byte 20"),
+        ((1 << 62, 1 << 62), (1, 1), 0, "end at byte"),
+        ((3,), (-2,), 2, "int -2 among its strides"),
+        ((1 << 40, 1 << 40), (0, 0), 0, "more elements than can be"),
         ((0,), (1,), 4, "end at byte 16"),
         ((-3,), (1,), 0, ""),
         ((3,), (1,), -1, "-1"),
@@ -370,9 +369,9 @@ def test_thousands_of_dimensions(tmp_path: Path) -> None:
     [
         (Tensor(Storage("0", 3)), "holds a Tensor"),
         ([Tensor(Storage("0", 3))], "holds a list"),
-        ({0: Tensor(Storage("0", 3))}, "holds a tensor under 0"),
-        ({"": Tensor(Storage("0", 3))}, "holds a tensor under ''"),
-        ({"\ud800": Tensor(Storage("0", 3))}, "holds a tensor under '\\ud800'"),
+        ({0: Tensor(Storage("0", 3))}, "holds a tensor under int 0"),
+        ({"": Tensor(Storage("0", 3))}, "holds a tensor under str ''"),
+        ({"\ud800": Tensor(Storage("0", 3))}, "holds a tensor under str '\\xed\\xa0\\x80'"),
         ({"epoch": 3}, "['epoch']", ),
         ({"m": STATE, "ema": STATE}, "['m', 'ema']"),
     ],
@@ -391,7 +390,7 @@ def nested(depth: int, *, double: bool) -> bytes:
 @pytest.mark.parametrize("depth", [90, 3_000_000])
 def test_keys_that_nest_without_end(tmp_path: Path, depth: int, double: bool) -> None:
     data = nested(min(depth, 100_000) if double else depth, double=double)
-    message = "expected tensors by name" if depth == 90 and not double else "a tuple"
+    message = "expected tensors by name" if depth == 90 else "tuples nested deeper than 1000"
     refused(tmp_path, zip_bytes([Record("archive/data.pkl", data)]), message)
 
 
@@ -421,7 +420,7 @@ def test_lists_that_nest_without_end(tmp_path: Path) -> None:
         b"\x80\x02u.",
         b"\x80\x02\x85.",
         b"\x80\x02R.",
-        b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00}.",
+        b"\x80\x04\x95\x09\x00\x00\x00\x00\x00\x00\x00}.",
         b"\x80\x02cos",
         b"\x80\x02}X\x02\x00\x00\x00\xff\xfeK\x01s.",
         b"\xff" * 64,
@@ -444,7 +443,7 @@ ONE = [("0", 3, BYTES)]
         ({"protocol": 1000}, "protocol version int 1000, expected 1001"),
         ({"protocol": [1001]}, "protocol version list, expected 1001"),
         ({"system": {"little_endian": False}}, "'little_endian': bool False"),
-        ({"system": ["x"]}, "'little_endian': NoneType"),
+        ({"system": ["x"]}, "'little_endian': nothing"),
         ({"system": {"little_endian": 1}}, "'little_endian': int 1, expected True"),
         ({"keys": ["1"]}, "in one only: ['0', '1']"),
         ({"keys": []}, "in one only: ['0']"),
@@ -495,7 +494,7 @@ def test_an_older_tensor_beyond_its_view(tmp_path: Path) -> None:
 
 def test_an_older_file_that_pickles_a_module_class(tmp_path: Path) -> None:
     state = {"a": Storage("0", 3, prefix="module")}
-    refused(tmp_path, legacy_bytes(state, ONE), "Only persistent_load of storage")
+    refused(tmp_path, legacy_bytes(state, ONE), "expected one to a storage")
 
 
 def test_the_oldest_layout_names_what_reads_it(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ OPTIONAL = frozenset(
     {
         "accelerate",
         "diffusers",
+        "fsspec",
+        "huggingface_hub",
         "matplotlib",
+        "numpy",
         "peft",
         "rich",
         "timm",

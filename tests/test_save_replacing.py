@@ -14,7 +14,7 @@ import signal
 import stat
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 import dormant
+from failing_calls import At, killed, raised
 
-CALLS = ["open", "mkdir", "fsync", "link", "replace", "unlink", "rmdir", "pwrite", "stat"]
 # (the earlier save, this one) of one file, or of shards with the same names or others.
 SIZES = {
     "one by one": ("5GB", "5GB"),
@@ -70,42 +70,6 @@ def weights(folder: Path) -> set[str]:
 
 def leftovers(folder: Path) -> list[Path]:
     return list(folder.glob(".*"))
-
-
-class At:
-    """Calls of functions of `os`, of which the `n`-th of all does something else."""
-
-    def __init__(self, n: int, action: Callable[[], Any], links: bool = True) -> None:
-        self.n, self.action, self.links, self.calls = n, action, links, 0
-
-    @contextlib.contextmanager
-    def patched(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[At]:
-        with monkeypatch.context() as patched:
-            for name in CALLS:
-                patched.setattr(os, name, self._of(name, getattr(os, name)))
-            yield self
-
-    def _of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            self.calls += 1
-            if self.calls == self.n:
-                self.action()
-            if name == "link" and not self.links:
-                raise PermissionError(errno.EPERM, "Operation not permitted")
-            return function(*args, **options)
-
-        return call
-
-
-def killed() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def raised(error: BaseException) -> Callable[[], Any]:
-    def action() -> None:
-        raise error
-
-    return action
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])

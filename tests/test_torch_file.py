@@ -269,16 +269,19 @@ class Held:
         self.value = value
 
 
-def test_objects_with_tensors_in_them_are_refused(tmp_path: Path) -> None:
-    state = {"a": torch.ones(1), "number": Held(3)}
+def test_objects_of_classes_that_the_user_allows_are_made(tmp_path: Path) -> None:
+    state = {"a": torch.ones(1), "number": Held(3), "tensor": Held(torch.ones(2))}
     path = save(state, tmp_path, zipped=True)
     with torch.serialization.safe_globals([Held]):
-        assert dormant.open_checkpoint(path).extra["number"].value == 3
-        path = save({**state, "tensor": Held(torch.ones(2))}, tmp_path, zipped=True)
-        checkpoint = dormant.open_checkpoint(path)
+        checkpoint = dormant.open_checkpoint(path, foreign="error")
     assert checkpoint["a"].tolist() == [1.0]
-    with pytest.raises(NotImplementedError, match="a Held with tensors in it"):
-        _ = checkpoint.extra
+    assert checkpoint.extra["number"].value == 3
+    held = checkpoint.extra["tensor"].value
+    assert dormant.is_lazy(held)
+    assert held.tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=r"test_torch_file\.Held"):
+        dormant.open_checkpoint(path, foreign="error")
+    assert dormant.open_checkpoint(path).extra["number"].state == {"value": 3}
 
 
 def test_versions_of_modules_reach_load_state_dict(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def _generate(
 ) -> Sheet:
     sheet = Sheet(
         "forward of the packed model, bfloat16",
-        ("", "prompt, tokens/s", "new tokens/s", "cpu s/token", "speed-up"),
+        ("", "prompt, tokens/cpu s", "new tokens/s", "cpu s/token", "speed-up"),
     )
     for shape in shapes:
         measured: dict[str, list[dict[str, Any]]] = {}
@@ -159,8 +159,8 @@ def _generate(
             found = {"contestant": name, "forward": shape, "samples": samples}
             outcome.measurements.append(found)
     sheet.notes.append(
-        f"median of {options.repeat} fresh processes, one thread; a prompt of 16 tokens, then "
-        f"{_NEW_TOKENS} one by one; speed-up of these, in processor time"
+        f"median of {options.repeat} fresh processes, one thread; a prompt of 16 tokens (median "
+        f"of five), then {_NEW_TOKENS} one by one; speed-up of these, in processor time"
     )
     return sheet
 

@@ -284,8 +284,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::str("{}.{}.{}")
           .format(DORMANT_VERSION_MAJOR, DORMANT_VERSION_MINOR, DORMANT_VERSION_PATCH);
   dormant::bindings::bind_checkpoint(m);
+  dormant::bindings::bind_distributed_checkpoint(m);
+  dormant::bindings::bind_pickle(m);
+  dormant::bindings::bind_torch_archive(m);
   dormant::bindings::bind_quantize(m);
   dormant::bindings::bind_decode(m);
+  dormant::bindings::bind_encodings(m);
   dormant::bindings::bind_holders(m);
   dormant::bindings::bind_refusal();
 }

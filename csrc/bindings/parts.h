@@ -8,6 +8,18 @@ namespace dormant::bindings {
 /// Files, and what the formats of checkpoints say about them.
 void bind_checkpoint(pybind11::module_& m);
 
+/// Folders of torch.distributed.checkpoint.
+void bind_distributed_checkpoint(pybind11::module_& m);
+
+/// Which tensors of a checkpoint are encoded, and how.
+void bind_encodings(pybind11::module_& m);
+
+/// Pickles as trees of inert values.
+void bind_pickle(pybind11::module_& m);
+
+/// Files of torch.save.
+void bind_torch_archive(pybind11::module_& m);
+
 /// What a quantize node may compute.
 void bind_quantize(pybind11::module_& m);
 

@@ -1,16 +1,26 @@
 #include "checkpoint/catalog.h"
 
+#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <filesystem>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
+#include "checkpoint/dcp.h"
+#include "checkpoint/encodings/find.h"
+#include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/torch_archive.h"
+#include "checkpoint/torch_catalog.h"
+#include "record/geometry.h"
+#include "record/lazy_storage.h"
+#include "record/source_node.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -19,18 +29,23 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kFile = ".safetensors";
+constexpr std::string_view kGguf = ".gguf";
 constexpr std::string_view kIndex = ".safetensors.index.json";
 constexpr std::string_view kAnyIndex = ".index.json";
+constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
 
 /// The checkpoint in a folder: as transformers looks for it, else the only one.
 std::string find_in(const std::string& folder) {
-  for (const auto* name : {"model.safetensors", "model.safetensors.index.json"}) {
+  for (const auto* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+                           "pytorch_model.bin.index.json", kDistributedMetadata}) {
     const auto path = fs::path(folder) / name;
     if (fs::is_regular_file(path)) {
       return path.string();
     }
   }
-  for (const auto ending : {kIndex, kFile}) {
+  for (const std::string_view ending :
+       {kIndex, kFile, std::string_view(".bin.index.json"), std::string_view(".bin"),
+        std::string_view(".pth"), std::string_view(".pt"), kGguf}) {
     std::vector<std::string> found;
     for (const auto& entry : fs::directory_iterator(folder)) {
       if (entry.is_regular_file() && entry.path().string().ends_with(ending)) {
@@ -38,7 +53,7 @@ std::string find_in(const std::string& folder) {
       }
     }
     std::sort(found.begin(), found.end());
-    if (found.size() == 1) {
+    if (found.size() == 1 || (!found.empty() && gguf_parts(found.front()) == found)) {
       return found.front();
     }
     std::string list;
@@ -52,41 +67,73 @@ std::string find_in(const std::string& folder) {
   }
   TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", text::printable(folder),
                     " holds no checkpoint, expected model.safetensors, "
-                    "model.safetensors.index.json, or one file *.safetensors.index.json or "
-                    "*.safetensors. Next: pass the path of a file.");
+                    "model.safetensors.index.json, pytorch_model.bin, its index, or one file "
+                    "*.safetensors, *.bin, *.pth, *.pt, or its index, or *.gguf. Next: pass the "
+                    "path of a file.");
 }
 
-/// Files of torch.save are zip archives, or pickles in the older layout.
-void refuse_torch_file(const File& file) {
-  std::string first(std::min<uint64_t>(file.size(), 4), '\0');
-  file.read(0, first.size(), first.data());
-  const bool pickle = first.size() >= 2 && first[0] == '\x80' && first[1] >= 2 && first[1] <= 5 &&
-                      file.path().find(kFile) == std::string::npos;
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      first != "PK\x03\x04" && !pickle, "dormant: open_checkpoint: ", file.name(),
-      " is a file of torch.save, which only Python's dormant.open_checkpoint reads. Next: convert "
-      "it there: dormant.save(dormant.open_checkpoint(path), \"model.safetensors\").");
+struct Contents {
+  std::vector<CatalogEntry> entries;
+  std::map<std::string, std::string> metadata;
+};
+
+Contents read(const std::shared_ptr<const File>& file, const CatalogOptions& options) {
+  std::string first(std::min<uint64_t>(file->size(), kFirstBytes), '\0');
+  file->read(0, first.size(), first.data());
+  if (!file->path().ends_with(kFile) && is_torch_file(first)) {
+    return {torch_entries(file, options.key), {}};
+  }
+  Contents contents;
+  if (!file->path().ends_with(kFile) && is_gguf(first)) {
+    auto header = read_gguf(*file);
+    for (auto& tensor : header.tensors) {
+      contents.entries.push_back({std::move(tensor.entry), file, nullptr});
+    }
+    for (const auto& [key, value] : header.metadata) {
+      contents.metadata.emplace(key, to_text(value));
+    }
+    return contents;
+  }
+  auto header = read_safetensors_header(*file);
+  contents.metadata = std::move(header.metadata);
+  for (auto& entry : header.entries) {
+    contents.entries.push_back({std::move(entry), file, nullptr});
+  }
+  return contents;
 }
 
-Safetensors read(const File& file) {
-  refuse_torch_file(file);
-  return read_safetensors_header(file);
+/// c10::ValueError unless a file that was split says that it is this part.
+void check_part(const Contents& contents, const File& file, size_t number, size_t count) {
+  if (count == 1) {
+    return;
+  }
+  const auto says = [&](const char* key) {
+    const auto found = contents.metadata.find(key);
+    return found == contents.metadata.end() ? "nothing" : found->second;
+  };
+  TORCH_CHECK_VALUE(
+      says("split.no") == std::to_string(number) && says("split.count") == std::to_string(count),
+      "dormant: open_checkpoint: ", file.name(), ": split.no and split.count are ",
+      text::in_quotes(says("split.no")), " and ", text::in_quotes(says("split.count")),
+      ", expected ", number, " and ", count,
+      " by its name. Cause: the files are not of one checkpoint. Next: get them "
+      "again.");
 }
 
-void add(Catalog& catalog, const std::shared_ptr<const File>& file, Safetensors contents) {
+void add(Catalog& catalog, Contents contents) {
   for (auto& entry : contents.entries) {
-    auto name = entry.name;
-    const auto [found, added] =
-        catalog.tensors.try_emplace(std::move(name), CatalogEntry{std::move(entry), file});
+    auto name = entry.entry.name;
+    const auto& file = *entry.file;
+    const auto [found, added] = catalog.tensors.try_emplace(std::move(name), std::move(entry));
     TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", text::in_quotes(found->first),
-                      " is in two files, ", found->second.file->name(), " and ", file->name(),
+                      " is in two files, ", found->second.file->name(), " and ", file.name(),
                       ", expected one. Cause: they are of different checkpoints. Next: download or "
                       "save it again.");
   }
   catalog.metadata.merge(contents.metadata);
 }
 
-Catalog open_index(const std::string& path) {
+Catalog open_index(const std::string& path, const CatalogOptions& options) {
   const auto index = read_index(path);
   std::map<std::string, std::shared_ptr<const File>> files;
   for (const auto& [tensor, shard] : index.files) {
@@ -95,7 +142,7 @@ Catalog open_index(const std::string& path) {
   Catalog catalog;
   for (auto& [shard, file] : files) {
     file = File::open(shard);
-    add(catalog, file, read(*file));
+    add(catalog, read(file, options));
   }
   constexpr const char* kCause =
       "Cause: index and files are of different checkpoints. Next: download or save it again.";
@@ -117,18 +164,141 @@ Catalog open_index(const std::string& path) {
   return catalog;
 }
 
+Catalog open_distributed(const std::string& path) {
+  auto found = read_distributed(path);
+  Catalog catalog;
+  catalog.metadata = std::move(found.metadata);
+  for (auto& tensor : found.tensors) {
+    const auto& pieces = tensor.pieces->pieces();
+    auto file = pieces.empty() ? File::open(path) : pieces.front().file;
+    const auto contiguous = record::Geometry::contiguous(tensor.sizes, tensor.dtype);
+    auto view = std::make_shared<const StorageView>(
+        StorageView{std::move(tensor.storage),
+                    {contiguous.strides.begin(), contiguous.strides.end()},
+                    0,
+                    false,
+                    false});
+    Entry entry{tensor.name, tensor.dtype, std::move(tensor.sizes), tensor.pieces->base(),
+                tensor.nbytes};
+    catalog.tensors.emplace(std::move(tensor.name), CatalogEntry{std::move(entry), std::move(file),
+                                                                 nullptr, std::move(view)});
+  }
+  return catalog;
+}
+
+uint64_t bytes_of(c10::ScalarType dtype, const std::vector<int64_t>& sizes) {
+  return record::Geometry::contiguous(sizes, dtype).nbytes_needed();
+}
+
+CatalogEntry decoded(const Encoded& encoded, const Catalog& raw) {
+  Decoding decoding{{}, encoded.decoder, encoded.transposed};
+  for (const auto& part : encoded.parts) {
+    decoding.parts.push_back(raw.tensors.at(part));
+  }
+  const auto output = encoded.decoder->output();
+  std::vector<int64_t> sizes(output.sizes.begin(), output.sizes.end());
+  if (encoded.transposed) {
+    std::swap(sizes.at(sizes.size() - 2), sizes.back());
+  }
+  const auto nbytes = bytes_of(encoded.dtype, sizes);
+  return {{encoded.name, encoded.dtype, std::move(sizes), 0, nbytes},
+          nullptr,
+          std::make_shared<const Decoding>(std::move(decoding))};
+}
+
+/// The elements of a small tensor in their order.
+std::string bytes_of(const CatalogEntry& found) {
+  const auto& entry = found.entry;
+  std::string bytes(entry.nbytes, '\0');
+  if (found.view == nullptr) {
+    found.file->read(entry.offset, bytes.size(), bytes.data());
+  } else if (!bytes.empty()) {
+    const auto tensor = found.tensor().clone(at::MemoryFormat::Contiguous);
+    std::memcpy(bytes.data(), tensor.const_data_ptr(), bytes.size());
+  }
+  return bytes;
+}
+
+/// `raw` with plain tensors in the place of those that encode them.
+Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& options) {
+  std::vector<RawTensor> tensors;
+  for (const auto& [name, found] : raw.tensors) {
+    tensors.push_back({name, found.entry.dtype, found.entry.sizes, found.entry.encoding});
+  }
+  auto findings = find_encoded(
+      std::move(tensors), read_configuration(fs::path(path).parent_path().string()), options.dtype,
+      path, [&](const RawTensor& tensor) { return bytes_of(raw.tensors.at(tensor.name)); });
+  Catalog plain = raw;
+  for (const auto& encoded : findings.encoded) {
+    for (const auto& part : encoded.parts) {
+      plain.tensors.erase(part);
+    }
+  }
+  for (const auto& name : findings.spent) {
+    plain.tensors.erase(name);
+  }
+  for (const auto& encoded : findings.encoded) {
+    plain.tensors.emplace(encoded.name, decoded(encoded, raw));
+  }
+  plain.warnings = std::move(findings.warnings);
+  return plain;
+}
+
 }  // namespace
 
-Catalog open_catalog(const std::string& path) {
+at::Tensor StorageView::tensor(const Entry& entry) const {
+  record::Geometry geometry;
+  geometry.sizes.assign(entry.sizes.begin(), entry.sizes.end());
+  geometry.strides.assign(strides.begin(), strides.end());
+  geometry.offset = offset;
+  geometry.dtype = entry.dtype;
+  auto tensor = record::make_tensor(storage->tensor().storage(), geometry);
+  if (conjugated) {
+    tensor = tensor.conj();
+  }
+  return negated ? tensor._neg_view() : tensor;
+}
+
+at::Tensor CatalogEntry::tensor() const {
+  if (view != nullptr) {
+    return view->tensor(entry);
+  }
+  if (decoding == nullptr) {
+    return record::make_read_tensor(file, entry.offset, entry.sizes, entry.dtype);
+  }
+  std::vector<at::Tensor> parts;
+  for (const auto& part : decoding->parts) {
+    parts.push_back(part.tensor());
+  }
+  auto tensor = record::decode(parts, decoding->decoder);
+  if (decoding->transposed) {
+    tensor = tensor.transpose(-2, -1).contiguous();
+  }
+  return tensor.to(entry.dtype);
+}
+
+const std::string& CatalogEntry::home() const {
+  return decoding == nullptr ? file->name() : decoding->parts.front().home();
+}
+
+Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   std::error_code error;
   const auto found = fs::is_directory(path, error) ? find_in(path) : path;
-  if (std::string_view(found).ends_with(kAnyIndex)) {
-    return open_index(found);
-  }
-  const auto file = File::open(found);
   Catalog catalog;
-  add(catalog, file, read(*file));
-  return catalog;
+  if (std::string_view(found).ends_with(kAnyIndex)) {
+    catalog = open_index(found, options);
+  } else if (fs::path(found).filename() == kDistributedMetadata) {
+    catalog = open_distributed(found);
+  } else {
+    const auto parts = gguf_parts(found);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const auto file = File::open(parts[i]);
+      auto contents = read(file, options);
+      check_part(contents, *file, i, parts.size());
+      add(catalog, std::move(contents));
+    }
+  }
+  return options.decode ? decode(std::move(catalog), found, options) : catalog;
 }
 
 }  // namespace dormant::checkpoint

@@ -1,13 +1,17 @@
 #include "checkpoint/catalog.h"
 
 #include <c10/util/Exception.h>
+#include <dormant/dormant.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <system_error>
 
+#include "checkpoint/gguf_bytes.h"
 #include "checkpoint/scratch_folder.h"
+#include "checkpoint/torch_bytes.h"
 
 namespace dormant::checkpoint {
 namespace {
@@ -100,15 +104,78 @@ TEST(Catalog, IndexAndFilesMustAgree) {
       << text;
 }
 
-TEST(Catalog, FilesOfTorchSaveAreNotForThis) {
+TEST(Catalog, OpensFilesOfTorchSave) {
   const ScratchFolder folder;
-  for (const std::string& bytes :
-       {std::string("PK\x03\x04 and more"), std::string("\x80\x02\x8a\nl\xfc\x9c")}) {
-    const auto path = folder.write("model.pt", bytes);
-    EXPECT_TRUE(contains(
-        message_of<c10::NotImplementedError>([&] { open_catalog(path); }),
-        path + " is a file of torch.save, which only Python's dormant.open_checkpoint reads"));
+  const auto value = pickled_dict(
+      {{"model", pickled_module({{"w", PickledTensor{}.bytes()},
+                                 {"t", PickledTensor{.sizes = {2}, .strides = {2}}.bytes()}})},
+       {"step", "K\x01"}});
+  const std::vector<float> numbers = {1, 2, 3};
+  const std::string bytes(reinterpret_cast<const char*>(numbers.data()), 12);
+  for (const auto& file : {torch_zip(value, {{"0", bytes}}), torch_legacy(value, {{"0", bytes}})}) {
+    folder.write("pytorch_model.bin", file);
+    const auto catalog = open_catalog(folder.path(""));
+    ASSERT_EQ(catalog.tensors.size(), 2U);
+    auto whole = catalog.tensors.at("w").tensor();
+    auto strided = catalog.tensors.at("t").tensor();
+    EXPECT_TRUE(whole.is_alias_of(strided));
+    EXPECT_EQ(strided.strides(), at::IntArrayRef({2}));
+    EXPECT_EQ(strided.select(0, 1).item<float>(), 3);
+    EXPECT_EQ(open_catalog(folder.path("pytorch_model.bin"), {.key = "model"}).tensors.size(), 2U);
+    EXPECT_THROW(open_catalog(folder.path("pytorch_model.bin"), {.key = "ema"}), c10::IndexError);
   }
+}
+
+/// A GGUF file with a tensor of two rows of Q8_0, whose codes are their places, scaled by a half.
+std::string blocks_file(std::string_view name, const std::vector<std::string>& pairs) {
+  auto bytes = gguf_bytes::gguf(pairs, {gguf_bytes::tensor(name, {32, 2}, 8, 0)}, 0);
+  for (int row = 0; row < 2; ++row) {
+    bytes += std::string("\x00\x38", 2);
+    for (int i = 0; i < 32; ++i) {
+      bytes += static_cast<char>(i);
+    }
+  }
+  return bytes;
+}
+
+TEST(Catalog, DecodesTheBlocksOfAGgufFile) {
+  const ScratchFolder folder;
+  folder.write(
+      "model.gguf",
+      blocks_file("w", {gguf_bytes::pair("general.architecture", 8, gguf_bytes::text("llama")),
+                        gguf_bytes::pair("llama.block_count", 4, gguf_bytes::u32(7))}));
+  const auto catalog = open_catalog(folder.path(""));
+  EXPECT_EQ(catalog.metadata.at("general.architecture"), "llama");
+  EXPECT_EQ(catalog.metadata.at("llama.block_count"), "7");
+  const auto& found = catalog.tensors.at("w");
+  EXPECT_EQ(found.entry.sizes, (std::vector<int64_t>{2, 32}));
+  EXPECT_EQ(found.entry.dtype, c10::ScalarType::Float);
+  auto tensor = found.tensor();
+  ASSERT_TRUE(is_lazy(tensor));
+  materialize({tensor});
+  for (int64_t i = 0; i < 64; ++i) {
+    EXPECT_EQ(tensor.const_data_ptr<float>()[i], static_cast<float>(i % 32) / 2);
+  }
+  const auto raw =
+      open_catalog(folder.path("model.gguf"), {.decode = false, .dtype = std::nullopt});
+  EXPECT_EQ(raw.tensors.at("w").entry.sizes, (std::vector<int64_t>{2, 34}));
+}
+
+TEST(Catalog, OpensAllPartsOfAGgufFileThatWasSplit) {
+  const ScratchFolder folder;
+  const auto part = [](uint16_t number) {
+    return std::vector{gguf_bytes::pair("split.no", 2, gguf_bytes::number(number)),
+                       gguf_bytes::pair("split.count", 2, gguf_bytes::number<uint16_t>(2))};
+  };
+  folder.write("m-00001-of-00002.gguf", blocks_file("a", part(0)));
+  folder.write("m-00002-of-00002.gguf", blocks_file("b", part(1)));
+  for (const auto* path : {"", "m-00001-of-00002.gguf", "m-00002-of-00002.gguf"}) {
+    EXPECT_EQ(open_catalog(folder.path(path)).tensors.size(), 2u) << path;
+  }
+  folder.write("m-00002-of-00002.gguf", blocks_file("b", part(0)));
+  EXPECT_TRUE(contains(
+      message_of<c10::ValueError>([&] { open_catalog(folder.path("m-00001-of-00002.gguf")); }),
+      "split.no and split.count are '0' and '2', expected 1 and 2"));
 }
 
 }  // namespace

@@ -15,6 +15,8 @@ struct Entry {
   std::vector<int64_t> sizes;
   uint64_t offset;  ///< in the file, in bytes
   uint64_t nbytes;
+  /// Where the file's format says that elements are packed in some way: how. Else empty.
+  std::string encoding = {};
 };
 
 }  // namespace dormant::checkpoint

@@ -28,6 +28,9 @@ class DORMANT_BINDINGS_API FileStorage {
   /// one, with the bytes of the file.
   at::Tensor tensor();
 
+  /// As that of the source: what reading it would find first.
+  void check() const { source_->check(); }
+
  private:
   const std::shared_ptr<const record::Source> source_;
   const c10::ScalarType dtype_;

@@ -30,33 +30,6 @@ constexpr const char* kMetadata = "metadata";
 constexpr const char* kDamaged =
     "Cause: the file is damaged, incomplete or of another format. Next: download or save it again.";
 
-/// Why a shard must not be at `path`; null where it may.
-const char* obstacle(std::string_view path) {
-  if (path.empty()) {
-    return "an empty path";
-  }
-  if (path.front() == '/') {
-    return "an absolute path";
-  }
-  if (path.find('\0') != std::string_view::npos) {
-    return "a path with a zero";
-  }
-  while (true) {
-    const auto slash = path.find('/');
-    const auto part = path.substr(0, slash);
-    if (part == "..") {
-      return "a path out of its folder";
-    }
-    if (part.empty() || part == ".") {
-      return "a second way to write a path";
-    }
-    if (slash == std::string_view::npos) {
-      return nullptr;
-    }
-    path.remove_prefix(slash + 1);
-  }
-}
-
 class IndexReader final : public text::JsonHandler {
  public:
   explicit IndexReader(const std::string& file) : file_(file) {}
@@ -130,7 +103,7 @@ class IndexReader final : public text::JsonHandler {
       return c10::str("dormant: open_checkpoint: ", file_, ": a tensor without a name before byte ",
                       position(), ", expected text. ", kDamaged);
     }
-    const auto* cause = obstacle(shard);
+    const auto* cause = obstacle_to_path(shard);
     return cause == nullptr
                ? ""
                : c10::str("dormant: open_checkpoint: ", file_, ": tensor ", text::in_quotes(tensor),
@@ -189,6 +162,32 @@ std::string metadata_of(std::string_view document) {
 }
 
 }  // namespace
+
+const char* obstacle_to_path(std::string_view path) {
+  if (path.empty()) {
+    return "an empty path";
+  }
+  if (path.front() == '/') {
+    return "an absolute path";
+  }
+  if (path.find('\0') != std::string_view::npos) {
+    return "a path with a zero";
+  }
+  while (true) {
+    const auto slash = path.find('/');
+    const auto part = path.substr(0, slash);
+    if (part == "..") {
+      return "a path out of its folder";
+    }
+    if (part.empty() || part == ".") {
+      return "a second way to write a path";
+    }
+    if (slash == std::string_view::npos) {
+      return nullptr;
+    }
+    path.remove_prefix(slash + 1);
+  }
+}
 
 Index parse_index(std::string_view document, const std::string& file) {
   IndexReader reader(file);

@@ -18,6 +18,9 @@ struct Index {
   std::string metadata;                      ///< a JSON object
 };
 
+/// Why a file of a checkpoint must not be at `path`, relative to its folder; null where it may.
+const char* obstacle_to_path(std::string_view path);
+
 /// Parses an index; the paths are relative, and lead neither out of the folder nor, in two ways, to
 /// one file. c10::ValueError, with file, tensor, byte, what was found and what was expected, where
 /// anything is wrong. `file` is printable text for messages.

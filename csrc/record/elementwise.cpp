@@ -151,15 +151,19 @@ std::optional<std::vector<Geometry>> joined(const Call& call, bool new_dimension
 
 std::optional<std::vector<Geometry>> infer_elementwise(const Call& call) {
   switch (const auto rule = call.traits.geometry) {
-    case GeometryRule::ask:
-    case GeometryRule::index:
-      return std::nullopt;
+    case GeometryRule::unary:
+    case GeometryRule::unary_float:
+    case GeometryRule::binary:
+    case GeometryRule::sum:
+    case GeometryRule::binary_float:
+    case GeometryRule::comparison:
+      return by_iterator(call, rule);
     case GeometryRule::cat:
       return joined(call, /*new_dimension=*/false);
     case GeometryRule::stack:
       return joined(call, /*new_dimension=*/true);
     default:
-      return by_iterator(call, rule);
+      return std::nullopt;
   }
 }
 

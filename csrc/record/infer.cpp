@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "record/call_key.h"
+#include "record/known_geometry.h"
 #include "record/probe.h"
 #include "system/refusal.h"
 
@@ -94,8 +95,11 @@ bool fills_at_random(const Call& call) {
          call.traits.written[0] == 0;
 }
 
-/// What the Meta kernel says of what the call returns.
+/// What a rule, else the Meta kernel, says of what the call returns.
 std::optional<std::vector<Geometry>> ask_for_results(const Call& call) {
+  if (auto known = known_results(call)) {
+    return known;
+  }
   torch::jit::Stack stack;
   if (!run_on_meta(call, stack)) {
     return std::nullopt;
@@ -109,10 +113,13 @@ std::optional<std::vector<Geometry>> ask_for_results(const Call& call) {
   return results;
 }
 
-/// What the Meta kernel says of what the call writes.
+/// What a rule, else the Meta kernel, says of what the call writes.
 std::optional<std::vector<Geometry>> ask_for_written(const Call& call) {
   if (fills_at_random(call)) {
     return std::vector<Geometry>{Geometry::of(call.arguments()[0].toTensor())};
+  }
+  if (auto known = known_written(call)) {
+    return known;
   }
   // The meta tensors that stand for the written arguments must be looked at after the call, which
   // takes them off the stack: in-place and out= operators return them, in the order of their

@@ -1,6 +1,6 @@
-// The geometry of results without values, from the operators' own Meta kernels, where the CPU
-// operator accepts the call as well (record/probe.h). Remembered per thread for calls with the same
-// key (record/call_key.h).
+// The geometry of results without values, from rules of ours (record/known_geometry.h) or the
+// operators' own Meta kernels, where the CPU operator accepts the call as well (record/probe.h).
+// Remembered per thread for calls with the same key (record/call_key.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>

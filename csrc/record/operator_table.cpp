@@ -14,14 +14,20 @@ using W = WriteRule;
 const OperatorRow kRows[] = {
     // First values.
     {"empty_like empty_permuted new_empty new_empty_strided new_full new_ones new_zeros ones"
-     " ones_like zeros zeros_like full full_like eye scalar_tensor linspace logspace"
+     " ones_like zeros zeros_like full full_like scalar_tensor"
      " hann_window hamming_window blackman_window bartlett_window fft_fftfreq fft_rfftfreq rand"
-     " rand_like randn randn_like randint randint_like randperm",
+     " rand_like randn randn_like randint randint_like",
      {.kind = Kind::factory}},
+    {"linspace logspace randperm", {.kind = Kind::factory, .geometry = G::vector_of_numbers}},
+    {"eye", {.kind = Kind::factory, .geometry = G::matrix_of_numbers}},
     {"arange range", {.kind = Kind::factory, .write = W::range}},
     {"normal", {.kind = Kind::factory, .values = ValueRule::deviation}},
     {"zero_", {.kind = Kind::overwrite, .write = W::always, .tile = T::compute_in_place}},
-    {"fill_", {.kind = Kind::overwrite, .write = W::value, .tile = T::compute_in_place}},
+    {"fill_",
+     {.kind = Kind::overwrite,
+      .geometry = G::broadcast,
+      .write = W::value,
+      .tile = T::compute_in_place}},
     {"normal_", {.kind = Kind::overwrite, .write = W::normal, .tile = T::normal}},
     {"uniform_", {.kind = Kind::overwrite, .write = W::uniform, .tile = T::uniform}},
     {"bernoulli_",
@@ -38,7 +44,8 @@ const OperatorRow kRows[] = {
     {"cat", {.kind = Kind::movement, .geometry = G::cat, .tile = T::join}},
     {"stack", {.kind = Kind::movement, .geometry = G::stack, .tile = T::join}},
     {"constant_pad_nd", {.kind = Kind::movement, .tile = T::pad}},
-    {"repeat _stack narrow_copy split_copy split_with_sizes_copy slice_copy select_copy view_copy"
+    {"repeat", {.kind = Kind::movement, .geometry = G::repeat}},
+    {"_stack narrow_copy split_copy split_with_sizes_copy slice_copy select_copy view_copy"
      " t_copy transpose_copy permute_copy expand_copy unbind_copy as_strided_copy _reshape_copy"
      " _conj_copy alias_copy detach_copy",
      {.kind = Kind::movement}},
@@ -50,14 +57,23 @@ const OperatorRow kRows[] = {
     {"clamp", {.write = W::bounds, .tile = T::compute}},
     {"neg floor ceil", {.geometry = G::unary, .tile = T::compute}},
     {"sqrt reciprocal", {.geometry = G::unary_float, .tile = T::compute}},
-    {"clamp_min clamp_max abs round trunc sign masked_fill relu logical_not logical_and logical_or"
+    {"clamp_min clamp_max abs round trunc sign relu logical_not logical_and logical_or"
      " logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor",
      {.tile = T::compute}},
+    {"masked_fill", {.geometry = G::broadcast, .tile = T::compute}},
     {"eq ne lt le gt ge", {.geometry = G::comparison, .tile = T::compute_functional}},
     {"rsub where", {.tile = T::compute_functional}},
+    {"complex polar floor_divide", {.geometry = G::broadcast}},
     {"maximum minimum", {.geometry = G::binary}},
     {"sin cos exp log rsqrt tanh sigmoid", {.geometry = G::unary_float}},
     {"erfinv_", {.write = W::floating, .tile = T::compute_in_place}},
+
+    // Of a whole tensor.
+    {"tril triu cumsum cumprod flip roll _softmax _log_softmax", {.geometry = G::same_sizes}},
+    {"sum mean prod any all amax amin argmax argmin std var logsumexp norm linalg_vector_norm"
+     " count_nonzero",
+     {.geometry = G::reduction}},
+    {"mm bmm mv dot", {.geometry = G::product}},
 
     // Indices that are looked at.
     {"index_select gather index_add index_copy index_fill index_reduce scatter scatter_add"

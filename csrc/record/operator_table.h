@@ -39,10 +39,10 @@ enum class ValueRule : uint8_t {
   weights,      ///< self is finite and >= 0, in each row not all 0
 };
 
-/// Where the geometry of a result comes from (elementwise.h): the TensorIterator configuration that
-/// the structured kernel uses (ATen/native/BinaryOps.cpp, UnaryOps.cpp), or a rule of ours.
+/// Where the geometry of a result comes from: the TensorIterator configuration that the structured
+/// kernel uses (elementwise.h; ATen/native/BinaryOps.cpp, UnaryOps.cpp), or a rule of ours.
 enum class GeometryRule : uint8_t {
-  ask,  ///< the Meta kernel
+  ask,  ///< of pointwise operators known_geometry.h, else the Meta kernel
   unary,
   unary_float,
   binary,
@@ -52,6 +52,14 @@ enum class GeometryRule : uint8_t {
   cat,
   stack,
   index,  ///< the Meta kernel in C++ (infer.cpp)
+  // What follows is in known_geometry.h.
+  same_sizes,         ///< those of self, contiguous; in place self as it is
+  reduction,          ///< over the dimensions `dim`, contiguous
+  product,            ///< of matrices or vectors, contiguous
+  vector_of_numbers,  ///< out= with `n` or `steps` elements
+  matrix_of_numbers,  ///< out= with `n` rows and `m`, or `n`, columns
+  broadcast,          ///< as of a pointwise operator
+  repeat,             ///< the sizes of self times `repeats`, contiguous
 };
 
 /// When a write needs no kernel to be asked whether it is valid (validity.h).

@@ -449,4 +449,24 @@ bool cpu_accepts(const Call& call, const std::vector<Geometry>& results) {
   return Probe(call, results).accepted();
 }
 
+std::optional<Sample> try_small(const Call& call) {
+  if (!has_small_numbers(call)) {
+    return std::nullopt;
+  }
+  const system::PlainDispatch plain;
+  const system::NoWarnings quiet;
+  try {
+    StandIns stand_ins(call, Trial{});
+    Sample sample{stand_ins.stack(), {}};
+    call.op.callBoxed(stand_ins.stack());
+    sample.result = stand_ins.stack().back();
+    return sample;
+  } catch (const std::exception& error) {
+    if (!system::is_refusal(error)) {
+      throw;
+    }
+    return std::nullopt;
+  }
+}
+
 }  // namespace dormant::record

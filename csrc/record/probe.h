@@ -3,6 +3,7 @@
 // whether it looks at values, only the kernel itself knows.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "record/call.h"
@@ -22,5 +23,15 @@ namespace dormant::record {
 /// Takes no lock, reads no memory of the arguments but that of Python scalars, and touches no
 /// generator but its own. Rethrows what is not a refusal (system/refusal.h).
 bool cpu_accepts(const Call& call, const std::vector<Geometry>& results);
+
+/// A call with small stand-ins, and what the CPU operator returned.
+struct Sample {
+  torch::jit::Stack arguments;
+  c10::IValue result;
+};
+
+/// Runs a call of one return that draws nothing and whose tensors are on the CPU. Empty where the
+/// operator refuses, or where numbers among the arguments ask for much. Otherwise as above.
+std::optional<Sample> try_small(const Call& call);
 
 }  // namespace dormant::record

@@ -47,8 +47,8 @@ class DORMANT_BINDINGS_API Source {
   }
 
   /// How many bytes one read should ask for where every read takes its time, however few bytes it
-  /// asks for, as over a network; 0 where the system reads ahead by itself. Who reads much of such a
-  /// source keeps several reads of about that size under way (tile/read_ahead.h).
+  /// asks for, as over a network; 0 where the system reads ahead by itself. Who reads much of it
+  /// keeps several reads of about that size under way (tile/read_ahead.h).
   virtual size_t preferred_read_bytes() const { return 0; }
 
   /// For messages and reports: the path of a file.

@@ -23,6 +23,13 @@ inline Int product_even(Int a, Int b) {
 inline Int widen(Vector<uint16_t, kCount> v) {
   return bits<Int>(_mm256_cvtepu16_epi32(bits<__m128i>(v)));
 }
+inline Int widen(Vector<uint8_t, kCount> v) {
+  return bits<Int>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bits<long long>(v))));
+}
+// Of signed bytes, as signed numbers.
+inline Int widen_signed(Vector<uint8_t, kCount> v) {
+  return bits<Int>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bits<int64_t>(v))));
+}
 // Of lanes below 2^16.
 inline Vector<uint16_t, kCount> narrow(Int v) {
   const __m256i all = bits<__m256i>(v);
@@ -39,6 +46,19 @@ using Table = Float;
 inline Table table(const float (&numbers)[8]) { return load<Table>(numbers); }
 inline Float look_up(Table table, Int index) {
   return _mm256_permutevar8x32_ps(table, bits<__m256i>(index));
+}
+// The same of sixteen numbers, by the low four bits.
+struct Table16 {
+  Float low;
+  Float high;
+};
+inline Table16 table16(const float (&numbers)[16]) {
+  return {load<Float>(numbers), load<Float>(numbers + 8)};
+}
+inline Float look_up(const Table16& table, Int index) {
+  // The sign of each lane chooses.
+  const Float upper = bits<Float>(index << 28);
+  return _mm256_blendv_ps(look_up(table.low, index), look_up(table.high, index), upper);
 }
 // Byte i of the sixteen of `table`, repeated in it, for each i < 16 of `index`.
 inline Bytes look_up(Bytes table, Bytes index) {

@@ -27,6 +27,12 @@ inline Int product_even(Int a, Int b) {
 inline Int widen(Vector<uint16_t, kCount> v) {
   return bits<Int>(_mm512_cvtepu16_epi32(bits<__m256i>(v)));
 }
+inline Int widen(Vector<uint8_t, kCount> v) {
+  return bits<Int>(_mm512_cvtepu8_epi32(bits<__m128i>(v)));
+}
+inline Int widen_signed(Vector<uint8_t, kCount> v) {
+  return bits<Int>(_mm512_cvtepi8_epi32(bits<__m128i>(v)));
+}
 inline Vector<uint16_t, kCount> narrow(Int v) {
   return bits<Vector<uint16_t, kCount>>(_mm512_cvtepi32_epi16(bits<__m512i>(v)));
 }
@@ -41,6 +47,13 @@ inline Table table(const float (&numbers)[8]) {
 }
 inline Float look_up(Table table, Int index) {
   return _mm512_permutexvar_ps(bits<__m512i>(index), table);
+}
+struct Table16 {
+  Float all;
+};
+inline Table16 table16(const float (&numbers)[16]) { return {load<Float>(numbers)}; }
+inline Float look_up(const Table16& table, Int index) {
+  return _mm512_permutexvar_ps(bits<__m512i>(index), table.all);
 }
 inline Bytes look_up(Bytes table, Bytes index) {
   return bits<Bytes>(_mm512_shuffle_epi8(bits<__m512i>(table), bits<__m512i>(index)));

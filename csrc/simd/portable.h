@@ -47,6 +47,10 @@ inline Int product_even(Int a, Int b) {
 }
 
 inline Int widen(Vector<uint16_t, kCount> v) { return convert<Int>(v); }
+inline Int widen(Vector<uint8_t, kCount> v) { return convert<Int>(v); }
+inline Int widen_signed(Vector<uint8_t, kCount> v) {
+  return bits<Int>(convert<Vector<int32_t>>(bits<Vector<int8_t, kCount>>(v)));
+}
 inline Vector<uint16_t, kCount> narrow(Int v) { return convert<Vector<uint16_t, kCount>>(v); }
 
 // As c10 converts (c10/util/Half.h), by scaling: the processor's own arithmetic rounds, also to
@@ -83,6 +87,13 @@ struct Table {
 inline Table table(const float (&numbers)[8]) { return load<Table>(numbers); }
 inline Float look_up(const Table& table, Int index) {
   return each<Float>([&](size_t lane) { return table.number[index[lane] & 7]; });
+}
+struct Table16 {
+  float number[16];
+};
+inline Table16 table16(const float (&numbers)[16]) { return load<Table16>(numbers); }
+inline Float look_up(const Table16& table, Int index) {
+  return each<Float>([&](size_t lane) { return table.number[index[lane] & 15]; });
 }
 inline Bytes look_up(Bytes table, Bytes index) {
   return each<Bytes>([&](size_t lane) { return table[index[lane]]; });

@@ -1,5 +1,6 @@
 #include "tile/pass.h"
 
+#include <c10/util/DeadlockDetection.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -142,6 +143,11 @@ Plan tiles_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<siz
 Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size_t> unasked) {
   auto plan = tiles_for(jobs, budget, unasked);
   if (std::any_of(jobs.begin(), jobs.end(), [](const auto& job) { return reads_far(*job); })) {
+    if (c10::impl::check_python_gil()) {
+      // Threads that read may need the lock, so nobody must wait for them: one thread does it all.
+      plan.threads = 1;
+      return plan;
+    }
     const auto needed = bytes_needed(jobs, plan);
     plan.read_ahead =
         !budget ? kReadAheadBytes : std::min(kReadAheadBytes, *budget - std::min(*budget, needed));

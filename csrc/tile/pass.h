@@ -30,8 +30,8 @@ Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size
 /// Bytes that the jobs need besides the final tensors, and besides what is read ahead.
 size_t bytes_needed(const Jobs& jobs, const Plan& plan);
 
-/// Runs all pieces of the jobs on all threads, and reads ahead for them; `on_bytes` is that of system::Workers. Whatever
-/// stops it, those jobs are done that say so.
+/// Runs all pieces of the jobs on all threads, and reads ahead for them; `on_bytes` is that of
+/// system::Workers. Whatever stops it, those jobs are done that say so.
 void run(const Jobs& jobs, const Plan& plan, std::function<void(size_t)> on_bytes);
 
 /// ValueError about a `memory_budget` of `operation` that is less than what is needed.

@@ -28,6 +28,9 @@ constexpr int kMaxDepth = 32;
 // Boxes may read several elements for one, at every level.
 constexpr int kDepthOfBoxes = 8;
 constexpr int kMaxSources = 64;
+// Parts of a cat or stack are made one or the other: only their number in all is bounded, since
+// each tile looks at every part's region.
+constexpr int kMaxPrograms = 16'384;
 
 // A random operator that has no kernel here but few elements is run once, whole, and kept as a
 // table.
@@ -112,7 +115,7 @@ bool is_plain(const Geometry& geometry) {
 class Lowering {
  public:
   std::shared_ptr<const Program> lower(const record::Buffer& buffer, NodePtr tail, int depth) {
-    if (depth > kMaxDepth || ++sources_ > kMaxSources) {
+    if (depth > kMaxDepth || ++sources_ > kMaxSources || ++programs_ > kMaxPrograms) {
       return nullptr;
     }
     std::vector<NodePtr> nodes;
@@ -313,6 +316,9 @@ class Lowering {
     const bool new_dimension = record::traits_of(node->op).geometry == record::GeometryRule::stack;
     auto part = written;
     const auto stride = written.geometry.strides[static_cast<size_t>(dim)];
+    // An element is made from the sources of one part, not of all.
+    const auto sources = sources_;
+    auto most = sources;
     for (const auto index : std::get<record::TensorListSlot>(node->arguments[0]).operands) {
       const auto i = static_cast<size_t>(index);
       const auto& source = node->operands[i];
@@ -328,11 +334,14 @@ class Lowering {
       } else {
         part.geometry.sizes[static_cast<size_t>(dim)] = size;
       }
+      sources_ = sources;
       if (!add_part(program, node, part, i, depth)) {
         return false;
       }
+      most = std::max(most, sources_);
       part.geometry.offset += size * stride;
     }
+    sources_ = most;
     return true;
   }
 
@@ -462,7 +471,8 @@ class Lowering {
                        [](const Operand& operand) { return operand.written; });
   }
 
-  int sources_ = 0;
+  int sources_ = 0;   ///< of an element, at most
+  int programs_ = 0;  ///< lowered so far
 };
 
 std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const NodePtr& tail) {
@@ -651,13 +661,14 @@ size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
   constexpr size_t kPosition = 2 * (sizeof(at::mt19937_data_pod) + 64);
   const auto count = static_cast<size_t>(elements);
   size_t bytes = 0;
+  size_t together = 0;
   for (const auto& step : steps_) {
     if (step.node && step.node->position) {
       bytes += kPosition + (ranges > 1 ? kLongestSpan * itemsize_ : 0);
     }
-    // Parts of the result that are made apart.
+    // Parts of the result that are made apart, of one step after the other.
     if (!step.region.dense()) {
-      bytes += count * (itemsize_ + sizeof(Region::Segment));
+      together = count * (itemsize_ + sizeof(Region::Segment));
     }
     if (step.kind == StepKind::decode) {
       bytes += scratch_of_parts(step, elements, ranges);
@@ -680,7 +691,7 @@ size_t Program::scratch_bytes(int64_t elements, int64_t ranges) const {
       bytes += count * itemsize_;
     }
   }
-  return bytes;
+  return bytes + together;
 }
 
 }  // namespace dormant::tile

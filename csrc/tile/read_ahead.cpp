@@ -59,8 +59,10 @@ struct ReadAhead::Block {
   bool dropped = false;  ///< while it was being read: its memory goes when it has been
   size_t wanted = 0;     ///< bytes that pieces have still to take
   size_t pieces = 0;     ///< that may still take some
+  size_t copies = 0;     ///< that are being made of some of it
 
   size_t nbytes() const { return static_cast<size_t>(end - begin); }
+  bool is_done() const { return (wanted == 0 || pieces == 0) && copies == 0; }
 };
 
 struct ReadAhead::State {
@@ -86,7 +88,6 @@ struct ReadAhead::State {
   size_t threads = 0;
   size_t active = 0;   ///< pieces in work
   size_t starved = 0;  ///< of these, those that wait for others to give memory back
-  size_t begun_pieces = 0;
   std::vector<bool> finished;
   bool over = false;
 
@@ -188,7 +189,7 @@ ReadAhead::~ReadAhead() {
 
 ReadAhead::Scope::Scope(ReadAhead* ahead, size_t piece) : ahead_(ahead), piece_(piece) {
   if (ahead_ != nullptr) {
-    ahead_->begin(piece);
+    ahead_->begin();
     current = {ahead, piece};
   }
 }
@@ -200,11 +201,10 @@ ReadAhead::Scope::~Scope() {
   }
 }
 
-void ReadAhead::begin(size_t piece) {
+void ReadAhead::begin() {
   advance();
   const std::lock_guard<std::mutex> lock(state_->mutex);
   ++state_->active;
-  state_->begun_pieces = std::max(state_->begun_pieces, piece + 1);
 }
 
 void ReadAhead::finish(size_t piece) {
@@ -214,7 +214,8 @@ void ReadAhead::finish(size_t piece) {
   const auto found = state_->of_piece.find(piece);
   if (found != state_->of_piece.end()) {
     for (const auto& block : found->second) {
-      if (--block->pieces == 0) {
+      --block->pieces;
+      if (block->is_done()) {
         state_->drop(block);
       }
     }
@@ -266,14 +267,13 @@ void ReadAhead::take(size_t piece, const record::Source& source, uint64_t offset
     }
     const auto n = std::min(count, static_cast<size_t>(block->end - offset));
     const auto* from = static_cast<const std::byte*>(block->memory.get()) + (offset - block->begin);
-    // Whoever copies counts as a piece that may want more, so that the memory stays.
-    ++block->pieces;
+    ++block->copies;
     lock.unlock();
     std::memcpy(bytes, from, n);
     lock.lock();
-    --block->pieces;
+    --block->copies;
     block->wanted -= std::min(block->wanted, n);
-    const bool done = block->wanted == 0 || block->pieces == 0;
+    const bool done = block->is_done();
     if (done) {
       state_->drop(block);
     }

@@ -74,7 +74,7 @@ class ReadAhead {
     size_t piece;
   };
 
-  void begin(size_t piece);
+  void begin();
   void finish(size_t piece);
   void take(size_t piece, const record::Source& source, uint64_t offset, size_t count, void* out);
   size_t direct_bytes(size_t piece, const record::Source& source, uint64_t offset, size_t count);

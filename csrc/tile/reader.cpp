@@ -30,6 +30,13 @@ constexpr int64_t kSmallGapOfOperators = 128;
 // Of runs in the same or in neighboring units so much is decoded at once.
 constexpr int64_t kLongestDecoded = 4096;
 
+/// Whether no run meets the region: a program of many parts asks it for each.
+bool outside(Runs runs, const Region& region) {
+  return std::all_of(runs.begin(), runs.end(), [&](const Run& run) {
+    return run.begin >= region.end() || run.begin + run.count <= region.begin();
+  });
+}
+
 bool inside(Runs runs, const Region& region) {
   return region.dense() && std::all_of(runs.begin(), runs.end(), [&](const Run& run) {
            return run.begin >= region.begin() && run.begin + run.count <= region.end();
@@ -89,6 +96,9 @@ void Reader::read(Runs runs, void* out) {
   }
   for (size_t i = 0; i < states_.size(); ++i) {
     const auto& step = program_->steps()[i];
+    if (outside(runs, step.region)) {
+      continue;
+    }
     if (!inside(runs, step.region)) {
       apply_to_parts(step, states_[i], runs, bytes);
     } else if (step.region.begin() == 0) {
@@ -134,7 +144,7 @@ void Reader::apply_to_parts(const Step& step, State& state, Runs runs, std::byte
       places.push_back({part.place, part.count});
     }
   }
-  auto* together = grown(state.together, static_cast<size_t>(count) * itemsize);
+  auto* together = grown(together_, static_cast<size_t>(count) * itemsize);
   // The copies of single elements that this often comes down to are worth a size known beforehand.
   const auto for_each_part = [&](const auto& move) {
     auto* place = together;

@@ -39,7 +39,6 @@ class Reader {
     std::vector<std::vector<std::byte>> operands;  ///< its elements in their places
     std::vector<int64_t> parts;                    ///< numbers of elements of what is decoded
     std::vector<Run> wanted;                       ///< of a part of it
-    std::vector<std::byte> together;               ///< short parts of a tile
     std::vector<std::byte> span;  ///< of random numbers or decoded elements, some of them wanted
   };
 
@@ -62,6 +61,7 @@ class Reader {
   const Program* program_;
   std::optional<uint64_t> fast_seed_;
   std::vector<State> states_;
+  std::vector<std::byte> together_;  ///< short parts of a tile, of one step after the other
 };
 
 }  // namespace dormant::tile

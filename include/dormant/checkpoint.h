@@ -28,6 +28,7 @@ namespace checkpoint {
 struct Catalog;
 }
 class Checkpoint;
+struct OpenOptions;
 struct LoadOptions;
 struct LoadReport;
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
@@ -36,9 +37,11 @@ using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 struct CheckpointEntry {
   c10::ScalarType dtype;
   std::vector<int64_t> sizes;
-  std::string file;
-  uint64_t offset;  ///< of its first element in the file, in bytes
+  std::string file;  ///< empty where it is decoded
+  uint64_t offset;   ///< of its first element in the file, in bytes
   uint64_t nbytes;
+  std::string encoding;                ///< how `parts` encode it; empty where it is plain
+  std::vector<CheckpointEntry> parts;  ///< what it is decoded from
 };
 
 /// The tensors of a checkpoint by name, lazy. Copies share the open files, which stay open as long
@@ -55,21 +58,41 @@ class DORMANT_API Checkpoint {
   at::Tensor operator[](const std::string& name) const;
   /// What the files say of themselves; of several values the first file's.
   const std::map<std::string, std::string>& metadata() const;
+  /// What is odd about the files and no error, such as a config.json that says that tensors are
+  /// encoded, which none is.
+  const std::vector<std::string>& warnings() const;
 
  private:
-  friend DORMANT_API Checkpoint open_checkpoint(const std::string& path);
+  friend DORMANT_API Checkpoint open_checkpoint(const std::string& path,
+                                                const OpenOptions& options);
   friend DORMANT_API LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
                                      const LoadOptions& options);
   explicit Checkpoint(std::shared_ptr<const checkpoint::Catalog> catalog);
   std::shared_ptr<const checkpoint::Catalog> catalog_;
 };
 
-/// Opens a safetensors file, the index of several (*.index.json), or a folder that has
-/// model.safetensors, model.safetensors.index.json or only one such file of another name. Reads and
-/// checks everything but the tensors' bytes. Throws c10::ValueError where a file is damaged or
-/// contradicts another one, c10::NotImplementedError for files of torch.save (Python reads those),
-/// std::system_error where the system refuses.
-DORMANT_API Checkpoint open_checkpoint(const std::string& path);
+struct OpenOptions {
+  /// Tensors that are kept encoded, such as fp8 and its scales, are shown as the plain ones that
+  /// they stand for, and decoded in small pieces when they come to life; false shows them as they
+  /// are in the files.
+  bool decode = true;
+  /// That of decoded tensors; std::nullopt: what the library concerned decodes to.
+  std::optional<c10::ScalarType> dtype = std::nullopt;
+  /// Which mapping or module in a file of torch.save holds the tensors, "" the file's own;
+  /// std::nullopt: the only one.
+  std::optional<std::string> key = std::nullopt;
+};
+
+/// Opens a safetensors file, a file of torch.save, the index of several (*.index.json), or a folder
+/// that has model.safetensors, pytorch_model.bin, the index of either, .metadata of
+/// torch.distributed.checkpoint (each tensor is put together from the ranks' parts) or only one
+/// such file of another name. Reads and checks everything but the tensors' bytes. Of a file of
+/// torch.save nothing is run: its state dict is what is under `key`, or the only one, and of a
+/// pickled module what its state_dict() would have. Throws c10::ValueError where a file is damaged
+/// or contradicts another one or the config.json beside it, c10::IndexError where a file has no
+/// `key`, c10::NotImplementedError for tensors that are not strided, std::system_error where the
+/// system refuses.
+DORMANT_API Checkpoint open_checkpoint(const std::string& path, const OpenOptions& options = {});
 
 /// A tensor of the module that the checkpoint lacks.
 enum class Missing : uint8_t {

@@ -1,8 +1,8 @@
 """The C++ core as Python sees it (csrc/bindings)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
-from typing import Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 
@@ -125,6 +125,8 @@ class File:
         """Whether it was made by `over`."""
     @property
     def size(self) -> int: ...
+    def part(self, offset: int, size: int) -> File:
+        """Some of its bytes as a file of its own; raises ValueError where it has no such bytes."""
     def copy_always(self) -> None:
         """With mmap="auto" its bytes are never mapped from here on."""
     def check(self) -> None:
@@ -135,10 +137,22 @@ class File:
 class FileStorage:
     def tensor(self) -> torch.Tensor:
         """All of it, flat and lazy; on one storage as long as that lives, lazy and unwritten."""
+    def check(self) -> None:
+        """Raises ValueError where its files changed, or hold something else than was said."""
 
 def finish_background() -> None:
     """Waits for reads that nobody waits for, and lets no more begin in the background."""
 
+class GgufArray:
+    def __len__(self) -> int: ...
+    def values(self) -> list[Any]: ...
+
+def gguf_entries(
+    file: File,
+) -> tuple[
+    list[tuple[str, torch.dtype, tuple[int, ...], int, int, str]],
+    dict[str, int | float | bool | str | GgufArray],
+]: ...
 def safetensors_entries(
     file: File,
 ) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...
@@ -146,6 +160,125 @@ def index_entries(
     path_or_file: str | PathLike[str] | File,
 ) -> tuple[dict[str, str], dict[str, object]]:
     """Files by tensor and the metadata. Of a path the files exist; of a file names are relative."""
+
+# (name, dtype, shape, bytes, storage, (number of a file, byte, bytes, shape) of each part)
+DistributedTensor = tuple[
+    str, torch.dtype, tuple[int, ...], int, FileStorage, list[tuple[int, int, int, tuple[int, ...]]]
+]
+# Tensors; (name, number of a file, byte, bytes) of what is no tensor; where names are in what was
+# saved; the files; what the checkpoint says of itself.
+DistributedEntries = tuple[
+    list[DistributedTensor],
+    list[tuple[str, int, int, int]],
+    dict[str, tuple[str | int, ...]],
+    list[File],
+    dict[str, str],
+]
+
+def distributed_entries(metadata: File, open: Callable[[str], File]) -> DistributedEntries: ...
+def distributed_safetensors_entries(files: list[File]) -> DistributedEntries: ...
+def archive_records(file: File, offset: int, length: int) -> list[tuple[str, int, int, int]]:
+    """(name, byte of the file, bytes, CRC-32) of each record of a zip archive."""
+
+# Decoders: what a decode node computes, a tensor from those in which a checkpoint keeps it.
+class Decoder:
+    @property
+    def name(self) -> str: ...
+
+def decode(parts: Sequence[torch.Tensor], decoder: Decoder, /) -> torch.Tensor:
+    """Lazy where one of the parts is."""
+
+def find_encoded(
+    tensors: Sequence[tuple[str, torch.dtype, Sequence[int], str]],
+    *,
+    config: bytes | None,
+    config_path: str,
+    quantization_files: Sequence[tuple[str, bytes]],
+    dtype: torch.dtype | None,
+    where: str,
+    read: Callable[[str], bytes],
+) -> tuple[
+    list[tuple[str, list[str], Decoder, tuple[int, ...], torch.dtype, bool]], set[str], list[str]
+]:
+    """Which tensors (name, dtype, sizes, what the file's format calls it) are encoded.
+
+    Args:
+        tensors: those of the files.
+        config: the contents of the config.json beside them.
+        config_path: its path.
+        quantization_files: paths and contents of files that state what config.json may lack.
+        dtype: that of what is decoded; None leaves it to the library concerned.
+        where: the files, for messages.
+        read: the bytes of a small tensor by name.
+
+    Returns:
+        Name, names of the parts, decoder, its sizes, the dtype to cast to and whether the last two
+        dimensions are to be swapped, of each plain tensor; tensors that plain layers have no use
+        for; warnings.
+    """
+
+def parse_pickle(
+    data: bytes,
+    where: str,
+    global_: Callable[[str, str], object],
+    record: Callable[[object, tuple[object, ...]], object],
+    persistent: Callable[[object], object],
+) -> object: ...
+
+class TorchTensor:
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+    @property
+    def storage(self) -> FileStorage: ...
+    @property
+    def storage_offset(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def conjugated(self) -> bool: ...
+    @property
+    def negated(self) -> bool: ...
+    @property
+    def requires_grad(self) -> bool: ...
+    @property
+    def is_parameter(self) -> bool: ...
+    @property
+    def has_attributes(self) -> bool: ...
+
+class TorchState(TypedDict):
+    tensors: list[tuple[str, int]]
+    beside: list[tuple[int | None, int]]
+    modules: list[tuple[str, str]]
+    mapping: int | None
+
+class TorchArchive:
+    def __init__(self, file: File) -> None: ...
+    @property
+    def root(self) -> int: ...
+    @property
+    def where(self) -> str: ...
+    def find_state(
+        self, key: str | None, fits: Callable[[Iterable[str]], int] | None
+    ) -> TorchState: ...
+    def tensor(self, id: int, where: str) -> TorchTensor: ...
+    def tensors(self) -> list[int]: ...
+    def globals(self) -> list[tuple[str, int]]: ...
+    def checksums(self) -> list[tuple[str, int, int, int | None]]: ...
+    def locations(self) -> dict[str, str]: ...
+    def values(
+        self,
+        global_: Callable[[str, str], object],
+        record: Callable[[object, tuple[object, ...]], object],
+        persistent: Callable[[object], object],
+    ) -> list[Any]: ...
+
+def is_torch_file(first_bytes: bytes) -> bool: ...
 
 # Quantizers: what a quantize node may compute, bit for bit as bitsandbytes does on a CPU.
 class Quantizer:

@@ -21,7 +21,7 @@ from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.verification import Verification
 from dormant.integrations.colossalai import LazyInitContext
-from dormant.loading import diffusers_construction, transformers_construction
+from dormant.loading import diffusers_construction, torch_init_guard, transformers_construction
 from dormant.loading.api import load
 from dormant.loading.plan import LoadPlan, PlannedTensor
 from dormant.materialization.api import is_lazy, materialize

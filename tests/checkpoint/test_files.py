@@ -165,7 +165,6 @@ def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html></html>", "web page"),
-        (b"GGUF" + bytes(40), "GGUF"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "h5py"),
         (pickle.dumps({"a": 1}), "a pickle, but not of torch.save"),
     ],

@@ -17,7 +17,14 @@ RECIPES = {block.heading: block.code for block in blocks("distributed.md")}
 
 
 def test_the_recipes_are_found() -> None:
-    assert list(RECIPES) == ["FSDP2", "Tensor parallelism", "DDP", "Pipeline", "Checkpoints"]
+    assert list(RECIPES) == [
+        "FSDP2",
+        "Tensor parallelism",
+        "DDP",
+        "Pipeline",
+        "Checkpoints",
+        "Folders of torch.distributed.checkpoint",
+    ]
 
 
 @pytest.mark.parametrize("title", RECIPES)

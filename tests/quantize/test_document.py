@@ -62,7 +62,7 @@ def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     code[3].run(names)
     assert not dormant.is_lazy(names["mixture"])
-    packed = dormant.open_checkpoint("mixtral-nf4")
+    packed = dormant.open_checkpoint("mixtral-nf4", decode=False)
     experts = mixtral.bfloat16().model.layers[0].mlp.experts
     replace_parameter_4bit(experts, "down_proj", compress_statistics=True)
     prefix = "model.layers.0.mlp.experts."

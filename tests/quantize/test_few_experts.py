@@ -49,6 +49,7 @@ def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return original(packed, state, experts)
 
     monkeypatch.setattr(few_experts, "_unpacked", counted)
+    monkeypatch.setattr(few_experts, "_ELEMENTS_OF_CHOICE", 0)  # models of tests are tiny
     return counts
 
 
@@ -67,6 +68,41 @@ def test_the_values_are_those_of_all_experts(
             assert_same_bits(model(tokens).logits, eager(tokens).logits, str(len(ids[0])))
     assert unpacked
     assert max(unpacked) < model.model.layers[0].mlp.experts.num_experts
+
+
+@pytest.mark.parametrize("wanted", [2, 3, 4])
+def test_where_most_experts_are_wanted_all_are_unpacked_at_once(
+    wanted: int, unpacked: list[int]
+) -> None:
+    model, eager = pair(mixtral, "eager")
+    hidden = torch.randn(6, 64)
+    index, weights = torch.arange(12).view(6, 2) % wanted, torch.rand(6, 2)
+    experts, expected = (each.model.layers[0].mlp.experts for each in (model, eager))
+    assert experts.num_experts == 4
+    with torch.no_grad():
+        assert_same_bits(
+            experts(hidden, index, weights), expected(hidden, index, weights), str(wanted)
+        )
+    assert unpacked == ([wanted] * 2 if wanted < 4 else [])
+
+
+def test_for_long_prompts_all_are_unpacked_at_once(unpacked: list[int]) -> None:
+    model, eager = pair(mixtral, "eager")
+    tokens = torch.full((1, 40), 7)
+    with torch.no_grad():
+        assert_same_bits(model(tokens).logits, eager(tokens).logits, "logits")
+    assert not unpacked
+
+
+def test_of_small_experts_all_are_unpacked_at_once(
+    unpacked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    model, eager = pair(mixtral, "eager")
+    tokens = torch.tensor([[7]])
+    with torch.no_grad():
+        assert_same_bits(model(tokens).logits, eager(tokens).logits, "logits")
+    assert not unpacked
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -125,6 +125,13 @@ def _save(subject: Subject) -> Bits:
     return bits_of(safetensors.torch.load_file(path))
 
 
+def _save_parts(subject: Subject) -> Bits:
+    folder = subject.folder / "parts"
+    dormant.save(subject.model, folder, format="dcp", progress=False)
+    saved = dormant.open_checkpoint(folder)
+    return bits_of({name: tensor.clone() for name, tensor in saved.items()})
+
+
 def _materialize(subject: Subject) -> nn.Module:
     dormant.materialize(subject.model, progress=False)
     return subject.model
@@ -230,6 +237,7 @@ OPERATIONS: dict[str, Operation] = {
     "load with other options": Operation(_load_with_other_options, loads=True),
     "load lazily": Operation(_load_lazily, loads=True),
     "save": Operation(_save),
+    "save parts": Operation(_save_parts),
     "materialize": Operation(_materialize),
     "materialize parts": Operation(_materialize_parts),
     "quantize": Operation(_quantize, is_slow=True),

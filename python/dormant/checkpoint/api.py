@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,12 @@ import torch
 
 from dormant._extension import _C
 from dormant.checkpoint.composition import add_differences, converted, join, merged_parts
+from dormant.checkpoint.decoding import Decode, check_decode, decoded, is_decoded, with_packed
+from dormant.checkpoint.distributed import (
+    METADATA,
+    read_distributed,
+    read_distributed_safetensors,
+)
 from dormant.checkpoint.entry import (
     Checksum,
     Contents,
@@ -22,9 +28,16 @@ from dormant.checkpoint.entry import (
     Item,
     StoredTensor,
     contiguous_strides,
+    place_of,
 )
-from dormant.checkpoint.files import Group, find_groups
-from dormant.checkpoint.torch_file import Fits, is_torch_file, read_torch_file
+from dormant.checkpoint.files import Group, Place, find_groups
+from dormant.checkpoint.gguf_file import MAGIC as GGUF
+from dormant.checkpoint.gguf_file import check_split, read_gguf
+from dormant.checkpoint.pretrained import Naming
+from dormant.checkpoint.ranges import RangeFile, over_reader
+from dormant.checkpoint.stores import open_url, open_urls
+from dormant.checkpoint.torch_file import Fits, Foreign, is_torch_file, read_torch_file
+from dormant.checkpoint.url import Url
 from dormant.checkpoint.verification import Verification, verify
 from dormant.recording import patches
 from dormant.reporting.progress import Callback
@@ -36,7 +49,7 @@ from dormant.text.table import format_bytes, format_html_table
 _OTHER_FILES = {
     b"version https://git-lfs": "It is a pointer of Git LFS: run 'git lfs pull' to get the file.",
     b"<": "It looks like a web page: the download asked for a login, or the wrong address.",
-    b"GGUF": "It is a GGUF file: read it with gguf or transformers, and save its tensors.",
+    GGUF: "It is a GGUF file: give it a name that ends in .gguf.",
     b"\x89HDF": "It is an HDF5 file: read it with h5py, and save its tensors.",
     b"\x80": "It is a pickle, but not of torch.save: load it with the program that wrote it.",
 }
@@ -124,9 +137,12 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         return MappingProxyType(self._metadata_of_files)
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that hold tensors, in the order in which they were opened."""
-        return tuple(Path(content.file.path) for content in self._contents)
+    def files(self) -> tuple[Path | str, ...]:
+        """The files that hold tensors, in the order in which they were opened.
+
+        One at a URL, or of a reader, is its URL or name as a string, without secrets.
+        """
+        return tuple(place_of(content.file) for content in self._contents)
 
     @property
     def nbytes(self) -> int:
@@ -137,6 +153,8 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
     def extra(self) -> dict[str, Any]:
         """What files of torch.save hold beside tensors by name: numbers, an optimizer's state.
 
+        Objects of classes that are not plain are records that say what they hold: their class,
+        arguments and attributes, with lazy tensors in them. A pickled module is such a record, too.
         It is made anew for each access, with lazy tensors in it. Of several files' values under one
         name it has the first.
 
@@ -149,6 +167,15 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
             for content in self._contents:
                 found = {**content.extra(), **found}
         return found
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """What files of torch.save name and weights-only loading refuses: classes and functions.
+
+        None of them was imported or called: what they would make are records in `extra`
+        (`dormant.checkpoint.inert.Record`).
+        """
+        return tuple(sorted({name for content in self._contents for name in content.foreign}))
 
     def verify(self, *, progress: bool | Callback | None = None) -> Verification:
         """Reads every byte of the files and compares it with the files' checksums.
@@ -221,11 +248,25 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"for_model: model must be a module, got {type(model).__name__}.")
         with patches.in_use():
-            items = converted(self._items, model)
+            items = converted(self._items, model, self.naming)
         if items is None:
             return self
         return Checkpoint(
             items, self._contents, self._metadata_of_files, are_differences=self._are_differences
+        )
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether tensors are shown that are kept encoded in the files."""
+        return any(map(is_decoded, self._items.values()))
+
+    def keeping_packed(self, keep: Callable[[str], bool]) -> Checkpoint:
+        """The same, with what bitsandbytes packed as it is in the files, where `keep(name)`."""
+        return Checkpoint(
+            with_packed(self._items, keep),
+            self._contents,
+            self._metadata_of_files,
+            are_differences=self._are_differences,
         )
 
     @property
@@ -238,6 +279,12 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         for one in versions:
             merged = {**one, **merged}
         return merged
+
+    @property
+    def naming(self) -> Naming | None:
+        """How its names become a model's, where the format has names of its own."""
+        found = (content.naming for content in self._contents)
+        return next((naming for naming in found if naming is not None), None)
 
     def _title(self) -> str:
         files = [content.file.path for content in self._contents]
@@ -257,7 +304,7 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
                 "x".join(map(str, entry.shape)) or "scalar",
                 str(entry.dtype).removeprefix("torch."),
                 format_bytes(entry.nbytes),
-                f"{len(entry.parts)} parts" if entry.file is None else entry.file.name,
+                f"{len(entry.parts)} parts" if entry.file is None else Path(entry.file).name,
             )
             for name, entry in self._entries.items()
         ]
@@ -274,10 +321,14 @@ class _Opened:
 
 
 def open_checkpoint(
-    path_or_paths: PathLike | Iterable[PathLike],
+    path_or_paths: PathLike | Iterable[PathLike] | None = None,
     *,
     key: str | None = None,
     rules: Rules | None = None,
+    decode: Decode = True,
+    foreign: Foreign = "inert",
+    storage_options: Mapping[str, Any] | None = None,
+    reader: object = None,
 ) -> Checkpoint:
     """Opens checkpoint files as a mapping of names to lazy tensors.
 
@@ -285,32 +336,61 @@ def open_checkpoint(
     the tensors that every rank has whole are compared, which reads those.)
 
     Args:
-        path_or_paths: a safetensors file; a file of torch.save, zip or older layout, whose pickle
-            is read as `torch.load(weights_only=True)` does; an index of a sharded checkpoint
-            (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one); or a folder, in
-            which are looked for, in this order: model.safetensors, model.safetensors.index.json,
-            pytorch_model.bin, pytorch_model.bin.index.json, a tensor-parallel set
-            (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...), and the only
-            checkpoint *.safetensors, *.bin, *.pth or *.pt, of several variants (model.fp16.bin)
-            the one without a variant. An index comes before its files. Several paths are opened in
-            order: their names must differ, except that differences
-            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before.
-        key: which mapping in a file of torch.save holds the tensors, "" the file's own. None takes
-            the only one, the file's own or one in it ("model" or "state_dict", often), that holds
-            more than one tensor, or any.
+        path_or_paths: a safetensors file; a GGUF file, of a split one any part; a file of
+            torch.save, zip or older layout, of which nothing is imported or called; an index of a
+            sharded checkpoint (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one);
+            or a folder, in which are looked for, in this order: model.safetensors,
+            model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json, a
+            tensor-parallel set (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...),
+            one of torch.distributed.checkpoint (.metadata, whose path can be given as well), and
+            the only checkpoint *.safetensors, *.bin, *.pth, *.pt or *.gguf, of several variants
+            (model.fp16.bin) the one without a variant. An index comes before its files. Several
+            paths are opened in order: their names must differ, except that differences
+            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before. Each may be
+            a URL as well: http:// and https:// (in a folder the first four names are tried), or
+            any of fsspec: hf://ORG/REPO, s3://, gs://, memory://. Its bytes are read when tensors
+            are, in large ranges.
+        key: which mapping or module in a file of torch.save holds the tensors, "" the file's own.
+            None takes the only one, the file's own or one in it ("model" or "state_dict", often),
+            that holds more than one tensor, or any. A pickled module has the names of its
+            `state_dict()`; nested containers have names with dots, where nothing else has tensors.
+            In a folder of torch.distributed.checkpoint it is a mapping of the state dict that was
+            saved ("model", or nested "app.model"); None and "" take all tensors under their full
+            names.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
             means LLaMA's.
+        decode: True shows tensors that are kept encoded (fp8 and mxfp4 with their scales, 4-bit
+            codes, ...) as the plain tensors that they stand for, under the plain name and in the
+            dtype that the library concerned decodes to; a dtype asks for that one instead. They are
+            decoded in small pieces when they are materialized. False shows the tensors as they are
+            in the files. `entries` names the encoding.
+        foreign: what becomes of objects of classes that `torch.load(weights_only=True)` does not
+            know: "inert" makes them records that say what they hold, as `extra` shows; "error"
+            refuses the file.
+        storage_options: what the filesystem of a URL gets, as fsspec takes it; for HTTP {"headers":
+            {name: value}}.
+        reader: an object to read one file from, in place of a path: with `size`, its bytes;
+            `pread(offset, count)`, which returns exactly those bytes as `bytes` or another buffer,
+            and which any number of threads call at a time; and, if it likes, `name`, for messages.
 
     Returns:
         The checkpoint.
 
+    Warns:
+        UserWarning: config.json says that tensors are encoded, and none is.
+
     Raises:
-        ValueError: a path is empty; a file is damaged, contradicts itself or the index, or asks for
-            anything but tensors; a folder has nothing to open or several choices; a name is in two
-            files.
+        TypeError: `decode` is of another type; a path and `reader` are given, or neither; or
+            `reader` is not such an object.
+        ImportError: what a URL needs (s3fs, gcsfs, huggingface_hub, ...) is not installed.
+        ValueError: a path is empty; a server sends whole files only, or a URL's file is not what it
+            was; a file is damaged, contradicts itself or the index, or holds no tensors by name, or
+            several mappings of them; `foreign` is "error" and a file has such objects; a folder has
+            nothing to open or several choices; a name is in two files; encoded tensors lack a part,
+            or contradict config.json; `decode` is a dtype that nothing is computed in.
         KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
-        NotImplementedError: TorchScript, torch's tar layout, tensors that are not strided.
-        OSError: the system cannot read a file; with its errno.
+        NotImplementedError: torch's tar layout, tensors that are not strided.
+        OSError: the system, or a server, does not let a file be read; with its errno.
 
     Example:
         >>> import pathlib, tempfile, torch, dormant
@@ -323,33 +403,50 @@ def open_checkpoint(
         >>> bias, checkpoint.extra
         (tensor([1., 2.]), {'step': 7})
     """
+    if (path_or_paths is None) == (reader is None):
+        raise TypeError(
+            "open_checkpoint: got "
+            + ("neither a path nor a reader." if reader is None else "both a path and a reader.")
+        )
+    check_decode(decode, "open_checkpoint")
+    if path_or_paths is None:
+        content = _read_remote(over_reader(reader), "", key, None, foreign)
+        plain = decoded(content.tensors, [content], decode)
+        return Checkpoint(plain, [content], content.metadata)
     single = isinstance(path_or_paths, str | os.PathLike)
     paths = [path_or_paths] if isinstance(path_or_paths, str | os.PathLike) else [*path_or_paths]
     if not paths:
         raise ValueError("open_checkpoint: got no path, expected at least one.")
-    groups = find_groups(paths)
+    groups = find_groups(paths, storage_options)
     items: dict[str, Item] = {}
     contents: list[Contents] = []
     metadata: dict[str, Any] = {}
+    raw: dict[str, Item] = {}  # to be decoded together: codes and scales may be in two paths
     for group in groups:
-        opened = _open(group, key, rules, None)
-        if group.kind == "differences" and not single and items:
-            add_differences(items, opened.items)
-        else:
-            join(items, opened.items)
+        opened = _open(group, key, rules, None, decode, foreign)
         contents += opened.contents
         metadata = {**opened.metadata, **metadata}
+        if group.kind == "differences" and not single and (items or raw):
+            join(items, decoded(raw, contents, decode))
+            raw = {}
+            add_differences(items, decoded(opened.items, opened.contents, decode))
+        else:
+            join(raw, opened.items)
+    join(items, decoded(raw, contents, decode))
     are_differences = all(group.kind == "differences" for group in groups)
     return Checkpoint(items, contents, metadata, are_differences=are_differences)
 
 
-def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
+def open_each(
+    paths: Sequence[PathLike], fits: Fits, foreign: Foreign = "inert"
+) -> dict[int, Checkpoint]:
     """Opens checkpoints that may have names in common.
 
     Args:
         paths: as for `open_checkpoint`; the parts of a tensor-parallel set make one checkpoint.
         fits: how many of the names that it is given a model has, which chooses among the mappings
             in a file of torch.save.
+        foreign: as for `open_checkpoint`.
 
     Returns:
         The checkpoints in order, each by the position of its first path.
@@ -359,9 +456,9 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
     """
     found: dict[int, Checkpoint] = {}
     for group in find_groups(paths):
-        opened = _open(group, None, None, fits)
+        opened = _open(group, None, None, fits, True, foreign)
         found[group.position] = Checkpoint(
-            opened.items,
+            decoded(opened.items, opened.contents, True),
             opened.contents,
             opened.metadata,
             are_differences=group.kind == "differences",
@@ -369,40 +466,92 @@ def open_each(paths: Sequence[PathLike], fits: Fits) -> dict[int, Checkpoint]:
     return found
 
 
-def _open(group: Group, key: str | None, rules: Rules | None, fits: Fits | None) -> _Opened:
+def _open(
+    group: Group,
+    key: str | None,
+    rules: Rules | None,
+    fits: Fits | None,
+    decode: Decode,
+    foreign: Foreign,
+) -> _Opened:
     if group.kind == "index":
-        return _open_index(group.files[0], key, fits)
-    contents = [_read(path, key, fits) for path in group.files]
+        path = group.files[0]
+        return _opened_at_once(path, lambda: _open_shards(path, key, fits, foreign))
+    if group.kind == "distributed":
+        files = [path for path in group.files if isinstance(path, Path)]
+        return _opened_at_once(files[0], lambda: _open_distributed(files, key, fits))
+    contents = _read_all(group.files, key, fits, foreign)
     metadata: dict[str, Any] = {}
     for content in contents:
         metadata = {**content.metadata, **metadata}
     if len(contents) == 1:
         return _Opened(dict(contents[0].tensors), contents, metadata)
-    return _Opened(merged_parts(contents, rules), contents, metadata)
+    if group.kind == "split":
+        check_split(contents)
+        items: dict[str, Item] = {}
+        for content in contents:
+            join(items, dict(content.tensors))
+        return _Opened(items, contents, metadata)
+    # Codes and scales of a rank belong together, whichever way its part of the tensor was cut.
+    parts = [decoded(content.tensors, [content], decode) for content in contents]
+    return _Opened(merged_parts(parts, rules), contents, metadata)
 
 
-def _read(path: Path, key: str | None, fits: Fits | None) -> Contents:
-    file = _C.File(path)
+def _read_all(
+    places: Sequence[Place], key: str | None, fits: Fits | None, foreign: Foreign
+) -> list[Contents]:
+    urls = [place for place in places if isinstance(place, Url)]
+    if len(urls) == len(places):
+        return [
+            replace(_read_remote(file, url.name, key, fits, foreign), folder=url.parent)
+            for url, file in zip(urls, open_urls(urls), strict=True)
+        ]
+    return [
+        _read_all([place], key, fits, foreign)[0]
+        if isinstance(place, Url)
+        else _read(_C.File(place), place.name, key, fits, foreign)
+        for place in places
+    ]
+
+
+def _read_remote(
+    remote: RangeFile, name: str, key: str | None, fits: Fits | None, foreign: Foreign
+) -> Contents:
+    content = _read(remote.file(), name, key, fits, foreign)
+    remote.opened(
+        (entry.offset, entry.offset + entry.nbytes, name)
+        for name, item in content.tensors.items()
+        if (entry := item.entry).offset is not None
+    )
+    return content
+
+
+def _read(
+    file: _C.File, name: str, key: str | None, fits: Fits | None, foreign: Foreign
+) -> Contents:
     first = file.read(0, min(file.size, 512))
     hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
-    if path.suffix == ".safetensors":
+    if name.endswith(".safetensors"):
         # No header of safetensors is so long that these bytes of its length are used.
         if hint is None or first[4:8] == bytes(4):
             return _read_safetensors(file)
+    elif first.startswith(GGUF):
+        return read_gguf(file)
     elif is_torch_file(first):
-        return read_torch_file(file, key=key, fits=fits)
+        return read_torch_file(file, key=key, fits=fits, foreign=foreign)
     elif first[8:9] == b"{":
         return _read_safetensors(file)
     got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
     raise ValueError(
-        f"open_checkpoint: {file.path} {got}, expected a safetensors file or one of torch.save. "
+        f"open_checkpoint: {file.path} {got}, expected a safetensors or GGUF file, or "
+        "one of torch.save. "
         f"{hint or 'Pass the path of a checkpoint file.'}"
     )
 
 
 def _read_safetensors(file: _C.File) -> Contents:
     entries, metadata = _C.safetensors_entries(file)
-    path = Path(file.path)
+    path = place_of(file)
     tensors: dict[str, StoredTensor] = {}
     for name, dtype, shape, offset, nbytes in entries:
         tensors[name] = StoredTensor(
@@ -419,12 +568,20 @@ def _read_safetensors(file: _C.File) -> Contents:
     )
 
 
-def _open_index(path: Path, key: str | None, fits: Fits | None) -> _Opened:
-    """Opens the shards of one index: where a save replaced it meanwhile, those of the new one."""
+def _open_distributed(paths: Sequence[Path], key: str | None, fits: Fits | None) -> _Opened:
+    if paths[0].name == METADATA:
+        contents = read_distributed(paths[0], key=key, fits=fits)
+    else:
+        contents = read_distributed_safetensors(paths, key=key, fits=fits)
+    return _Opened(dict(contents[0].tensors), contents, contents[0].metadata)
+
+
+def _opened_at_once(path: Place, open_files: Callable[[], _Opened]) -> _Opened:
+    """Opens the files that `path` leads to: where a save replaced it meanwhile, the new ones."""
     for _ in range(_ROUNDS):
         before = _version_of(path)
         try:
-            opened = _open_shards(path, key, fits)
+            opened = open_files()
         except (OSError, ValueError):
             if _version_of(path) == before:
                 raise
@@ -438,7 +595,9 @@ def _open_index(path: Path, key: str | None, fits: Fits | None) -> _Opened:
     )
 
 
-def _version_of(path: Path) -> tuple[int, ...] | None:
+def _version_of(path: Place) -> tuple[int, ...] | None:
+    if isinstance(path, Url):
+        return None  # it is asked once
     try:
         status = path.stat()
     except OSError:
@@ -446,11 +605,22 @@ def _version_of(path: Path) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _open_shards(path: Path, key: str | None, fits: Fits | None) -> _Opened:
-    shards, about = _C.index_entries(path)
-    contents: dict[str, Contents] = {}
-    for shard in sorted(set(shards.values())):
-        contents[shard] = _read(Path(shard), key, fits)
+def _shards_of(path: Place) -> tuple[dict[str, Place], dict[str, object]]:
+    """Which file each tensor is in, and what the index says of itself."""
+    if isinstance(path, Path):
+        shards, about = _C.index_entries(path)
+        return {name: Path(shard) for name, shard in shards.items()}, about
+    shards, about = _C.index_entries(open_url(path).file())
+    return {name: path.parent / shard for name, shard in shards.items()}, about
+
+
+def _open_shards(path: Place, key: str | None, fits: Fits | None, foreign: Foreign) -> _Opened:
+    places, about = _shards_of(path)
+    shards = {name: str(place) for name, place in places.items()}
+    files = {str(place): place for place in places.values()}
+    order = sorted(files)
+    found = _read_all([files[shard] for shard in order], key, fits, foreign)
+    contents = dict(zip(order, found, strict=True))
     owners: dict[str, str] = {}
     for shard, content in contents.items():
         for name in content.tensors:

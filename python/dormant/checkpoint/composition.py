@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from dormant.checkpoint.entry import Contents, Entry, Item
-from dormant.checkpoint.pretrained import Step, find_conversion
+from dormant.checkpoint.entry import Entry, Item
+from dormant.checkpoint.pretrained import Naming, Step, find_conversion
 from dormant.tensor_parallel.rules import Rules, llama_rules
 from dormant.tensor_parallel.sets import apply_diffs, merge
 
@@ -61,14 +61,16 @@ class _Converted:
         return made
 
 
-def converted(items: Mapping[str, Item], model: torch.nn.Module) -> dict[str, Item] | None:
+def converted(
+    items: Mapping[str, Item], model: torch.nn.Module, naming: Naming | None = None
+) -> dict[str, Item] | None:
     """`items` under the names and in the layouts of a model; None where they have them already.
 
     Raises:
         ValueError: as by `find_conversion` and `Conversion.apply`.
     """
     shapes = {name: item.entry.shape for name, item in items.items()}
-    conversion = find_conversion(model, shapes, "for_model")
+    conversion = find_conversion(model, shapes, "for_model", naming)
     if conversion is None:
         return None
     # Converting all of them once checks everything; the tensors are not kept.
@@ -85,7 +87,7 @@ def converted(items: Mapping[str, Item], model: torch.nn.Module) -> dict[str, It
     return found
 
 
-def merged_parts(contents: Sequence[Contents], rules: Rules | None) -> dict[str, Item]:
+def merged_parts(ranks: Sequence[Mapping[str, Item]], rules: Rules | None) -> dict[str, Item]:
     """What the parts of all ranks make together.
 
     Raises:
@@ -93,14 +95,12 @@ def merged_parts(contents: Sequence[Contents], rules: Rules | None) -> dict[str,
         KeyError: likewise.
     """
     # Merging all of them once checks everything; the tensors are not kept.
-    parts = [
-        {name: item.tensor() for name, item in content.tensors.items()} for content in contents
-    ]
+    parts = [{name: item.tensor() for name, item in items.items()} for items in ranks]
     rules = llama_rules(parts) if rules is None else rules
     return {
         name: _Merged(
             name,
-            (items := tuple(content.tensors[name] for content in contents)),
+            (items := tuple(each[name] for each in ranks)),
             rules,
             _whole(whole, items),
         )

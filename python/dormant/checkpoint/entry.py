@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from dormant._extension import _C
+from dormant.checkpoint.pretrained import Naming
+from dormant.checkpoint.url import Url
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,23 @@ class Entry:
         dtype: its element type.
         shape: its sizes.
         nbytes: bytes of its elements.
-        file: the file that holds it; None where it is put together from `parts`.
+        file: the file that holds it; of a URL that, without secrets, as a string; None where it is
+            put together from `parts`.
         offset: where its first element begins in `file`, in bytes; None where it has `parts`.
         strides: in elements, where it is not contiguous; else None.
         parts: the entries that it is put together from, in order.
+        encoding: how the parts encode it, such as "fp8 e4m3, blocks of 128x128"; of one that is in
+            a file, how that file's format says that it is encoded; "" where it is plain.
     """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     nbytes: int
-    file: Path | None
+    file: Path | str | None
     offset: int | None
     strides: tuple[int, ...] | None = None
     parts: tuple[Entry, ...] = ()
+    encoding: str = ""
 
 
 class Item(Protocol):
@@ -101,6 +107,9 @@ class Contents:
         metadata: what the file says about itself.
         versions: the `_metadata` of a module's state dict: versions by module name.
         extra: makes what is in the file beside the tensors.
+        naming: how its names become a model's, where the format has names of its own.
+        foreign: the classes and functions that it names and weights-only loading does not know.
+        folder: where its configuration lies, if that is at a URL.
     """
 
     file: _C.File
@@ -109,6 +118,14 @@ class Contents:
     metadata: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] | None = None
     extra: Callable[[], dict[str, Any]] = dict
+    naming: Naming | None = None
+    foreign: tuple[str, ...] = ()
+    folder: Url | None = None
+
+
+def place_of(file: _C.File) -> Path | str:
+    """Where a file lies: a path, or the URL or name of a file elsewhere."""
+    return file.path if file.is_remote else Path(file.path)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

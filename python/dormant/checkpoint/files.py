@@ -1,4 +1,4 @@
-"""What lies at a path: a file, the index of a sharded set, or the parts of a tensor-parallel set.
+"""What lies at a path or URL: a file, the index of several, or the parts of a tensor-parallel set.
 
 Only names are looked at.
 """
@@ -8,13 +8,19 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-Kind = Literal["file", "index", "parts", "differences"]
+from dormant.checkpoint import stores
+from dormant.checkpoint.url import Url, is_url
+
+Kind = Literal["file", "index", "parts", "differences", "distributed", "split"]
+Place: TypeAlias = Path | Url
 
 # Of a variant: model.safetensors.index.fp16.json.
 _INDEX = re.compile(r".*\.index(\.[^.]+)?\.json", re.ASCII | re.DOTALL)
@@ -33,10 +39,18 @@ _FIRST = (
     "pytorch_model.bin.index.json",
 )
 # Then what is of the first of these kinds.
-_KINDS = (".safetensors", ".bin", ".pth", ".pt")
+_KINDS = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
 # model-00001-of-00004.safetensors; with a variant model.fp16-00001-of-00004.safetensors or, from
 # older libraries, model-00001-of-00004.fp16.safetensors.
 _SHARD = re.compile(r".*-\d+-of-\d+(\.[^.]+)?", re.ASCII | re.DOTALL)
+
+# torch.distributed.checkpoint: what leads to the files of all ranks; and, where there is no such
+# file, safetensors files of its HuggingFaceStorageWriter.
+_DISTRIBUTED = ".metadata"
+_DISTRIBUTED_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
+
+# llama.cpp's gguf-split: model-00001-of-00003.gguf.
+_SPLIT = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<of>\d{5})\.gguf", re.ASCII | re.DOTALL)
 
 _NAMED = 20  # parts that a message lists
 _SHOWN = 200  # characters of a path that is too long
@@ -48,18 +62,23 @@ class Group:
 
     Attributes:
         kind: "file"; "index": JSON that names the file of each tensor; "parts": those of all
-            tensor-parallel ranks; "differences": the same, to be added to what is opened before.
-        files: the file, the index, or the parts in the order of the ranks.
+            tensor-parallel ranks; "differences": the same, to be added to what is opened before;
+            "distributed": of torch.distributed.checkpoint; "split": those of a GGUF file that was
+            split.
+        files: the file, the index, or the parts in order; of torch.distributed.checkpoint its
+            metadata, or all files where it has none.
         position: which of the paths it comes from, or begins with, counted from 0.
     """
 
     kind: Kind
-    files: tuple[Path, ...]
+    files: tuple[Place, ...]
     position: int = 0
 
 
-def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
-    """Finds what to open, in the order of `paths`.
+def find_groups(
+    paths: Sequence[str | os.PathLike[str]], options: Mapping[str, Any] | None = None
+) -> list[Group]:
+    """Finds what to open, in the order of `paths`, which may be URLs; `options` are for fsspec.
 
     Files of one tensor-parallel set that are listed one by one make one group, where the first of
     them stands.
@@ -70,17 +89,18 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
             are missing.
     """
     groups: list[Group] = []
-    listed = [_existing(path) for path in paths]
-    sets: dict[tuple[Path, str], list[Path]] = {}
-    done: set[tuple[Path, str]] = set()
+    listed = [_existing(path, options or {}) for path in paths]
+    folders = [_is_folder(path) for path in listed]
+    sets: dict[tuple[Place, str], list[Place]] = {}
+    done: set[tuple[Place, str]] = set()
     if len(listed) > 1:
-        for path in listed:
-            if (found := _PART.fullmatch(path.name)) and not path.is_dir():
+        for path, is_dir in zip(listed, folders, strict=True):
+            if (found := _PART.fullmatch(path.name)) and not is_dir:
                 sets.setdefault((path.parent, _set_name(found)), []).append(path)
-    for position, path in enumerate(listed):
-        part = None if path.is_dir() else _PART.fullmatch(path.name)
-        if path.is_dir():
-            group = _find_in(path)
+    for position, (path, is_dir) in enumerate(zip(listed, folders, strict=True)):
+        part = None if is_dir else _PART.fullmatch(path.name)
+        if is_dir:
+            group = _find_in(path) if isinstance(path, Path) else _find_at(path)
         elif part is not None and (path.parent, _set_name(part)) in sets:
             # A set comes where the first of its files is listed.
             files = sets.pop((path.parent, _set_name(part)))
@@ -92,13 +112,25 @@ def find_groups(paths: Sequence[str | os.PathLike[str]]) -> list[Group]:
             group = Group("differences", (path,))
         else:
             group = _single(path)
+            if group.kind == "split" and any(group.files == other.files for other in groups):
+                continue
         groups.append(replace(group, position=position))
     return groups
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
-    """The path, at which something lies."""
+def _is_folder(place: Place) -> bool:
+    if isinstance(place, Path):
+        return place.is_dir()
+    return stores.is_folder(place)
+
+
+def _existing(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Place:
+    """The path, at which something lies; or the URL, at which something may."""
     text = os.fspath(path)
+    if isinstance(text, str) and is_url(text):
+        if not text.lower().startswith("file://"):
+            return Url(text, options)
+        path = url2pathname(urlsplit(text).path)
     if not text:  # which would stand for the current folder
         raise ValueError(
             "open_checkpoint: got an empty path. Expected that of a checkpoint file, an index or a "
@@ -124,12 +156,29 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 def _find_in(folder: Path) -> Group:
     for name in _FIRST:
         if (folder / name).is_file():
+            if (folder / _DISTRIBUTED).is_file():
+                raise _ambiguous(folder, [name, _DISTRIBUTED])
             return _single(folder / name)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return _choose(names, folder)
+
+
+def _find_at(folder: Url) -> Group:
+    names = stores.names_at(folder)
+    if names is None:
+        names = []
+        for name in _FIRST:
+            if stores.exists(folder / name):
+                return _single(folder / name)
+    return _choose(names, folder)
+
+
+def _choose(names: Sequence[str], folder: Place) -> Group:
+    """What to open of the files in a folder."""
     for name in _FIRST:
-        if name in names:  # a save put one of them in the place of another meanwhile
+        if name in names:  # of a path, a save put one of them in the place of another meanwhile
             return _single(folder / name)
-    sets: dict[str, list[Path]] = {}
+    sets: dict[str, list[Place]] = {}
     for name in names:
         if found := _PART.fullmatch(name):
             sets.setdefault(_set_name(found), []).append(folder / name)
@@ -137,14 +186,18 @@ def _find_in(folder: Path) -> Group:
         return _parts(next(iter(sets.values())), folder)
     if sets:
         raise _ambiguous(folder, [f"{files[0].name} ..." for files in sets.values()])
+    if _DISTRIBUTED in names:
+        return _single(folder / _DISTRIBUTED)
+    if shards := [name for name in names if _DISTRIBUTED_SHARD.fullmatch(name)]:
+        return Group("distributed", tuple(folder / name for name in shards))
     for kind in _KINDS:
         if choices := _choices(names, kind):
             return _single(folder / _plain(choices, folder, kind))
     hint = "Pass the path of a file."
     if any(name.endswith(".distcp") for name in names):
         hint = (
-            "It is one of torch.distributed.checkpoint: make a file of it with "
-            "`python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE`."
+            f"It is one of torch.distributed.checkpoint without its {_DISTRIBUTED}: the save did "
+            "not end, or was done with use_collectives=False, which only torch's own load reads."
         )
     raise ValueError(
         f"open_checkpoint: the folder {str(folder)!r} holds no checkpoint; files: "
@@ -153,7 +206,16 @@ def _find_in(folder: Path) -> Group:
     )
 
 
-def _single(path: Path) -> Group:
+def _single(path: Place) -> Group:
+    if path.name == _DISTRIBUTED:
+        if isinstance(path, Url):
+            raise NotImplementedError(
+                f"open_checkpoint: {path} is of a folder of torch.distributed.checkpoint, expected "
+                "one of this machine. Copy the folder and pass its path."
+            )
+        return Group("distributed", (path,))
+    if found := _SPLIT.fullmatch(path.name):
+        return _split(path, found["stem"], int(found["number"]), int(found["of"]))
     return Group("index" if is_index(path.name) else "file", (path,))
 
 
@@ -171,6 +233,13 @@ def _choices(names: Sequence[str], kind: str) -> list[str]:
         alone = [f for f in files if not _SHARD.fullmatch(f.removesuffix(kind))]
         # What is called otherwise is one of the files that an index names.
         return [*indices, *(f for f in alone if any(f.startswith(f"{s}.") for s in stems))]
+    if kind == ".gguf":
+        # Of a split file the part that is there first stands for all.
+        first_parts: dict[str, str] = {}
+        for name in files:
+            split = _SPLIT.fullmatch(name)
+            first_parts.setdefault(f"{split['stem']}-of-{split['of']}" if split else name, name)
+        return list(first_parts.values())
     if len(files) > 1:
         # accelerate has an index of files that are called anything: weight_map.index.json.
         of_kinds = tuple(f"{each}.index.json" for each in _KINDS)
@@ -179,7 +248,7 @@ def _choices(names: Sequence[str], kind: str) -> list[str]:
     return files
 
 
-def _plain(choices: Sequence[str], folder: Path, kind: str) -> str:
+def _plain(choices: Sequence[str], folder: Place, kind: str) -> str:
     """The only choice, or the one of which all others are variants.
 
     Raises:
@@ -201,7 +270,22 @@ def _is_variant(name: str, stem: str, kind: str) -> bool:
     return own.startswith(f"{stem}.") or (own == stem and rest not in ("", ".index.json"))
 
 
-def _ambiguous(folder: Path, names: Iterable[str]) -> ValueError:
+def _split(path: Place, stem: str, number: int, count: int) -> Group:
+    """All parts of a split file, whichever is asked for, if none is missing."""
+    names = [f"{stem}-{each:05}-of-{count:05}.gguf" for each in range(1, count + 1)]
+    missing: list[str] = []
+    if isinstance(path, Path):  # opening what a URL leads to says whether it is there
+        folder = path.parent
+        missing = [*islice((name for name in names if not (folder / name).exists()), _NAMED)]
+    if missing or not 1 <= number <= count:
+        raise ValueError(
+            f"open_checkpoint: {str(path)!r} is part {number} of a file in {count} parts by its "
+            f"name, and the folder lacks {missing}. Get them all."
+        )
+    return Group("split", tuple(path.parent / name for name in names))
+
+
+def _ambiguous(folder: Place, names: Iterable[str]) -> ValueError:
     return ValueError(
         f"open_checkpoint: the folder {str(folder)!r} holds more than one checkpoint: "
         f"{', '.join(names)}. Pass the path of the one to open, or a list of them."
@@ -213,9 +297,9 @@ def _set_name(part: re.Match[str]) -> str:
     return f"-of-{part['of']}.{part['what']}" if part["of"] else ""
 
 
-def _parts(files: Sequence[Path], folder: Path) -> Group:
+def _parts(files: Sequence[Place], folder: Place) -> Group:
     """The files of a set by rank, if none is missing."""
-    ranks: dict[int, Path] = {}
+    ranks: dict[int, Place] = {}
     count = 0
     for path in files:
         found = _PART.fullmatch(path.name)

@@ -14,7 +14,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -84,17 +84,30 @@ class Step:
         }
 
 
+class Naming(Protocol):
+    """How transformers makes the names and layouts of another format those of a model."""
+
+    def transforms(self, model: Any) -> list[Any] | None:
+        """Its rules, if it has them in the form that it has for its own checkpoints."""
+
+    def steps(
+        self, model: Any, own: Mapping[str, Any], shapes: Mapping[str, Sequence[int] | None]
+    ) -> list[Step]:
+        """Otherwise: how the model's tensors, `own`, are made of the checkpoint's."""
+
+
 @dataclass(frozen=True)
 class Conversion:
     """How the tensors of a checkpoint become those of a model of transformers.
 
     Attributes:
         steps: in the order of the library.
-        rules: those that fit a name, for which `save_pretrained` looks when the model is saved.
+        rules: those that fit a name, for which `save_pretrained` looks when the model is saved;
+            None where they are not those of the model's own files.
     """
 
     steps: tuple[Step, ...]
-    rules: tuple[Any, ...]
+    rules: tuple[Any, ...] | None
 
     def apply(
         self,
@@ -139,7 +152,10 @@ def _is_later(step: Step, other: Step, places: Mapping[str, int]) -> bool:
 
 
 def find_conversion(
-    model: torch.nn.Module, shapes: Mapping[str, Sequence[int] | None], operation: str
+    model: torch.nn.Module,
+    shapes: Mapping[str, Sequence[int] | None],
+    operation: str,
+    naming: Naming | None = None,
 ) -> Conversion | None:
     """The conversion of a checkpoint to a model; None where it has the model's own tensors.
 
@@ -147,10 +163,13 @@ def find_conversion(
         model: any module; for those that are not of transformers there is no conversion.
         shapes: of the checkpoint's tensors by name; None for what is no tensor.
         operation: for messages.
+        naming: of a checkpoint in a format with names of its own.
 
     Raises:
         ValueError: the checkpoint lacks some of the tensors that are put together, or has quantized
             ones that would have to be put together.
+        NotImplementedError: there are no rules that make such names a model's.
+        ImportError: the rules are in a library that is not installed.
     """
     library: Any = sys.modules.get("transformers.core_model_loading")
     if library is None or not is_pretrained(model):
@@ -162,7 +181,12 @@ def find_conversion(
         name for weight in quantized_weights(model) for name in weight.prequantized_names()
     } - own.keys()
     known = {**own, **dict.fromkeys(parts, True)}
-    rules = Rules(model)
+    transforms = None
+    if naming is not None:
+        transforms = naming.transforms(model)
+        if transforms is None:
+            return Conversion(tuple(naming.steps(model, own, shapes)), None)
+    rules = Rules(model, transforms)
     steps: list[Step] = []
     pending: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
     for name in _sorted(shapes, library, operation):
@@ -185,21 +209,23 @@ def find_conversion(
         steps.append(Step(target, tuple(sources), rule))
     if all(step.rule is None and step.origins == (step.target,) for step in steps):
         return None
-    return Conversion(tuple(steps), rules.used())
+    return Conversion(tuple(steps), rules.used() if naming is None else None)
 
 
 class Rules:
-    """The rules of the installed transformers for the checkpoints of a model.
+    """The rules of the installed transformers for the checkpoints of a model, or those given.
 
     Attributes:
         of_pattern: those that change more than names, by each pattern of names that they fit.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, transforms: list[Any] | None = None) -> None:
         library: Any = sys.modules["transformers.core_model_loading"]
         mapping: Any = sys.modules["transformers.conversion_mapping"]
-        self._all: list[Any] = mapping.get_model_conversion_mapping(
-            _AsBuilt(model) if _is_sharded(model) else model
+        self._all: list[Any] = (
+            mapping.get_model_conversion_mapping(_AsBuilt(model) if _is_sharded(model) else model)
+            if transforms is None
+            else transforms
         )
         self._renamings = [rule for rule in self._all if isinstance(rule, library.WeightRenaming)]
         self._converters = [rule for rule in self._all if isinstance(rule, library.WeightConverter)]

@@ -38,7 +38,7 @@ def open_lazily(original: Function) -> Function:
             return opened
 
         try:
-            return LazyFile(opened, open_checkpoint(filename))
+            return LazyFile(opened, open_checkpoint(filename, decode=False))
         except (NotImplementedError, ValueError):  # a dtype that we lack; safetensors checked it
             return opened
 

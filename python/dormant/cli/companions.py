@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
@@ -10,42 +11,83 @@ from typing import Any
 
 import torch
 
-from dormant.checkpoint.files import is_index
+from dormant.checkpoint import stores
+from dormant.checkpoint.files import Place, is_index
+from dormant.checkpoint.url import Url, is_url
 from dormant.publication.publication import Publication
 
 _ENDINGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md"}
 _MOST_BYTES = 1 << 28
 _CONFIG = "config.json"
+# Looked for where a folder cannot be listed.
+_USUAL = (
+    _CONFIG,
+    "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 
 
-def folders_of(paths: Iterable[str]) -> list[Path]:
+def folders_of(paths: Iterable[str]) -> list[Place]:
     """The folders that a checkpoint was asked for by: themselves, or by the index in them."""
-    folders = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            folders.append(path)
-        elif is_index(path.name):
-            folders.append(path.parent)
+    folders: list[Place] = []
+    for text in paths:
+        place: Place = Url(text) if is_url(text) else Path(text)
+        if is_index(place.name):
+            folders.append(place.parent)
+        elif place.is_dir() if isinstance(place, Path) else stores.is_folder(place):
+            folders.append(place)
     return folders
 
 
-def find_companions(folders: Iterable[Path]) -> dict[str, Path]:
+def find_companions(folders: Iterable[Place]) -> dict[str, Place]:
     """Files to copy, by name; of several with one name the first."""
-    found: dict[str, Path] = {}
+    found: dict[str, Place] = {}
     for folder in folders:
-        for path in sorted(folder.iterdir()):
-            if (
-                path.suffix in _ENDINGS
-                and not is_index(path.name)
-                and path.is_file()
-                and path.stat().st_size <= _MOST_BYTES
-            ):
-                found.setdefault(path.name, path)
+        for name in _names_in(folder):
+            if Path(name).suffix in _ENDINGS and not is_index(name):
+                found.setdefault(name, folder / name)
     return found
 
 
+def _names_in(folder: Place) -> list[str]:
+    if isinstance(folder, Path):
+        files = (path for path in folder.iterdir() if path.is_file())
+        return sorted(path.name for path in files if path.stat().st_size <= _MOST_BYTES)
+    names = stores.names_at(folder)
+    if names is None:  # a folder that cannot be listed
+        return [name for name in _USUAL if stores.exists(folder / name)]
+    return names
+
+
+def _read(place: Place) -> bytes:
+    """A small file.
+
+    Raises:
+        OSError: it cannot be read, or is not small.
+    """
+    if isinstance(place, Path):
+        return place.read_bytes()
+    file = stores.open_url(place).file()
+    if file.size > _MOST_BYTES:
+        raise OSError(
+            errno.EFBIG, f"dormant: {place} has {file.size} bytes, expected at most {_MOST_BYTES}"
+        )
+    return file.read(0, file.size)
+
+
 def copy_companions(
-    companions: dict[str, Path], folder: Path, *, dtype: torch.dtype | None = None
+    companions: dict[str, Place],
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    decoded: bool = False,
 ) -> list[str]:
     """Copies them, and returns their names.
 
@@ -53,12 +95,13 @@ def copy_companions(
         companions: files by name.
         folder: where to.
         dtype: what the weights were cast to, which transformers reads in config.json.
+        decoded: the weights are no longer encoded as config.json says.
     """
     with Publication(folder) as publication:
         for name, path in companions.items():
-            data = path.read_bytes()
-            if name == _CONFIG and dtype is not None:
-                data = _with_dtype(data, dtype)
+            data = _read(path)
+            if name == _CONFIG and (dtype is not None or decoded):
+                data = _changed(data, dtype, decoded)
             with (
                 publication.create(name) as descriptor,
                 os.fdopen(os.dup(descriptor), "wb") as file,
@@ -68,28 +111,40 @@ def copy_companions(
     return list(companions)
 
 
-def configuration(folders: Iterable[Path]) -> dict[str, Any]:
+def configuration(folders: Iterable[Place]) -> dict[str, Any]:
     """What config.json says; empty where there is none or it is no JSON object."""
     for folder in folders:
         path = folder / _CONFIG
-        if path.is_file():
+        if path.is_file() if isinstance(path, Path) else stores.exists(path):
             try:
-                read = json.loads(path.read_bytes())
+                read = json.loads(_read(path))
             except ValueError:
                 return {}
             return read if isinstance(read, dict) else {}
     return {}
 
 
-def _with_dtype(config: bytes, dtype: torch.dtype) -> bytes:
+def _changed(config: bytes, dtype: torch.dtype | None, decoded: bool) -> bytes:
     try:
         read = json.loads(config)
     except ValueError:
         return config
     if not isinstance(read, dict):
         return config
-    _replace_dtypes(read, str(dtype).removeprefix("torch."))
+    if dtype is not None:
+        _replace_dtypes(read, str(dtype).removeprefix("torch."))
+    if decoded:
+        forget_quantization(read)
     return (json.dumps(read, indent=2) + "\n").encode()
+
+
+def forget_quantization(config: dict[str, Any]) -> None:
+    """Removes what says that the weights are encoded, of the model and of its parts."""
+    for key in ("quantization_config", "compression_config"):
+        config.pop(key, None)
+    for key, value in config.items():
+        if key.endswith("_config") and isinstance(value, dict):
+            forget_quantization(value)
 
 
 def _replace_dtypes(config: dict[str, Any], dtype: str) -> None:

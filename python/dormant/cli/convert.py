@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from dormant.checkpoint.api import open_checkpoint
+from dormant.checkpoint.decoding import Decode
 from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.pretrained import Naming
+from dormant.checkpoint.url import is_url
 from dormant.cli.arguments import (
     DTYPE_NAMES,
     add_output_options,
@@ -36,7 +39,8 @@ from dormant.cli.destination import (
     output,
 )
 from dormant.cli.outcome import Outcome, UsageError
-from dormant.cli.pretrained import quantized_model, read_config
+from dormant.cli.pretrained import GGUF_ENDING, quantized_model, read_config
+from dormant.loading.encoded import forget_encoding
 from dormant.publication.publication import Publication, Replacement
 from dormant.quantization.nested_offsets import compute_offsets
 from dormant.reporting.memory import PeakMemory
@@ -59,10 +63,13 @@ DESCRIPTION = """\
       OUT.safetensors        one safetensors file
       OUT.pt, .pth, .bin     one file as torch.save writes it
       OUT                    a folder: model.safetensors, or files of --max-shard-size and an index;
-                             with --parts N consolidated.00.pth, ... as LLaMA's tensor-parallel sets
+                             with --parts N consolidated.00.pth, ... as LLaMA's parallel sets,
+                             with --format dcp one of torch.distributed.checkpoint
 
-    The parts of a tensor-parallel set are merged when they are read. If IN is a folder and OUT one,
-    configurations and tokenizers are copied, and --dtype is noted in config.json.
+    The parts of a tensor-parallel set, and of ranks (.metadata), are merged when they are read. If
+    IN is a folder and OUT one, configurations and tokenizers are copied, and --dtype is noted in
+    config.json. Weights that are kept encoded, as fp8 or mxfp4 with their scales, are decoded,
+    unless --no-decode is given.
 """
 EXAMPLES = """\
     examples:
@@ -73,7 +80,11 @@ EXAMPLES = """\
       dormant convert llama-2-13b four --parts 4
       dormant convert old.pt new.safetensors --rename module.= --rename head.w=head.weight
       dormant convert llama llama-nf4 --quantize nf4 --dtype bfloat16
+      dormant convert llama-Q4_K_M.gguf llama-nf4 --quantize nf4
+      dormant convert deepseek-fp8 deepseek-bf16 --dtype bfloat16 --max-shard-size 5GB
       dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
+      dormant convert step-1000 model.safetensors --key model     # ranks' .distcp files
+      dormant convert llama llama-dcp --format dcp
 """
 _RULES = {"llama": LLAMA, "llama3": LLAMA3}
 _SCHEMES = ("nf4", "fp4", "int8")
@@ -82,7 +93,10 @@ _SCHEMES = ("nf4", "fp4", "int8")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what this command takes."""
     parser.add_argument(
-        "paths", metavar="IN", nargs="+", help="a file, an index or a folder; several make one"
+        "paths",
+        metavar="IN",
+        nargs="+",
+        help="a file, an index or a folder, or the URL of one; several make one",
     )
     parser.add_argument("out", metavar="OUT", help="a file or a folder, see above")
     parser.add_argument(
@@ -95,13 +109,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         metavar="SCHEME",
         choices=_SCHEMES,
-        help="nf4, fp4 or int8, as bitsandbytes; a config.json says which model it is",
+        help="nf4, fp4 or int8, as bitsandbytes; a config.json, or a GGUF file itself, says which "
+        "model it is",
     )
     parser.add_argument(
         "--config",
         metavar="PATH",
         help="with --quantize: a config.json of transformers, or a folder that has one "
         "(default: IN)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "torch", "dcp"),
+        help="dcp: a folder of torch.distributed.checkpoint; the others as OUT says (default)",
     )
     parser.add_argument(
         "--parts", metavar="N", type=positive, help="divide for N ranks of tensor parallelism"
@@ -120,7 +140,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rename a tensor, or, if OLD is empty or ends with a dot, a prefix; may be repeated",
     )
     parser.add_argument(
-        "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
+        "--key",
+        help="which mapping in a file of torch.save, or in what ranks saved, holds the tensors "
+        "(default: the only; of ranks all)",
+    )
+    parser.add_argument(
+        "--foreign",
+        choices=("inert", "error"),
+        default="inert",
+        help="objects of unknown classes in files of torch.save: never made (default), or refused",
+    )
+    parser.add_argument(
+        "--no-decode",
+        action="store_true",
+        help="keep tensors that are encoded (fp8, mxfp4, 4-bit codes, ...) as they are",
     )
     add_output_options(parser)
 
@@ -132,7 +165,7 @@ def run(options: argparse.Namespace) -> Outcome:
     out = output(options.out)
     to_folder = is_folder(out, (SAFETENSORS_ENDING, *TORCH_ENDINGS))
     _check_usage(options, to_folder)
-    check_apart(out, map(Path, options.paths))
+    check_apart(out, (path if is_url(path) else Path(path) for path in options.paths))
     with (new_folder if to_folder else new_file)(out, force=options.force) as target:
         if options.quantize:
             about = _quantize(options, target)
@@ -156,14 +189,21 @@ def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
             "--quantize and --parts cannot be used together: quantized layers are not divided. "
             "Divide with --parts, and quantize each rank's model when it is loaded."
         )
+    if options.format == "dcp" and (options.parts or not to_folder):
+        raise UsageError(
+            "--format dcp writes a folder, which torch.distributed.checkpoint divides anew for any "
+            "number of ranks. Leave --parts out, and name a folder."
+        )
+    if options.quantize and options.no_decode:
+        raise UsageError("--quantize needs plain weights: leave --no-decode out.")
     if options.config is not None and not options.quantize:
         raise UsageError(
             "--config says what the layers are, for --quantize; nothing else needs it."
         )
     if options.quantize and _config_of(options) is None:
         raise UsageError(
-            "--quantize needs a config.json of transformers, which says what the layers are; "
-            f"{', '.join(options.paths)} has none. Pass --config."
+            "--quantize needs a config.json of transformers, or a GGUF file, which say what the "
+            f"layers are; {', '.join(options.paths)} has none. Pass --config."
         )
 
 
@@ -171,14 +211,29 @@ def _config_of(options: argparse.Namespace) -> Path | None:
     """What says which model the checkpoint is of: a folder or a file."""
     if options.config is not None:
         return Path(options.config)
-    folders = folders_of(options.paths)
-    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    folders = [folder for folder in folders_of(options.paths) if isinstance(folder, Path)]
+    found = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if found is None and options.paths[0].endswith(GGUF_ENDING) and not is_url(options.paths[0]):
+        return Path(options.paths[0])
+    return found
 
 
-def _open(options: argparse.Namespace) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors under their new names, lazy, tied ones of one storage."""
+def _open(
+    options: argparse.Namespace,
+) -> tuple[dict[str, torch.Tensor], bool, Naming | None]:
+    """The checkpoint's tensors under their new names, lazy, tied ones of one storage.
+
+    Returns:
+        The tensors, whether some of them are kept encoded in the files, and how the names become
+        those of a model, where the format has names of its own.
+    """
     rules = None if options.rules is None else _RULES[options.rules]
-    checkpoint = open_checkpoint(options.paths, key=options.key, rules=rules)
+    # Weights are computed in two bytes or more; a cast to less comes after.
+    wanted = options.dtype is not None and options.dtype.itemsize > 1
+    decode: Decode = not options.no_decode and (options.dtype if wanted else True)
+    checkpoint = open_checkpoint(
+        options.paths, key=options.key, rules=rules, decode=decode, foreign=options.foreign
+    )
     check_apart(Path(options.out), checkpoint.files)
     rename = prefix_or_name(options.rename)
     unused = [old for old in rename if not _is_used(old, checkpoint)]
@@ -191,7 +246,7 @@ def _open(options: argparse.Namespace) -> dict[str, torch.Tensor]:
         state[name] = made[entry] if entry in made else checkpoint[name]
         if entry.parts:
             made[entry] = state[name]
-    return renamed(state, as_function(rename))
+    return renamed(state, as_function(rename)), checkpoint.is_decoded, checkpoint.naming
 
 
 def _is_used(old: str, names: Iterable[str]) -> bool:
@@ -201,11 +256,12 @@ def _is_used(old: str, names: Iterable[str]) -> bool:
 
 def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict[str, Any]:
     folders = folders_of(options.paths)
-    if options.dtype is not None and "quantization_config" in configuration(folders):
+    state, decoded, _ = _open(options)
+    is_quantized = "quantization_config" in configuration(folders)
+    if options.dtype is not None and is_quantized and not decoded:
         raise UsageError(
             "the checkpoint is quantized: --dtype would cast its scales. Leave it out."
         )
-    state = _open(options)
     if options.dtype is not None:
         state = cast(state, options.dtype)
     companions = find_companions(folders) if to_folder else {}
@@ -216,7 +272,11 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
         _save_parts(dict(zip(names, parts, strict=True)), target, options)
     else:
         _save(state, target, options)
-    copied = copy_companions(companions, target, dtype=options.dtype) if companions else []
+    copied = (
+        copy_companions(companions, target, dtype=options.dtype, decoded=decoded)
+        if companions
+        else []
+    )
     return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
 
 
@@ -226,6 +286,7 @@ def _save(
     return save(
         model,
         target,
+        format=options.format,
         max_shard_size=options.max_shard_size,
         memory_budget=options.memory_budget,
         progress=options.progress,
@@ -257,10 +318,12 @@ def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
     place = _config_of(options)
     assert place is not None
     config = read_config(place)
+    state, decoded, naming = _open(options)
+    if decoded:
+        forget_encoding(config)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{place} is already quantized, according to its config.json.")
-    state = _open(options)
-    model, left_out = quantized_model(config, state, options.dtype, options.quantize)
+    model, left_out = quantized_model(config, state, options.dtype, options.quantize, naming)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     report = _save(model, target, options)
     folders = folders_of(options.paths)

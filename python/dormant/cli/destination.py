@@ -84,14 +84,16 @@ def _parents(path: Path) -> Iterator[None]:
         yield
 
 
-def check_apart(out: Path, inputs: Iterable[Path]) -> None:
-    """Refuses to write where it is read.
+def check_apart(out: Path, inputs: Iterable[Path | str]) -> None:
+    """Refuses to write where it is read; what is no path is a URL.
 
     Raises:
         UsageError: an input is the output, or lies in it.
     """
     place = out.resolve()
     for path in inputs:
+        if isinstance(path, str):
+            continue
         found = path.resolve()
         if found == place or place in found.parents:
             raise UsageError(

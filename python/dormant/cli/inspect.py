@@ -8,12 +8,14 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
+from dormant.checkpoint.gguf_file import StoredArray
 from dormant.cli.arguments import positive
 from dormant.cli.outcome import Outcome
 from dormant.cli.screen import format_columns
@@ -29,13 +31,15 @@ DESCRIPTION = """\
     Shows what is in a checkpoint as a tree of modules with totals: tensors, elements, bytes, dtypes
     and shapes. Numbered siblings that look the same are one row, whose counts are of all of them.
     Only descriptions are read, not the tensors (unless --hash asks for it, or a tensor-parallel set
-    has tensors that all parts must hold alike).
+    has tensors that all parts must hold alike), of a URL also: some kilobytes of each file.
 """
 EXAMPLES = """\
     examples:
       dormant inspect model.safetensors
       dormant inspect llama-2-13b --depth 2
+      dormant inspect hf://Qwen/Qwen3-0.6B
       dormant inspect pytorch_model.bin --tensors --hash
+      dormant inspect llama-3-8b-Q4_K_M.gguf
       dormant inspect checkpoint --json | jq '.totals.nbytes'
 """
 _SHOWN = 20
@@ -46,7 +50,10 @@ _PIECE = 16 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what this command takes."""
     parser.add_argument(
-        "paths", metavar="PATH", nargs="+", help="a file, an index or a folder; several make one"
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="a file, an index or a folder, or the URL of one; several make one",
     )
     parser.add_argument(
         "--depth", metavar="N", type=positive, help="show N levels of the tree (default: all)"
@@ -62,19 +69,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
     )
+    parser.add_argument(
+        "--foreign",
+        choices=("inert", "error"),
+        default="inert",
+        help="objects of unknown classes in files of torch.save: never made (default), or refused",
+    )
+    parser.add_argument(
+        "--no-decode",
+        action="store_true",
+        help="show encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are in the files",
+    )
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """What is in the checkpoint."""
-    checkpoint = open_checkpoint(options.paths, key=options.key)
+    checkpoint = open_checkpoint(
+        options.paths,
+        key=options.key,
+        decode=not options.no_decode,
+        foreign=options.foreign,
+    )
     hashes = _hashes(checkpoint, options.progress) if options.hash else {}
     duplicates = _duplicates(checkpoint.entries, hashes)
     totals = _totals(checkpoint.entries)
     rows = tree_rows(checkpoint.entries, options.depth)
     data = {
         "files": [str(path) for path in checkpoint.files],
-        "metadata": dict(checkpoint.metadata),
+        "metadata": {key: _shown(value) for key, value in checkpoint.metadata.items()},
         "are_differences": checkpoint.are_differences,
+        "foreign": list(checkpoint.foreign),
         "totals": totals,
         "tree": [asdict(row) for row in rows],
         "tensors": [
@@ -89,6 +113,13 @@ def run(options: argparse.Namespace) -> Outcome:
     return Outcome(data, "\n".join(lines))
 
 
+def _shown(value: Any) -> Any:
+    """Metadata for --json: of a long array, such as a vocabulary, the beginning."""
+    if not isinstance(value, StoredArray):
+        return value
+    return list(value) if len(value) <= _SHOWN else repr(value)
+
+
 def _described(name: str, entry: Entry, sha256: str | None) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": name,
@@ -97,6 +128,7 @@ def _described(name: str, entry: Entry, sha256: str | None) -> dict[str, Any]:
         "nbytes": entry.nbytes,
         "file": None if entry.file is None else str(entry.file),
         "offset": entry.offset,
+        "encoding": entry.encoding or None,
         "parts": [_described(name, part, None) for part in entry.parts],
     }
     if sha256 is not None:
@@ -116,7 +148,19 @@ def _totals(entries: Mapping[str, Entry]) -> dict[str, Any]:
         "elements": sum(total["elements"] for total in dtypes.values()),
         "nbytes": sum(total["nbytes"] for total in dtypes.values()),
         "dtypes": dtypes,
+        "encodings": _encodings(entries),
     }
+
+
+def _encodings(entries: Mapping[str, Entry]) -> dict[str, dict[str, int]]:
+    """How many tensors are encoded in which way, and the bytes that they take in the files."""
+    found: dict[str, dict[str, int]] = {}
+    for entry in entries.values():
+        if entry.encoding:
+            total = found.setdefault(entry.encoding, {"tensors": 0, "nbytes": 0})
+            total["tensors"] += 1
+            total["nbytes"] += sum(part.nbytes for part in entry.parts) or entry.nbytes
+    return found
 
 
 def _hashes(checkpoint: Checkpoint, progress: bool | Callback | None) -> dict[str, str]:
@@ -187,6 +231,11 @@ def _head(checkpoint: Checkpoint) -> list[str]:
     for key, value in checkpoint.metadata.items():
         text = printable(str(value))
         lines.append(f"{printable(str(key))}: {text if len(text) < 100 else text[:100] + '...'}")
+    if names := [printable(name) for name in checkpoint.foreign]:
+        more = f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        lines.append(
+            f"the file names, and nothing imported or called: {', '.join(names[:_SHOWN])}{more}"
+        )
     return lines
 
 
@@ -201,7 +250,11 @@ def _foot(
         f"{totals['tensors']} tensors, {totals['elements']:,} elements, "
         f"{format_bytes(totals['nbytes'])}" + (f": {kinds}" if kinds else "")
     ]
-    merged = [entry for entry in checkpoint.entries.values() if entry.parts]
+    lines += [
+        f"encoded as {encoding}: {total['tensors']} tensors, {format_bytes(total['nbytes'])}"
+        for encoding, total in totals["encodings"].items()
+    ]
+    merged = [e for e in checkpoint.entries.values() if e.parts and not e.encoding]
     if merged:
         most = max(len(entry.parts) for entry in merged)
         lines.append(f"{len(merged)} tensors are put together from up to {most} parts")
@@ -237,7 +290,8 @@ def _tensor_table(entries: Mapping[str, Entry]) -> str:
             dtype_name(entry),
             _shape(entry.shape),
             format_bytes(entry.nbytes),
-            f"{len(entry.parts)} parts" if entry.file is None else entry.file.name,
+            entry.encoding
+            or (f"{len(entry.parts)} parts" if entry.file is None else Path(entry.file).name),
             "" if entry.offset is None else str(entry.offset),
         )
         for name, entry in entries.items()

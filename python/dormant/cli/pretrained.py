@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 
+from dormant.checkpoint.api import open_checkpoint
+from dormant.checkpoint.pretrained import Naming, find_conversion
 from dormant.integrations.library import imported
 from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.tensors.names import NamesError, listed
+
+GGUF_ENDING = ".gguf"
 
 
 def model_class(config: Any) -> Any:
@@ -35,7 +39,7 @@ def model_class(config: Any) -> Any:
 
 
 def read_config(path: str | os.PathLike[str]) -> Any:
-    """The configuration in a folder or a file.
+    """The configuration in a folder or a file, which may be a GGUF file.
 
     Raises:
         ValueError: it is none.
@@ -50,6 +54,8 @@ def read_config(path: str | os.PathLike[str]) -> Any:
         place /= "config.json"
         if not place.is_file():
             raise ValueError(f"the folder {path} has no config.json.")
+    if place.suffix == GGUF_ENDING:
+        return _config_of_gguf(place)
     try:
         read = json.loads(place.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -59,10 +65,40 @@ def read_config(path: str | os.PathLike[str]) -> Any:
     return library.AutoConfig.from_pretrained(os.fspath(path), local_files_only=True)
 
 
+def _config_of_gguf(path: Path) -> Any:
+    """The configuration that transformers makes of the metadata of a GGUF file."""
+    open_checkpoint(path)  # which refuses what the library would trust
+    imported("gguf")
+    config = imported("transformers").AutoConfig.from_pretrained(
+        os.fspath(path.parent), gguf_file=path.name, local_files_only=True
+    )
+    if not getattr(config, "architectures", None):
+        tables = imported("transformers.models.auto.modeling_auto")
+        for table in (
+            tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+            tables.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        ):
+            if config.model_type in table:
+                config.architectures = [table[config.model_type]]
+                break
+    return config
+
+
 def quantized_model(
-    config: Any, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None, scheme: Scheme
+    config: Any,
+    state: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None,
+    scheme: Scheme,
+    naming: Naming | None = None,
 ) -> tuple[Any, list[str]]:
     """The model of a configuration with the weights of `state`, quantized and lazy.
+
+    Args:
+        config: of a model of transformers.
+        state: weights by name.
+        dtype: that of the model; None means float32.
+        scheme: how it is quantized.
+        naming: how the names become the model's, where they are those of another format.
 
     Returns:
         The model, and the names in `state` that it does not have.
@@ -73,9 +109,17 @@ def quantized_model(
         RuntimeError: tensors have other shapes than the model's.
     """
     imported("transformers.modeling_utils")  # before the context, which patches what is imported
+    kind = model_class(config)
+    if naming is not None:
+        with lazy_init():
+            shown = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        conversion = find_conversion(shown, shapes, "convert", naming)
+        if conversion is not None:
+            state, _ = conversion.apply(shown, state, "convert")
     # The library converts names and layouts of earlier versions.
     with lazy_init():
-        model, info = model_class(config).from_pretrained(
+        model, info = kind.from_pretrained(
             None, config=config, state_dict=dict(state), dtype=dtype, output_loading_info=True
         )
     if info["missing_keys"]:

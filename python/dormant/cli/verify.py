@@ -27,7 +27,10 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what this command takes."""
     parser.add_argument(
-        "paths", metavar="PATH", nargs="+", help="a file, an index or a folder; each for itself"
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="a file, an index or a folder, or the URL of one; each for itself",
     )
 
 

@@ -224,7 +224,8 @@ def _open(path: str | os.PathLike[str]) -> tuple[list[Mapping[str, torch.Tensor]
             f"load_tensor_parallel_model_list: {os.fspath(path)} holds {group.files[0].name}, "
             "expected consolidated.*.pth. Load it with dormant.load."
         )
-    parts: list[Mapping[str, torch.Tensor]] = [_part(file) for file in group.files]
+    files = [file for file in group.files if isinstance(file, Path)]
+    parts: list[Mapping[str, torch.Tensor]] = [_part(file) for file in files]
     return parts, group.kind == "differences"
 
 

@@ -10,6 +10,7 @@ from typing import Literal, overload
 
 import torch
 
+from dormant.loading.encoded import forget_encoding, takes_packed
 from dormant.loading.execution import execute
 from dormant.loading.plan import LoadPlan, Policy, prepare, refused
 from dormant.loading.state import CheckpointLike, gather, own_dtype
@@ -28,6 +29,7 @@ from dormant.reporting.progress import Callback
 from dormant.reporting.report import Report, with_memory_trace
 from dormant.tensors.device import check_device
 from dormant.tensors.names import Rename, grouped, renaming
+from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
 
 # Groups of missing names that a warning lists.
@@ -109,9 +111,11 @@ def load(
 
     Args:
         model: lazy, real or mixed. Sharded parameters (DTensor) read their own part only.
-        checkpoint: a path (see `open_checkpoint`), a `Checkpoint`, a state dict, or a sequence of
-            these, of which later ones replace what earlier ones gave; the parts of a
-            tensor-parallel set are merged. Of a file with several mappings of tensors the one that
+        checkpoint: a path or URL (see `open_checkpoint`), a `Checkpoint`, a state dict, or a
+            sequence of these, of which later ones replace what earlier ones gave; the parts of a
+            tensor-parallel set are merged. What is kept encoded (fp8, mxfp4, ...) is decoded; what
+            bitsandbytes packed goes into layers that `dormant.quantize` quantized as it is. Of a
+            file with several mappings of tensors the one that
             fits the model best is taken. A model of transformers also takes the names and layouts
             that its `from_pretrained` converts (see `Checkpoint.for_model`), and is saved in them
             again.
@@ -202,7 +206,7 @@ def load(
     # At the end the lazy tensors of the checkpoint are gone.
     with patches.in_use(), MemoryTrace(trace_memory) as trace:
         started = time.perf_counter()
-        state = gather(checkpoint, rename_name, tensors_of(model).keys())
+        state = gather(checkpoint, rename_name, tensors_of(model).keys(), takes_packed(model))
         chosen = own_dtype(state) if isinstance(dtype, str) else dtype
         prepared = prepare(model, state, chosen, policy, defer=materialize and not layerwise)
         plan, rules = prepared.plan, prepared.rules
@@ -225,6 +229,9 @@ def load(
             materialize=materialize and not layerwise,
             peak=peak,
         )
+        quantizer = getattr(model, "hf_quantizer", None)
+        if state.is_decoded and quantizer is None and is_pretrained(model):
+            forget_encoding(model.config)
         del state, prepared  # which would keep the layers that are replaced
         if layerwise:
             report = bring_to_life([("", model)], options, place=place)

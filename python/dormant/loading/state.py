@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from dormant.checkpoint.api import Checkpoint, open_each
-from dormant.checkpoint.pretrained import find_conversion, listing
+from dormant.checkpoint.pretrained import Naming, find_conversion, listing
 from dormant.tensor_parallel.sets import apply_diffs
 from dormant.tensors.names import renamed
 
@@ -27,14 +27,17 @@ class State(dict[str, Any]):
     """A state dict; `_metadata` is where `load_state_dict` looks for module versions.
 
     Attributes:
-        folders: those of the files that it comes from.
+        folders: those of the files of this machine that it comes from.
         offered: how many names the checkpoints have, those that were renamed to None included.
         origins: the checkpoint's names of what a name is made of, where they differ from it.
         places: which of several checkpoints a name is of.
+        is_decoded: tensors among them are kept encoded in the files.
         rules: those of transformers by which the names fit the model; None where they fit without.
+        naming: of a checkpoint in a format with names of its own.
     """
 
     rules: tuple[Any, ...] | None = None
+    naming: Naming | None = None
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class State(dict[str, Any]):
         self.offered = offered
         self.origins = dict(origins or {})
         self.places: dict[str, int] = {}
+        self.is_decoded = False
         if metadata:  # load_state_dict asks whether there is any
             self._metadata = metadata
 
@@ -58,6 +62,8 @@ class State(dict[str, Any]):
         state = State(values, metadata, self.folders, self.offered, self.origins)
         state.rules = self.rules
         state.places = self.places
+        state.naming = self.naming
+        state.is_decoded = self.is_decoded
         return state
 
     def without(self, names: Collection[str]) -> State:
@@ -83,7 +89,7 @@ class State(dict[str, Any]):
             name: tuple(value.shape) if isinstance(value, torch.Tensor) else None
             for name, value in self.items()
         }
-        conversion = find_conversion(model, shapes, "load")
+        conversion = find_conversion(model, shapes, "load", self.naming)
         if conversion is None:
             return self
         values, makers = conversion.apply(model, self, "load", self.places)
@@ -102,6 +108,7 @@ def gather(
     checkpoint: CheckpointLike | Sequence[CheckpointLike],
     rename: Callable[[str], str | None],
     names: Collection[str],
+    keep_packed: Callable[[str], bool],
 ) -> State:
     """All tensors, and other values, under the model's names.
 
@@ -109,6 +116,8 @@ def gather(
         checkpoint: as for `load`.
         rename: from a checkpoint's names to the model's; None leaves a tensor out.
         names: the model's, by which the state dict in a file of torch.save is found.
+        keep_packed: whether the model takes the tensor of a name, after `rename`, as bitsandbytes
+            packed it.
 
     Raises:
         TypeError: an item is neither a path nor a mapping.
@@ -129,6 +138,8 @@ def gather(
     origins: dict[str, tuple[str, ...]] = {}
     places: dict[str, int] = {}
     offered = 0
+    naming: Naming | None = None
+    is_decoded = False
     for place, item in enumerate(items):
         if isinstance(item, (str, os.PathLike)):
             if place not in opened:  # a further part of a tensor-parallel set
@@ -140,7 +151,11 @@ def gather(
                 f"these; got {type(item).__name__}."
             )
         if isinstance(item, Checkpoint):
-            folders.update(dict.fromkeys(path.parent for path in item.files))
+            item = item.keeping_packed(lambda name: keep_packed(rename(name) or ""))
+            is_decoded = is_decoded or item.is_decoded
+            paths_of_it = (path for path in item.files if isinstance(path, Path))
+            folders.update(dict.fromkeys(path.parent for path in paths_of_it))
+            naming = naming or item.naming
         offered += len(item)
         ours = _renamed(item, rename)
         if getattr(item, "are_differences", False):
@@ -161,6 +176,8 @@ def gather(
         metadata.update(getattr(item, "_metadata", None) or {})
     state = State(values, metadata, folders, offered, origins)
     state.places = places
+    state.naming = naming
+    state.is_decoded = is_decoded
     return state
 
 

@@ -143,6 +143,34 @@ class Publication:
             pass
         self._waiting[name] = path
 
+    def path_of(self, name: str) -> Path:
+        """Where a file that was created waits for its name."""
+        return self._waiting[name]
+
+    def adopt(self, name: str, path: Path, nbytes: int) -> None:
+        """Takes over a file that another process created in the same folder and waits with.
+
+        The other process keeps its hidden folder until this one has published.
+
+        Args:
+            name: that it shall get.
+            path: where it waits.
+            nbytes: its size.
+
+        Raises:
+            OSError: it is not there, as on a device that only the other process has, or of another
+                size.
+        """
+        with self._errors_name(name):
+            found = os.stat(path).st_size  # noqa: PTH116
+        if found != nbytes:
+            raise OSError(
+                errno.EIO,
+                f"dormant: {self.operation}: {path} has {found} bytes, expected the {nbytes} that "
+                "another process wrote. Next: check that all processes share one filesystem",
+            )
+        self._waiting[name] = path
+
     def temporary_path(self) -> Path:
         """A path that nothing has, in the hidden folder.
 

@@ -4,7 +4,8 @@ The parametrization of bitsandbytes unpacks all experts of a layer at every forw
 here are registered with transformers' interface for experts
 (transformers/integrations/moe.py): where a few experts are wanted, they unpack these, and call the
 function that the model had before with a module of these few experts. It multiplies the same
-numbers in the same order, so the result is the same, whichever function it is.
+numbers in the same order, so the result is the same, whichever function it is. Where most experts
+are wanted, as by a long prompt, all are unpacked at once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from dormant.quantization.parameters import EXPERT_PARAMETERS
 from dormant.tensors.pretrained import is_pretrained
 
 _PREFIX = "dormant_"
+# Choosing experts takes as long as unpacking so many elements (bitsandbytes 0.50, one thread).
+_ELEMENTS_OF_CHOICE = 1 << 19
 _INDEXED = frozenset(name + end for name in EXPERT_PARAMETERS for end in ("", "_bias"))
 
 Function = Callable[..., torch.Tensor]
@@ -93,9 +96,14 @@ def experts_forward(
         [tokens, hidden].
     """
     forward = _function(name, module)
-    if not torch.compiler.is_compiling() and _can_take_few(module):
+    if (
+        not torch.compiler.is_compiling()
+        # So many choices leave few experts out, and `unique` would find that in vain.
+        and top_k_index.numel() < 4 * module.num_experts
+        and _can_take_few(module)
+    ):
         experts, index = torch.unique(top_k_index, return_inverse=True)
-        if len(experts) < module.num_experts:
+        if _saves_time(module, len(experts)):
             few: Any = _FewExperts(module, experts)
             return forward(few, hidden_states, index, top_k_weights)
     return forward(module, hidden_states, top_k_index, top_k_weights)
@@ -117,6 +125,19 @@ def _can_take_few(module: Any) -> bool:
     if not _INDEXED.issuperset(packed):
         return False
     return all(_has_whole_blocks(module, name) for name in packed)
+
+
+def _saves_time(module: Any, wanted: int) -> bool:
+    """Whether unpacking `wanted` experts takes less time than unpacking all.
+
+    Their packed rows are copied first, for up to a quarter of the time that unpacking them takes.
+    """
+    unused = module.num_experts - wanted
+    if unused * 4 < module.num_experts:
+        return False
+    packed = module._modules.get("parametrizations", {}).values()
+    elements = sum(torch.Size(each[0].quant_state.shape).numel() for each in packed)
+    return bool(elements // module.num_experts * unused > _ELEMENTS_OF_CHOICE)
 
 
 def _has_whole_blocks(module: Any, name: str) -> bool:

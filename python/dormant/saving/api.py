@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections import OrderedDict
@@ -39,7 +40,8 @@ from dormant.tensors.inventory import Inventory
 from dormant.tensors.pretrained import is_pretrained
 from dormant.text.byte_count import parse_bytes
 
-Kind = Literal["safetensors", "torch", "folder"]
+Kind = Literal["safetensors", "torch", "folder", "dcp"]
+Format = Literal["safetensors", "torch", "dcp"]
 
 SAFETENSORS_ENDING = ".safetensors"
 TORCH_ENDINGS = (".pt", ".pth", ".bin")
@@ -49,6 +51,7 @@ def save(
     model_or_state: torch.nn.Module | Mapping[str, object],
     path: str | os.PathLike[str],
     *,
+    format: Format | None = None,
     max_shard_size: int | str = "5GB",
     memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
@@ -72,6 +75,14 @@ def save(
     `torch.save(model.state_dict(), path)`, strides and ties included. Values that are no tensors
     are written too.
 
+    A folder of torch.distributed.checkpoint (`format="dcp"`) is what its `save` makes of the same
+    values, and its `load` reads it: all ranks of the default process group call this together, each
+    writes the parts that it has of DTensors, and of tensors that several ranks have one writes it.
+    Mappings and lists may be nested, values need not be tensors, and modules and optimizers in a
+    mapping are replaced by their state dicts. Ties of one rank are written once. The files get
+    their names when those of all ranks are complete, `.metadata` last: a rank that fails leaves the
+    earlier checkpoint as it was. The folder must be on a filesystem that all ranks share.
+
     Files are written under temporary names, synced and then renamed, so a model that reads the
     files that it is saved to goes on reading their earlier contents. Whatever stops it leaves no
     file that looks whole, and an error leaves those of an earlier save as they were. Who reads a
@@ -82,6 +93,8 @@ def save(
         model_or_state: a module, of which the state dict is saved, or a dict of tensors.
         path: of the file or folder. A folder gets the file names that transformers uses, in place
             of such files of an earlier save.
+        format: "safetensors", "torch" or "dcp"; None lets the path say it. A file or folder of
+            another format is refused where `path` says otherwise.
         max_shard_size: most bytes of tensors in a file of a folder, a number or text like "5GB" or
             "500MiB"; a larger tensor gets a file of its own. A single file takes everything.
         memory_budget: bytes that saving may take besides tensors that are real, a number or text
@@ -92,19 +105,21 @@ def save(
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
 
     Returns:
-        What was written: "initialized" and "checkpoint" are the tensors that were lazy, and still
-        are.
+        What was written, of several ranks by this one: "initialized" and "checkpoint" are the
+        tensors that were lazy, and still are.
 
     Raises:
         TypeError: `model_or_state` is neither, a name is no string, or `memory_budget` not a size.
         ValueError: a tensor or value that the format cannot hold (sparse, meta; in safetensors
             complex128 and extra state), all of them listed; the path is empty; transformers cannot
-            save how the model is quantized; `max_shard_size` is not a size; or `memory_budget` is
+            save how the model is quantized; `max_shard_size` is not a size; `format` is unknown or
+            does not fit the path; or `memory_budget` is
             too small to work in; the message says the minimum, and nothing was written.
-        NotImplementedError: a tensor subclass made of other tensors, as DTensor is; or an operator
-            that cannot be replayed.
+        NotImplementedError: a tensor subclass made of other tensors, as DTensor is, in another
+            format than "dcp"; or an operator that cannot be replayed.
         OSError: the system refused to write, as on a full device or onto a read-only file; with
             its errno.
+        RuntimeError: another rank failed for a reason that is none of these, as an interrupt.
         KeyboardInterrupt: the user interrupted it.
 
     Example:
@@ -121,11 +136,13 @@ def save(
     started = time.perf_counter()
     limit = _bytes_of(max_shard_size)
     memory_budget = check_memory_budget(memory_budget, "save")
-    target, kind = _target(path)
+    target, kind = _target(path, format)
     if isinstance(model_or_state, torch.nn.Module):
         # A function was promised the bytes of the files only.
         shown = False if callable(progress) else progress
         compute_offsets(model_or_state, memory_budget=memory_budget, progress=shown)
+    if kind == "dcp":
+        return _save_distributed(model_or_state, target, memory_budget, progress, started)
     # Subclasses may refuse even to tell their size.
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         plan = _plan(model_or_state, target, kind, limit)
@@ -149,16 +166,57 @@ def save(
     return account.finish(time.perf_counter() - started, peak.result())
 
 
-def _target(path: str | os.PathLike[str]) -> tuple[Path, Kind]:
+def _save_distributed(
+    model_or_state: object,
+    folder: Path,
+    memory_budget: int | None,
+    progress: bool | Callback | None,
+    started: float,
+) -> Report:
+    peak = PeakMemory()
+    # Imported when it is used, as torch.distributed.checkpoint is.
+    writer = importlib.import_module("dormant.saving.distributed_writer")
+    with torch.no_grad():
+        saved: list[SavedTensor] = writer.save_distributed(
+            state_of(model_or_state),
+            folder,
+            memory_budget=memory_budget,
+            progress=progress,
+            sample=peak.sample,
+        )
+    return _Account(saved).finish(time.perf_counter() - started, peak.result())
+
+
+def _target(path: str | os.PathLike[str], format: Format | None) -> tuple[Path, Kind]:
     text = os.fspath(path)
     if not text:  # which would stand for the current folder
         raise ValueError("save: got an empty path. Expected that of a file or a folder.")
     target = Path(text)
-    if target.is_dir() or text.endswith(os.sep):
-        return target, "folder"
-    if target.suffix == SAFETENSORS_ENDING:
-        return target, "safetensors"
-    return target, "torch" if target.suffix in TORCH_ENDINGS else "folder"
+    kind: Kind = "folder"
+    if not target.is_dir() and not text.endswith(os.sep):
+        if target.suffix == SAFETENSORS_ENDING:
+            kind = "safetensors"
+        elif target.suffix in TORCH_ENDINGS:
+            kind = "torch"
+    fitting: dict[str | None, tuple[Kind, ...]] = {
+        None: (kind,),
+        "safetensors": ("safetensors", "folder"),
+        "torch": ("torch",),
+        "dcp": ("folder",),
+    }
+    if format not in fitting:
+        raise ValueError(
+            f"save: format must be one of {[each for each in fitting if each]} or None, got "
+            f"{format!r}."
+        )
+    if kind not in fitting[format]:
+        is_file = "a file, which ends in '.safetensors', '.pt', '.pth' or '.bin'"
+        raise ValueError(
+            f"save: format={format!r} does not fit {text!r}, which names "
+            f"{'a folder' if kind == 'folder' else is_file}. Leave format out, or name another "
+            "path."
+        )
+    return target, "dcp" if format == "dcp" else kind
 
 
 @dataclass(frozen=True)

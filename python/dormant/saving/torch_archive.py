@@ -12,7 +12,7 @@ import os
 import pickle
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,61 @@ _BLOCK = 1 << 20
 _PROTOCOL = 2  # that of torch.save
 
 
+@dataclass(frozen=True)
+class Archive:
+    """What a file of torch.save will hold, before it has a place.
+
+    Attributes:
+        texts: the small records, each with its offset in the archive.
+        tensors: the same of tensors.
+        layout: where the records lie.
+        nbytes: size of the whole.
+    """
+
+    texts: list[tuple[int, bytes]]
+    tensors: list[tuple[torch.Tensor, int]]
+    layout: ZipLayout
+    nbytes: int
+
+    @property
+    def end_of_records(self) -> int:
+        """Where the last record ends, behind which there is the directory."""
+        last = self.layout.records[-1]
+        return last.offset + last.nbytes
+
+
 def plan_torch_archive(value: Any) -> FilePlan:
     """Lays out the file that torch.save would write of an object, with all tensors in it.
+
+    Raises:
+        ValueError, NotImplementedError: as by `lay_out_archive`.
+    """
+    return plan_archives([(0, lay_out_archive(value))])
+
+
+def plan_archives(archives: Sequence[tuple[int, Archive]]) -> FilePlan:
+    """A file of archives, each with the offset at which it begins, in order."""
+    begin, last = archives[-1]
+
+    def seal(descriptor: int, path: Path, on_read: Callable[[int], None]) -> None:
+        for begin, archive in archives:
+            checksums = [
+                _checksum(descriptor, begin, record, path, on_read)
+                for record in archive.layout.records
+            ]
+            for offset, header in archive.layout.headers(checksums):
+                write_bytes(descriptor, header, begin + offset, path)
+
+    return FilePlan(
+        [(begin + offset, text) for begin, each in archives for offset, text in each.texts],
+        [(tensor, begin + offset) for begin, each in archives for tensor, offset in each.tensors],
+        begin + last.end_of_records,
+        seal,
+    )
+
+
+def lay_out_archive(value: Any, *, location: str | None = None) -> Archive:
+    """Lays out an archive of an object with all tensors in it.
 
     Tensors that share elements share them when they are loaded, with their strides. A tensor
     beside which nothing sees its storage gets just its elements, where torch.save writes all of
@@ -41,6 +94,8 @@ def plan_torch_archive(value: Any) -> FilePlan:
 
     Args:
         value: names to tensors, or whatever can be pickled.
+        location: the device that tensors are loaded to unless the reader says otherwise; None
+            means that on which each is.
 
     Raises:
         ValueError: tensors without values or of other layouts, all of them listed, or something
@@ -51,31 +106,21 @@ def plan_torch_archive(value: Any) -> FilePlan:
     found = _Found({id(tensor): repr(name) for name, tensor in named})
     _pickled(value, found.note)
     found.check()
-    records = _Records(found.tensors)
+    records = _Records(found.tensors, location)
     document = _pickled(value, records.reduce)
 
     layout = ZipLayout()
     small = {"data.pkl": document, "byteorder": b"little"}
-    texts = {layout.add(f"{_ROOT}/{name}", len(data)): data for name, data in small.items()}
+    texts = [
+        (layout.add(f"{_ROOT}/{name}", len(data)).offset, data) for name, data in small.items()
+    ]
     tensors = []
     for place, tensor in enumerate(records.written):
         nbytes = tensor.numel() * tensor.element_size()
         tensors.append((tensor, layout.add(f"{_ROOT}/data/{place}", nbytes).offset))
     version = b"3\n"
-    texts[layout.add(f"{_ROOT}/version", len(version))] = version
-
-    def seal(descriptor: int, path: Path, on_read: Callable[[int], None]) -> None:
-        checksums = [_checksum(descriptor, record, path, on_read) for record in layout.records]
-        for offset, header in layout.headers(checksums):
-            write_bytes(descriptor, header, offset, path)
-
-    last = layout.records[-1]
-    return FilePlan(
-        [(record.offset, data) for record, data in texts.items()],
-        tensors,
-        last.offset + last.nbytes,
-        seal,
-    )
+    texts.append((layout.add(f"{_ROOT}/version", len(version)).offset, version))
+    return Archive(texts, tensors, layout, layout.nbytes)
 
 
 Reduced = tuple[Any, ...]
@@ -129,10 +174,12 @@ class _Records:
 
     Args:
         tensors: all that are written.
+        location: as for `lay_out_archive`.
     """
 
-    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+    def __init__(self, tensors: Iterable[torch.Tensor], location: str | None = None) -> None:
         self.written: list[torch.Tensor] = []
+        self._location = location
         self._places: dict[object, tuple[_Record, int, tuple[int, ...]]] = {}
         distinct = {identity(tensor): tensor for tensor in tensors}
         storages: dict[object, list[torch.Tensor]] = {}
@@ -162,7 +209,8 @@ class _Records:
     def _record(self, tensor: torch.Tensor) -> _Record:
         key = str(len(self.written))
         self.written.append(tensor)
-        location = "cpu" if tensor.device.type == "cpu" else str(tensor.device)
+        device = "cpu" if tensor.device.type == "cpu" else str(tensor.device)
+        location = self._location or device
         name = _storage_types().get(tensor.dtype)
         if name is None:
             nbytes = tensor.numel() * tensor.element_size()
@@ -243,16 +291,19 @@ def _pickled(value: Any, reduce: Callable[[torch.Tensor], Reduced]) -> bytes:
     return document.getvalue()
 
 
-def _checksum(descriptor: int, record: Record, path: Path, on_read: Callable[[int], None]) -> int:
+def _checksum(
+    descriptor: int, start: int, record: Record, path: Path, on_read: Callable[[int], None]
+) -> int:
+    """The CRC-32 of a record of an archive that begins at `start`."""
     checksum = 0
-    for begin in range(0, record.nbytes, _BLOCK):
-        count = min(_BLOCK, record.nbytes - begin)
-        data = os.pread(descriptor, count, record.offset + begin)
+    for begin in range(start + record.offset, start + record.offset + record.nbytes, _BLOCK):
+        count = min(_BLOCK, start + record.offset + record.nbytes - begin)
+        data = os.pread(descriptor, count, begin)
         if len(data) != count:
             raise OSError(
                 errno.EIO,
-                f"dormant: save: {path} gave {len(data)} of {count} bytes at offset "
-                f"{record.offset + begin} after writing. Another process changed it meanwhile",
+                f"dormant: save: {path} gave {len(data)} of {count} bytes at offset {begin} after "
+                "writing. Another process changed it meanwhile",
             )
         checksum = zlib.crc32(data, checksum)
         on_read(count)

@@ -46,6 +46,12 @@ class ZipLayout:
         self.records: list[Record] = []
         self._end = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the file, with everything that `headers` gives."""
+        *_, (offset, directory) = self.headers([0] * len(self.records))
+        return offset + len(directory)
+
     def add(self, name: str, nbytes: int) -> Record:
         """A record after the others, at an aligned place."""
         encoded = name.encode("ascii")

@@ -1,0 +1,170 @@
+#include "checkpoint/encodings/configuration.h"
+
+#include <c10/util/Exception.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <system_error>
+#include <utility>
+
+#include "checkpoint/encodings/find.h"
+#include "text/printable.h"
+
+namespace dormant::checkpoint {
+namespace {
+
+using nlohmann::json;
+
+/// `text` with null for the numbers that JSON lacks and Python writes.
+std::string without_infinity(std::string_view text) {
+  std::string result;
+  result.reserve(text.size());
+  bool quoted = false;
+  for (size_t i = 0; i < text.size();) {
+    if (quoted && text[i] == '\\' && i + 1 < text.size()) {
+      result += text.substr(i, 2);
+      i += 2;
+      continue;
+    }
+    if (text[i] == '"') {
+      quoted = !quoted;
+    }
+    size_t taken = 0;
+    for (const std::string_view word : {"-Infinity", "Infinity", "NaN"}) {
+      if (!quoted && taken == 0 && text.substr(i, word.size()) == word) {
+        taken = word.size();
+      }
+    }
+    if (taken != 0) {
+      result += "null";
+      i += taken;
+    } else {
+      result += text[i++];
+    }
+  }
+  return result;
+}
+
+std::optional<c10::ScalarType> dtype_in(const json& config) {
+  // Versions of transformers before 5 write "torch_dtype".
+  for (const auto* key : {"dtype", "torch_dtype"}) {
+    const auto found = config.find(key);
+    if (found == config.end() || !found->is_string()) {
+      continue;
+    }
+    auto name = found->get<std::string>();
+    if (name.starts_with("torch.")) {
+      name.erase(0, 6);
+    }
+    if (name == "float32" || name == "float") {
+      return c10::ScalarType::Float;
+    }
+    if (name == "bfloat16") {
+      return c10::ScalarType::BFloat16;
+    }
+    if (name == "float16" || name == "half") {
+      return c10::ScalarType::Half;
+    }
+    if (name == "float64" || name == "double") {
+      return c10::ScalarType::Double;
+    }
+  }
+  return std::nullopt;
+}
+
+/// Of a model made of several, the language model's is the one that is quantized.
+constexpr const char* kText = "text_config";
+
+std::string method_in(const json& quantization) {
+  const auto method = quantization.find("quant_method");
+  return method != quantization.end() && method->is_string() ? method->get<std::string>()
+                                                             : std::string();
+}
+
+/// What a file holds; std::nullopt where it can't be read, or is longer than a configuration.
+std::optional<std::string> text_of(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto size = std::filesystem::file_size(path, error);
+  if (error || size > kLongestConfiguration) {
+    return std::nullopt;
+  }
+  std::ifstream file(path, std::ios::binary);
+  return std::string{std::istreambuf_iterator<char>(file), {}};
+}
+
+const json* quantization_in(const json& config) {
+  // compressed-tensors wrote "compression_config" once.
+  for (const auto* key : {"quantization_config", "compression_config"}) {
+    const auto found = config.find(key);
+    if (found != config.end() && !found->is_null()) {
+      return &*found;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+Configuration parse_configuration(std::string_view text, const std::string& file) {
+  const auto config = json::parse(without_infinity(text), nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object()) {
+    return {};
+  }
+  Configuration result;
+  result.file = file;
+  result.dtype = dtype_in(config);
+  const auto* quantization = quantization_in(config);
+  const auto part = config.find(kText);
+  if (part != config.end() && part->is_object()) {
+    quantization = quantization == nullptr ? quantization_in(*part) : quantization;
+    result.dtype = result.dtype ? result.dtype : dtype_in(*part);
+  }
+  if (quantization == nullptr) {
+    return result;
+  }
+  TORCH_CHECK_VALUE(quantization->is_object(), "dormant: open_checkpoint: ", file,
+                    ": quantization_config is ", quantization->type_name(),
+                    ", expected an object. Next: mend the file, or pass decode=False.");
+  result.quantization = *quantization;
+  result.method = method_in(*quantization);
+  return result;
+}
+
+void add_quantization(Configuration& configuration, std::string_view text,
+                      const std::string& file) {
+  if (!configuration.quantization.is_null()) {
+    return;
+  }
+  auto quantization = json::parse(without_infinity(text), nullptr, /*allow_exceptions=*/false);
+  if (!quantization.is_object()) {
+    return;
+  }
+  auto method = method_in(quantization);
+  if (method.empty()) {
+    // The names under which these libraries state it.
+    method = quantization.contains("w_bit") ? "awq" : quantization.contains("bits") ? "gptq" : "";
+  }
+  if (!method.empty()) {
+    configuration.file = file;
+    configuration.method = std::move(method);
+    configuration.quantization = std::move(quantization);
+  }
+}
+
+ConfigurationText read_configuration(const std::string& folder) {
+  const auto path = [&](const char* name) { return std::filesystem::path(folder) / name; };
+  ConfigurationText result;
+  if (auto text = text_of(path("config.json"))) {
+    result.path = path("config.json").string();
+    result.text = std::move(*text);
+  }
+  for (const auto* name : kQuantizationFiles) {
+    if (auto text = text_of(path(name))) {
+      result.quantization_files.emplace_back(path(name).string(), std::move(*text));
+    }
+  }
+  return result;
+}
+
+}  // namespace dormant::checkpoint

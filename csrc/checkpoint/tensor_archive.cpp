@@ -1,0 +1,52 @@
+#include "checkpoint/tensor_archive.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "checkpoint/file_part.h"
+#include "checkpoint/torch_archive.h"
+
+namespace dormant::checkpoint {
+namespace {
+
+constexpr const char* kContradiction =
+    "Cause: .metadata and the file are of different checkpoints, or damaged. Next: get them again.";
+
+}  // namespace
+
+PiecePlace TensorArchives::locate(const Piece& piece, c10::ScalarType dtype,
+                                  const std::string& what) const {
+  const FilePart part(piece.file, piece.offset, piece.length);
+  const auto where =
+      what + ", in " + piece.file->name() + " at byte " + std::to_string(piece.offset);
+  std::string first(std::min<uint64_t>(piece.length, 512), '\0');
+  part.read(0, first.size(), first.data());
+  TORCH_CHECK_VALUE(is_torch_file(first), "dormant: open_checkpoint: ", where,
+                    ", is no file of torch.save, expected one. ", kContradiction);
+  const auto archive = read_torch_archive(part);
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      archive->objects.is_tensor(archive->pickle.root()), "dormant: open_checkpoint: ", where,
+      ", is ", archive->pickle.describe(archive->pickle.root()),
+      ", expected a strided tensor. Next: load it with torch.distributed.checkpoint.");
+  const auto tensor = archive->objects.tensor(archive->pickle.root(), where);
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < piece.box.begin.size(); ++i) {
+    sizes.push_back(piece.box.end[i] - piece.box.begin[i]);
+  }
+  TORCH_CHECK_VALUE(tensor.dtype == dtype && tensor.sizes == sizes,
+                    "dormant: open_checkpoint: ", where, ": got a tensor of ", tensor.dtype,
+                    " and sizes ", c10::IntArrayRef(tensor.sizes), ", expected ", dtype, " and ",
+                    c10::IntArrayRef(sizes), ". ", kContradiction);
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor.conjugated && !tensor.negated,
+                              "dormant: open_checkpoint: ", where,
+                              ", is a conjugate or negative of what is stored, expected values. "
+                              "Next: load it with torch.distributed.checkpoint.");
+  const auto& run = archive->storages.at(tensor.storage);
+  const auto begin = static_cast<uint64_t>(tensor.offset) * c10::elementSize(dtype);
+  return {piece.offset + run.offset + begin, tensor.strides};
+}
+
+}  // namespace dormant::checkpoint
