@@ -49,6 +49,12 @@ void HeldMemory::read(uint64_t offset, size_t count, void* out) const {
   std::memcpy(out, data_ + offset, count);
 }
 
+std::span<const std::byte> HeldMemory::memory() const {
+  const std::shared_lock<std::shared_mutex> lock(mutex_);
+  return data_ == nullptr || data_ == copy_.data() ? std::span<const std::byte>()
+                                                   : std::span(data_, nbytes_);
+}
+
 const std::string& HeldMemory::name() const {
   static const std::string name = "memory";
   return name;

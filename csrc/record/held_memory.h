@@ -30,6 +30,8 @@ class HeldMemory final : public Source {
 
   /// ValueError where the range is not within the memory, RuntimeError where it is lost.
   void read(uint64_t offset, size_t count, void* out) const override;
+  /// Empty once it is detached.
+  std::span<const std::byte> memory() const override;
   const std::string& name() const override;
 
  private:

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <map>
+#include <span>
 #include <unordered_set>
 #include <utility>
 
@@ -74,10 +77,23 @@ std::vector<const c10::StorageImpl*> Snapshot::touched() const {
 }
 
 bool Snapshot::needed_by(c10::ArrayRef<c10::Storage> storages) const {
-  std::unordered_set<const Source*> held;
+  // Where memory that is held begins, and where the furthest that begins there or before ends: a
+  // source may read it by another way than the snapshot's own, as a copy of a real tensor does.
+  std::map<uintptr_t, uintptr_t> ends;
   for (const auto& real : real_) {
-    held.insert(real.source.get());
+    const auto begin = reinterpret_cast<uintptr_t>(real.memory.get());
+    auto& end = ends[begin];
+    end = std::max(end, begin + real.nbytes);
   }
+  uintptr_t furthest = 0;
+  for (auto& [begin, end] : ends) {
+    furthest = end = std::max(end, furthest);
+  }
+  const auto is_held = [&](std::span<const std::byte> memory) {
+    const auto begin = reinterpret_cast<uintptr_t>(memory.data());
+    const auto after = ends.lower_bound(begin + memory.size());
+    return !memory.empty() && after != ends.begin() && std::prev(after)->second > begin;
+  };
   std::vector<History> histories;
   std::vector<Node*> tails;
   for (const auto& storage : storages) {
@@ -87,8 +103,9 @@ bool Snapshot::needed_by(c10::ArrayRef<c10::Storage> storages) const {
     }
   }
   const auto nodes = closure(tails);
-  return std::any_of(nodes.begin(), nodes.end(),
-                     [&](const Node* node) { return held.count(node->source.get()) != 0; });
+  return std::any_of(nodes.begin(), nodes.end(), [&](const Node* node) {
+    return node->source != nullptr && is_held(node->source->memory());
+  });
 }
 
 void Snapshot::begin_writing() {

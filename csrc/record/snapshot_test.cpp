@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "record/recorder.h"
+#include "record/source_node.h"
 
 namespace dormant::record {
 namespace {
@@ -53,6 +54,16 @@ TEST(Snapshot, StoragesWithMemoryAreLazyMeanwhile) {
   EXPECT_FALSE(is_lazy(tensor));
   EXPECT_EQ(tensor.const_data_ptr(), address);
   EXPECT_TRUE(tensor.equal(real()));
+}
+
+TEST(Snapshot, KnowsWhoReadsItsMemoryByAnotherWay) {
+  const auto tensor = real();
+  const auto neighbor = real();
+  const auto copied = read_of(tensor.narrow(0, 2, 3));  // as a state dict's tensor is read
+  const auto other = read_of(neighbor);
+  const auto snapshot = hold({tensor.storage()});
+  EXPECT_TRUE(snapshot.needed_by({other.storage(), copied.storage()}));
+  EXPECT_FALSE(snapshot.needed_by({other.storage()}));
 }
 
 TEST(Snapshot, RestoreForgetsWhatWasWritten) {

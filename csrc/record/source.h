@@ -4,6 +4,7 @@
 #include <c10/core/Allocator.h>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "system/export.h"
@@ -50,6 +51,10 @@ class DORMANT_BINDINGS_API Source {
   /// asks for, as over a network; 0 where the system reads ahead by itself. Who reads much of it
   /// keeps several reads of about that size under way (tile/read_ahead.h).
   virtual size_t preferred_read_bytes() const { return 0; }
+
+  /// The memory of this process that the bytes are read from, if it is somebody's who may write to
+  /// it; empty otherwise.
+  virtual std::span<const std::byte> memory() const { return {}; }
 
   /// For messages and reports: the path of a file.
   virtual const std::string& name() const = 0;

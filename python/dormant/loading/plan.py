@@ -11,7 +11,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.loading.packed_experts import joined
-from dormant.loading.record import Taken, deferred, take
+from dormant.loading.record import Taken, deferred, settle, take
 from dormant.loading.snapshot import HeldModule
 from dormant.loading.state import State
 from dormant.quantization.layers import tensors_of
@@ -228,15 +228,17 @@ def prepare(
     Raises:
         ValueError, RuntimeError: as by `take`; the model is as it was.
     """
-    state = joined(model, deferred(state) if defer else state).under_library_names(model)
+    state = joined(model, deferred(state, model) if defer else state).under_library_names(model)
     before = take_inventory([("", model)])
     held = HeldModule(model)
     try:
+        settle(state)
         taken = take(model, state, dtype)
         if taken.mismatched:
             # load_state_dict has taken the others, but says of them only that there was an error.
             held.restore()
             held = HeldModule(model)
+            settle(state)
             mismatched = taken.mismatched
             names = {name for name, _, _ in mismatched}
             try:

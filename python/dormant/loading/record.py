@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,12 +139,28 @@ def _expose(
     return taken
 
 
-def deferred(state: State) -> State:
-    """`state`, real tensors as lazy ones that read them: nothing is copied before the checks."""
-    return state.like_this({name: _deferred(value) for name, value in state.items()})
+def deferred(state: State, model: torch.nn.Module) -> State:
+    """`state`, real tensors as lazy ones that read them: nothing is copied before the checks.
+
+    Those over the model's own memory stay as they are: they become lazy with the model (`settle`),
+    and who reads them after the model took something there reads what it took, as in eager.
+    """
+    own = {
+        _C.storage_id(tensor)
+        for tensor in (*model.parameters(), *model.buffers())
+        if owns_storage(tensor)
+    }
+    return state.like_this({name: _deferred(value, own) for name, value in state.items()})
 
 
-def _deferred(value: Any) -> Any:
+def settle(state: State) -> None:
+    """Lets tensors of `state` know that their memory is held: they share it with the model."""
+    for value in state.values():
+        if isinstance(value, torch.Tensor) and owns_storage(value) and _C.is_lazy(value):
+            _C.settle(value)
+
+
+def _deferred(value: Any, own: Collection[int]) -> Any:
     if (
         isinstance(value, torch.Tensor)
         and type(value) in (torch.Tensor, torch.nn.Parameter)
@@ -155,6 +171,7 @@ def _deferred(value: Any) -> Any:
         and not value.is_conj()
         and not value.is_neg()
         and value.is_contiguous()
+        and _C.storage_id(value) not in own
     ):
         return _C.read_of(value)
     return value
