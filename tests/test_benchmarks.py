@@ -25,6 +25,8 @@ TASKS = {
     "quantize_load": 4,
     "quantize_experts": 4,
     "decode": 10,
+    "gguf_blocks": 15,
+    "distributed_checkpoint": 3,
     "quantize_large": 3,
 }
 

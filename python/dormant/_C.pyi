@@ -192,10 +192,10 @@ def find_encoded(
     tensors: Sequence[tuple[str, torch.dtype, Sequence[int], str]],
     *,
     config: bytes | None,
-    config_path: str,
-    quantization_files: Sequence[tuple[str, bytes]],
+    config_path: bytes,
+    quantization_files: Sequence[tuple[bytes, bytes]],
     dtype: torch.dtype | None,
-    where: str,
+    where: bytes,
     read: Callable[[str], bytes],
 ) -> tuple[
     list[tuple[str, list[str], Decoder, tuple[int, ...], torch.dtype, bool]], set[str], list[str]

@@ -181,10 +181,12 @@ def test_what_is_often_taken_for_a_checkpoint_is_named(
         dormant.open_checkpoint(tmp_path / name)
 
 
-def test_a_folder_of_distributed_checkpoints_says_what_makes_a_file_of_it(tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(b"")
+def test_a_folder_of_distributed_checkpoints_needs_its_metadata(tmp_path: Path) -> None:
     (tmp_path / "__0_0.distcp").write_bytes(b"")
-    with pytest.raises(ValueError, match="dcp_to_torch"):
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        dormant.open_checkpoint(tmp_path)
+    (tmp_path / ".metadata").write_bytes(b"")
+    with pytest.raises(ValueError, match="not a valid pickle"):
         dormant.open_checkpoint(tmp_path)
 
 

@@ -92,7 +92,8 @@ def store() -> Iterator[RangeServer]:
 @pytest.mark.parametrize("place", ["org/repo", f"org/repo/{NAME}", f"org/repo@v1/{NAME}"])
 def test_a_repository_is_a_folder(place: str, store: RangeServer, tmp_path: Path) -> None:
     hub = _Hub(store)
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    offline = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    environment = {key: value for key, value in os.environ.items() if key not in offline}
     environment |= {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server.server_address[1]}",
         "HF_TOKEN": TOKEN,

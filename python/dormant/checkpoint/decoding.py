@@ -7,6 +7,7 @@ Which raw tensors make one is found in C++ (csrc/checkpoint/encodings), as for
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -114,12 +115,14 @@ def decoded(
             if _is_text(name)
         ],
         config=config,
-        config_path=config_path,
+        config_path=os.fsencode(config_path),
         quantization_files=[
-            (path, text) for text, path in _beside(folders, _QUANTIZATION_FILES) if text is not None
+            (os.fsencode(path), text)
+            for text, path in _beside(folders, _QUANTIZATION_FILES)
+            if text is not None
         ],
         dtype=decode if isinstance(decode, torch.dtype) else None,
-        where=_listed(contents),
+        where=os.fsencode(_listed(contents)),
         read=read,
     )
     for message in messages:
