@@ -53,6 +53,27 @@ def test_swapped_names_are_copied_one_after_the_other_as_in_eager(start: Start) 
     assert_same_model(expected, model)
 
 
+class Wheel(nn.Module):
+    """Parameters of one shape, each in several tiles, so that two threads work on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spokes = nn.ParameterList(torch.randn(300, 300) for _ in range(5))
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("start", [lazy, eager])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_a_model_turned_by_its_own_state_is_as_in_eager(start: Start, steps: int) -> None:
+    for _ in range(20):  # which thread is faster must not matter
+        model, expected = start(Wheel), eager(Wheel)
+        for each, load in ((expected, nn.Module.load_state_dict), (model, dormant.load)):
+            state = each.state_dict()
+            names = list(state)
+            load(each, {name: state[names[i - steps]] for i, name in enumerate(names)})
+        assert_same_model(expected, model)
+
+
 @pytest.mark.parametrize("start", [lazy, eager])
 def test_overlapping_parameters_are_written_in_order(start: Start, saved: Saver) -> None:
     state = {
