@@ -35,7 +35,7 @@ struct DistributedTensor {
   std::shared_ptr<FileStorage> storage;
 };
 
-/// What torch.save wrote of a value that is no tensor.
+/// What torch.save wrote of a value that is not a tensor.
 struct DistributedObject {
   std::string name;
   std::shared_ptr<const File> file;

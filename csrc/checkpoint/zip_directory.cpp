@@ -76,7 +76,7 @@ Directory find_directory(const File& file) {
   uint64_t tail_begin = 0;
   std::string tail;
   auto place = std::string_view::npos;
-  // Most ends have no comment, and many archives are small: what follows is not read in vain.
+  // Most ends have no comment, and many archives are small: what follows is not read needlessly.
   for (const auto most : {kEndSize, kEndSize + kLongestComment}) {
     const auto tail_size = std::min(size, most);
     tail_begin = size - tail_size;

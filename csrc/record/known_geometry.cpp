@@ -39,7 +39,7 @@ bool is_pointwise(const Call& call) {
          (call.traits.geometry == GeometryRule::broadcast || call.op.hasTag(at::Tag::pointwise));
 }
 
-/// What a TensorIterator gives an output that is made anew. Raises where sizes don't fit.
+/// What a TensorIterator gives a new output. Raises where sizes don't fit.
 std::optional<Geometry> by_iterator(Arguments arguments, c10::ScalarType dtype) {
   c10::SmallVector<at::Tensor, 4> inputs;
   for (const auto& argument : arguments) {

@@ -17,14 +17,14 @@ struct Configuration {
   std::optional<c10::ScalarType> dtype;  ///< that of the model's plain weights
 };
 
-/// Parses the text of a config.json. `file` is printable. What is no JSON object says nothing:
+/// Parses the text of a config.json. `file` is printable. What is not a JSON object says nothing:
 /// config.json is not the checkpoint, and its other readers have their own errors. Infinity and
 /// NaN, which Python writes, are allowed. c10::ValueError where "quantization_config" is there and
 /// can't be what a library writes.
 Configuration parse_configuration(std::string_view text, const std::string& file);
 
-/// Takes the text of one of kQuantizationFiles for what config.json lacks. What is no JSON object
-/// says nothing.
+/// Takes the text of one of kQuantizationFiles for what config.json lacks. What is not a JSON
+/// object says nothing.
 void add_quantization(Configuration& configuration, std::string_view text, const std::string& file);
 
 }  // namespace dormant::checkpoint
