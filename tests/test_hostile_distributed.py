@@ -297,8 +297,8 @@ GOOD = archive(torch.arange(24.0).reshape(4, 6))
 END = len(GOOD) - 22
 
 ARCHIVES: dict[str, tuple[bytes, str]] = {
-    "zeros": (bytes(2000), "no file of torch.save"),
-    "nothing but a tensor": (bytes(96), "no file of torch.save"),
+    "zeros": (bytes(2000), "not a file of torch.save"),
+    "nothing but a tensor": (bytes(96), "not a file of torch.save"),
     "another dtype": (archive(torch.ones(4, 6, dtype=torch.int32)), "got a tensor of Int"),
     "other sizes": (archive(torch.ones(6, 4)), r"sizes \[6, 4\]"),
     "more dimensions": (archive(torch.ones(4, 6, 1)), r"sizes \[4, 6, 1\]"),

@@ -25,7 +25,7 @@ PiecePlace TensorArchives::locate(const Piece& piece, c10::ScalarType dtype,
   std::string first(std::min<uint64_t>(piece.length, 512), '\0');
   part.read(0, first.size(), first.data());
   TORCH_CHECK_VALUE(is_torch_file(first), "dormant: open_checkpoint: ", where,
-                    ", is no file of torch.save, expected one. ", kContradiction);
+                    ", is not a file of torch.save, expected one. ", kContradiction);
   const auto archive = read_torch_archive(part);
   TORCH_CHECK_NOT_IMPLEMENTED(
       archive->objects.is_tensor(archive->pickle.root()), "dormant: open_checkpoint: ", where,

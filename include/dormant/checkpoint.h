@@ -73,8 +73,8 @@ class DORMANT_API Checkpoint {
 
 struct OpenOptions {
   /// Tensors that are kept encoded, such as fp8 and its scales, are shown as the plain ones that
-  /// they stand for, and decoded in small pieces when they come to life; false shows them as they
-  /// are in the files.
+  /// they stand for, and decoded in small pieces when they are materialized; false shows them as
+  /// they are in the files.
   bool decode = true;
   /// That of decoded tensors; std::nullopt: what the library concerned decodes to.
   std::optional<c10::ScalarType> dtype = std::nullopt;

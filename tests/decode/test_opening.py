@@ -262,7 +262,7 @@ def test_the_language_model_of_several_may_have_the_settings(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no JSON object"),
+        ("", "not a JSON object"),
         ("{}", "states quant_type as nothing"),
         ({"quant_type": "fp4"}, "states quant_type as 'fp4', expected nf4"),
         ({"blocksize": 0}, "states blocksize as 0"),

@@ -36,7 +36,7 @@ class State {
  public:
   State(const Scan& scan, const RawTensor& tensor)
       : scan_(scan), tensor_(tensor), json_(json::parse(scan.read(tensor), nullptr, false)) {
-    TORCH_CHECK_VALUE(json_.is_object(), about(), " is no JSON object. ", kNextRaw);
+    TORCH_CHECK_VALUE(json_.is_object(), about(), " is not a JSON object. ", kNextRaw);
   }
 
   bool has(const char* key) const { return json_.contains(key) && !json_[key].is_null(); }
@@ -182,7 +182,7 @@ void add_int8(Scan& scan, const RawTensor& scales) {
     TORCH_CHECK_VALUE(
         std::all_of(bytes.begin(), bytes.end(), [](char byte) { return byte == 0; }), scan.about(),
         in_quotes(format->name),
-        " states a layout for GPUs, expected 0, rows. Next: save the model anew with a version of "
+        " states a layout for GPUs, expected 0, rows. Next: save the model again with a version of "
         "bitsandbytes from 0.45 on, or pass decode=False.");
     scan.spend(format->name);
   }

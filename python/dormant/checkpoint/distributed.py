@@ -169,7 +169,7 @@ def _chosen(
 
 @dataclass(frozen=True)
 class _Object:
-    """A value that is no tensor, as torch.save wrote it, within a file."""
+    """A value that is not a tensor, as torch.save wrote it, within a file."""
 
     file: _C.File
     offset: int
@@ -184,7 +184,7 @@ class _Object:
         if self.length > _LONGEST_OBJECT:
             raise ValueError(
                 f"open_checkpoint: {part.path} has {self.length} bytes at byte {self.offset} of a "
-                f"value that is no tensor, expected at most {_LONGEST_OBJECT}."
+                f"value that is not a tensor, expected at most {_LONGEST_OBJECT}."
             )
         return part.read(0, self.length)
 
