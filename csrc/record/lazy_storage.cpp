@@ -106,6 +106,14 @@ std::optional<History> history_of(const at::Tensor& tensor) {
   return history_of(storage_of(tensor));
 }
 
+std::variant<History, const void*> history_or_memory_of(const c10::StorageImpl* storage) {
+  const system::MutexLock lock(mutex());
+  if (const auto* history = find_history(storage)) {
+    return *history;
+  }
+  return storage->data();
+}
+
 bool is_lazy(const c10::StorageImpl* storage) noexcept {
   const system::MutexLock lock(mutex());
   return find_history(storage) != nullptr;
@@ -225,6 +233,20 @@ c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t 
   }
   copies_on_write = was;
   return released;
+}
+
+std::optional<c10::DataPtr> take_memory(c10::StorageImpl* storage, const void* memory,
+                                        const History& history, bool& copies_on_write) {
+  auto exchanged = lazy_data_ptr(history);
+  const system::MutexLock lock(mutex());
+  auto& pointer = storage->_mutable_data_ptr_no_checks();
+  if (find_history(storage) != nullptr || pointer.get() != memory) {
+    return std::nullopt;
+  }
+  copies_on_write = record::copies_on_write(storage);
+  std::swap(pointer, exchanged);
+  guard_pointer(storage, history);
+  return exchanged;
 }
 
 c10::Storage allocate(size_t nbytes) {

@@ -17,6 +17,7 @@
 #include <c10/core/Storage.h>
 
 #include <optional>
+#include <variant>
 
 #include "record/node.h"
 #include "system/export.h"
@@ -34,6 +35,11 @@ struct History {
 /// The history of a lazy storage as it is now; empty where the storage has memory.
 DORMANT_BINDINGS_API std::optional<History> history_of(const c10::StorageImpl* storage);
 DORMANT_BINDINGS_API std::optional<History> history_of(const at::Tensor& tensor);
+
+/// What a storage is, told in one step, as another thread may make a real one lazy or a lazy one
+/// real meanwhile: its history, or its memory, which stays where it is as long as nobody frees it.
+/// c10::Error where PyTorch hands out no pointer.
+std::variant<History, const void*> history_or_memory_of(const c10::StorageImpl* storage);
 
 DORMANT_BINDINGS_API bool is_lazy(const c10::StorageImpl* storage) noexcept;
 DORMANT_BINDINGS_API bool is_lazy(const at::Tensor& tensor) noexcept;
@@ -85,6 +91,11 @@ c10::DataPtr lazy_data_ptr(const History& history);
 /// memory that PyTorch copies when it is first written to.
 c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t nbytes,
                          bool& copies_on_write) noexcept;
+
+/// Makes a storage lazy that has `memory`, and returns what it had: nothing, and it is as it was,
+/// where another thread has given it something else meanwhile. Otherwise as `swap_memory`.
+std::optional<c10::DataPtr> take_memory(c10::StorageImpl* storage, const void* memory,
+                                        const History& history, bool& copies_on_write);
 
 /// Memory for `nbytes` from the CPU allocator.
 c10::Storage allocate(size_t nbytes);

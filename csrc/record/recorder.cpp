@@ -567,10 +567,11 @@ void bump_version(const at::Tensor& tensor) {
 
 c10::Storage clone_storage(const c10::Storage& source) {
   const StorageToCome copy_to_come;
-  const auto history = history_of(source.unsafeGetStorageImpl());
-  if (!history) {
+  const auto found = history_or_memory_of(source.unsafeGetStorageImpl());
+  const auto* history = std::get_if<History>(&found);
+  if (history == nullptr) {
     auto copy = allocate(source.nbytes());
-    std::memcpy(copy.mutable_data(), source.data(), source.nbytes());
+    std::memcpy(copy.mutable_data(), std::get<const void*>(found), source.nbytes());
     return copy;
   }
   History copied{make_buffer(history->buffer->nbytes, nullptr), nullptr};

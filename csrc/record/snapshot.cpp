@@ -26,22 +26,33 @@ Snapshot::Snapshot(c10::ArrayRef<c10::Storage> storages) : Snapshot() {
 
 void Snapshot::hold(const c10::Storage& storage) {
   auto* impl = storage.unsafeGetStorageImpl();
-  if (const auto history = history_of(impl)) {
+  while (!try_to_hold(storage, history_or_memory_of(impl))) {
+  }
+}
+
+bool Snapshot::try_to_hold(const c10::Storage& storage,
+                           const std::variant<History, const void*>& found) {
+  if (const auto* history = std::get_if<History>(&found)) {
     lazy_.push_back({storage, storage.nbytes(), *history, lazy_data_ptr(*history)});
-    return;
+    return true;
   }
   if (storage.device_type() != c10::DeviceType::CPU || storage.nbytes() == 0) {
-    return;
+    return true;
   }
+  auto* impl = storage.unsafeGetStorageImpl();
+  const auto* memory = std::get<const void*>(found);
   Real real;
   real.storage = storage;
   real.nbytes = storage.nbytes();
-  real.source = std::make_shared<HeldMemory>(storage.data(), real.nbytes);
+  real.source = std::make_shared<HeldMemory>(memory, real.nbytes);
   real.history = read_history(real.source, 0, make_buffer(real.nbytes, impl), c10::kByte);
-  auto lazy = lazy_data_ptr(real.history);
+  auto taken = take_memory(impl, memory, real.history, real.copies_on_write);
+  if (!taken) {
+    return false;
+  }
+  real.memory = *std::move(taken);
   real_.push_back(std::move(real));
-  real_.back().memory =
-      swap_memory(impl, std::move(lazy), real_.back().nbytes, real_.back().copies_on_write);
+  return true;
 }
 
 Snapshot::~Snapshot() { restore(); }

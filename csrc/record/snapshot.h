@@ -10,6 +10,7 @@
 
 #include <c10/core/Storage.h>
 #include <memory>
+#include <variant>
 #include <vector>
 
 #include "record/held_memory.h"
@@ -82,6 +83,8 @@ class Snapshot {
 
   Snapshot() = default;
   void hold(const c10::Storage& storage);
+  /// False where another thread has changed what the storage was `found` to be.
+  bool try_to_hold(const c10::Storage& storage, const std::variant<History, const void*>& found);
   static bool is_read_by_others(const Real& real);
   static void give_back(Real& real) noexcept;
 

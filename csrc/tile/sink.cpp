@@ -10,12 +10,14 @@
 #include <set>
 #include <system_error>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "record/lazy_storage.h"
 #include "system/dispatch_state.h"
 #include "system/faults.h"
 #include "system/fork.h"
+#include "system/freed_memory.h"
 #include "tile/engine.h"
 #include "tile/pass.h"
 #include "tile/program_job.h"
@@ -72,10 +74,10 @@ class FileJob final : public ProgramJob {
 /// A real tensor whose elements lie in memory as they shall in the file.
 class CopyJob final : public Job {
  public:
-  CopyJob(const Output& output, const Sink& sink)
+  CopyJob(const Output& output, const void* memory, const Sink& sink)
       : numel_(output.tensor.numel()),
         itemsize_(static_cast<int64_t>(output.tensor.element_size())),
-        memory_(static_cast<const std::byte*>(output.tensor.const_data_ptr())),
+        memory_(static_cast<const std::byte*>(memory) + output.tensor.storage_offset() * itemsize_),
         sink_(sink),
         offset_(output.offset) {}
 
@@ -103,6 +105,18 @@ class CopyJob final : public Job {
   const Sink& sink_;
   const int64_t offset_;
 };
+
+/// A real tensor on the CPU over the memory it has now, whatever another thread makes of its
+/// storage.
+at::Tensor over_memory(const at::Tensor& tensor, const void* memory) {
+  auto owner = std::make_unique<c10::Storage>(tensor.storage());
+  const auto nbytes = static_cast<int64_t>(owner->nbytes());
+  c10::DataPtr pointer(
+      const_cast<void*>(memory), owner.release(),
+      [](void* context) { delete static_cast<c10::Storage*>(context); }, tensor.device());
+  return Geometry::of(tensor).over(
+      c10::Storage(c10::Storage::use_byte_size_t(), nbytes, std::move(pointer)));
+}
 
 /// Lazy storages that one node makes and that have to be whole while views of them are written.
 struct Group {
@@ -137,7 +151,7 @@ Options options_for_groups() {
 struct Contents {
   Jobs in_order;
   Jobs by_rectangles;
-  std::vector<const Output*> real;
+  std::vector<Output> real;
   /// By the number of the last node: all that one node makes, and all views of it, is written from
   /// one run of it.
   std::map<uint64_t, Group> groups;
@@ -149,13 +163,21 @@ struct Contents {
       if (output.tensor.numel() == 0) {
         continue;
       }
-      if (const auto history = record::history_of(output.tensor)) {
+      const auto found =
+          output.tensor.has_storage()
+              ? record::history_or_memory_of(output.tensor.storage().unsafeGetStorageImpl())
+              : nullptr;
+      if (const auto* history = std::get_if<record::History>(&found)) {
         add(output, *history, sink);
       } else if (output.tensor.is_cpu() && output.tensor.is_contiguous() &&
                  !output.tensor.is_conj() && !output.tensor.is_neg()) {
-        in_order.push_back(std::make_unique<CopyJob>(output, sink));
+        in_order.push_back(std::make_unique<CopyJob>(output, std::get<const void*>(found), sink));
       } else {
-        real.push_back(&output);
+        const bool is_plain = output.tensor.is_cpu() && !output.tensor.is_quantized() &&
+                              output.tensor.layout() == at::kStrided;
+        real.push_back(
+            {is_plain ? over_memory(output.tensor, std::get<const void*>(found)) : output.tensor,
+             output.offset});
       }
     }
   }
@@ -301,12 +323,15 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
   writer.tell();
   writer.write(contents.in_order);
   writer.write(contents.by_rectangles);
-  for (const auto* output : contents.real) {
-    writer.gather(output->tensor, output->offset);
+  for (const auto& [tensor, offset] : contents.real) {
+    writer.gather(tensor, offset);
   }
+  system::FreedMemory freed;
   for (auto& [number, group] : contents.groups) {
     writer.write(group);
+    const auto nbytes = group.nbytes();
     group.twins.clear();  // before the next one's tensors exist
+    freed.add(nbytes);
   }
   writer.tell();
 }

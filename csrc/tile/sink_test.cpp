@@ -1,5 +1,6 @@
 #include "tile/sink.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/imag.h>
 #include <ATen/ops/zeros.h>
@@ -10,12 +11,15 @@
 #include <cstdio>
 #include <optional>
 #include <stdexcept>
+#include <stop_token>
 #include <string>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "tile/eager_comparison.h"
 #include "tile/engine.h"
+#include "tile/held_tensors.h"
 
 namespace dormant::tile {
 namespace {
@@ -198,6 +202,29 @@ TEST(SinkThreads, ProgressEndsWithEverythingAndMayStop) {
                       }}),
                std::runtime_error);
   EXPECT_TRUE(record::is_lazy(large));
+}
+
+TEST(SinkThreads, ARealTensorIsWrittenWhileAnotherThreadHoldsIt) {
+  const auto contiguous = at::empty({64}).fill_(3);
+  const auto transposed = at::arange(6).view({2, 3}).t();
+  const std::vector<char> expected[] = {bytes_of(contiguous), bytes_of(transposed)};
+  const std::jthread holder([&](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      HeldTensors held({contiguous, transposed});
+      held.restore();
+    }
+  });
+  const TemporaryFile file;
+  size_t wrong = 0;
+  for (int i = 0; i < 20000; ++i) {
+    // As a state dict has them: other tensors over the same storages.
+    write({{contiguous.detach(), 0}, {transposed.detach(), 256}}, file.sink());
+    wrong += file.bytes(expected[0].size(), 0) != expected[0] ||
+                     file.bytes(expected[1].size(), 256) != expected[1]
+                 ? 1
+                 : 0;
+  }
+  EXPECT_EQ(wrong, 0);
 }
 
 TEST(SinkThreads, AFileThatCannotBeWrittenIsNamedWithTheSystemsReason) {
