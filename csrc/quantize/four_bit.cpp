@@ -89,7 +89,7 @@ int64_t FourBit::unit(c10::IntArrayRef /*sizes*/) const { return block_size_; }
 void FourBit::run(const void* source, c10::ScalarType dtype, c10::IntArrayRef /*sizes*/,
                   int64_t begin, int64_t count, c10::ArrayRef<void*> memory) const {
   const Format format = source_format(dtype);
-  auto* packed = static_cast<uint8_t*>(memory[0]) + begin / 2;
+  auto* packed = static_cast<uint8_t*>(memory[0]);
   auto* absmax = static_cast<float*>(memory[nested_ ? 4 : 1]) + begin / block_size_;
   const int64_t full = count / block_size_;
   const auto block_size = static_cast<size_t>(block_size_);

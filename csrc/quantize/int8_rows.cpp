@@ -26,7 +26,7 @@ void Int8Rows::run(const void* source, c10::ScalarType dtype, c10::IntArrayRef s
   const int64_t columns = sizes[1];
   simd::kernels<Kernels>().int8_rows(source_format(dtype), source, static_cast<size_t>(columns),
                                      static_cast<size_t>(count / columns),
-                                     static_cast<int8_t*>(memory[0]) + begin,
+                                     static_cast<int8_t*>(memory[0]),
                                      static_cast<float*>(memory[1]) + begin / columns);
 }
 

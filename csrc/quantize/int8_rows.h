@@ -18,6 +18,7 @@ class DORMANT_BINDINGS_API Int8Rows final : public record::Quantizer {
   std::vector<record::Geometry> outputs(c10::IntArrayRef sizes) const override;
   std::vector<record::Geometry> scratch(c10::IntArrayRef sizes) const override;
   int64_t unit(c10::IntArrayRef sizes) const override;
+  int64_t packed_bytes(int64_t count) const override { return count; }
   void run(const void* source, c10::ScalarType dtype, c10::IntArrayRef sizes, int64_t begin,
            int64_t count, c10::ArrayRef<void*> memory) const override;
   void finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> memory) const override;
