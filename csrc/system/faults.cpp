@@ -30,8 +30,10 @@ struct Kind {
 };
 
 // In the order of Fault.
-std::array<Kind, kFaultKinds> kinds{
-    {{"allocate", ENOMEM, {}, {}, {}}, {"read", EIO, {}, {}, {}}, {"write", ENOSPC, {}, {}, {}}}};
+std::array<Kind, kFaultKinds> kinds{{{"allocate", ENOMEM, {}, {}, {}},
+                                     {"read", EIO, {}, {}, {}},
+                                     {"write", ENOSPC, {}, {}, {}},
+                                     {"publish", EIO, {}, {}, {}}}};
 
 /// PyTorch's CPU allocator, but for the calls that are to fail. What it hands out is the inner
 /// allocator's own, so that it does not matter which of them is in use when memory is freed; it
@@ -90,7 +92,7 @@ std::array<Due, kFaultKinds> parse(std::string_view text, std::array<bool, kFaul
     TORCH_CHECK_VALUE(kind < kFaultKinds && !number.empty() && error == std::errc() &&
                           end == number.data() + number.size(),
                       "dormant: faults \"", std::string(whole), "\": got \"", std::string(entry),
-                      "\", expected allocate, read or write, a colon and a number, as in "
+                      "\", expected allocate, read, write or publish, a colon and a number, as in "
                       "\"read:3,write:2+\"");
     due[kind] = {first, all_after};
     named[kind] = true;

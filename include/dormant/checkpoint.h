@@ -11,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 #include <dormant/dormant.h>
 #include <dormant/export.h>
+#include <dormant/named_tensors.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -31,7 +32,6 @@ class Checkpoint;
 struct OpenOptions;
 struct LoadOptions;
 struct LoadReport;
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 /// What the files say about a tensor.
 struct CheckpointEntry {
@@ -140,33 +140,13 @@ struct LoadReport {
 DORMANT_API LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
                             const LoadOptions& options = {});
 
-/// Parameters and buffers of a torch::nn::Module, its children included.
+/// Parameters and buffers of a torch::nn::Module, its children included; of a module holder
+/// (torch::nn::Linear and the like) or a shared_ptr to a module, too.
 template <typename Module>
-  requires requires(const Module& module) {
-    module.named_parameters(true);
-    module.named_buffers(true);
-  }
+  requires ModuleLike<Module> || ModuleHolderLike<Module>
 LoadReport load(const Module& module, const Checkpoint& checkpoint,
                 const LoadOptions& options = {}) {
-  NamedTensors tensors;
-  for (const auto& parameter : module.named_parameters(true)) {
-    tensors.emplace_back(parameter.key(), parameter.value());
-  }
-  for (const auto& buffer : module.named_buffers(true)) {
-    tensors.emplace_back(buffer.key(), buffer.value());
-  }
-  return load(tensors, checkpoint, options);
-}
-
-/// The same for a module holder (torch::nn::Linear and the like) or a shared_ptr to a module.
-template <typename Holder>
-  requires requires(const Holder& holder) {
-    holder->named_parameters(true);
-    holder->named_buffers(true);
-  }
-LoadReport load(const Holder& holder, const Checkpoint& checkpoint,
-                const LoadOptions& options = {}) {
-  return load(*holder, checkpoint, options);
+  return load(named_tensors(module), checkpoint, options);
 }
 
 /// The same from the path of a checkpoint.
