@@ -397,7 +397,7 @@ TEST_F(ExhaustedMemory, AQuantizedTensorIsMadeWhenTriedAgain) {
   for (int i = 0; i < 16; ++i) {
     codes.push_back(static_cast<float>(i) / 7.5F - 1);
   }
-  const auto quantizer = std::make_shared<quantize::FourBit>("even", 64, codes);
+  const auto quantizer = std::make_shared<quantization::FourBit>("even", 64, codes);
   const auto build = [] { return at::empty({8, 64}).normal_(); };
   const auto expected = record::quantize(tile::eagerly(build), quantizer);
   const auto source = tile::lazily(build);
