@@ -7,6 +7,7 @@
 #include <array>
 #include <cstring>
 #include <filesystem>
+#include <regex>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -34,14 +35,42 @@ constexpr std::string_view kIndex = ".safetensors.index.json";
 constexpr std::string_view kAnyIndex = ".index.json";
 constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
 
-/// The checkpoint in a folder: as transformers looks for it, else the only one.
-std::string find_in(const std::string& folder) {
+/// Safetensors files of parts of tensors (HuggingFaceStorageWriter), which have names of their own:
+/// shard-00001-model-00001-of-00002.safetensors.
+bool is_distributed_shard(const std::string& path) {
+  static const std::regex name(R"(shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors)");
+  return std::regex_match(fs::path(path).filename().string(), name);
+}
+
+std::vector<std::string> distributed_shards(const std::string& folder) {
+  std::vector<std::string> found;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    if (entry.is_regular_file() && is_distributed_shard(entry.path().string())) {
+      found.push_back(entry.path().string());
+    }
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+/// The checkpoint in a folder: as transformers looks for it, else the only one. Of parts in several
+/// files of safetensors all.
+std::vector<std::string> find_in(const std::string& folder) {
   for (const auto* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                            "pytorch_model.bin.index.json", kDistributedMetadata}) {
     const auto path = fs::path(folder) / name;
-    if (fs::is_regular_file(path)) {
-      return path.string();
+    if (!fs::is_regular_file(path)) {
+      continue;
     }
+    TORCH_CHECK_VALUE(name == kDistributedMetadata ||
+                          !fs::is_regular_file(fs::path(folder) / kDistributedMetadata),
+                      "dormant: open_checkpoint: the folder ", text::printable(folder),
+                      " holds 2 checkpoints: ", name, ", ", kDistributedMetadata,
+                      ", expected one. Next: pass the path of one of them.");
+    return {path.string()};
+  }
+  if (auto shards = distributed_shards(folder); !shards.empty()) {
+    return shards;
   }
   for (const std::string_view ending :
        {kIndex, kFile, std::string_view(".bin.index.json"), std::string_view(".bin"),
@@ -54,7 +83,7 @@ std::string find_in(const std::string& folder) {
     }
     std::sort(found.begin(), found.end());
     if (found.size() == 1 || (!found.empty() && gguf_parts(found.front()) == found)) {
-      return found.front();
+      return {found.front()};
     }
     std::string list;
     for (const auto& path : found) {
@@ -164,11 +193,39 @@ Catalog open_index(const std::string& path, const CatalogOptions& options) {
   return catalog;
 }
 
-Catalog open_distributed(const std::string& path) {
-  auto found = read_distributed(path);
+/// The name of a value in the mapping `key` of a state dict, which may be nested; std::nullopt
+/// where it is not in it.
+std::optional<std::string> below(const ValuePath& path, const std::string& key) {
+  const auto joined = [&](size_t begin, size_t end) {
+    std::string text;
+    for (size_t i = begin; i < end; ++i) {
+      const auto* name = std::get_if<std::string>(&path[i]);
+      text += (i == begin ? "" : ".") +
+              (name != nullptr ? *name : std::to_string(std::get<int64_t>(path[i])));
+    }
+    return text;
+  };
+  for (size_t depth = 1; depth < path.size(); ++depth) {
+    if (joined(0, depth) == key) {
+      return joined(depth, path.size());
+    }
+  }
+  return std::nullopt;
+}
+
+Catalog distributed_catalog(DistributedCheckpoint found, const std::string& path,
+                            const std::optional<std::string>& key) {
   Catalog catalog;
   catalog.metadata = std::move(found.metadata);
   for (auto& tensor : found.tensors) {
+    if (key && !key->empty()) {
+      const auto where = found.paths.find(tensor.name);
+      auto name = where == found.paths.end() ? std::nullopt : below(where->second, *key);
+      if (!name) {
+        continue;
+      }
+      tensor.name = std::move(*name);
+    }
     const auto& pieces = tensor.pieces->pieces();
     auto file = pieces.empty() ? File::open(path) : pieces.front().file;
     const auto contiguous = record::Geometry::contiguous(tensor.sizes, tensor.dtype);
@@ -183,6 +240,9 @@ Catalog open_distributed(const std::string& path) {
     catalog.tensors.emplace(std::move(tensor.name), CatalogEntry{std::move(entry), std::move(file),
                                                                  nullptr, std::move(view)});
   }
+  TORCH_CHECK_INDEX(!key || key->empty() || !catalog.tensors.empty(),
+                    "dormant: open_checkpoint: ", text::printable(path), " has no mapping ",
+                    text::in_quotes(*key), " with tensors. Next: pass another `key`, or none.");
   return catalog;
 }
 
@@ -283,12 +343,19 @@ const std::string& CatalogEntry::home() const {
 
 Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   std::error_code error;
-  const auto found = fs::is_directory(path, error) ? find_in(path) : path;
+  const auto files = fs::is_directory(path, error) ? find_in(path) : std::vector{path};
+  const auto& found = files.front();
   Catalog catalog;
-  if (std::string_view(found).ends_with(kAnyIndex)) {
+  if (files.size() > 1 || (found != path && is_distributed_shard(found))) {
+    std::vector<std::shared_ptr<const File>> opened;
+    for (const auto& file : files) {
+      opened.push_back(File::open(file));
+    }
+    catalog = distributed_catalog(read_distributed_safetensors(opened), found, options.key);
+  } else if (std::string_view(found).ends_with(kAnyIndex)) {
     catalog = open_index(found, options);
   } else if (fs::path(found).filename() == kDistributedMetadata) {
-    catalog = open_distributed(found);
+    catalog = distributed_catalog(read_distributed(found), found, options.key);
   } else {
     const auto parts = gguf_parts(found);
     for (size_t i = 0; i < parts.size(); ++i) {
