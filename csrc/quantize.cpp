@@ -71,19 +71,22 @@ std::string json_number(double value) {
 
 /// The text that bitsandbytes keeps beside the tensors.
 std::string state_text(const Quantized& quantized, const FourBit& scheme) {
-  auto text =
-      c10::str(R"({"quant_type": ")", name_of(scheme.kind), R"(", "blocksize": )",
-               scheme.block_size, R"(, "dtype": ")", name_of(quantized.dtype), R"(", "shape": [)");
+  // Not by a stream, which passes over exhausted memory and gives less than there is.
+  std::string text = R"({"quant_type": ")";
+  text.append(name_of(scheme.kind)).append(R"(", "blocksize": )");
+  text.append(std::to_string(scheme.block_size)).append(R"(, "dtype": ")");
+  text.append(name_of(quantized.dtype)).append(R"(", "shape": [)");
   for (size_t i = 0; i < quantized.sizes.size(); ++i) {
-    text += (i == 0 ? "" : ", ") + std::to_string(quantized.sizes[i]);
+    text.append(i == 0 ? "" : ", ").append(std::to_string(quantized.sizes[i]));
   }
-  text += "]";
+  text.append("]");
   if (scheme.nested) {
-    text += c10::str(R"(, "nested_blocksize": )", kNestedBlock,
-                     R"(, "nested_dtype": "float32", "nested_offset": )",
-                     json_number(*quantized.offset.const_data_ptr<float>()));
+    text.append(R"(, "nested_blocksize": )").append(std::to_string(kNestedBlock));
+    text.append(R"(, "nested_dtype": "float32", "nested_offset": )");
+    text.append(json_number(*quantized.offset.const_data_ptr<float>()));
   }
-  return text + "}";
+  text.append("}");
+  return text;
 }
 
 }  // namespace

@@ -249,6 +249,25 @@ TEST(Save, AnyCallThatFailsLeavesTheEarlierFilesAsTheyWere) {
   }
 }
 
+TEST(Save, AFilesystemWithoutSecondNamesGetsTheSameContents) {
+  const auto limits = {uint64_t{40}, uint64_t{80}, uint64_t{1000}};
+  for (const auto earlier : limits) {
+    for (const auto later : limits) {
+      const ScratchFolder folder;
+      system::set_faults("link:1+");
+      SaveOptions options;
+      for (const auto limit : {earlier, later}) {
+        options.max_shard_size = limit;
+        save(build_lazily(limit), folder.path(""), options);
+        expect_read_back(folder.path(""), build(limit));
+      }
+      system::set_faults("");
+      const size_t files = later == 40 ? 4 : later == 80 ? 3 : 1;
+      EXPECT_EQ(files_in(folder.path("")).size(), files) << earlier << " to " << later;
+    }
+  }
+}
+
 TEST(Save, AnErrorRemovesTheFoldersThatWereMade) {
   const ScratchFolder folder;
   SaveOptions options;

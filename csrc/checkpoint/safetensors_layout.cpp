@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -16,6 +17,13 @@ namespace {
 
 constexpr uint64_t kLengthBytes = 8;
 constexpr auto kMost = std::numeric_limits<int64_t>::max();
+
+/// Not by a stream, which passes over exhausted memory and gives less than there is.
+void append(std::string& text, std::initializer_list<std::string_view> parts) {
+  for (const auto part : parts) {
+    text.append(part);
+  }
+}
 
 /// In double quotes, every character as itself where JSON allows it.
 std::string quoted(const std::string& text, const char* what) {
@@ -60,7 +68,7 @@ std::string entry(const TensorToWrite& tensor, uint64_t begin, uint64_t end) {
     text += i == 0 ? "" : ",";
     text += std::to_string(size);
   }
-  text += c10::str("],\"data_offsets\":[", begin, ",", end, "]}");
+  append(text, {"],\"data_offsets\":[", std::to_string(begin), ",", std::to_string(end), "]}"});
   return text;
 }
 
@@ -81,10 +89,11 @@ SafetensorsLayout lay_out_safetensors(c10::ArrayRef<TensorToWrite> tensors,
   std::sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
     return a.first != b.first ? a.first < b.first : tensors[a.second].name < tensors[b.second].name;
   });
-  auto header = c10::str("{\"", kSafetensorsMetadata, "\":{");
+  std::string header;
+  append(header, {"{\"", kSafetensorsMetadata, "\":{"});
   for (size_t i = 0; i < metadata.size(); ++i) {
-    header += c10::str(i == 0 ? "" : ",", quoted(metadata[i].first, "the key of metadata"), ":",
-                       quoted(metadata[i].second, "the metadata"));
+    append(header, {i == 0 ? "" : ",", quoted(metadata[i].first, "the key of metadata"), ":",
+                    quoted(metadata[i].second, "the metadata")});
   }
   header += "}";
   std::vector<uint64_t> begins(tensors.size());

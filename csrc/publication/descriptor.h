@@ -50,6 +50,12 @@ int attempt(Call&& call) {
   return result;
 }
 
+/// The same for a second name of a file, which some filesystems do not have.
+template <typename Call>
+int attempt_link(Call&& call) {
+  return system::is_due(system::Fault::link) ? -1 : attempt(call);
+}
+
 /// std::system_error with the system's number. `what` has no end of a sentence: the system's words
 /// follow.
 [[noreturn]] inline void refuse(int error, const std::string& what) {

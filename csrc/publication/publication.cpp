@@ -66,36 +66,39 @@ std::string in_units(double bytes) {
 }  // namespace
 
 MadeFolder::MadeFolder(const std::string& folder) {
-  std::vector<fs::path> absent;
+  std::vector<std::string> absent;
   std::error_code error;
   for (auto place = fs::path(folder); !place.empty() && !fs::exists(place, error);
        place = place.parent_path()) {
     if (place.has_filename()) {
-      absent.push_back(place);
+      absent.push_back(place.string());
     }
   }
-  const auto refused = [&](int number) {
-    for (auto made = made_.rbegin(); made != made_.rend(); ++made) {
-      ::rmdir(made->c_str());
-    }
-    refuse(number, "making the folder " + printable(folder));
-  };
-  for (auto place = absent.rbegin(); place != absent.rend(); ++place) {
+  made_.reserve(absent.size());  // nothing below it throws but what says so
+  int failure = 0;
+  for (auto place = absent.rbegin(); failure == 0 && place != absent.rend(); ++place) {
     if (attempt([&] { return ::mkdir(place->c_str(), 0777); }) == 0) {
-      made_.push_back(place->string());
+      made_.push_back(std::move(*place));
     } else if (errno != EEXIST) {
-      refused(errno);
+      failure = errno;
     }
   }
-  if (!fs::is_directory(folder, error)) {
-    refused(ENOTDIR);
+  if (failure == 0 && !fs::is_directory(folder, error)) {
+    failure = ENOTDIR;
+  }
+  if (failure != 0) {
+    remove();
+    refuse(failure, "making the folder " + printable(folder));
   }
 }
 
-MadeFolder::~MadeFolder() {
+MadeFolder::~MadeFolder() { remove(); }
+
+void MadeFolder::remove() {
   for (auto made = made_.rbegin(); made != made_.rend(); ++made) {
     ::rmdir(made->c_str());
   }
+  made_.clear();
 }
 
 Publication::Publication(std::string folder) : folder_(std::move(folder)) {
@@ -179,7 +182,7 @@ bool Replacement::place_also(const std::string& name, const std::string& other) 
   const auto path = publication_.path_of(other);
   const auto& waiting = publication_.waiting_.at(name);
   steps_.push_back({path, {}});
-  if (attempt([&] { return ::link(waiting.c_str(), path.c_str()); }) == 0) {
+  if (attempt_link([&] { return ::link(waiting.c_str(), path.c_str()); }) == 0) {
     return true;
   }
   if (!has_no_links(errno)) {
@@ -228,7 +231,7 @@ void Replacement::set_aside(const std::string& path, bool replaced) {
   const auto kept = publication_.temporary_path();
   steps_.push_back({path, kept});
   // A second name, so that the first one is never missing while it is replaced.
-  if (attempt([&] { return ::link(path.c_str(), kept.c_str()); }) == 0) {
+  if (attempt_link([&] { return ::link(path.c_str(), kept.c_str()); }) == 0) {
     return;
   }
   if (!has_no_links(errno)) {

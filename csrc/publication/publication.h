@@ -27,6 +27,8 @@ class MadeFolder {
   void stay() { made_.clear(); }
 
  private:
+  void remove();
+
   std::vector<std::string> made_;  ///< the outermost first
 };
 

@@ -4,13 +4,14 @@
 #include <dirent.h>
 #include <sys/file.h>
 
-#include <algorithm>
+#include <array>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <memory>
+#include <new>
 #include <random>
 #include <string_view>
+
+#include "text/printable.h"
 
 namespace dormant::publication {
 namespace {
@@ -23,16 +24,23 @@ constexpr size_t kDigits = 16;
 
 /// Stands for all processes that see each other's locks on files in `folder`.
 std::string place_of(const std::string& folder) {
-  std::ifstream file(kBoot);
-  const std::string boot((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  // Not by streams, which pass over exhausted memory and give less than there is.
+  const Descriptor file(::open(kBoot, O_RDONLY | O_CLOEXEC));
+  std::array<char, 64> boot{};
+  const auto length = file ? ::read(file.get(), boot.data(), boot.size()) : -1;
   struct stat status{};
-  if (boot.empty()) {
+  if (length <= 0) {
     return kUnlocked;
   }
   if (::stat(folder.c_str(), &status) != 0) {
-    refuse(errno, "cannot create files in " + folder);
+    refuse(errno, "cannot create files in " + text::printable(folder));
   }
-  auto digits = c10::sha1(boot + " " + std::to_string(status.st_dev)).str();
+  c10::sha1 hash(std::string(boot.data(), static_cast<size_t>(length)) + " " +
+                 std::to_string(status.st_dev));
+  auto digits = hash.str();
+  if (digits.size() != 40) {  // it is made by a stream
+    throw std::bad_alloc();
+  }
   digits.resize(kDigits);
   return digits;
 }
@@ -64,6 +72,22 @@ void remove_tree(int parent, const char* name) {
 }
 
 }  // namespace
+
+std::vector<std::string> names_in(const std::string& folder) {
+  const OpenFolder open(::opendir(folder.c_str()), &::closedir);
+  if (!open) {
+    refuse(errno, "reading the folder " + text::printable(folder));
+  }
+  std::vector<std::string> names;
+  // NOLINTNEXTLINE(concurrency-mt-unsafe): the stream is this thread's
+  while (const auto* entry = ::readdir(open.get())) {
+    const std::string_view found = entry->d_name;
+    if (found != "." && found != "..") {
+      names.emplace_back(found);
+    }
+  }
+  return names;
+}
 
 std::string random_digits(size_t count) {
   constexpr std::string_view kAll = "0123456789abcdef";
@@ -102,7 +126,7 @@ bool Staging::try_make(const std::string& folder, std::string& place) {
   remove();
   path_ = folder + "/.dormant-" + place + "-" + random_digits(kDigits) + ".tmp";
   const auto refused = [&] {
-    refuse(errno, "cannot create files in " + folder +
+    refuse(errno, "cannot create files in " + text::printable(folder) +
                       ". Next: check that the folder exists and can be written");
   };
   if (attempt([&] { return ::mkdir(path_.c_str(), 0700); }) != 0) {
@@ -212,15 +236,11 @@ void remove_abandoned(const std::string& folder) {
     }
     const auto begin = ".dormant-" + place + "-";
     constexpr std::string_view kEnd = ".tmp";
-    std::error_code error;
-    for (std::filesystem::directory_iterator found(folder, error), end; !error && found != end;
-         found.increment(error)) {
-      const auto path = found->path().string();
-      const auto name = found->path().filename().string();
+    for (const auto& name : names_in(folder)) {
       if (name.size() == begin.size() + kDigits + kEnd.size() && name.starts_with(begin) &&
           name.ends_with(kEnd) &&
           name.find_first_not_of("0123456789abcdef", begin.size()) == begin.size() + kDigits) {
-        Staging(Staging::Abandoned{}, path).remove_if_abandoned();
+        Staging(Staging::Abandoned{}, folder + "/" + name).remove_if_abandoned();
       }
     }
   } catch (const std::system_error&) {

@@ -13,6 +13,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "publication/descriptor.h"
 
@@ -57,6 +58,10 @@ class Staging {
 /// else has such a name stays: what a living process uses, what may have been made on another
 /// machine, links, folders of other users.
 void remove_abandoned(const std::string& folder);
+
+/// What is in a folder. (std::filesystem ends the process where there is no memory for a name.)
+/// std::system_error where the folder cannot be read.
+std::vector<std::string> names_in(const std::string& folder);
 
 /// So many random hexadecimal digits.
 std::string random_digits(size_t count);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
@@ -58,14 +57,6 @@ bool is_shard(std::string_view name) {
   return name == kSuffix;
 }
 
-std::set<std::string> names_in(const std::string& folder) {
-  std::set<std::string> names;
-  for (const auto& found : std::filesystem::directory_iterator(folder)) {
-    names.insert(found.path().filename().string());
-  }
-  return names;
-}
-
 }  // namespace
 
 SafetensorsFolder::SafetensorsFolder(std::vector<std::string> names, c10::ArrayRef<uint64_t> sizes,
@@ -108,7 +99,8 @@ std::string SafetensorsFolder::index(const std::map<std::string, std::string>& o
 }
 
 void SafetensorsFolder::replace_earlier(Replacement& replacement, const WriteBytes& write) const {
-  const auto present = names_in(replacement.folder());
+  const auto names = publication::names_in(replacement.folder());
+  const std::set<std::string> present(names.begin(), names.end());
   std::set<std::string> stale;
   for (const auto& name : present) {
     if (is_shard(name)) {

@@ -17,8 +17,8 @@
 
 namespace dormant::system {
 
-enum class Fault : uint8_t { allocate, read, write, publish };
-constexpr size_t kFaultKinds = 4;
+enum class Fault : uint8_t { allocate, read, write, publish, link };
+constexpr size_t kFaultKinds = 5;
 
 /// Calls of each kind, in the order of Fault.
 using FaultCounts = std::array<uint64_t, kFaultKinds>;

@@ -79,14 +79,16 @@ struct OpenOptions {
   /// That of decoded tensors; std::nullopt: what the library concerned decodes to.
   std::optional<c10::ScalarType> dtype = std::nullopt;
   /// Which mapping or module in a file of torch.save holds the tensors, "" the file's own;
-  /// std::nullopt: the only one.
+  /// std::nullopt: the only one. In a folder of torch.distributed.checkpoint a mapping of the state
+  /// dict that was saved, nested ones with dots between; "" and std::nullopt mean all tensors.
   std::optional<std::string> key = std::nullopt;
 };
 
-/// Opens a safetensors file, a file of torch.save, the index of several (*.index.json), or a folder
-/// that has model.safetensors, pytorch_model.bin, the index of either, .metadata of
-/// torch.distributed.checkpoint (each tensor is put together from the ranks' parts) or only one
-/// such file of another name. Reads and checks everything but the tensors' bytes. Of a file of
+/// Opens a safetensors file, a file of torch.save, a GGUF file, split or not (tensors have the
+/// file's names), the index of several (*.index.json), or a folder that has model.safetensors,
+/// pytorch_model.bin, the index of either, .metadata of torch.distributed.checkpoint (each tensor
+/// is put together from the ranks' parts), the files of its safetensors writer, or only one such
+/// file of another name. Reads and checks everything but the tensors' bytes. Of a file of
 /// torch.save nothing is run: its state dict is what is under `key`, or the only one, and of a
 /// pickled module what its state_dict() would have. Throws c10::ValueError where a file is damaged
 /// or contradicts another one or the config.json beside it, c10::IndexError where a file has no
