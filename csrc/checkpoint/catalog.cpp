@@ -7,13 +7,13 @@
 #include <array>
 #include <cstring>
 #include <filesystem>
-#include <regex>
 #include <string_view>
 #include <system_error>
 #include <utility>
 
 #include "checkpoint/dcp.h"
 #include "checkpoint/encodings/find.h"
+#include "checkpoint/folder.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
 #include "checkpoint/safetensors.h"
@@ -30,76 +30,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kFile = ".safetensors";
-constexpr std::string_view kGguf = ".gguf";
-constexpr std::string_view kIndex = ".safetensors.index.json";
-constexpr std::string_view kAnyIndex = ".index.json";
 constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
-
-/// Safetensors files of parts of tensors (HuggingFaceStorageWriter), which have names of their own:
-/// shard-00001-model-00001-of-00002.safetensors.
-bool is_distributed_shard(const std::string& path) {
-  static const std::regex name(R"(shard-[0-9]{5}-model-[0-9]{5}-of-[0-9]{5}\.safetensors)");
-  return std::regex_match(fs::path(path).filename().string(), name);
-}
-
-std::vector<std::string> distributed_shards(const std::string& folder) {
-  std::vector<std::string> found;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    if (entry.is_regular_file() && is_distributed_shard(entry.path().string())) {
-      found.push_back(entry.path().string());
-    }
-  }
-  std::sort(found.begin(), found.end());
-  return found;
-}
-
-/// The checkpoint in a folder: as transformers looks for it, else the only one. Of parts in several
-/// files of safetensors all.
-std::vector<std::string> find_in(const std::string& folder) {
-  for (const auto* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                           "pytorch_model.bin.index.json", kDistributedMetadata}) {
-    const auto path = fs::path(folder) / name;
-    if (!fs::is_regular_file(path)) {
-      continue;
-    }
-    TORCH_CHECK_VALUE(name == kDistributedMetadata ||
-                          !fs::is_regular_file(fs::path(folder) / kDistributedMetadata),
-                      "dormant: open_checkpoint: the folder ", text::printable(folder),
-                      " holds 2 checkpoints: ", name, ", ", kDistributedMetadata,
-                      ", expected one. Next: pass the path of one of them.");
-    return {path.string()};
-  }
-  if (auto shards = distributed_shards(folder); !shards.empty()) {
-    return shards;
-  }
-  for (const std::string_view ending :
-       {kIndex, kFile, std::string_view(".bin.index.json"), std::string_view(".bin"),
-        std::string_view(".pth"), std::string_view(".pt"), kGguf}) {
-    std::vector<std::string> found;
-    for (const auto& entry : fs::directory_iterator(folder)) {
-      if (entry.is_regular_file() && entry.path().string().ends_with(ending)) {
-        found.push_back(entry.path().string());
-      }
-    }
-    std::sort(found.begin(), found.end());
-    if (found.size() == 1 || (!found.empty() && gguf_parts(found.front()) == found)) {
-      return {found.front()};
-    }
-    std::string list;
-    for (const auto& path : found) {
-      list += (list.empty() ? "" : ", ") + text::in_quotes(fs::path(path).filename().string());
-    }
-    TORCH_CHECK_VALUE(found.empty(), "dormant: open_checkpoint: the folder ",
-                      text::printable(folder), " holds ", found.size(),
-                      " checkpoints: ", text::printable(list),
-                      ", expected one. Next: pass the path of one of them.");
-  }
-  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", text::printable(folder),
-                    " holds no checkpoint, expected model.safetensors, "
-                    "model.safetensors.index.json, pytorch_model.bin, its index, or one file "
-                    "*.safetensors, *.bin, *.pth, *.pt, or its index, or *.gguf. Next: pass the "
-                    "path of a file.");
-}
 
 struct Contents {
   std::vector<CatalogEntry> entries;
@@ -343,7 +274,7 @@ const std::string& CatalogEntry::home() const {
 
 Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   std::error_code error;
-  const auto files = fs::is_directory(path, error) ? find_in(path) : std::vector{path};
+  const auto files = fs::is_directory(path, error) ? find_checkpoint(path) : std::vector{path};
   const auto& found = files.front();
   Catalog catalog;
   if (files.size() > 1 || (found != path && is_distributed_shard(found))) {
@@ -352,7 +283,7 @@ Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
       opened.push_back(File::open(file));
     }
     catalog = distributed_catalog(read_distributed_safetensors(opened), found, options.key);
-  } else if (std::string_view(found).ends_with(kAnyIndex)) {
+  } else if (is_index(found)) {
     catalog = open_index(found, options);
   } else if (fs::path(found).filename() == kDistributedMetadata) {
     catalog = distributed_catalog(read_distributed(found), found, options.key);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import io
 import itertools
 import json
@@ -33,6 +34,7 @@ from packed import awq, gptq, scales, words
 from safetensors.torch import load_file, save_file
 
 import dormant
+from dormant.publication.locking import locked
 from dormant.publication.staging import _place_of
 
 pytestmark = pytest.mark.timeout(900)
@@ -272,6 +274,77 @@ def test_damage_is_refused_by_both(public_api: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "copied.safetensors").exists()
 
 
+# Names of files, an index of those behind it where it is one, and what both open; None: neither.
+FOLDERS: dict[str, tuple[dict[str, list[str]], str | None]] = {
+    "alone": ({"x.safetensors": []}, "x.safetensors"),
+    "the usual name first": ({"model.safetensors": [], "x.safetensors": []}, "model.safetensors"),
+    "safetensors before others": ({"x.safetensors": [], "y.bin": []}, "x.safetensors"),
+    "two of a kind": ({"x.safetensors": [], "y.safetensors": []}, None),
+    "an index": ({"m.safetensors.index.json": ["m-00001-of-00001.safetensors"]}, "m"),
+    "a variant": ({"m.fp16.safetensors.index.json": ["m.fp16-00001-of-00001.safetensors"]}, "m"),
+    "an index beside another file": (
+        {"m.safetensors.index.json": ["m-00001-of-00001.safetensors"], "other.safetensors": []},
+        "m",
+    ),
+    "an index and its variant": (
+        {
+            "m.safetensors.index.json": ["m-00001-of-00001.safetensors"],
+            "m.safetensors.index.fp16.json": ["m-00001-of-00001.fp16.safetensors"],
+        },
+        "m",
+    ),
+    "only the other form of a variant": (
+        {"m.safetensors.index.fp16.json": ["m-00001-of-00001.fp16.safetensors"]},
+        "m",
+    ),
+    "a file and its variant": ({"x.safetensors": [], "x.fp16.safetensors": []}, "x.safetensors"),
+    "two variants": ({"x.a.safetensors": [], "x.b.safetensors": []}, None),
+    "two indices": (
+        {
+            "m.safetensors.index.json": ["m-00001-of-00001.safetensors"],
+            "n.safetensors.index.json": ["n-00001-of-00001.safetensors"],
+        },
+        None,
+    ),
+    "an index of accelerate": ({"weight_map.index.json": ["x.pt"], "y.pt": []}, "m"),
+    "one part of a set": ({"consolidated.00.pth": []}, "consolidated.00.pth"),
+    "torch.save by another name": ({"x.pth": []}, "x.pth"),
+    "nothing": ({"x.txt": []}, None),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_both_find_the_same_checkpoint_in_a_folder(
+    case: str, public_api: Run, tmp_path: Path
+) -> None:
+    files, expected = FOLDERS[case]
+    folder, copied = tmp_path / "made", tmp_path / "copied.safetensors"
+    folder.mkdir()
+
+    def write_one(name: str, key: str) -> None:
+        if name.endswith(".safetensors"):
+            save_file({key: torch.ones(1)}, folder / name)
+        else:
+            torch.save({key: torch.ones(1)}, folder / name)
+
+    for name, shards in files.items():
+        if not shards:
+            write_one(name, name)
+            continue
+        for shard in shards:
+            write_one(shard, "m")
+        said = {"metadata": {}, "weight_map": dict.fromkeys(["m"], shards[0])}
+        (folder / name).write_text(json.dumps(said))
+    if expected is None:
+        with pytest.raises(ValueError, match="open_checkpoint"):
+            dormant.open_checkpoint(folder)
+        assert "ValueError: " in public_api("copy", folder, copied, status=1).stderr
+        return
+    assert list(dormant.open_checkpoint(folder)) == [expected]
+    public_api("copy", folder, copied)
+    assert list(load_file(copied)) == [expected]
+
+
 # ---- save
 
 
@@ -312,6 +385,20 @@ def test_each_removes_what_the_other_left(public_api: Run, tmp_path: Path) -> No
         save()
         assert not left.exists()
     assert sorted(file.name for file in target.iterdir()) == ["m.safetensors", "n.safetensors"]
+
+
+def test_each_waits_for_the_other(public_api: Run, tmp_path: Path) -> None:
+    path = safetensors(tmp_path)
+    target = tmp_path / "saved"
+    target.mkdir()
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with locked(target):
+            saving = pool.submit(public_api, "copy", path, target / "m.safetensors")
+            with pytest.raises(concurrent.futures.TimeoutError):
+                saving.result(timeout=2)
+            assert not (target / "m.safetensors").exists()
+        saving.result(timeout=60)
+    assert_same(load_file(target / "m.safetensors"), read(path))
 
 
 # ---- quantize
