@@ -118,7 +118,7 @@ TEST(DistributedCheckpoint, AFolderWithAnotherCheckpointBesideIsRefused) {
   const Example example;
   example.folder.write("model.safetensors", safetensors_file("{}", ""));
   EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalog(example.folder.path("")); }),
-                       "holds 2 checkpoints: model.safetensors, .metadata"));
+                       "holds 2 checkpoints: 'model.safetensors', '.metadata'"));
   EXPECT_EQ(open_catalog(example.path()).tensors.size(), 1U);
 }
 
