@@ -323,8 +323,11 @@ DistributedCheckpoint read_distributed(const File& metadata, const OpenBeside& o
 DistributedCheckpoint read_distributed(const std::string& path) {
   const auto file = File::open(path);
   const auto folder = fs::path(file->path()).parent_path();
-  return read_distributed(
-      *file, [&](const std::string& relative) { return File::open((folder / relative).string()); });
+  return read_distributed(*file, [&](const std::string& relative) {
+    auto data = File::open((folder / relative).string());
+    data->copy_always();  // torch's writer empties the file that it replaces
+    return data;
+  });
 }
 
 }  // namespace dormant::checkpoint

@@ -15,7 +15,7 @@
 #include "quantize/source_format.h"
 #include "simd/kernels.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 using record::Geometry;
@@ -133,4 +133,4 @@ std::string FourBit::name() const {
   return kind_ + ", blocks of " + std::to_string(block_size_) + (nested_ ? ", nested" : "");
 }
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

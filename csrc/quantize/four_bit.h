@@ -13,7 +13,7 @@
 #include "record/quantizer.h"
 #include "system/export.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 /// Outputs for N elements in B blocks: the packed codes, uint8 [(N + 1) / 2, 1], and the absmax,
 /// float32 [B]. Nested: the packed codes, the absmax as codes, uint8 [B], the absmax of those, one
@@ -44,4 +44,4 @@ class DORMANT_BINDINGS_API FourBit final : public record::Quantizer {
   std::optional<DynamicMap> nested_;
 };
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -6,7 +6,7 @@
 #include "quantize/source_format.h"
 #include "simd/kernels.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 using record::Geometry;
 
@@ -35,4 +35,4 @@ void Int8Rows::finish(c10::IntArrayRef /*sizes*/, int /*threads*/,
 
 std::string Int8Rows::name() const { return "int8, row by row"; }
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

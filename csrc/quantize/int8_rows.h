@@ -9,7 +9,7 @@
 #include "record/quantizer.h"
 #include "system/export.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 /// Outputs for a source of [rows, columns], which is rounded to float16 first: int8 [rows, columns]
 /// and the absmax of each row, float32 [rows], which bitsandbytes calls SCB.
@@ -25,4 +25,4 @@ class DORMANT_BINDINGS_API Int8Rows final : public record::Quantizer {
   std::string name() const override;
 };
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -15,7 +15,7 @@
 #include "quantize/int8_rows.h"
 #include "record/quantizer.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 using record::Geometry;
@@ -162,4 +162,4 @@ TEST(Quantizers, ThreadsShareAWholeTensor) {
 }
 
 }  // namespace
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -108,7 +108,7 @@ struct Quantized {
 };
 
 Quantized quantized() {
-  const auto quantizer = std::make_shared<quantize::Int8Rows>();
+  const auto quantizer = std::make_shared<quantization::Int8Rows>();
   const Build build = [] { return matrix(); };
   Quantized result{record::quantize(lazily(build), quantizer), {}};
   const auto source = eagerly(build);
