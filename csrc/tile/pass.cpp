@@ -91,6 +91,14 @@ size_t shared_bytes(const Jobs& jobs, int threads) {
   return sum;
 }
 
+size_t bytes_of_threads(const Jobs& jobs, const Plan& plan) {
+  size_t most = 0;
+  for (const auto& job : jobs) {
+    most = std::max(most, job->thread_bytes(std::min(plan.tile(*job), job->numel())));
+  }
+  return most * static_cast<size_t>(plan.threads);
+}
+
 }  // namespace
 
 int64_t Plan::tile(const Job& job) const {
@@ -100,11 +108,7 @@ int64_t Plan::tile(const Job& job) const {
 }
 
 size_t bytes_needed(const Jobs& jobs, const Plan& plan) {
-  size_t most = 0;
-  for (const auto& job : jobs) {
-    most = std::max(most, job->thread_bytes(std::min(plan.tile(*job), job->numel())));
-  }
-  return most * static_cast<size_t>(plan.threads) + shared_bytes(jobs, plan.threads);
+  return bytes_of_threads(jobs, plan) + shared_bytes(jobs, plan.threads);
 }
 
 namespace {
@@ -115,7 +119,10 @@ Plan tiles_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<siz
   if (!bound) {
     return plan;
   }
-  const auto too_much = [&] { return bytes_needed(jobs, plan) > *bound; };
+  // What jobs need for themselves takes nothing away from their tiles where nobody asks.
+  const auto too_much = [&] {
+    return (budget ? bytes_needed(jobs, plan) : bytes_of_threads(jobs, plan)) > *bound;
+  };
   const auto any = [&](const auto& is_larger) {
     return std::any_of(jobs.begin(), jobs.end(),
                        [&](const auto& job) { return is_larger(job->tile_size()); });

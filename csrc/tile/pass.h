@@ -24,7 +24,7 @@ struct Plan {
 };
 
 /// The plan under a budget; it may need more where even the smallest does. `unasked` is the bound
-/// where there is no budget: tiles stay comfortable.
+/// on what all threads need for their tiles where there is no budget: these stay comfortable.
 Plan plan_for(const Jobs& jobs, std::optional<size_t> budget, std::optional<size_t> unasked = {});
 
 /// Bytes that the jobs need besides the final tensors, and besides what is read ahead.

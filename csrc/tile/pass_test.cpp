@@ -123,6 +123,14 @@ TEST(Pass, WithoutABudgetTilesStayComfortable) {
   EXPECT_EQ(plan.tile(*jobs[0]) * 4, kSize.comfortable);
 }
 
+TEST(Pass, WithoutABudgetWhatJobsNeedForThemselvesMakesTilesNoSmaller) {
+  const system::ThreadCount threads(2);
+  const auto jobs = counting_jobs(2);
+  const auto plan = plan_for(jobs, {}, 2 * static_cast<size_t>(kSize.best));
+  EXPECT_EQ(plan.threads, 2);
+  EXPECT_EQ(plan.tile(*jobs[0]) * 4, kSize.best);
+}
+
 TEST(Pass, SharedMemoryIsThatOfTheJobsThatCanBeUnderWay) {
   const auto jobs = counting_jobs(5);
   const auto of_tiles = [](int threads) { return static_cast<size_t>(threads * kSize.best); };

@@ -184,7 +184,7 @@ TEST(Sink, WhatNobodyInitialisedIsZero) {
 
 /// The outputs of quantizing what `build` gives: lazy ones, and real ones of the same bytes.
 std::pair<std::vector<Tensor>, std::vector<Tensor>> quantized(const Build& build) {
-  const auto quantizer = std::make_shared<quantize::Int8Rows>();
+  const auto quantizer = std::make_shared<quantization::Int8Rows>();
   const auto source = eagerly(build);
   std::vector<Tensor> real;
   for (const auto& geometry : quantizer->outputs(source.sizes())) {
