@@ -15,6 +15,7 @@
 #include "checkpoint/encodings/find.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
+#include "checkpoint/paths.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_archive.h"
 #include "checkpoint/torch_catalog.h"
@@ -38,9 +39,9 @@ constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
 std::string find_in(const std::string& folder) {
   for (const auto* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
                            "pytorch_model.bin.index.json", kDistributedMetadata}) {
-    const auto path = fs::path(folder) / name;
+    auto path = in_folder(folder, name);
     if (fs::is_regular_file(path)) {
-      return path.string();
+      return path;
     }
   }
   for (const std::string_view ending :
@@ -58,7 +59,7 @@ std::string find_in(const std::string& folder) {
     }
     std::string list;
     for (const auto& path : found) {
-      list += (list.empty() ? "" : ", ") + text::in_quotes(fs::path(path).filename().string());
+      list += (list.empty() ? "" : ", ") + text::in_quotes(std::string(file_name_of(path)));
     }
     TORCH_CHECK_VALUE(found.empty(), "dormant: open_checkpoint: the folder ",
                       text::printable(folder), " holds ", found.size(),
@@ -201,9 +202,10 @@ CatalogEntry decoded(const Encoded& encoded, const Catalog& raw) {
     std::swap(sizes.at(sizes.size() - 2), sizes.back());
   }
   const auto nbytes = bytes_of(encoded.dtype, sizes);
-  return {{encoded.name, encoded.dtype, std::move(sizes), 0, nbytes},
-          nullptr,
-          std::make_shared<const Decoding>(std::move(decoding))};
+  // What can throw comes before the aggregate: GCC 12 destroys its members twice where it does.
+  auto shared = std::make_shared<const Decoding>(std::move(decoding));
+  Entry entry{encoded.name, encoded.dtype, std::move(sizes), 0, nbytes};
+  return {std::move(entry), nullptr, std::move(shared)};
 }
 
 /// The elements of a small tensor in their order.
@@ -225,9 +227,9 @@ Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& optio
   for (const auto& [name, found] : raw.tensors) {
     tensors.push_back({name, found.entry.dtype, found.entry.sizes, found.entry.encoding});
   }
-  auto findings = find_encoded(
-      std::move(tensors), read_configuration(fs::path(path).parent_path().string()), options.dtype,
-      path, [&](const RawTensor& tensor) { return bytes_of(raw.tensors.at(tensor.name)); });
+  auto findings =
+      find_encoded(std::move(tensors), read_configuration(folder_of(path)), options.dtype, path,
+                   [&](const RawTensor& tensor) { return bytes_of(raw.tensors.at(tensor.name)); });
   Catalog plain = raw;
   for (const auto& encoded : findings.encoded) {
     for (const auto& part : encoded.parts) {
@@ -287,7 +289,7 @@ Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   Catalog catalog;
   if (std::string_view(found).ends_with(kAnyIndex)) {
     catalog = open_index(found, options);
-  } else if (fs::path(found).filename() == kDistributedMetadata) {
+  } else if (file_name_of(found) == kDistributedMetadata) {
     catalog = open_distributed(found);
   } else {
     const auto parts = gguf_parts(found);
