@@ -123,7 +123,7 @@ json parse_json(std::string_view text, const std::string& about) {
         return depth <= kDeepest;
       },
       /*allow_exceptions=*/false);
-  TORCH_CHECK_VALUE(!too_deep, about, " is nested deeper than ", kDeepest,
+  TORCH_CHECK_VALUE(!too_deep || !value.is_object(), about, " is nested deeper than ", kDeepest,
                     ", which no library writes. Next: mend it, or pass decode=False.");
   return value;
 }

@@ -18,8 +18,8 @@ struct Configuration {
 };
 
 /// A JSON value from a stranger's file; one that is_discarded() where the text is none.
-/// c10::ValueError, which begins with `about`, where it is nested so deep that copying or printing
-/// it, which recurse, could take all of the stack.
+/// c10::ValueError, which begins with `about`, where it is an object nested so deep that copying or
+/// printing it, which recurse, could take all of the stack.
 nlohmann::json parse_json(std::string_view text, const std::string& about);
 
 /// Parses the text of a config.json. `file` is printable. What is not a JSON object says nothing:
