@@ -23,6 +23,9 @@ if(_tests)
   add_executable(dormant_tests ${_tests} $<TARGET_OBJECTS:dormant> "${DORMANT_GOOGLETEST_DIR}/src/gtest_main.cc")
   target_include_directories(dormant_tests PRIVATE include csrc)
   target_link_libraries(dormant_tests PRIVATE dormant::torch googletest nlohmann_json OpenMP::OpenMP_CXX)
+  # Its table of cases is one that the Python tests run, too.
+  set_source_files_properties(csrc/load_cases_test.cpp PROPERTIES COMPILE_DEFINITIONS
+                                                                  DORMANT_SOURCE_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
   dormant_compile_options(dormant_tests)
   include(GoogleTest)
   gtest_discover_tests(dormant_tests TEST_FILTER "-*Thread*" DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120)

@@ -14,6 +14,7 @@
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/zeros.h>
 #include <dormant/dormant.h>
+#include <dormant/save.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -319,12 +320,43 @@ INSTANTIATE_TEST_SUITE_P(Histories, ExhaustedMaking,
                            return name;
                          });
 
+TEST_F(ExhaustedMemory, ASaveReplacesTheEarlierFileOrLeavesIt) {
+  const checkpoint::ScratchFolder folder;
+  const auto path = folder.path("m.safetensors");
+  const auto contents = [&] {
+    std::string all;
+    for (const auto& found : std::filesystem::recursive_directory_iterator(folder.path(""))) {
+      std::ifstream in(found.path(), std::ios::binary);
+      all += found.path().filename().string() +
+             std::string(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
+    }
+    return all;
+  };
+  const NamedTensors earlier = {{"a", at::full({3}, 1.0)}};
+  const NamedTensors later = {{"a", drawn({6, 5})}, {"b", at::full({2}, 2.0)}};
+  save(later, path);
+  const auto after = contents();
+  save(earlier, path);
+  const auto before = contents();
+  const auto count = sweep([&] { save(later, path); },
+                           [&](bool stopped) {
+                             EXPECT_TRUE(record::is_lazy(later[0].second));
+                             if (stopped) {
+                               EXPECT_EQ(contents(), before);
+                             } else {
+                               EXPECT_EQ(contents(), after);
+                               save(earlier, path);
+                             }
+                           });
+  EXPECT_GT(count, 50);
+}
+
 TEST_F(ExhaustedMemory, AQuantizedTensorIsMadeWhenTriedAgain) {
   std::vector<float> codes;
   for (int i = 0; i < 16; ++i) {
     codes.push_back(static_cast<float>(i) / 7.5F - 1);
   }
-  const auto quantizer = std::make_shared<quantize::FourBit>("even", 64, codes);
+  const auto quantizer = std::make_shared<quantization::FourBit>("even", 64, codes);
   const auto build = [] { return at::empty({8, 64}).normal_(); };
   const auto expected = record::quantize(tile::eagerly(build), quantizer);
   const auto source = tile::lazily(build);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <set>
@@ -60,6 +61,7 @@ struct ModuleTensor {
   at::Tensor tensor;
   std::vector<std::string> names;
   std::vector<std::string> sources;  ///< names in the checkpoint, under which it is
+  bool fits = true;                  ///< whether they have its sizes
 };
 
 /// What no other thread may load meanwhile.
@@ -75,22 +77,30 @@ std::vector<const void*> things_of(const NamedTensors& tensors) {
 
 std::vector<ModuleTensor> distinct(const NamedTensors& tensors) {
   using Identity = std::tuple<const c10::StorageImpl*, int64_t, std::vector<int64_t>,
-                              std::vector<int64_t>, c10::ScalarType>;
+                              std::vector<int64_t>, c10::ScalarType, bool, bool>;
   std::map<Identity, size_t> known;
   std::vector<ModuleTensor> found;
   for (const auto& [name, tensor] : tensors) {
     if (!tensor.defined()) {
       continue;  // libtorch's way to say that a layer has no bias
     }
+    TORCH_CHECK_VALUE(!tensor.is_meta(), "dormant: load: ", in_quotes(name),
+                      " is on the meta device and cannot hold values. Next: build the model under "
+                      "dormant::LazyInit instead.");
     TORCH_CHECK_NOT_IMPLEMENTED(tensor.has_storage() && tensor.is_cpu(),
                                 "dormant: load: ", in_quotes(name), " is a tensor of layout ",
                                 tensor.layout(), " on ", tensor.device(),
                                 ", expected a strided one on the CPU");
-    const Identity identity{tensor.storage().unsafeGetStorageImpl(), tensor.storage_offset(),
-                            tensor.sizes().vec(), tensor.strides().vec(), tensor.scalar_type()};
+    const Identity identity{tensor.storage().unsafeGetStorageImpl(),
+                            tensor.storage_offset(),
+                            tensor.sizes().vec(),
+                            tensor.strides().vec(),
+                            tensor.scalar_type(),
+                            tensor.is_conj(),
+                            tensor.is_neg()};
     const auto [place, added] = known.emplace(identity, found.size());
     if (added) {
-      found.push_back({tensor, {}, {}});
+      found.push_back({tensor, {}, {}, true});
     }
     found[place->second].names.push_back(name);
   }
@@ -167,10 +177,24 @@ struct Match {
   LoadReport report;
 };
 
-Match match(const NamedTensors& tensors, const Checkpoint& checkpoint, const LoadOptions& options) {
+/// Whether a tensor of the module takes one of these sizes. A scalar takes a vector of one, as
+/// Module._load_from_state_dict of Python does: PyTorch 0.3 saved scalars so.
+bool fits(const CheckpointEntry& entry, const at::Tensor& tensor) {
+  const at::IntArrayRef sizes(entry.sizes);
+  return sizes == tensor.sizes() || (tensor.dim() == 0 && sizes == at::IntArrayRef{1});
+}
+
+/// A part of the error about names; "" where there are none.
+std::string listed(const char* what, const std::vector<std::string>& names) {
+  return names.empty() ? "" : c10::str(" ", names.size(), " ", what, ": ", joined(names), ".");
+}
+
+Match match(const NamedTensors& tensors, const Checkpoint& checkpoint,
+            const checkpoint::Catalog& catalog, const LoadOptions& options) {
   Match result;
   result.tensors = distinct(tensors);
   auto available = renamed(checkpoint, options.rename);
+  const auto offered = available.size();
   std::vector<std::string> missing;
   std::vector<std::string> mismatched;
   for (auto& tensor : result.tensors) {
@@ -181,43 +205,56 @@ Match match(const NamedTensors& tensors, const Checkpoint& checkpoint, const Loa
       }
       const auto source = found->second;
       available.erase(found);
+      tensor.sources.push_back(source);
       const auto entry = checkpoint.entry(source);
-      if (tensor.tensor.sizes() == at::IntArrayRef(entry.sizes)) {
-        tensor.sources.push_back(source);
-      } else {
+      if (!fits(entry, tensor.tensor)) {
+        tensor.fits = false;
         mismatched.push_back(c10::str(in_quotes(name), " has sizes ", at::IntArrayRef(entry.sizes),
                                       " in ", home(entry), ", expected ", tensor.tensor.sizes()));
       }
     }
-    const bool found = !tensor.sources.empty();
-    auto& list = found                    ? result.report.loaded
+    if (tensor.sources.size() > 1) {
+      check_equal(catalog, tensor);
+    }
+    const bool is_loaded = !tensor.sources.empty() && tensor.fits;
+    auto& list = is_loaded                ? result.report.loaded
                  : is_lazy(tensor.tensor) ? result.report.initialized
                                           : result.report.kept;
     list.insert(list.end(), tensor.names.begin(), tensor.names.end());
-    if (!found) {
-      missing.push_back(in_quotes(tensor.names.front()));
+    if (tensor.sources.empty()) {
+      std::transform(tensor.names.begin(), tensor.names.end(), std::back_inserter(missing),
+                     [](const auto& name) { return in_quotes(name); });
     }
   }
-  TORCH_CHECK_INDEX(mismatched.empty() || options.mismatched == Mismatched::initialize,
-                    "dormant: load: ", mismatched.size(),
-                    " tensors have other sizes in the "
-                    "checkpoint: ",
-                    joined(mismatched),
-                    ". Next: build the model that was saved, or pass "
-                    "mismatched = Mismatched::initialize.");
-  TORCH_CHECK_INDEX(missing.empty() || options.missing == Missing::initialize,
-                    "dormant: load: ", missing.size(), " of ", result.tensors.size(),
-                    " tensors of the module are not in the checkpoint: ", joined(missing),
-                    ". Next: pass `rename`, or missing = Missing::initialize.");
   std::vector<std::string> unexpected;
   for (const auto& [name, source] : available) {
     unexpected.push_back(in_quotes(source));
     result.report.ignored.push_back(source);
   }
-  TORCH_CHECK_INDEX(unexpected.empty() || options.unexpected == Unexpected::ignore,
-                    "dormant: load: ", unexpected.size(), " of ", checkpoint.names().size(),
-                    " tensors of the checkpoint are not in the module: ", joined(unexpected),
-                    ". Next: pass `rename`, or unexpected = Unexpected::ignore.");
+  // With Unexpected::ignore that would be a model of random values.
+  TORCH_CHECK_INDEX(offered == 0 || tensors.empty() || unexpected.size() < offered,
+                    "dormant: load: no name of the checkpoint is one of the module; nothing was "
+                    "changed.",
+                    listed("tensors of the checkpoint are not in the module", unexpected),
+                    listed("names of the module are not in the checkpoint", missing),
+                    " Next: pass `rename`, or the checkpoint of this module.");
+  std::string refusal;
+  std::vector<std::string> accepting;
+  if (options.missing == Missing::error && !missing.empty()) {
+    refusal += listed("names of the module are not in the checkpoint", missing);
+    accepting.emplace_back("missing = Missing::initialize");
+  }
+  if (options.unexpected == Unexpected::error && !unexpected.empty()) {
+    refusal += listed("tensors of the checkpoint are not in the module", unexpected);
+    accepting.emplace_back("unexpected = Unexpected::ignore");
+  }
+  if (options.mismatched == Mismatched::error && !mismatched.empty()) {
+    refusal += listed("tensors have other sizes in the checkpoint", mismatched);
+    accepting.emplace_back("mismatched = Mismatched::initialize");
+  }
+  TORCH_CHECK_INDEX(refusal.empty(),
+                    "dormant: load: the checkpoint does not fit the module; nothing was changed.",
+                    refusal, " Next: pass `rename`, or accept it with ", joined(accepting), ".");
   return result;
 }
 
@@ -287,13 +324,10 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
       options.on_step(0, 0);
     }
   });
-  auto [matched, report] = match(tensors, checkpoint, options);
+  auto [matched, report] = match(tensors, checkpoint, *checkpoint.catalog_, options);
   std::vector<at::Tensor> all;
   for (const auto& each : matched) {
     all.push_back(each.tensor);
-    if (each.sources.size() > 1) {
-      check_equal(*checkpoint.catalog_, each);
-    }
   }
   tile::HeldTensors held(all);
   const auto put_back = [&, &matched = matched] {
@@ -303,8 +337,9 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
   try {
     const at::NoGradGuard values_only;
     for (const auto& each : matched) {
-      if (!each.sources.empty()) {
-        each.tensor.copy_(checkpoint[each.sources.front()]);
+      if (!each.sources.empty() && each.fits) {
+        const auto source = checkpoint[each.sources.front()];
+        each.tensor.copy_(each.tensor.dim() == 0 ? source.view(at::IntArrayRef()) : source);
       }
     }
     const tile::Options engine{

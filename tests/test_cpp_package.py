@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import bitsandbytes
+import gguf
+import numpy
 import pytest
 import torch
-from safetensors.torch import save_file
+import transformers
+from safetensors.torch import load_file, save_file
 
 import dormant
+from gguf_models import Case, configuration, finish, tensors, write_header
 from pages import blocks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +68,157 @@ def test_loaded_checkpoint_equals_eager_construction_and_copy(
     assert ran.returncode == 0, ran.stdout + ran.stderr
     # torch::tensor, which makes num_batches_tracked, is real at once, as it is in Python.
     assert "loaded 2, initialized 6, kept 1: equal to eager construction and copy_" in ran.stdout
+
+
+PROMPT = [3, 17, 200, 5, 90]
+COUNT = 12
+
+
+def chosen_tokens(model: torch.nn.Module) -> list[int]:
+    """What the model of transformers chooses greedily after the prompt."""
+    tokens = list(PROMPT)
+    with torch.no_grad():
+        for _ in range(COUNT):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(PROMPT) :]
+
+
+def tokens_of(examples: Path, model: Path) -> list[int]:
+    """What the example program chooses."""
+    ran = run(
+        *(examples / "llama", model, ",".join(map(str, PROMPT)), str(COUNT)),
+        cwd=examples,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return [int(token) for token in ran.stdout.strip().split(",")]
+
+
+def quantized_by(examples: Path, model: Path, folder: Path) -> None:
+    ran = run(examples / "llama", model, "--quantize", folder, cwd=examples)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def assert_has_codes_of(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """The matrices of layers are what bitsandbytes makes of these, rounded to bfloat16."""
+    saved = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if name.endswith("_proj.weight"):
+            codes, state = bitsandbytes.functional.quantize_4bit(
+                weight.bfloat16(), quant_type="nf4", compress_statistics=True
+            )
+            assert torch.equal(saved[name], codes)
+            for part, tensor in state.as_dict(packed=True).items():
+                assert torch.equal(saved[f"{name}.{part}"], tensor)
+        else:
+            assert torch.equal(saved[name], weight.bfloat16())
+
+
+def model_of(folder: Path) -> torch.nn.Module:
+    """transformers' Llama with what a folder has, in float32."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    model = transformers.LlamaForCausalLM(config).float()
+    checkpoint = dormant.open_checkpoint(folder)
+    weights = {name: checkpoint[name].float() for name in checkpoint}
+    model.load_state_dict(weights, strict=not config.tie_word_embeddings)
+    return model.eval()
+
+
+def q4_k_m(folder: Path, *, tied: bool) -> Path:
+    """A Llama of random bits in the types that llama.cpp calls Q4_K_M."""
+    case = Case(
+        "llama",
+        {
+            "embedding_length": 256,
+            "feed_forward_length": 512,
+            "vocab_size": 256,
+            "rope.dimension_count": 64,
+            "rope.freq_base": 5e5,
+        },
+    )
+    config = configuration(case, folder)
+    config.vocab_size, config.tie_word_embeddings = 256, tied
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    path = folder / "model.gguf"
+    writer = write_header(case, path)
+    random = numpy.random.default_rng(11)
+    for name, values in tensors(case, model).items():
+        if values.ndim == 1:
+            writer.add_tensor(name, numpy.abs(values) * 0.3 + 0.5)
+            continue
+        is_large = name.startswith("output") or "attn_v" in name or "ffn_down" in name
+        kind = gguf.GGMLQuantizationType.Q6_K if is_large else gguf.GGMLQuantizationType.Q4_K
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        rows, columns = values.shape
+        blocks = random.integers(0, 256, (rows, columns // elements, size), dtype=numpy.uint8)
+        # Scales of which weights of ordinary size come.
+        if is_large:
+            blocks[..., -2:] = numpy.array([1e-4], dtype=numpy.float16).view(numpy.uint8)
+        else:
+            scales = numpy.array([5e-4, 3.7e-3], dtype=numpy.float16)
+            blocks[..., :4] = scales.view(numpy.uint8)
+        writer.add_tensor(name, blocks.reshape(rows, -1), raw_dtype=kind)
+    finish(writer)
+    return path
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("tied", [False, True])
+def test_llama_of_a_gguf_file_generates_the_tokens_of_transformers(
+    tied: bool, examples: Path, tmp_path: Path
+) -> None:
+    path = q4_k_m(tmp_path, tied=tied)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, gguf_file=path.name).eval()
+    expected = chosen_tokens(theirs)
+    assert len(set(expected)) > 2  # not one token again and again
+    assert tokens_of(examples, path) == expected
+    if not tied:
+        quantized_by(examples, path, tmp_path / "nf4")
+        assert_has_codes_of(tmp_path / "nf4", theirs.state_dict())
+        assert tokens_of(examples, tmp_path / "nf4") == chosen_tokens(model_of(tmp_path / "nf4"))
+
+
+@pytest.mark.timeout(900)
+def test_llama_of_an_fp8_folder_generates_the_tokens_of_transformers(
+    examples: Path, tmp_path: Path
+) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=192, intermediate_size=320, num_hidden_layers=2,
+        num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(11)
+    model = transformers.LlamaForCausalLM(config)
+    stored: dict[str, torch.Tensor] = {}
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if not name.endswith("_proj.weight"):
+            stored[name] = (tensor + torch.randn_like(tensor) * 0.1).bfloat16()
+            plain[name] = stored[name].float()
+            continue
+        codes = torch.randn(tensor.shape).to(torch.float8_e4m3fn)
+        rows, columns = (-(-size // 128) for size in tensor.shape)
+        scales = torch.rand(rows, columns) * 0.1 + 0.02
+        stored[name], stored[f"{name}_scale_inv"] = codes, scales
+        spread = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+        weight = codes.float() * spread[: tensor.shape[0], : tensor.shape[1]]
+        plain[name] = weight.bfloat16().float()
+    save_file(stored, tmp_path / "model.safetensors")
+    said = {
+        **config.to_dict(),
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "bfloat16",
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    model.load_state_dict(plain)
+    expected = chosen_tokens(model.float().eval())
+    assert len(set(expected)) > 2  # not one token again and again
+    assert tokens_of(examples, tmp_path) == expected
+    quantized_by(examples, tmp_path, tmp_path / "nf4")
+    assert_has_codes_of(tmp_path / "nf4", plain)
+    assert tokens_of(examples, tmp_path / "nf4") == chosen_tokens(model_of(tmp_path / "nf4"))
 
 
 PAGES = {

@@ -776,5 +776,5 @@ def test_the_environment_arms_a_whole_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["read", "read:x", "paint:1", "read:1,,"])
 def test_a_misspelled_switch_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError, match="expected allocate, read or write"):
+    with pytest.raises(ValueError, match="expected allocate, read, write, publish or link"):
         _C.set_faults(text)

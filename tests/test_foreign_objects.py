@@ -354,6 +354,28 @@ def test_a_torchscript_program_is_its_state_dict(tmp_path: Path) -> None:
         assert_same_bits(tensor.detach(), checkpoint[name], name)
 
 
+def test_a_frozen_torchscript_program_is_the_constants_of_its_code(tmp_path: Path) -> None:
+    script = torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.Tanh()).eval())
+    frozen = torch.jit.freeze(script)
+    path = tmp_path / "model.pt"
+    frozen.save(str(path))
+    constants = {
+        str(number): node.t("value")
+        for number, node in enumerate(
+            node
+            for node in frozen.graph.findAllNodes("prim::Constant")
+            if isinstance(node.output().type(), torch._C.TensorType)
+        )
+    }
+    checkpoint = dormant.open_checkpoint(path)
+    assert len(constants) == 2
+    assert sorted(checkpoint) == ["0", "1"]
+    found = sorted(checkpoint.values(), key=torch.Tensor.dim)
+    expected = sorted(constants.values(), key=torch.Tensor.dim)
+    for one, other in zip(expected, found, strict=True):
+        assert_same_bits(one, other)
+
+
 # What was made to deceive.
 
 

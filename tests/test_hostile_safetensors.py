@@ -93,7 +93,10 @@ CASES = {
     "deep nesting": case('{"a":' + "[" * 200_000, b"", "an array before byte"),
     "deep nesting of a shape": case(one("F32", "[[[[1]]]]", "[0,4]"), b"0000", "deeper than 3"),
     "a dtype that nobody knows": case(
-        one("Q3", "[1]", "[0,4]"), b"0000", "dtype 'Q3' before byte", "expected one of F64, F32"
+        one("Q3", "[1]", "[0,4]"),
+        b"0000",
+        "dtype 'Q3' before byte",
+        "expected one of U64, I64, F64",
     ),
     "a dtype without bytes of its own": case(
         one("F6_E2M3", "[4]", "[0,3]"), b"000", "'F6_E2M3'", "share bytes", library_accepts=True

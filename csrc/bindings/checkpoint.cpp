@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -23,6 +24,8 @@
 #include "checkpoint/index.h"
 #include "checkpoint/remote_file.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/safetensors_dtypes.h"
+#include "checkpoint/safetensors_layout.h"
 #include "system/background.h"
 
 namespace py = pybind11;
@@ -65,6 +68,30 @@ py::tuple safetensors_entries(const OpenFile& open) {
                                   py::tuple(py::cast(entry.sizes)), entry.offset, entry.nbytes));
   }
   return py::make_tuple(entries, header.metadata);
+}
+
+/// How many elements of the format each one of PyTorch's dtypes is.
+py::dict safetensors_dtypes() {
+  py::dict dtypes;
+  for (const auto& dtype : kSafetensorsDtypes) {
+    dtypes[dtype_object(dtype.type)] = dtype.packed;
+  }
+  return dtypes;
+}
+
+py::tuple safetensors_layout(
+    const std::vector<std::tuple<std::string, py::object, std::vector<int64_t>>>& described,
+    const std::vector<std::pair<std::string, std::string>>& metadata) {
+  std::vector<TensorToWrite> tensors;
+  for (const auto& [name, dtype, sizes] : described) {
+    tensors.push_back({name, scalar_type(dtype), sizes});
+  }
+  SafetensorsLayout layout;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    layout = lay_out_safetensors(tensors, metadata);
+  }
+  return py::make_tuple(py::bytes(layout.prefix), layout.offsets, layout.nbytes);
 }
 
 /// An array of a GGUF file's metadata, which is read when it is asked for.
@@ -211,5 +238,8 @@ void dormant::bindings::bind_checkpoint(py::module_& m) {
   m.def("finish_background", &dormant::system::finish_background,
         py::call_guard<py::gil_scoped_release>());
   m.def("safetensors_entries", &safetensors_entries, py::arg("file"));
+  m.def("safetensors_dtypes", &safetensors_dtypes);
+  m.def("lay_out_safetensors", &safetensors_layout, py::arg("tensors"), py::arg("metadata"),
+        py::pos_only());
   m.def("index_entries", &index_entries, py::arg("path_or_file"));
 }

@@ -294,9 +294,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "set_faults",
       [](const std::string& text) {
-        const auto [allocate, read, write] = dormant::system::set_faults(text);
-        return std::map<std::string, uint64_t>{
-            {"allocate", allocate}, {"read", read}, {"write", write}};
+        const auto [allocate, read, write, publish, link] = dormant::system::set_faults(text);
+        return std::map<std::string, uint64_t>{{"allocate", allocate},
+                                               {"read", read},
+                                               {"write", write},
+                                               {"publish", publish},
+                                               {"link", link}};
       },
       py::arg("text"), py::pos_only());
   m.def("attributes", &attributes, py::arg("object"), py::pos_only(),

@@ -20,8 +20,8 @@ namespace py = pybind11;
 namespace dormant::bindings {
 namespace {
 
-using quantize::FourBit;
-using quantize::Int8Rows;
+using quantization::FourBit;
+using quantization::Int8Rows;
 using record::Quantizer;
 
 c10::ArrayRef<float> values_of(const char* what, const at::Tensor& tensor) {

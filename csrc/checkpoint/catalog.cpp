@@ -13,6 +13,7 @@
 
 #include "checkpoint/dcp.h"
 #include "checkpoint/encodings/find.h"
+#include "checkpoint/folder.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
 #include "checkpoint/paths.h"
@@ -30,48 +31,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kFile = ".safetensors";
-constexpr std::string_view kGguf = ".gguf";
-constexpr std::string_view kIndex = ".safetensors.index.json";
-constexpr std::string_view kAnyIndex = ".index.json";
 constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
-
-/// The checkpoint in a folder: as transformers looks for it, else the only one.
-std::string find_in(const std::string& folder) {
-  for (const auto* name : {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-                           "pytorch_model.bin.index.json", kDistributedMetadata}) {
-    auto path = in_folder(folder, name);
-    if (fs::is_regular_file(path)) {
-      return path;
-    }
-  }
-  for (const std::string_view ending :
-       {kIndex, kFile, std::string_view(".bin.index.json"), std::string_view(".bin"),
-        std::string_view(".pth"), std::string_view(".pt"), kGguf}) {
-    std::vector<std::string> found;
-    for (const auto& entry : fs::directory_iterator(folder)) {
-      if (entry.is_regular_file() && entry.path().string().ends_with(ending)) {
-        found.push_back(entry.path().string());
-      }
-    }
-    std::sort(found.begin(), found.end());
-    if (found.size() == 1 || (!found.empty() && gguf_parts(found.front()) == found)) {
-      return found.front();
-    }
-    std::string list;
-    for (const auto& path : found) {
-      list += (list.empty() ? "" : ", ") + text::in_quotes(std::string(file_name_of(path)));
-    }
-    TORCH_CHECK_VALUE(found.empty(), "dormant: open_checkpoint: the folder ",
-                      text::printable(folder), " holds ", found.size(),
-                      " checkpoints: ", text::printable(list),
-                      ", expected one. Next: pass the path of one of them.");
-  }
-  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", text::printable(folder),
-                    " holds no checkpoint, expected model.safetensors, "
-                    "model.safetensors.index.json, pytorch_model.bin, its index, or one file "
-                    "*.safetensors, *.bin, *.pth, *.pt, or its index, or *.gguf. Next: pass the "
-                    "path of a file.");
-}
 
 struct Contents {
   std::vector<CatalogEntry> entries;
@@ -165,11 +125,39 @@ Catalog open_index(const std::string& path, const CatalogOptions& options) {
   return catalog;
 }
 
-Catalog open_distributed(const std::string& path) {
-  auto found = read_distributed(path);
+/// The name of a value in the mapping `key` of a state dict, which may be nested; std::nullopt
+/// where it is not in it.
+std::optional<std::string> below(const ValuePath& path, const std::string& key) {
+  const auto joined = [&](size_t begin, size_t end) {
+    std::string text;
+    for (size_t i = begin; i < end; ++i) {
+      const auto* name = std::get_if<std::string>(&path[i]);
+      text += (i == begin ? "" : ".") +
+              (name != nullptr ? *name : std::to_string(std::get<int64_t>(path[i])));
+    }
+    return text;
+  };
+  for (size_t depth = 1; depth < path.size(); ++depth) {
+    if (joined(0, depth) == key) {
+      return joined(depth, path.size());
+    }
+  }
+  return std::nullopt;
+}
+
+Catalog distributed_catalog(DistributedCheckpoint found, const std::string& path,
+                            const std::optional<std::string>& key) {
   Catalog catalog;
   catalog.metadata = std::move(found.metadata);
   for (auto& tensor : found.tensors) {
+    if (key && !key->empty()) {
+      const auto where = found.paths.find(tensor.name);
+      auto name = where == found.paths.end() ? std::nullopt : below(where->second, *key);
+      if (!name) {
+        continue;
+      }
+      tensor.name = std::move(*name);
+    }
     const auto& pieces = tensor.pieces->pieces();
     auto file = pieces.empty() ? File::open(path) : pieces.front().file;
     const auto contiguous = record::Geometry::contiguous(tensor.sizes, tensor.dtype);
@@ -184,6 +172,9 @@ Catalog open_distributed(const std::string& path) {
     catalog.tensors.emplace(std::move(tensor.name), CatalogEntry{std::move(entry), std::move(file),
                                                                  nullptr, std::move(view)});
   }
+  TORCH_CHECK_INDEX(!key || key->empty() || !catalog.tensors.empty(),
+                    "dormant: open_checkpoint: ", text::printable(path), " has no mapping ",
+                    text::in_quotes(*key), " with tensors. Next: pass another `key`, or none.");
   return catalog;
 }
 
@@ -285,12 +276,19 @@ const std::string& CatalogEntry::home() const {
 
 Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
   std::error_code error;
-  const auto found = fs::is_directory(path, error) ? find_in(path) : path;
+  const auto files = fs::is_directory(path, error) ? find_checkpoint(path) : std::vector{path};
+  const auto& found = files.front();
   Catalog catalog;
-  if (std::string_view(found).ends_with(kAnyIndex)) {
+  if (files.size() > 1 || (found != path && is_distributed_shard(found))) {
+    std::vector<std::shared_ptr<const File>> opened;
+    for (const auto& file : files) {
+      opened.push_back(File::open(file));
+    }
+    catalog = distributed_catalog(read_distributed_safetensors(opened), found, options.key);
+  } else if (is_index(found)) {
     catalog = open_index(found, options);
   } else if (file_name_of(found) == kDistributedMetadata) {
-    catalog = open_distributed(found);
+    catalog = distributed_catalog(read_distributed(found), found, options.key);
   } else {
     const auto parts = gguf_parts(found);
     for (size_t i = 0; i < parts.size(); ++i) {

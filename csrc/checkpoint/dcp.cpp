@@ -321,8 +321,11 @@ DistributedCheckpoint read_distributed(const File& metadata, const OpenBeside& o
 DistributedCheckpoint read_distributed(const std::string& path) {
   const auto file = File::open(path);
   const auto folder = folder_of(file->path());
-  return read_distributed(
-      *file, [&](const std::string& relative) { return File::open(in_folder(folder, relative)); });
+  return read_distributed(*file, [&](const std::string& relative) {
+    auto data = File::open(in_folder(folder, relative));
+    data->copy_always();  // torch's writer empties the file that it replaces
+    return data;
+  });
 }
 
 }  // namespace dormant::checkpoint

@@ -1,5 +1,6 @@
 #include "checkpoint/dcp.h"
 
+#include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +11,7 @@
 #include "checkpoint/archive_bytes.h"
 #include "checkpoint/catalog.h"
 #include "checkpoint/scratch_folder.h"
+#include "record/lazy_storage.h"
 
 namespace dormant::checkpoint {
 namespace {
@@ -104,8 +106,28 @@ TEST(DistributedCheckpoint, IsOpenedAsACatalog) {
     EXPECT_EQ(found.entry.sizes, (std::vector<int64_t>{5, 3}));
     EXPECT_EQ(found.file->path(), example.folder.path("__0_0.distcp"));
     ASSERT_NE(found.view, nullptr);
-    EXPECT_EQ(found.tensor().sizes(), (std::vector<int64_t>{5, 3}));
+    const auto whole = found.tensor();
+    EXPECT_TRUE(record::is_lazy(whole));
+    EXPECT_TRUE(whole.equal(at::arange(15, at::kShort).view({5, 3})));
+    const auto part = found.tensor().slice(0, 1, 4).to(at::kFloat);
+    EXPECT_TRUE(part.equal(at::arange(3, 12, at::kFloat).view({3, 3})));
   }
+}
+
+TEST(DistributedCheckpoint, AFolderWithAnotherCheckpointBesideIsRefused) {
+  const Example example;
+  example.folder.write("model.safetensors", safetensors_file("{}", ""));
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalog(example.folder.path("")); }),
+                       "holds 2 checkpoints: 'model.safetensors', '.metadata'"));
+  EXPECT_EQ(open_catalog(example.path()).tensors.size(), 1U);
+}
+
+TEST(DistributedCheckpoint, AKeyThatLeadsToNoTensorsIsAnError) {
+  const Example example;
+  EXPECT_EQ(open_catalog(example.path(), {.key = ""}).tensors.size(), 1U);
+  EXPECT_TRUE(
+      contains(message_of<c10::IndexError>([&] { open_catalog(example.path(), {.key = "model"}); }),
+               "has no mapping 'model'"));
 }
 
 TEST(DistributedCheckpoint, TwoNamesOfTheSameBytesAreOneStorage) {

@@ -11,50 +11,19 @@
 #include <utility>
 
 #include "checkpoint/file.h"
+#include "checkpoint/safetensors_dtypes.h"
+#include "checkpoint/safetensors_layout.h"
 #include "text/json_reader.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
 namespace {
 
-using c10::ScalarType;
-
 constexpr uint64_t kLengthBytes = 8;
 // { name: { "shape": [ ... ] } }
 constexpr size_t kDeepest = 3;
-constexpr std::string_view kMetadata = "__metadata__";
 constexpr const char* kDamaged =
     "Cause: the file is damaged, incomplete or of another format. Next: download or save it again.";
-
-struct Dtype {
-  std::string_view name;
-  ScalarType type;
-  int64_t packed = 1;  ///< numbers in an element of `type`, along the last dimension
-};
-
-constexpr std::array kDtypes = {
-    Dtype{"F64", ScalarType::Double},
-    Dtype{"F32", ScalarType::Float},
-    Dtype{"F16", ScalarType::Half},
-    Dtype{"BF16", ScalarType::BFloat16},
-    Dtype{"F8_E4M3", ScalarType::Float8_e4m3fn},
-    Dtype{"F8_E5M2", ScalarType::Float8_e5m2},
-    Dtype{"F8_E4M3FNUZ", ScalarType::Float8_e4m3fnuz},
-    Dtype{"F8_E5M2FNUZ", ScalarType::Float8_e5m2fnuz},
-    Dtype{"F8_E8M0", ScalarType::Float8_e8m0fnu},
-    Dtype{"I64", ScalarType::Long},
-    Dtype{"I32", ScalarType::Int},
-    Dtype{"I16", ScalarType::Short},
-    Dtype{"I8", ScalarType::Char},
-    Dtype{"U64", ScalarType::UInt64},
-    Dtype{"U32", ScalarType::UInt32},
-    Dtype{"U16", ScalarType::UInt16},
-    Dtype{"U8", ScalarType::Byte},
-    Dtype{"BOOL", ScalarType::Bool},
-    Dtype{"C64", ScalarType::ComplexFloat},
-    // The format counts numbers of 4 bits, PyTorch pairs of them.
-    Dtype{"F4", ScalarType::Float4_e2m1fn_x2, 2},
-};
 
 // The format's dtypes whose elements share bytes, and that PyTorch has nothing for.
 constexpr std::array<std::string_view, 2> kPacked = {"F6_E2M3", "F6_E3M2"};
@@ -213,7 +182,7 @@ class HeaderReader final : public text::JsonHandler {
     unknown,
   };
 
-  bool is_metadata() const { return name_ == kMetadata; }
+  bool is_metadata() const { return name_ == kSafetensorsMetadata; }
 
   std::string tensor() const {
     return "dormant: open_checkpoint: " + file_ + ": tensor " + text::in_quotes(name_);
@@ -225,8 +194,8 @@ class HeaderReader final : public text::JsonHandler {
         TORCH_CHECK_VALUE(false, tensor(), ": ", got, " before byte ", position(),
                           ", expected an object. ", kDamaged);
       case State::metadata:
-        TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", file_, ": ", kMetadata, ": ",
-                          text::in_quotes(field_), " is ", got, " before byte ", position(),
+        TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", file_, ": ", kSafetensorsMetadata,
+                          ": ", text::in_quotes(field_), " is ", got, " before byte ", position(),
                           ", expected a string. ", kDamaged);
       default:
         TORCH_CHECK_VALUE(false, tensor(), ": ", text::in_quotes(field_), " has ", got,
@@ -238,15 +207,13 @@ class HeaderReader final : public text::JsonHandler {
     }
   }
 
-  const Dtype* dtype_named(const std::string& name) const {
-    const auto* found = std::find_if(kDtypes.begin(), kDtypes.end(),
-                                     [&](const Dtype& dtype) { return dtype.name == name; });
-    if (found != kDtypes.end()) {
+  const SafetensorsDtype* dtype_named(const std::string& name) const {
+    if (const auto* found = find_safetensors_dtype(name)) {
       return found;
     }
     const bool packed = std::find(kPacked.begin(), kPacked.end(), name) != kPacked.end();
     std::string known;
-    for (const auto& dtype : kDtypes) {
+    for (const auto& dtype : kSafetensorsDtypes) {
       known += (known.empty() ? "" : ", ") + std::string(dtype.name);
     }
     TORCH_CHECK_VALUE(false, tensor(), ": dtype ", text::in_quotes(name), " before byte ",
@@ -305,7 +272,7 @@ class HeaderReader final : public text::JsonHandler {
   bool in_array_ = false;
   std::string name_;
   std::string field_;
-  const Dtype* dtype_ = nullptr;
+  const SafetensorsDtype* dtype_ = nullptr;
   std::optional<std::vector<int64_t>> sizes_;
   std::optional<std::vector<uint64_t>> offsets_;
 };

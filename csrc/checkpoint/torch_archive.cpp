@@ -22,6 +22,8 @@ constexpr int64_t kLegacyProtocol = 1001;
 constexpr uint64_t kCountSize = 8;
 
 constexpr std::string_view kPickle = "data.pkl";
+// Where the tensors of a TorchScript program are that torch.jit.freeze has made part of its code.
+constexpr const char* kConstants = "constants.pkl";
 constexpr uint64_t kLongestByteOrder = 64;
 constexpr size_t kNamed = 5;  // storages that a message lists
 
@@ -88,6 +90,17 @@ void check_byte_order(const File& file, const std::map<std::string, ZipRecord>& 
                     kOtherOrder);
 }
 
+std::unique_ptr<TorchArchive> read_pickle(const File& file, const ZipRecord& record) {
+  TORCH_CHECK_VALUE(record.nbytes <= kLongestPickle, about(file), ": record ",
+                    in_quotes(record.name), " at byte ", record.offset, " has ", record.nbytes,
+                    " bytes, expected at most ", kLongestPickle, ". Cause: it is no checkpoint.");
+  std::string data(record.nbytes, '\0');
+  file.read(record.offset, data.size(), data.data());
+  return std::make_unique<TorchArchive>(
+      Pickle::parse(std::move(data), c10::str("record ", in_quotes(record.name), " at byte ",
+                                              record.offset, " of ", file.name())));
+}
+
 std::unique_ptr<TorchArchive> read_zip(const File& file) {
   auto directory = read_zip_directory(file, is_code);
   // torch.serialization.set_crc32_options(False) writes zeros.
@@ -100,18 +113,16 @@ std::unique_ptr<TorchArchive> read_zip(const File& file) {
   }
   const auto records = without_prefix(file, std::move(directory));
   check_byte_order(file, records);
-  const auto& pickle = records.at(std::string(kPickle));
-  TORCH_CHECK_VALUE(pickle.nbytes <= kLongestPickle, about(file), ": record ",
-                    in_quotes(pickle.name), " at byte ", pickle.offset, " has ", pickle.nbytes,
-                    " bytes, expected at most ", kLongestPickle, ". Cause: it is no checkpoint.");
-  std::string data(pickle.nbytes, '\0');
-  file.read(pickle.offset, data.size(), data.data());
-  auto archive = std::make_unique<TorchArchive>(
-      Pickle::parse(std::move(data), c10::str("record ", in_quotes(pickle.name), " at byte ",
-                                              pickle.offset, " of ", file.name())));
+  auto archive = read_pickle(file, records.at(std::string(kPickle)));
+  std::string folder = "data/";
+  const auto constants = records.find(kConstants);
+  if (archive->objects.storages().empty() && constants != records.end()) {
+    archive = read_pickle(file, constants->second);
+    folder = "constants/";
+  }
   archive->checksums = std::move(checksums);
   for (const auto& [key, storage] : archive->objects.storages()) {
-    const auto name = "data/" + key;
+    const auto name = folder + key;
     const auto found = records.find(name);
     TORCH_CHECK_VALUE(found != records.end(), "dormant: open_checkpoint: ", archive->pickle.where(),
                       ": storage ", in_quotes(key), " has no record ", in_quotes(name), ". ",

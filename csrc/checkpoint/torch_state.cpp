@@ -218,6 +218,11 @@ class Choice {
         outer.emplace(attributes->begin(), attributes->end());
       }
     }
+    if (!outer && !is_module && key.value_or("").empty() && !objects_.elements(root).empty()) {
+      if (const auto found = nested_under("")) {
+        return *found;  // a list or tuple
+      }
+    }
     TORCH_CHECK_VALUE((outer || is_module) && !objects_.is_tensor(root),
                       "dormant: open_checkpoint: ", file_, " holds a ",
                       objects_.is_tensor(root) ? "Tensor" : pickle_.describe(root),

@@ -7,7 +7,7 @@
 #include "quantize/kernels.h"
 #include "simd/lanes.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 // A bucket is four decisions: whether a middle is not below an element, NaN being above all. The
@@ -68,4 +68,4 @@ class Buckets {
 };
 
 }  // namespace
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

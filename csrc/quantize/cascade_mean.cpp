@@ -4,7 +4,7 @@
 #include <bit>
 #include <vector>
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 // aten/src/ATen/native/cpu/SumKernel.cpp: a row is added to one of four running sums, each of them
@@ -92,4 +92,4 @@ float cascade_mean(const float* values, int64_t n, int threads) {
   return serial_sum(sums.data(), threads) / static_cast<float>(n);
 }
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -8,7 +8,7 @@
 #include <bit>
 #include <cmath>
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 void expect_pytorchs_mean(const at::Tensor& values, int threads) {
@@ -50,4 +50,4 @@ TEST(CascadeMean, AddsPartsFirstAsPytorchDoesInParallel) {
 TEST(CascadeMean, OfNothingIsNotANumber) { EXPECT_TRUE(std::isnan(cascade_mean(nullptr, 0, 1))); }
 
 }  // namespace
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

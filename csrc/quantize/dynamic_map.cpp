@@ -7,7 +7,7 @@
 #include <cmath>
 #include <vector>
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 constexpr uint32_t kSteps = 65536;
@@ -78,4 +78,4 @@ void DynamicMap::quantize(const float* numbers, int64_t n, float offset, uint8_t
   });
 }
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

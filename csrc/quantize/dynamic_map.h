@@ -7,7 +7,7 @@
 #include <array>
 #include <cstdint>
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 /// The codes by value. bitsandbytes looks the nearest one up in a table of 65,536 steps, which
 /// isn't always the nearest; this is the same table.
@@ -28,4 +28,4 @@ class DynamicMap {
   std::array<uint32_t, 257> first_step_;
 };
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -15,7 +15,7 @@
 #include "quantize/source_format.h"
 #include "simd/kernels.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 using record::Geometry;
@@ -89,7 +89,7 @@ int64_t FourBit::unit(c10::IntArrayRef /*sizes*/) const { return block_size_; }
 void FourBit::run(const void* source, c10::ScalarType dtype, c10::IntArrayRef /*sizes*/,
                   int64_t begin, int64_t count, c10::ArrayRef<void*> memory) const {
   const Format format = source_format(dtype);
-  auto* packed = static_cast<uint8_t*>(memory[0]) + begin / 2;
+  auto* packed = static_cast<uint8_t*>(memory[0]);
   auto* absmax = static_cast<float*>(memory[nested_ ? 4 : 1]) + begin / block_size_;
   const int64_t full = count / block_size_;
   const auto block_size = static_cast<size_t>(block_size_);
@@ -133,4 +133,4 @@ std::string FourBit::name() const {
   return kind_ + ", blocks of " + std::to_string(block_size_) + (nested_ ? ", nested" : "");
 }
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -13,7 +13,7 @@
 #include "record/quantizer.h"
 #include "system/export.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 /// Outputs for N elements in B blocks: the packed codes, uint8 [(N + 1) / 2, 1], and the absmax,
 /// float32 [B]. Nested: the packed codes, the absmax as codes, uint8 [B], the absmax of those, one
@@ -29,6 +29,7 @@ class DORMANT_BINDINGS_API FourBit final : public record::Quantizer {
   std::vector<record::Geometry> outputs(c10::IntArrayRef sizes) const override;
   std::vector<record::Geometry> scratch(c10::IntArrayRef sizes) const override;
   int64_t unit(c10::IntArrayRef sizes) const override;
+  int64_t packed_bytes(int64_t count) const override { return (count + 1) / 2; }
   void run(const void* source, c10::ScalarType dtype, c10::IntArrayRef sizes, int64_t begin,
            int64_t count, c10::ArrayRef<void*> memory) const override;
   void finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> memory) const override;
@@ -43,4 +44,4 @@ class DORMANT_BINDINGS_API FourBit final : public record::Quantizer {
   std::optional<DynamicMap> nested_;
 };
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

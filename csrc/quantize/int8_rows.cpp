@@ -6,7 +6,7 @@
 #include "quantize/source_format.h"
 #include "simd/kernels.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 using record::Geometry;
 
@@ -26,7 +26,7 @@ void Int8Rows::run(const void* source, c10::ScalarType dtype, c10::IntArrayRef s
   const int64_t columns = sizes[1];
   simd::kernels<Kernels>().int8_rows(source_format(dtype), source, static_cast<size_t>(columns),
                                      static_cast<size_t>(count / columns),
-                                     static_cast<int8_t*>(memory[0]) + begin,
+                                     static_cast<int8_t*>(memory[0]),
                                      static_cast<float*>(memory[1]) + begin / columns);
 }
 
@@ -35,4 +35,4 @@ void Int8Rows::finish(c10::IntArrayRef /*sizes*/, int /*threads*/,
 
 std::string Int8Rows::name() const { return "int8, row by row"; }
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

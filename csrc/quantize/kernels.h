@@ -8,7 +8,7 @@
 #include "simd/format.h"
 #include "simd/level.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 using simd::Format;  // of the elements that are quantized; never float64
 
@@ -46,4 +46,4 @@ struct Kernels {
   static const Kernels& at(simd::At<simd::Level::avx512>);
 };
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -6,7 +6,7 @@
 #include "quantize/kernels.h"
 #include "simd/lanes.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 using simd::Float;
@@ -151,4 +151,4 @@ constexpr Kernels kKernels = {simd::kLevelName, four_bit, int8_rows};
 
 const Kernels& Kernels::at(simd::Compiled) { return kKernels; }
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

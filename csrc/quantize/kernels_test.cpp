@@ -16,7 +16,7 @@
 
 #include "simd/kernels.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 const Kernels& portable() { return simd::kernels<Kernels>(simd::Level::portable); }
@@ -198,4 +198,4 @@ TEST(QuantizeKernels, Int8RoundsToFloat16First) {
 }
 
 }  // namespace
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -15,7 +15,7 @@
 #include "quantize/int8_rows.h"
 #include "record/quantizer.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 namespace {
 
 using record::Geometry;
@@ -96,7 +96,9 @@ void expect_tiles_equal_the_whole(const Quantizer& quantizer, c10::IntArrayRef s
     std::vector<char> tile(static_cast<size_t>((end - begin) * width));
     std::memcpy(tile.data(), static_cast<const char*>(source.const_data_ptr()) + begin * width,
                 tile.size());
-    quantizer.run(tile.data(), dtype, sizes, begin, end - begin, memory);
+    auto there = memory;
+    there[0] = static_cast<char*>(memory[0]) + quantizer.packed_bytes(begin);
+    quantizer.run(tile.data(), dtype, sizes, begin, end - begin, there);
   }
   quantizer.finish(sizes, 1, memory);
   expect_same_bytes(
@@ -160,4 +162,4 @@ TEST(Quantizers, ThreadsShareAWholeTensor) {
 }
 
 }  // namespace
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

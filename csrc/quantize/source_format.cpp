@@ -6,7 +6,7 @@
 
 #include "random/typed_kernels.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 Format source_format(c10::ScalarType dtype) {
   const std::optional<Format> format = random::format_of(dtype);
@@ -16,4 +16,4 @@ Format source_format(c10::ScalarType dtype) {
   return *format;
 }
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -5,9 +5,9 @@
 
 #include "quantize/kernels.h"
 
-namespace dormant::quantize {
+namespace dormant::quantization {
 
 /// ValueError but for float32, bfloat16 and float16.
 Format source_format(c10::ScalarType dtype);
 
-}  // namespace dormant::quantize
+}  // namespace dormant::quantization

@@ -59,8 +59,9 @@ void run_whole(const Quantizer& quantizer, const at::Tensor& source,
   at::parallel_for(0, units, grain, [&](int64_t first, int64_t last) {
     const int64_t begin = first * unit;
     const int64_t end = last == units ? count : last * unit;  // the last unit may be incomplete
-    quantizer.run(elements + begin * width, source.scalar_type(), sizes, begin, end - begin,
-                  memory);
+    auto there = memory;
+    there[0] = static_cast<char*>(memory[0]) + quantizer.packed_bytes(begin);
+    quantizer.run(elements + begin * width, source.scalar_type(), sizes, begin, end - begin, there);
   });
   quantizer.finish(sizes, threads, memory);
 }

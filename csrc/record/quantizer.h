@@ -33,14 +33,18 @@ class DORMANT_BINDINGS_API Quantizer {
   /// Elements that are quantized together, at least one: `run` gets multiples of it.
   virtual int64_t unit(c10::IntArrayRef sizes) const = 0;
 
+  /// Bytes that `count` elements from the beginning of a unit take when they are packed.
+  virtual int64_t packed_bytes(int64_t count) const = 0;
+
   /// Quantizes elements [begin, begin + count) of the source, in logical order; `begin` is a
   /// multiple of the unit, and so is `count` unless it reaches the end. `dtype` is float32,
-  /// bfloat16 or float16. `memory` is that of the outputs, then of the scratch. Any number of
-  /// threads.
+  /// bfloat16 or float16. `memory` begins with where the packed elements of this call go; then
+  /// comes that of the other outputs, each whole, then of the scratch. Any number of threads.
   virtual void run(const void* source, c10::ScalarType dtype, c10::IntArrayRef sizes, int64_t begin,
                    int64_t count, c10::ArrayRef<void*> memory) const = 0;
 
-  /// Called once, when all elements have been through `run`. `threads` is the number that the
+  /// Called once, when all elements have been through `run`, with the memory of the outputs but the
+  /// first, which it does not look at, and of the scratch. `threads` is the number that the
   /// library concerned would use (at::get_num_threads() when the node was recorded): sums over many
   /// elements depend on it.
   virtual void finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> memory) const = 0;

@@ -35,11 +35,12 @@ class Signs final : public Quantizer {
   }
   std::vector<Geometry> scratch(c10::IntArrayRef) const override { return {}; }
   int64_t unit(c10::IntArrayRef) const override { return 1; }
-  void run(const void* source, c10::ScalarType, c10::IntArrayRef, int64_t begin, int64_t count,
+  int64_t packed_bytes(int64_t count) const override { return count; }
+  void run(const void* source, c10::ScalarType, c10::IntArrayRef, int64_t, int64_t count,
            c10::ArrayRef<void*> memory) const override {
     for (int64_t i = 0; i < count; ++i) {
       const auto value = static_cast<const float*>(source)[i];
-      static_cast<int8_t*>(memory[0])[begin + i] = value < 0 ? -1 : 1;
+      static_cast<int8_t*>(memory[0])[i] = value < 0 ? -1 : 1;
     }
   }
   void finish(c10::IntArrayRef, int threads, c10::ArrayRef<void*> memory) const override {

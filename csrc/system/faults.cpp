@@ -30,8 +30,11 @@ struct Kind {
 };
 
 // In the order of Fault.
-std::array<Kind, kFaultKinds> kinds{
-    {{"allocate", ENOMEM, {}, {}, {}}, {"read", EIO, {}, {}, {}}, {"write", ENOSPC, {}, {}, {}}}};
+std::array<Kind, kFaultKinds> kinds{{{"allocate", ENOMEM, {}, {}, {}},
+                                     {"read", EIO, {}, {}, {}},
+                                     {"write", ENOSPC, {}, {}, {}},
+                                     {"publish", EIO, {}, {}, {}},
+                                     {"link", EPERM, {}, {}, {}}}};
 
 /// PyTorch's CPU allocator, but for the calls that are to fail. What it hands out is the inner
 /// allocator's own, so that it does not matter which of them is in use when memory is freed; it
@@ -87,11 +90,12 @@ std::array<Due, kFaultKinds> parse(std::string_view text, std::array<bool, kFaul
     number.remove_suffix(all_after ? 1 : 0);
     uint64_t first = 0;
     const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), first);
-    TORCH_CHECK_VALUE(kind < kFaultKinds && !number.empty() && error == std::errc() &&
-                          end == number.data() + number.size(),
-                      "dormant: faults \"", std::string(whole), "\": got \"", std::string(entry),
-                      "\", expected allocate, read or write, a colon and a number, as in "
-                      "\"read:3,write:2+\"");
+    TORCH_CHECK_VALUE(
+        kind < kFaultKinds && !number.empty() && error == std::errc() &&
+            end == number.data() + number.size(),
+        "dormant: faults \"", std::string(whole), "\": got \"", std::string(entry),
+        "\", expected allocate, read, write, publish or link, a colon and a number, as in "
+        "\"read:3,write:2+\"");
     due[kind] = {first, all_after};
     named[kind] = true;
   }

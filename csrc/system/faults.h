@@ -1,4 +1,5 @@
-// Failures that tests ask for: of memory, of reading, of writing, at the n-th call.
+// Failures that tests ask for: of memory, of reading, of writing, of naming files, at the n-th
+// call.
 //
 // What a full disk or exhausted memory does to a half-finished load cannot be tested with a real
 // one. `set_faults("read:3")` lets the third read from a file fail from here on, at the place where
@@ -16,8 +17,8 @@
 
 namespace dormant::system {
 
-enum class Fault : uint8_t { allocate, read, write };
-constexpr size_t kFaultKinds = 3;
+enum class Fault : uint8_t { allocate, read, write, publish, link };
+constexpr size_t kFaultKinds = 5;
 
 /// Calls of each kind, in the order of Fault.
 using FaultCounts = std::array<uint64_t, kFaultKinds>;

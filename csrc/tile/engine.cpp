@@ -216,7 +216,7 @@ class Work {
       storages.push_back(target.storage);
     }
     const auto history = targets.front().history;
-    auto job = make_quantize_job(std::move(targets));
+    auto job = make_quantize_job(history.tail, std::move(targets));
     const auto origins = job ? job->origins() : origins_of_replay(history);
     sources_.insert(origins.sources.begin(), origins.sources.end());
     for (size_t i = 0; i < indices.size(); ++i) {

@@ -67,8 +67,9 @@ class StorageJob final : public ProgramJob {
 
 class QuantizeJob final : public Job {
  public:
-  QuantizeJob(std::vector<Target> wanted, std::shared_ptr<const Program> source)
-      : node_(wanted.front().history.tail), source_(std::move(source)) {
+  QuantizeJob(record::NodePtr node, std::vector<Target> wanted,
+              std::shared_ptr<const Program> source, StorePacked store)
+      : node_(std::move(node)), source_(std::move(source)), store_(std::move(store)) {
     targets = std::move(wanted);
   }
 
@@ -81,7 +82,8 @@ class QuantizeJob final : public Job {
   }
 
   size_t thread_bytes(int64_t elements) const override {
-    return static_cast<size_t>(elements * itemsize()) + source_->scratch_bytes(elements);
+    return static_cast<size_t>(elements * itemsize() + loose_bytes(elements)) +
+           source_->scratch_bytes(elements);
   }
 
   size_t shared_bytes() const override {
@@ -89,7 +91,7 @@ class QuantizeJob final : public Job {
     for (const auto& geometry : quantizer().scratch(sizes())) {
       bytes += geometry.nbytes_needed();
     }
-    for (size_t i = 1; i < node_->operands.size(); ++i) {
+    for (size_t i = kPacked + 1; i < node_->operands.size(); ++i) {
       if (!target_of(i)) {
         bytes += node_->operands[i].geometry.nbytes_needed();
       }
@@ -101,10 +103,17 @@ class QuantizeJob final : public Job {
            const std::function<bool(size_t)>& after_tile) override {
     Reader reader(*source_, fast_seed);
     std::vector<std::byte> elements(static_cast<size_t>(std::min(tile, end - begin) * itemsize()));
+    std::vector<std::byte> loose(static_cast<size_t>(loose_bytes(std::min(tile, end - begin))));
+    auto memory = memory_;
     for (; begin < end; begin += tile) {
       const auto count = std::min(tile, end - begin);
       reader.read(Run{begin, count}, elements.data());
-      quantizer().run(elements.data(), source_->dtype(), sizes(), begin, count, memory_);
+      const auto first = quantizer().packed_bytes(begin);
+      memory[0] = loose.empty() ? static_cast<std::byte*>(memory_[0]) + first : loose.data();
+      quantizer().run(elements.data(), source_->dtype(), sizes(), begin, count, memory);
+      if (store_) {
+        store_(first, static_cast<const std::byte*>(memory[0]), quantizer().packed_bytes(count));
+      }
       if (!after_tile(static_cast<size_t>(count * itemsize()))) {
         return false;
       }
@@ -132,11 +141,13 @@ class QuantizeJob final : public Job {
   void allocate() override {
     scratch_.clear();
     memory_.clear();
-    for (size_t i = 1; i < node_->operands.size(); ++i) {
+    for (size_t i = kPacked; i < node_->operands.size(); ++i) {
       const auto nbytes = node_->operands[i].geometry.nbytes_needed();
       if (const auto target = target_of(i)) {
         allocate_target(targets[*target], nbytes);
         memory_.push_back(targets[*target].data());
+      } else if (i == kPacked) {
+        memory_.push_back(nullptr);
       } else {
         add_scratch(nbytes);
       }
@@ -164,8 +175,17 @@ class QuantizeJob final : public Job {
     return std::nullopt;
   }
 
+  /// Bytes of a tile's packed elements where nothing keeps them.
+  int64_t loose_bytes(int64_t elements) const {
+    return target_of(kPacked) ? 0 : quantizer().packed_bytes(elements);
+  }
+
+  /// The node's operand that is packed: after what it reads.
+  static constexpr size_t kPacked = 1;
+
   const record::NodePtr node_;
   const std::shared_ptr<const Program> source_;
+  const StorePacked store_;
   std::vector<void*> memory_;  ///< of the outputs, then of the scratch
   std::vector<c10::DataPtr> scratch_;
 };
@@ -184,8 +204,9 @@ std::unique_ptr<Job> make_storage_job(Target target, std::shared_ptr<const Progr
   return std::make_unique<StorageJob>(std::move(target), std::move(program));
 }
 
-std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets) {
-  const auto& source = targets.front().history.tail->operands[0];
+std::unique_ptr<Job> make_quantize_job(record::NodePtr node, std::vector<Target> targets,
+                                       StorePacked store) {
+  const auto& source = node->operands[0];
   const auto& geometry = source.geometry;
   if (geometry.conjugate || geometry.negative || geometry.numel() == 0) {
     return nullptr;
@@ -194,7 +215,8 @@ std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets) {
   if (!program || program->steps().empty()) {
     return nullptr;
   }
-  return std::make_unique<QuantizeJob>(std::move(targets), std::move(program));
+  return std::make_unique<QuantizeJob>(std::move(node), std::move(targets), std::move(program),
+                                       std::move(store));
 }
 
 }  // namespace dormant::tile

@@ -109,8 +109,14 @@ using Jobs = std::vector<std::unique_ptr<Job>>;
 /// A storage whose history is `program`.
 std::unique_ptr<Job> make_storage_job(Target target, std::shared_ptr<const Program> program);
 
-/// Storages that one quantize node writes, some or all of them. Null where the tensor that it reads
-/// has no program.
-std::unique_ptr<Job> make_quantize_job(std::vector<Target> targets);
+/// Takes packed elements as they are made, `nbytes` from byte `begin` of all of them; any number of
+/// threads.
+using StorePacked = std::function<void(int64_t begin, const std::byte* data, int64_t nbytes)>;
+
+/// Storages that the quantize node `node` writes, some or all of them. Its packed elements go to
+/// `store`, too, if there is one, and are kept only where they are wanted. Null where the tensor
+/// that it reads has no program.
+std::unique_ptr<Job> make_quantize_job(record::NodePtr node, std::vector<Target> targets,
+                                       StorePacked store = {});
 
 }  // namespace dormant::tile

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -28,7 +29,7 @@ std::unique_ptr<Job> quantize_job_of(c10::ArrayRef<Tensor> lazy) {
   for (const auto& tensor : lazy) {
     targets.push_back(target_of(tensor));
   }
-  return make_quantize_job(std::move(targets));
+  return make_quantize_job(record::history_of(lazy[0])->tail, std::move(targets));
 }
 
 std::unique_ptr<Job> job_of(const Tensor& lazy) {
@@ -107,7 +108,7 @@ struct Quantized {
 };
 
 Quantized quantized() {
-  const auto quantizer = std::make_shared<quantize::Int8Rows>();
+  const auto quantizer = std::make_shared<quantization::Int8Rows>();
   const Build build = [] { return matrix(); };
   Quantized result{record::quantize(lazily(build), quantizer), {}};
   const auto source = eagerly(build);
@@ -131,11 +132,31 @@ TEST(Job, QuantizesWholeUnitsInAnyOrderOfPieces) {
   }
 }
 
-TEST(Job, OutputsThatNobodyWantsAreScratch) {
+TEST(Job, StatisticsThatNobodyWantsAreScratchAndPackedElementsNeedATile) {
   const auto lazy = quantized().lazy;
   const auto all = quantize_job_of(lazy);
-  const auto one = quantize_job_of(lazy[1]);
-  EXPECT_EQ(one->shared_bytes() - all->shared_bytes(), lazy[0].nbytes());
+  const auto codes = quantize_job_of(lazy[0]);
+  const auto scales = quantize_job_of(lazy[1]);
+  EXPECT_EQ(codes->shared_bytes() - all->shared_bytes(), lazy[1].nbytes());
+  EXPECT_EQ(scales->shared_bytes(), all->shared_bytes());
+  EXPECT_EQ(scales->thread_bytes(517 * 7) - all->thread_bytes(517 * 7), 517U * 7);
+}
+
+TEST(Job, PackedElementsAreHandedOver) {
+  auto [lazy, expected] = quantized();
+  std::vector<Target> targets;
+  targets.push_back(target_of(lazy[1]));
+  auto codes = expected[0].clone().zero_();
+  const auto job =
+      make_quantize_job(record::history_of(lazy[0])->tail, std::move(targets),
+                        [&](int64_t begin, const std::byte* data, int64_t nbytes) {
+                          std::memcpy(static_cast<std::byte*>(codes.mutable_data_ptr()) + begin,
+                                      data, static_cast<size_t>(nbytes));
+                        });
+  job->begin();
+  run_backwards(*job, 517 * 40, 517 * 7);
+  EXPECT_TRUE(same_bits(codes, expected[0]));
+  EXPECT_TRUE(same_bits(made(job->targets[0], lazy[1]), expected[1]));
 }
 
 TEST(Job, BeginsAnewWhereMemoryWasExhausted) {

@@ -108,11 +108,56 @@ class CopyJob final : public Job {
   const int64_t offset_;
 };
 
-/// Lazy storages that one node makes and that have to be whole while views of them are written.
+/// Lazy storages that one node makes and that have to be whole while views of them are written; but
+/// packed elements go to the file as they are made.
 struct Group {
   /// By the storage that stays lazy: another one with the same history, to be materialized.
   std::map<const c10::StorageImpl*, c10::Storage> twins;
   std::vector<const Output*> views;
+  std::vector<const Output*> packed;  ///< each is all packed elements of the node
+  Jobs jobs;                          ///< the one that writes these and makes the twins
+
+  void add_view(const Output& output, const record::History& history) {
+    auto& twin = twins[output.tensor.storage().unsafeGetStorageImpl()];
+    if (!twin) {
+      twin = record::make_twin_storage(history);
+    }
+    views.push_back(&output);
+  }
+
+  void add_packed(const Output& output, const record::History& history) {
+    packed.push_back(&output);
+    packed_history_ = history;
+  }
+
+  /// To be called when everything is in its place. What the node reads may have no program: then
+  /// the packed elements are views like others.
+  void plan(const Sink& sink) {
+    if (packed.empty()) {
+      return;
+    }
+    std::vector<Target> targets;
+    for (const auto& [storage, twin] : twins) {
+      const auto own = *record::history_of(twin.unsafeGetStorageImpl());
+      targets.push_back({twin, own, 0, {}, nullptr, {}});
+    }
+    std::vector<int64_t> places;
+    for (const auto* output : packed) {
+      places.push_back(output->offset);
+    }
+    const auto store = [&sink, places](int64_t begin, const std::byte* data, int64_t nbytes) {
+      for (const auto place : places) {
+        write_at(sink, data, static_cast<size_t>(nbytes), place + begin);
+      }
+    };
+    if (auto job = make_quantize_job(packed_history_.tail, std::move(targets), store)) {
+      jobs.push_back(std::move(job));
+      return;
+    }
+    for (const auto* output : std::exchange(packed, {})) {
+      add_view(*output, packed_history_);
+    }
+  }
 
   std::vector<c10::Storage> storages() const {
     std::vector<c10::Storage> storages;
@@ -128,7 +173,20 @@ struct Group {
     }
     return sum;
   }
+
+ private:
+  record::History packed_history_;
 };
+
+/// Whether `tensor`, which has that history, is all packed elements of a quantize node, in order.
+bool is_packed(const at::Tensor& tensor, const record::History& history) {
+  if (!history.tail || history.tail->kind != record::NodeKind::quantize) {
+    return false;
+  }
+  const auto& packed = history.tail->operands[1];
+  return packed.buffer == history.buffer && tensor.is_contiguous() &&
+         tensor.storage_offset() == 0 && tensor.nbytes() == packed.geometry.nbytes_needed();
+}
 
 /// They are made in memory of their own, never shown in place.
 Options options_for_groups() {
@@ -168,14 +226,22 @@ struct Contents {
         real.push_back(real_output);
       }
     }
+    for (auto& [number, group] : groups) {
+      group.plan(sink);
+    }
   }
 
   void check_files() const {
     std::set<const record::Source*> files;
-    for (const auto* jobs : {&in_order, &by_rectangles}) {
-      for (const auto& job : *jobs) {
+    const auto add = [&](const Jobs& jobs) {
+      for (const auto& job : jobs) {
         files.merge(job->origins().sources);
       }
+    };
+    add(in_order);
+    add(by_rectangles);
+    for (const auto& [number, group] : groups) {
+      add(group.jobs);
     }
     for (const auto* file : files) {
       file->check();
@@ -189,11 +255,15 @@ struct Contents {
     }
     const char* cause = "the smallest tiles take that much";
     for (const auto& [number, group] : groups) {
-      const auto needed = group.nbytes() + smallest_budget(group.storages(), options_for_groups());
+      const auto making = group.jobs.empty()
+                              ? smallest_budget(group.storages(), options_for_groups())
+                              : bytes_needed(group.jobs, plan_for(group.jobs, 0));
+      const auto needed = group.nbytes() + making;
       if (needed > least) {
         least = needed;
         cause =
-            "a tensor that is quantized, or can only be replayed whole, exists while it is written";
+            "what belongs to a quantized tensor, or one that can only be replayed whole, exists "
+            "while it is written";
       }
     }
     tile::check_budget("save", budget, least, cause, "raise memory_budget");
@@ -209,11 +279,11 @@ struct Contents {
       return;
     }
     auto& group = groups[history.tail ? history.tail->sequence : 0];
-    auto& twin = group.twins[output.tensor.storage().unsafeGetStorageImpl()];
-    if (!twin) {
-      twin = record::make_twin_storage(history);
+    if (is_packed(output.tensor, history)) {
+      group.add_packed(output, history);
+    } else {
+      group.add_view(output, history);
     }
-    group.views.push_back(&output);
   }
 };
 
@@ -242,12 +312,35 @@ class Writer {
     if (options_.memory_budget) {
       options.memory_budget = *options_.memory_budget - group.nbytes();
     }
-    options.on_step = [&](size_t, size_t) { tell(); };
-    materialize(group.storages(), options);
+    if (group.jobs.empty()) {
+      options.on_step = [&](size_t, size_t) { tell(); };
+      materialize(group.storages(), options);
+    } else {
+      write_packed(group, options.memory_budget);
+    }
     for (const auto* view : group.views) {
       const auto& twin = group.twins.at(view->tensor.storage().unsafeGetStorageImpl());
       gather(Geometry::of(view->tensor).over(twin), view->offset,
              block_under(options.memory_budget));
+    }
+  }
+
+  void write_packed(const Group& group, std::optional<size_t> budget) {
+    const auto& job = *group.jobs.front();
+    size_t nbytes = 0;
+    for (const auto* output : group.packed) {
+      nbytes += output->tensor.nbytes();
+    }
+    const auto all = static_cast<double>(job.numel() * job.itemsize());
+    const auto plan = plan_for(group.jobs, budget, kUnaskedBytes);
+    run(group.jobs, plan, [&](size_t done) {
+      const auto share = static_cast<double>(done) / all;
+      tell(written_ + static_cast<size_t>(share * static_cast<double>(nbytes)));
+    });
+    written_ += nbytes;
+    for (auto& target : group.jobs.front()->targets) {
+      record::commit(target.storage.unsafeGetStorageImpl(), target.history,
+                     std::move(target.memory));
     }
   }
 
@@ -318,7 +411,8 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
   for (auto& [number, group] : contents.groups) {
     writer.write(group);
     const auto nbytes = group.nbytes();
-    group.twins.clear();  // before the next one's tensors exist
+    group.jobs.clear();  // before the next one's tensors exist
+    group.twins.clear();
     freed.add(nbytes);
   }
   writer.tell();

@@ -9,14 +9,18 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <stop_token>
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "quantize/int8_rows.h"
+#include "record/source_node.h"
 #include "tile/eager_comparison.h"
 #include "tile/engine.h"
 #include "tile/held_tensors.h"
@@ -176,6 +180,53 @@ TEST(Sink, WhatNobodyInitialisedIsZero) {
   auto expected = at::zeros({1000});
   expected.narrow(0, 100, 50).fill_(7);
   EXPECT_EQ(file.bytes(expected.nbytes(), 0), bytes_of(expected));
+}
+
+/// The outputs of quantizing what `build` gives: lazy ones, and real ones of the same bytes.
+std::pair<std::vector<Tensor>, std::vector<Tensor>> quantized(const Build& build) {
+  const auto quantizer = std::make_shared<quantize::Int8Rows>();
+  const auto source = eagerly(build);
+  std::vector<Tensor> real;
+  for (const auto& geometry : quantizer->outputs(source.sizes())) {
+    real.push_back(at::empty(geometry.sizes, at::TensorOptions().dtype(geometry.dtype)));
+  }
+  record::run_whole(*quantizer, source, real, 1);
+  return {record::quantize(lazily(build), quantizer), real};
+}
+
+TEST(Sink, PackedElementsAreWrittenAsTheyAreMade) {
+  const auto [lazy, real] = quantized([] { return whole(); });
+  const auto codes = static_cast<int64_t>(real[0].nbytes());
+  const std::vector<Output> all = {{lazy[0], 5}, {lazy[1], 5 + codes}};
+  const std::vector<Output> twice = {{lazy[0], 5}, {lazy[0], 5 + codes}};
+  for (const auto& outputs : {all, twice, {all[0]}, {all[1]}}) {
+    const TemporaryFile file;
+    write(outputs, file.sink());
+    for (const auto& output : outputs) {
+      const auto expected = bytes_of(output.tensor.is_same(lazy[0]) ? real[0] : real[1]);
+      EXPECT_EQ(file.bytes(expected.size(), output.offset), expected);
+      EXPECT_TRUE(record::is_lazy(output.tensor));
+    }
+    // The scales, a row of tiles and their codes: never all codes.
+    EXPECT_LT(least_budget(lazy[0], file.sink()), static_cast<size_t>(codes) / 4);
+  }
+}
+
+TEST(Sink, APartOfPackedElementsIsWrittenFromAllOfThem) {
+  const auto [lazy, real] = quantized([] { return whole(); });
+  const TemporaryFile file;
+  write({{lazy[0].narrow(0, 7, 20), 3}, {lazy[0], 20000}}, file.sink());
+  EXPECT_EQ(file.bytes(real[0].narrow(0, 7, 20).nbytes(), 3), bytes_of(real[0].narrow(0, 7, 20)));
+  EXPECT_EQ(file.bytes(real[0].nbytes(), 20000), bytes_of(real[0]));
+}
+
+TEST(Sink, PackedElementsOfWhatCanOnlyBeReplayedAreWrittenWhole) {
+  const auto [lazy, real] = quantized([] { return whole().cumsum(0); });
+  const TemporaryFile file;
+  const auto codes = static_cast<int64_t>(real[0].nbytes());
+  write({{lazy[0], 0}, {lazy[1], codes}}, file.sink());
+  EXPECT_EQ(file.bytes(real[0].nbytes(), 0), bytes_of(real[0]));
+  EXPECT_EQ(file.bytes(real[1].nbytes(), codes), bytes_of(real[1]));
 }
 
 TEST(SinkThreads, ProgressEndsWithEverythingAndMayStop) {

@@ -11,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 #include <dormant/dormant.h>
 #include <dormant/export.h>
+#include <dormant/named_tensors.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -31,7 +32,6 @@ class Checkpoint;
 struct OpenOptions;
 struct LoadOptions;
 struct LoadReport;
-using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 /// What the files say about a tensor.
 struct CheckpointEntry {
@@ -79,14 +79,16 @@ struct OpenOptions {
   /// That of decoded tensors; std::nullopt: what the library concerned decodes to.
   std::optional<c10::ScalarType> dtype = std::nullopt;
   /// Which mapping or module in a file of torch.save holds the tensors, "" the file's own;
-  /// std::nullopt: the only one.
+  /// std::nullopt: the only one. In a folder of torch.distributed.checkpoint a mapping of the state
+  /// dict that was saved, nested ones with dots between; "" and std::nullopt mean all tensors.
   std::optional<std::string> key = std::nullopt;
 };
 
-/// Opens a safetensors file, a file of torch.save, the index of several (*.index.json), or a folder
-/// that has model.safetensors, pytorch_model.bin, the index of either, .metadata of
-/// torch.distributed.checkpoint (each tensor is put together from the ranks' parts) or only one
-/// such file of another name. Reads and checks everything but the tensors' bytes. Of a file of
+/// Opens a safetensors file, a file of torch.save, a GGUF file, split or not (tensors have the
+/// file's names), the index of several (*.index.json), or a folder that has model.safetensors,
+/// pytorch_model.bin, the index of either, .metadata of torch.distributed.checkpoint (each tensor
+/// is put together from the ranks' parts), the files of its safetensors writer, or only one such
+/// file of another name. Reads and checks everything but the tensors' bytes. Of a file of
 /// torch.save nothing is run: its state dict is what is under `key`, or the only one, and of a
 /// pickled module what its state_dict() would have. Throws c10::ValueError where a file is damaged
 /// or contradicts another one or the config.json beside it, c10::IndexError where a file has no
@@ -140,33 +142,13 @@ struct LoadReport {
 DORMANT_API LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
                             const LoadOptions& options = {});
 
-/// Parameters and buffers of a torch::nn::Module, its children included.
+/// Parameters and buffers of a torch::nn::Module, its children included; of a module holder
+/// (torch::nn::Linear and the like) or a shared_ptr to a module, too.
 template <typename Module>
-  requires requires(const Module& module) {
-    module.named_parameters(true);
-    module.named_buffers(true);
-  }
+  requires ModuleLike<Module> || ModuleHolderLike<Module>
 LoadReport load(const Module& module, const Checkpoint& checkpoint,
                 const LoadOptions& options = {}) {
-  NamedTensors tensors;
-  for (const auto& parameter : module.named_parameters(true)) {
-    tensors.emplace_back(parameter.key(), parameter.value());
-  }
-  for (const auto& buffer : module.named_buffers(true)) {
-    tensors.emplace_back(buffer.key(), buffer.value());
-  }
-  return load(tensors, checkpoint, options);
-}
-
-/// The same for a module holder (torch::nn::Linear and the like) or a shared_ptr to a module.
-template <typename Holder>
-  requires requires(const Holder& holder) {
-    holder->named_parameters(true);
-    holder->named_buffers(true);
-  }
-LoadReport load(const Holder& holder, const Checkpoint& checkpoint,
-                const LoadOptions& options = {}) {
-  return load(*holder, checkpoint, options);
+  return load(named_tensors(module), checkpoint, options);
 }
 
 /// The same from the path of a checkpoint.

@@ -165,6 +165,16 @@ def gguf_entries(
 def safetensors_entries(
     file: File,
 ) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...
+def safetensors_dtypes() -> dict[torch.dtype, int]:
+    """How many elements of the format one of each dtype that it has is."""
+
+def lay_out_safetensors(
+    tensors: Sequence[tuple[bytes, torch.dtype, tuple[int, ...]]],
+    metadata: Sequence[tuple[bytes, bytes]],
+    /,
+) -> tuple[bytes, list[int], int]:
+    """What is before the first tensor, the place of each, and the size of the file."""
+
 def index_entries(
     path_or_file: str | PathLike[str] | File,
 ) -> tuple[dict[str, str], dict[str, object]]:
