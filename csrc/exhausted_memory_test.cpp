@@ -4,7 +4,6 @@
 // Recipes are not among it: the destructor of nlohmann::json allocates, and ends the process where
 // it cannot.
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -32,10 +31,12 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "checkpoint/file.h"
 #include "checkpoint/scratch_folder.h"
+#include "exhausted_memory.h"
 #include "quantize/four_bit.h"
 #include "random/position.h"
 #include "record/lazy_storage.h"
@@ -43,33 +44,21 @@
 #include "record/replay.h"
 #include "record/snapshot.h"
 #include "record/source_node.h"
+#include "record/turns.h"
 #include "tile/eager_comparison.h"
 #include "tile/engine.h"
 #include "tile/sink.h"
 
 namespace {
 
-// Which of this thread's allocations fails: counted down to it; none where it is zero.
-thread_local int64_t until_failure = 0;
-thread_local bool failed = false;
-thread_local bool fails_on = false;  // whether all after it fail, too
 std::atomic<int64_t> blocks{0};
-
-bool is_due() noexcept {
-  if (until_failure == 0 || --until_failure > 0) {
-    return false;
-  }
-  until_failure = fails_on ? 1 : 0;
-  failed = true;
-  return true;
-}
 
 }  // namespace
 
 // NOLINTBEGIN: the program's own operators new and delete, for all libraries in it; all forms,
 // since a sanitizer has its own of each.
 void* operator new(size_t size, const std::nothrow_t&) noexcept {
-  void* memory = is_due() ? nullptr : std::malloc(size == 0 ? 1 : size);
+  void* memory = dormant::exhausted::is_due() ? nullptr : std::malloc(size == 0 ? 1 : size);
   blocks += memory != nullptr;
   return memory;
 }
@@ -99,74 +88,12 @@ namespace dormant {
 namespace {
 
 using at::Tensor;
+using exhausted::ExhaustedMemory;
+using exhausted::failed;
+using exhausted::FailingNew;
+using exhausted::sweep;
 using record::History;
 using tile::same_bits;
-
-/// While it lives, the `n`-th allocation of this thread fails.
-class FailingNew {
- public:
-  explicit FailingNew(int64_t n, bool and_all_after = false) {
-    failed = false;
-    fails_on = and_all_after;
-    until_failure = n;
-  }
-  ~FailingNew() { until_failure = 0; }
-  FailingNew(const FailingNew&) = delete;
-  FailingNew& operator=(const FailingNew&) = delete;
-};
-
-/// Calls work(), each time with another allocation failing, until none is left to fail.
-int64_t sweep(const std::function<void()>& work, const std::function<void(bool)>& check,
-              bool and_all_after) {
-  for (int64_t n = 1;; ++n) {
-    bool stopped = false;
-    try {
-      const FailingNew failing(n, and_all_after);
-      work();
-    } catch (const std::bad_alloc&) {
-      stopped = true;
-    } catch (const c10::Error&) {
-      stopped = true;
-    }
-    if (!failed) {
-      EXPECT_FALSE(stopped);
-      return n - 1;
-    }
-    SCOPED_TRACE("allocation " + std::to_string(n) + (and_all_after ? " and all after" : ""));
-    check(stopped);
-    if (::testing::Test::HasFailure()) {
-      return n;
-    }
-  }
-}
-
-/// The same, first with one failure at a time, then with everything failing from there on. What
-/// stops `work` must be std::bad_alloc, or an error of PyTorch's that it became. After each
-/// failure, check(stopped); it leaves everything ready for another attempt. Returns how many
-/// failures there were.
-int64_t sweep(const std::function<void()>& work, const std::function<void(bool)>& check) {
-  auto count = sweep(work, check, /*and_all_after=*/false);
-  check(/*stopped=*/false);
-  count += sweep(work, check, /*and_all_after=*/true);
-  ::testing::Test::RecordProperty("failures", std::to_string(count));
-  return count;
-}
-
-class Threads {
- public:
-  explicit Threads(int count) : before_(at::get_num_threads()) { at::set_num_threads(count); }
-  ~Threads() { at::set_num_threads(before_); }
-  Threads(const Threads&) = delete;
-  Threads& operator=(const Threads&) = delete;
-
- private:
-  int before_;
-};
-
-class ExhaustedMemory : public ::testing::Test {
- private:
-  const Threads one_{1};  // only this thread's allocations fail
-};
 
 at::CPUGeneratorImpl& generator() {
   return *at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>();
@@ -466,6 +393,19 @@ TEST_F(ExhaustedMemory, ASnapshotHoldsAllOrNothing) {
                              EXPECT_EQ(real.const_data_ptr(), memory);
                            });
   EXPECT_GT(count, 5);
+}
+
+TEST_F(ExhaustedMemory, ATurnIsTakenWhollyOrNotAtAll) {
+  const char things[3] = {};
+  const auto another_takes_it = [&] {
+    std::thread([&] {
+      // Where it had to wait it would be called.
+      const record::Turn turn({&things[0], &things[1], &things[2]}, [] { ADD_FAILURE(); });
+    }).join();
+  };
+  const auto count = sweep([&] { const record::Turn turn({&things[0], &things[1], &things[2]}); },
+                           [&](bool) { another_takes_it(); });
+  EXPECT_GT(count, 3);
 }
 
 TEST_F(ExhaustedMemory, ASnapshotIsRestoredAllTheSame) {

@@ -17,6 +17,7 @@
 #include "checkpoint/catalog.h"
 #include "record/lazy_storage.h"
 #include "record/snapshot.h"
+#include "record/turns.h"
 #include "text/printable.h"
 #include "tile/held_tensors.h"
 
@@ -62,6 +63,17 @@ struct ModuleTensor {
   std::vector<std::string> sources;  ///< names in the checkpoint, under which it is
   bool fits = true;                  ///< whether they have its sizes
 };
+
+/// What no other thread may load meanwhile.
+std::vector<const void*> things_of(const NamedTensors& tensors) {
+  std::vector<const void*> things;
+  for (const auto& [name, tensor] : tensors) {
+    if (tensor.defined() && tensor.has_storage()) {
+      things.push_back(tensor.storage().unsafeGetStorageImpl());
+    }
+  }
+  return things;
+}
 
 std::vector<ModuleTensor> distinct(const NamedTensors& tensors) {
   using Identity = std::tuple<const c10::StorageImpl*, int64_t, std::vector<int64_t>,
@@ -307,6 +319,11 @@ Checkpoint open_checkpoint(const std::string& path, const OpenOptions& options) 
 
 LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
                 const LoadOptions& options) {
+  const record::Turn turn(things_of(tensors), [&] {
+    if (options.on_step) {
+      options.on_step(0, 0);
+    }
+  });
   auto [matched, report] = match(tensors, checkpoint, *checkpoint.catalog_, options);
   std::vector<at::Tensor> all;
   for (const auto& each : matched) {
@@ -330,6 +347,7 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
     for (const auto& storage : held.materialize(all, engine)) {
       report.bytes += storage.nbytes;
     }
+    held.keep();
   } catch (c10::Error& error) {
     if (const auto names = put_back(); !names.empty()) {
       error.add_context(names);
@@ -345,8 +363,7 @@ LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
     put_back();
     throw;
   }
-  held.keep();
-  return report;
+  return std::move(report);  // a copy could fail, and the module is loaded
 }
 
 }  // namespace dormant

@@ -1,6 +1,8 @@
-// The input is a line for each tensor (name, number of the dtype, sizes), a zero byte, and a
-// config.json. Whatever they are, they are refused by c10::ValueError, or every plain tensor that
-// is found decodes: its parts are among the tensors, and what a range of it wants of them exists.
+// The input is a line for each tensor (name, number of the dtype, sizes, perhaps the name of a type
+// of GGUF), a zero byte, a config.json, perhaps another zero byte and a quantize_config.json.
+// Whatever they are, they are refused by c10::ValueError or c10::NotImplementedError, or every
+// plain tensor that is found decodes: its parts are among the tensors, and what a range of it wants
+// of them exists.
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <c10/util/safe_numerics.h>
@@ -20,6 +22,10 @@
 
 #include "checkpoint/encodings/find.h"
 
+extern "C" {
+uint64_t fuzz_accepted = 0;  // with an encoded tensor in it
+}
+
 namespace {
 
 namespace checkpoint = dormant::checkpoint;
@@ -36,7 +42,10 @@ void decode(const Decoder& decoder) {
     }
     std::vector<int64_t> sizes(geometry.sizes.begin(), geometry.sizes.end());
     auto part = at::empty(sizes, at::TensorOptions().dtype(geometry.dtype));
-    std::fill_n(static_cast<char*>(part.mutable_data_ptr()), part.nbytes(), '\x5a');
+    // A list of integers names groups: the first one is there.
+    const bool names_groups = geometry.dtype == c10::ScalarType::Int && sizes.size() == 1;
+    std::fill_n(static_cast<char*>(part.mutable_data_ptr()), part.nbytes(),
+                names_groups ? '\0' : '\x5a');
     parts.push_back(std::move(part));
   }
   const auto output = decoder.output();
@@ -57,9 +66,10 @@ void decode(const Decoder& decoder) {
 /// Sizes are as a reader of files leaves them: not negative, their product no overflow.
 checkpoint::RawTensor tensor_in(const std::string& line) {
   constexpr c10::ScalarType kTypes[] = {
-      c10::ScalarType::Byte,     c10::ScalarType::Char,          c10::ScalarType::Float,
-      c10::ScalarType::BFloat16, c10::ScalarType::Float8_e4m3fn, c10::ScalarType::Float8_e5m2,
-      c10::ScalarType::Int,      c10::ScalarType::Float8_e8m0fnu};
+      c10::ScalarType::Byte,     c10::ScalarType::Char,           c10::ScalarType::Float,
+      c10::ScalarType::BFloat16, c10::ScalarType::Float8_e4m3fn,  c10::ScalarType::Float8_e5m2,
+      c10::ScalarType::Int,      c10::ScalarType::Float8_e8m0fnu, c10::ScalarType::Half,
+      c10::ScalarType::Long,     c10::ScalarType::Double};
   std::istringstream words(line);
   checkpoint::RawTensor tensor{{}, c10::ScalarType::Byte, {}, {}};
   size_t type = 0;
@@ -72,17 +82,28 @@ checkpoint::RawTensor tensor_in(const std::string& line) {
     }
     tensor.sizes.push_back(extent);
   }
+  words.clear();
+  words >> std::ws;
+  std::getline(words, tensor.format);
   return tensor;
+}
+
+/// What stands before a zero byte, and after it.
+std::pair<std::string_view, std::string_view> split(std::string_view text) {
+  const auto end = std::min(text.find('\0'), text.size());
+  return {text.substr(0, end), text.substr(std::min(end + 1, text.size()))};
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view input(reinterpret_cast<const char*>(data), size);
-  const auto middle = input.find('\0');
-  const auto header = input.substr(0, middle);
-  const auto config =
-      middle == std::string_view::npos ? std::string_view() : input.substr(middle + 1);
+  const auto [header, texts] = split(input);
+  const auto [config, more] = split(texts);
+  checkpoint::ConfigurationText configuration{"config.json", std::string(config)};
+  if (!more.empty()) {
+    configuration.quantization_files.emplace_back("quantize_config.json", more);
+  }
   std::vector<checkpoint::RawTensor> tensors;
   std::map<std::string, size_t> names;
   std::istringstream lines{std::string(header)};
@@ -94,14 +115,14 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   try {
     const auto all = tensors;
     const auto findings = checkpoint::find_encoded(
-        std::move(tensors), {"config.json", std::string(config)}, std::nullopt, "input",
-        [&](const checkpoint::RawTensor& tensor) {
+        std::move(tensors), configuration, std::nullopt, "input",
+        [&, text_of_tensors = config](const checkpoint::RawTensor& tensor) {
           int64_t nbytes = static_cast<int64_t>(c10::elementSize(tensor.dtype));
           for (const auto extent : tensor.sizes) {
             nbytes *= extent;
           }
           // What a text says about a packed tensor may stand after the header, too.
-          std::string text(config.substr(0, static_cast<size_t>(nbytes)));
+          std::string text(text_of_tensors.substr(0, static_cast<size_t>(nbytes)));
           text.resize(static_cast<size_t>(nbytes), ' ');
           return text;
         });
@@ -116,7 +137,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       }
       decode(*encoded.decoder);
     }
+    fuzz_accepted += findings.encoded.empty() ? 0 : 1;
   } catch (const c10::ValueError&) {
+  } catch (const c10::NotImplementedError&) {
   }
   return 0;
 }

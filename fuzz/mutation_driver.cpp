@@ -26,6 +26,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 extern "C" __attribute__((weak)) size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size,
                                                                 size_t limit, unsigned int seed);
 
+/// A target may count the inputs that it did not refuse, to tell how deep they reach.
+extern "C" __attribute__((weak)) uint64_t fuzz_accepted;
+
 namespace {
 
 constexpr const char* kFailure = "failing-input";
@@ -212,6 +215,10 @@ int main(int argc, char** argv) {
     }
     ++count;
   }
-  std::cout << count << " inputs of seed " << seed << '\n';
+  std::cout << count << " inputs of seed " << seed;
+  if (&fuzz_accepted != nullptr) {
+    std::cout << ", " << fuzz_accepted << " accepted";
+  }
+  std::cout << '\n';
   return 0;
 }

@@ -131,6 +131,10 @@ METADATA = {
     "no chunks": (chunks(), "no piece with elements"),
     "too many dimensions": (sized(*[1] * 65), "at most 64 dimensions"),
     "sizes that overflow": (sized(2**40, 2**40), "cannot be counted"),
+    "no elements, and strides that overflow": (
+        lambda m: (sized(0, 2**40, 2**40)(m), chunks()(m))[0],
+        "cannot be counted",
+    ),
     "sizes beyond 64 bits": (sized(2**70, 6), "not negative"),
     "more elements than bytes": (
         lambda m: (sized(2**30, 6)(m), chunks(((0, 0), (2**30, 6)))(m))[0],

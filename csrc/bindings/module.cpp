@@ -13,6 +13,7 @@
 #include <string>
 #include <system_error>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings/arguments.h"
@@ -25,6 +26,7 @@
 #include "record/recorder.h"
 #include "record/replay.h"
 #include "record/source_node.h"
+#include "record/turns.h"
 #include "system/faults.h"
 #include "tile/engine.h"
 #include "tile/held_tensors.h"
@@ -55,6 +57,14 @@ at::Tensor flat(const c10::Storage& storage) {
 NodePtr tail_of(const at::Tensor& tensor) {
   const auto history = history_of(tensor);
   return history ? history->tail : NodePtr();
+}
+
+/// Looks for Ctrl-C, from a thread without the GIL.
+void check_signals() {
+  const py::gil_scoped_acquire python;
+  if (PyErr_CheckSignals() != 0) {
+    throw py::error_already_set();
+  }
 }
 
 /// Looks for Ctrl-C, then calls `on_step` where there is something to tell, from a thread without
@@ -239,6 +249,18 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),
         py::arg("on_step"), py::arg("memory_budget") = std::nullopt, py::arg("mmap") = "auto",
         py::arg("held") = nullptr);
+  py::class_<Turn>(m, "Turn")
+      .def(py::init([](const std::vector<uintptr_t>& things) {
+             std::vector<const void*> addresses;
+             for (const auto thing : things) {
+               addresses.push_back(reinterpret_cast<const void*>(thing));
+             }
+             const py::gil_scoped_release other_threads_may_run;
+             return std::make_unique<Turn>(std::move(addresses), &check_signals);
+           }),
+           py::arg("things"), py::pos_only())
+      .def("end", &Turn::end)
+      .def_static("ended", &Turn::ended);
   py::class_<HeldTensors>(m, "HeldTensors")
       .def(py::init([](const std::vector<Tensor>& tensors) {
              for (const auto& tensor : tensors) {

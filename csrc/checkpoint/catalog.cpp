@@ -16,6 +16,7 @@
 #include "checkpoint/folder.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/index.h"
+#include "checkpoint/paths.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_archive.h"
 #include "checkpoint/torch_catalog.h"
@@ -192,9 +193,10 @@ CatalogEntry decoded(const Encoded& encoded, const Catalog& raw) {
     std::swap(sizes.at(sizes.size() - 2), sizes.back());
   }
   const auto nbytes = bytes_of(encoded.dtype, sizes);
-  return {{encoded.name, encoded.dtype, std::move(sizes), 0, nbytes},
-          nullptr,
-          std::make_shared<const Decoding>(std::move(decoding))};
+  // What can throw comes before the aggregate: GCC 12 destroys its members twice where it does.
+  auto shared = std::make_shared<const Decoding>(std::move(decoding));
+  Entry entry{encoded.name, encoded.dtype, std::move(sizes), 0, nbytes};
+  return {std::move(entry), nullptr, std::move(shared)};
 }
 
 /// The elements of a small tensor in their order.
@@ -216,9 +218,9 @@ Catalog decode(Catalog raw, const std::string& path, const CatalogOptions& optio
   for (const auto& [name, found] : raw.tensors) {
     tensors.push_back({name, found.entry.dtype, found.entry.sizes, found.entry.encoding});
   }
-  auto findings = find_encoded(
-      std::move(tensors), read_configuration(fs::path(path).parent_path().string()), options.dtype,
-      path, [&](const RawTensor& tensor) { return bytes_of(raw.tensors.at(tensor.name)); });
+  auto findings =
+      find_encoded(std::move(tensors), read_configuration(folder_of(path)), options.dtype, path,
+                   [&](const RawTensor& tensor) { return bytes_of(raw.tensors.at(tensor.name)); });
   Catalog plain = raw;
   for (const auto& encoded : findings.encoded) {
     for (const auto& part : encoded.parts) {
@@ -285,7 +287,7 @@ Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
     catalog = distributed_catalog(read_distributed_safetensors(opened), found, options.key);
   } else if (is_index(found)) {
     catalog = open_index(found, options);
-  } else if (fs::path(found).filename() == kDistributedMetadata) {
+  } else if (file_name_of(found) == kDistributedMetadata) {
     catalog = distributed_catalog(read_distributed(found), found, options.key);
   } else {
     const auto parts = gguf_parts(found);

@@ -2,7 +2,6 @@
 
 #include <c10/util/Exception.h>
 
-#include <filesystem>
 #include <optional>
 #include <string_view>
 #include <unordered_map>
@@ -10,6 +9,7 @@
 
 #include "checkpoint/dcp_tensors.h"
 #include "checkpoint/index.h"
+#include "checkpoint/paths.h"
 #include "checkpoint/pickle.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tensor_archive.h"
@@ -18,8 +18,6 @@
 
 namespace dormant::checkpoint {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kDamaged =
     "Cause: the file is damaged, or of a torch that writes it otherwise. Next: load it with "
@@ -322,9 +320,9 @@ DistributedCheckpoint read_distributed(const File& metadata, const OpenBeside& o
 
 DistributedCheckpoint read_distributed(const std::string& path) {
   const auto file = File::open(path);
-  const auto folder = fs::path(file->path()).parent_path();
+  const auto folder = folder_of(file->path());
   return read_distributed(*file, [&](const std::string& relative) {
-    auto data = File::open((folder / relative).string());
+    auto data = File::open(in_folder(folder, relative));
     data->copy_always();  // torch's writer empties the file that it replaces
     return data;
   });

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "text/printable.h"
@@ -17,14 +18,18 @@ DistributedTensor DistributedTensors::add(const std::string& where, std::string 
                                           c10::ScalarType dtype, std::vector<int64_t> sizes,
                                           std::vector<Piece> pieces,
                                           const std::shared_ptr<const PieceLocator>& locator) {
-  uint64_t nbytes = c10::elementSize(dtype);
+  // The strides of a tensor without elements count its other sizes, so these must not overflow.
+  uint64_t extent = c10::elementSize(dtype);
+  bool empty = false;
   for (const auto size : sizes) {
-    TORCH_CHECK_VALUE(!__builtin_mul_overflow(nbytes, static_cast<uint64_t>(size), &nbytes) &&
-                          nbytes <= uint64_t{1} << 62,
-                      "dormant: open_checkpoint: ", where, ": tensor ", text::in_quotes(name),
-                      " has sizes ", c10::IntArrayRef(sizes), " of ", dtype,
-                      ", whose bytes cannot be counted. ", kDamaged);
+    empty = empty || size == 0;
+    const auto factor = static_cast<uint64_t>(std::max<int64_t>(size, 1));
+    TORCH_CHECK_VALUE(
+        !__builtin_mul_overflow(extent, factor, &extent) && extent <= uint64_t{1} << 62,
+        "dormant: open_checkpoint: ", where, ": tensor ", text::in_quotes(name), " has sizes ",
+        c10::IntArrayRef(sizes), " of ", dtype, ", whose bytes cannot be counted. ", kDamaged);
   }
+  const uint64_t nbytes = empty ? 0 : extent;
   for (const auto& piece : pieces) {
     uint64_t needed = c10::elementSize(dtype);  // at most nbytes
     for (size_t i = 0; i < sizes.size(); ++i) {

@@ -10,6 +10,7 @@
 
 #include "checkpoint/dcp.h"
 #include "checkpoint/gguf.h"
+#include "checkpoint/paths.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
@@ -165,7 +166,7 @@ bool is_distributed_shard(std::string_view path) {
 
 std::vector<std::string> find_checkpoint(const std::string& folder) {
   const auto names = names_in(folder);
-  const auto path = [&](const std::string& name) { return (fs::path(folder) / name).string(); };
+  const auto path = [&](const std::string& name) { return in_folder(folder, name); };
   for (const std::string name : kFirst) {
     if (has(names, name)) {
       if (has(names, kDistributedMetadata)) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "checkpoint/file.h"
+#include "checkpoint/paths.h"
 #include "text/json_reader.h"
 #include "text/printable.h"
 
@@ -210,11 +211,11 @@ Index read_index(const std::string& path) {
   const auto file = File::open(path);
   auto index = parse_index(*file);
 
-  const auto folder = std::filesystem::path(file->path()).parent_path();
+  const auto folder = folder_of(file->path());
   std::set<std::string> found;
   std::set<std::string> absent;
   for (auto& [tensor, shard] : index.files) {
-    const auto full = (folder / shard).string();
+    const auto full = in_folder(folder, shard);
     if (!found.contains(full) && !absent.contains(shard)) {
       std::error_code error;
       if (std::filesystem::is_regular_file(full, error)) {
@@ -240,7 +241,7 @@ Index read_index(const std::string& path) {
   TORCH_CHECK_VALUE(absent.empty(), "dormant: open_checkpoint: ", file->name(), ": ", absent.size(),
                     " of ", found.size() + absent.size(), " files are absent: ", list,
                     ". Cause: the download or the copy is incomplete. Next: fetch them into ",
-                    text::printable(folder.string()), ".");
+                    text::printable(folder), ".");
   return index;
 }
 

@@ -340,9 +340,11 @@ void Pieces::will_read(uint64_t offset, size_t count) const {
       const auto& place = (*places)[number];
       first = last = place.offset;
       for (size_t i = 0; i < sizes_.size(); ++i) {
-        const auto stride = place.strides[i] * itemsize_;
-        first += static_cast<uint64_t>((part.begin[i] - piece.box.begin[i]) * stride);
-        last += static_cast<uint64_t>((part.end[i] - 1 - piece.box.begin[i]) * stride);
+        // Strides of what has one index may be any number.
+        const auto before = part.begin[i] - piece.box.begin[i];
+        const auto until = part.end[i] - 1 - piece.box.begin[i];
+        first += static_cast<uint64_t>(before * place.strides[i] * itemsize_);
+        last += static_cast<uint64_t>(until * place.strides[i] * itemsize_);
       }
       last += static_cast<uint64_t>(itemsize_);
     }

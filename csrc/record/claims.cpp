@@ -101,6 +101,8 @@ std::vector<c10::Storage> wanted_of(c10::ArrayRef<c10::Storage> storages, const 
 
 }  // namespace
 
+bool has_claims_in_this_thread() noexcept { return claims_of_this_thread != 0; }
+
 void make_each_once(c10::ArrayRef<c10::Storage> storages, const Making& making) {
   const bool may_wait = claims_of_this_thread == 0 && !c10::impl::check_python_gil();
   for (auto wanted = wanted_of(storages, making); !wanted.empty();

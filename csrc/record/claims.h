@@ -26,4 +26,7 @@ struct Making {
 /// written to them meanwhile. Any thread may call it; nothing is locked meanwhile.
 void make_each_once(c10::ArrayRef<c10::Storage> storages, const Making& making);
 
+/// Whether this thread is making something: then it may wait for nobody.
+bool has_claims_in_this_thread() noexcept;
+
 }  // namespace dormant::record

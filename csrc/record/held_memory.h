@@ -16,8 +16,8 @@ class HeldMemory final : public Source {
  public:
   /// `nbytes` at `data`, which stay there until this is detached or destroyed.
   HeldMemory(const void* data, size_t nbytes);
-  /// All bytes of a real storage on the CPU, which is kept alive.
-  explicit HeldMemory(c10::Storage storage);
+  /// All bytes of a storage on the CPU, which is kept alive, in the memory that it has.
+  HeldMemory(c10::Storage storage, const void* data);
   ~HeldMemory() override;
 
   /// From now on the bytes are those of a copy: the memory may be written to, or freed. Where

@@ -64,7 +64,8 @@ TEST(HeldMemory, KeepsItsStorageAlive) {
   std::memcpy(storage.mutable_data(), bytes.data(), bytes.size());
   const auto weak = storage.getWeakStorageImpl();
   {
-    const HeldMemory memory(std::move(storage));
+    const auto* data = storage.data();
+    const HeldMemory memory(std::move(storage), data);
     storage = c10::Storage();
     EXPECT_EQ(all_of(memory), bytes);
   }

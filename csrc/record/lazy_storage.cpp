@@ -59,6 +59,14 @@ const c10::StorageImpl* storage_of(const at::Tensor& tensor) noexcept {
                                                  : nullptr;
 }
 
+/// `memory`, which nobody is to see who asks now, is there for who has asked before.
+c10::DataPtr lazy_data_ptr(const History& history, const void* memory) {
+  auto context = std::make_unique<History>(history);
+  live_count.fetch_add(1, std::memory_order_relaxed);
+  return {const_cast<void*>(memory), context.release(), &delete_history,
+          c10::Device(c10::DeviceType::CPU)};
+}
+
 /// PyTorch calls it when somebody asks for a mutable pointer to a storage that nothing was written
 /// to.
 void give_memory(c10::StorageImpl* storage) {
@@ -112,6 +120,24 @@ std::variant<History, const void*> history_or_memory_of(const c10::StorageImpl* 
     return *history;
   }
   return storage->data();
+}
+
+std::variant<History, at::Tensor> history_or_values_of(const at::Tensor& tensor) {
+  if (!tensor.has_storage() || !tensor.is_cpu() || tensor.is_quantized() ||
+      tensor.layout() != c10::kStrided) {
+    return tensor;
+  }
+  auto found = history_or_memory_of(storage_of(tensor));
+  if (auto* history = std::get_if<History>(&found)) {
+    return std::move(*history);
+  }
+  auto owner = std::make_unique<c10::Storage>(tensor.storage());
+  const auto nbytes = static_cast<int64_t>(owner->nbytes());
+  c10::DataPtr pointer(
+      const_cast<void*>(std::get<const void*>(found)), owner.release(),
+      [](void* context) { delete static_cast<c10::Storage*>(context); }, tensor.device());
+  return Geometry::of(tensor).over(
+      c10::Storage(c10::Storage::use_byte_size_t(), nbytes, std::move(pointer)));
 }
 
 bool is_lazy(const c10::StorageImpl* storage) noexcept {
@@ -210,11 +236,7 @@ bool commit(c10::StorageImpl* storage, const History& before, c10::DataPtr memor
   return true;
 }
 
-c10::DataPtr lazy_data_ptr(const History& history) {
-  auto context = std::make_unique<History>(history);
-  live_count.fetch_add(1, std::memory_order_relaxed);
-  return {nullptr, context.release(), &delete_history, c10::Device(c10::DeviceType::CPU)};
-}
+c10::DataPtr lazy_data_ptr(const History& history) { return lazy_data_ptr(history, nullptr); }
 
 c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t nbytes,
                          bool& copies_on_write) noexcept {
@@ -237,7 +259,8 @@ c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t 
 
 std::optional<c10::DataPtr> take_memory(c10::StorageImpl* storage, const void* memory,
                                         const History& history, bool& copies_on_write) {
-  auto exchanged = lazy_data_ptr(history);
+  // Who has asked the storage whether it may be read, and reads its pointer next, finds the memory.
+  auto exchanged = lazy_data_ptr(history, memory);
   const system::MutexLock lock(mutex());
   auto& pointer = storage->_mutable_data_ptr_no_checks();
   if (find_history(storage) != nullptr || pointer.get() != memory) {
@@ -260,11 +283,12 @@ void sync_key(const at::Tensor& tensor) {
     return;
   }
   auto& impl = *tensor.unsafeGetTensorImpl();
-  const auto keys = KeySet::load(impl);
-  const auto wanted = is_lazy(tensor) ? keys.add(c10::DispatchKey::DeferredInit)
-                                      : keys.remove(c10::DispatchKey::DeferredInit);
-  if (!(keys == wanted)) {
-    KeySet::store(impl, wanted);
+  // Once, unless another thread changes what the storage is between the look and the write.
+  while (carries_key(tensor) != is_lazy(tensor)) {
+    const auto keys = KeySet::load(impl);
+    KeySet::store(impl, is_lazy(tensor) ? keys.add(c10::DispatchKey::DeferredInit)
+                                        : keys.remove(c10::DispatchKey::DeferredInit));
+    std::atomic_thread_fence(std::memory_order_seq_cst);
   }
 }
 

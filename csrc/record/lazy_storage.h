@@ -41,6 +41,11 @@ DORMANT_BINDINGS_API std::optional<History> history_of(const at::Tensor& tensor)
 /// c10::Error where PyTorch hands out no pointer.
 std::variant<History, const void*> history_or_memory_of(const c10::StorageImpl* storage);
 
+/// The same of a tensor: its history, or its values, which are a real tensor over the memory that
+/// it has now, whatever another thread makes of the storage. What is not plain (quantized, sparse,
+/// not on the CPU) is returned as it is.
+std::variant<History, at::Tensor> history_or_values_of(const at::Tensor& tensor);
+
 DORMANT_BINDINGS_API bool is_lazy(const c10::StorageImpl* storage) noexcept;
 DORMANT_BINDINGS_API bool is_lazy(const at::Tensor& tensor) noexcept;
 
@@ -93,7 +98,8 @@ c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t 
                          bool& copies_on_write) noexcept;
 
 /// Makes a storage lazy that has `memory`, and returns what it had: nothing, and it is as it was,
-/// where another thread has given it something else meanwhile. Otherwise as `swap_memory`.
+/// where another thread has given it something else meanwhile. Otherwise as `swap_memory`. The
+/// memory has to stay where it is: an operator that another thread is just running on it goes on.
 std::optional<c10::DataPtr> take_memory(c10::StorageImpl* storage, const void* memory,
                                         const History& history, bool& copies_on_write);
 

@@ -164,11 +164,12 @@ void Snapshot::keep() {
   lazy_.clear();
   for (auto& real : real_) {
     auto* storage = real.storage.unsafeGetStorageImpl();
-    if (!is_lazy(storage)) {
+    const auto found = history_or_memory_of(storage);
+    if (const auto* memory = std::get_if<const void*>(&found)) {
       if (!real.fits(storage->nbytes())) {
         continue;
       }
-      std::memcpy(real.memory.get(), storage->data(), real.nbytes);
+      std::memcpy(real.memory.get(), *memory, real.nbytes);
     }
     give_back(real);
   }

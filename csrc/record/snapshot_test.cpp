@@ -5,8 +5,11 @@
 #include <dormant/dormant.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
+#include <thread>
+#include <variant>
 #include <vector>
 
 #include "record/recorder.h"
@@ -206,6 +209,60 @@ TEST(Snapshot, ACopyThatOutlivesAKeepHasTheValuesOfItsTime) {
   dormant::materialize({before, after});
   EXPECT_TRUE(before.equal(real()));
   EXPECT_TRUE(after.equal(at::full({6}, 7.0F)));
+}
+
+TEST(Snapshot, WhoHasAskedForThePointerBeforeFindsTheMemory) {
+  // An operator of another thread asks whether the memory may be read, and reads the pointer next.
+  const auto tensor = real();
+  const auto* memory = tensor.const_data_ptr();
+  const auto snapshot = hold({tensor.storage()});
+  EXPECT_TRUE(is_lazy(tensor));
+  EXPECT_EQ(tensor.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get(), memory);
+  EXPECT_THROW(tensor.const_data_ptr(), c10::Error);
+}
+
+TEST(Snapshot, ValuesOfARealTensorStayThoseOfItsMemory) {
+  const auto tensor = real();
+  const auto values = std::get<at::Tensor>(history_or_values_of(tensor.narrow(0, 2, 3)));
+  {
+    const auto snapshot = hold({tensor.storage()});
+    EXPECT_TRUE(values.equal(at::arange(2, 5, at::kFloat)));
+    EXPECT_TRUE(std::holds_alternative<History>(history_or_values_of(tensor)));
+  }
+  EXPECT_EQ(values.const_data_ptr(), tensor.narrow(0, 2, 3).const_data_ptr());
+}
+
+TEST(Snapshot, AReadOfWhatIsHeldIsTheHeldTensorItself) {
+  const auto tensor = real();
+  const auto alias = tensor.detach();
+  const auto snapshot = hold({tensor.storage()});
+  EXPECT_FALSE(carries_key(alias));
+  const auto read = read_of(alias);
+  EXPECT_TRUE(read.is_same(alias));
+  EXPECT_TRUE(carries_key(alias));
+}
+
+TEST(SnapshotThreads, TheKeyAgreesWithTheStorageWhoeverWasFaster) {
+  const auto tensor = real();
+  std::atomic<bool> over{false};
+  std::thread other([&] {
+    while (!over) {
+      sync_key(tensor);
+    }
+  });
+  for (int round = 0; round < 2000; ++round) {
+    auto snapshot = hold({tensor.storage()});
+    sync_key(tensor);
+    const bool lazily = carries_key(tensor);
+    snapshot.restore();
+    sync_key(tensor);
+    if (!lazily || carries_key(tensor)) {
+      ADD_FAILURE() << "round " << round << (lazily ? ": real with" : ": lazy without") << " key";
+      break;
+    }
+  }
+  over = true;
+  other.join();
 }
 
 TEST(Snapshot, AStorageGivenTwiceIsHeldOnce) {

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <utility>
+#include <variant>
 
 #include "record/held_memory.h"
 #include "record/lazy_storage.h"
@@ -82,11 +83,17 @@ at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offse
 }
 
 at::Tensor read_of(const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(!is_lazy(tensor) && tensor.is_cpu() && tensor.is_contiguous(),
-                    "dormant: read_of: expected a real contiguous tensor on the CPU");
-  return make_read_tensor(std::make_shared<HeldMemory>(tensor.storage()),
-                          static_cast<uint64_t>(tensor.storage_offset()) * tensor.element_size(),
-                          tensor.sizes(), tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.is_cpu() && tensor.is_contiguous(),
+                    "dormant: read_of: expected a contiguous tensor on the CPU");
+  const auto found = history_or_memory_of(tensor.storage().unsafeGetStorageImpl());
+  if (std::holds_alternative<History>(found)) {
+    settle(tensor);
+    return tensor;
+  }
+  return make_read_tensor(
+      std::make_shared<HeldMemory>(tensor.storage(), std::get<const void*>(found)),
+      static_cast<uint64_t>(tensor.storage_offset()) * tensor.element_size(), tensor.sizes(),
+      tensor.scalar_type());
 }
 
 std::vector<at::Tensor> quantize(const at::Tensor& tensor,
@@ -120,13 +127,13 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
   const auto changed = [&] {
     TORCH_CHECK_VALUE(false, "dormant: quantize: another thread has changed an output meanwhile");
   };
-  const auto history = history_of(tensor);
-  if (!history) {
+  const auto found = history_or_values_of(tensor);
+  if (const auto* values = std::get_if<at::Tensor>(&found)) {
     std::vector<at::Tensor> memory;
     for (const auto& geometry : geometries) {
       memory.push_back(geometry.over(allocate(geometry.nbytes_needed())));
     }
-    run_whole(*quantizer, tensor.contiguous(), memory, at::get_num_threads());
+    run_whole(*quantizer, values->contiguous(), memory, at::get_num_threads());
     for (size_t i = 0; i < outputs.size(); ++i) {
       auto& bytes = memory[i].storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks();
       if (!commit(exchanges[i].storage, exchanges[i].before, std::move(bytes))) {
@@ -136,10 +143,11 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
     }
     return outputs;
   }
+  const auto& history = std::get<History>(found);
   auto node = new_node(NodeKind::quantize);
   node->quantizer = quantizer;
   node->threads = at::get_num_threads();
-  node->operands.push_back({Geometry::of(tensor), history->buffer, history->tail, {}, false});
+  node->operands.push_back({Geometry::of(tensor), history.buffer, history.tail, {}, false});
   for (size_t i = 0; i < outputs.size(); ++i) {
     node->operands.push_back({geometries[i], exchanges[i].after.buffer, nullptr, {}, true});
     exchanges[i].after.tail = node;
@@ -161,13 +169,15 @@ at::Tensor decode(const std::vector<at::Tensor>& parts,
   node->operands.push_back({geometry, buffer, nullptr, {}, true});
   std::vector<at::Tensor> real;
   for (const auto& part : parts) {
-    if (const auto history = history_of(part)) {
+    const auto found = history_or_values_of(part);
+    if (const auto* history = std::get_if<History>(&found)) {
       node->operands.push_back({Geometry::of(part), history->buffer, history->tail, {}, false});
       continue;
     }
     // Its owner may change it later.
     const system::PlainDispatch plain;
-    real.push_back(part.detach().resolve_conj().resolve_neg().clone(at::MemoryFormat::Contiguous));
+    const auto& values = std::get<at::Tensor>(found);
+    real.push_back(values.resolve_conj().resolve_neg().clone(at::MemoryFormat::Contiguous));
     node->operands.push_back({Geometry::of(real.back()), nullptr, nullptr, real.back(), false});
   }
   if (real.size() == parts.size()) {

@@ -73,8 +73,12 @@ TEST(SourceNode, ReadOfKeepsTheMemoryOfAViewAlive) {
   EXPECT_TRUE(lazy.equal(at::arange(2, 6, at::kFloat)));
 }
 
-TEST(SourceNode, ReadOfRefusesWhatIsLazyOrNotContiguous) {
-  EXPECT_THROW(read_of(lazy_alternating()), c10::ValueError);
+TEST(SourceNode, ReadOfWhatIsLazyIsThatItself) {
+  const auto lazy = lazy_alternating();
+  EXPECT_TRUE(read_of(lazy).is_same(lazy));
+}
+
+TEST(SourceNode, ReadOfRefusesWhatIsNotContiguous) {
   EXPECT_THROW(read_of(at::zeros({2, 3}).t()), c10::ValueError);
 }
 

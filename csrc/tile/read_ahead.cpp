@@ -118,7 +118,8 @@ struct ReadAhead::State {
     changed.notify_all();
   }
 
-  void drop(const BlockPtr& block) {
+  /// By value: the caller may know the block by what this erases.
+  void drop(BlockPtr block) {  // NOLINT(performance-unnecessary-value-param)
     const auto found = blocks.find({block->source.get(), block->end});
     if (found == blocks.end() || found->second != block) {
       return;

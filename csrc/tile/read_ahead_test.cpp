@@ -228,6 +228,20 @@ TEST(ReadAheadThread, WhoWaitsCanBeStoppedAndTheReadOutlivesThePass) {
   }
 }
 
+TEST(ReadAheadThread, APassThatStopsGivesUpWhatItReadAhead) {
+  auto source = std::make_shared<FarSource>();
+  Pieces pieces;
+  for (uint64_t i = 0; i < 8; ++i) {
+    pieces.push_back({{i * (4 << 20), 100'000}});
+  }
+  const Pass pass{source, pieces};
+  for (int round = 0; round < 20; ++round) {
+    const auto ahead = pass.start();
+    EXPECT_TRUE(pass.read(*ahead, 0));
+    std::this_thread::sleep_for(milliseconds(round % 4));  // some blocks are queued, others read
+  }
+}
+
 TEST(ReadAheadThread, OutsideAPieceReadsAreTheSources) {
   const FarSource source;
   std::vector<uint8_t> bytes(10);

@@ -74,10 +74,11 @@ class FileJob final : public ProgramJob {
 /// A real tensor whose elements lie in memory as they shall in the file.
 class CopyJob final : public Job {
  public:
-  CopyJob(const Output& output, const void* memory, const Sink& sink)
-      : numel_(output.tensor.numel()),
-        itemsize_(static_cast<int64_t>(output.tensor.element_size())),
-        memory_(static_cast<const std::byte*>(memory) + output.tensor.storage_offset() * itemsize_),
+  CopyJob(const Output& output, const Sink& sink)
+      : tensor_(output.tensor),
+        numel_(tensor_.numel()),
+        itemsize_(static_cast<int64_t>(tensor_.element_size())),
+        memory_(static_cast<const std::byte*>(tensor_.const_data_ptr())),
         sink_(sink),
         offset_(output.offset) {}
 
@@ -99,24 +100,13 @@ class CopyJob final : public Job {
   }
 
  private:
+  const at::Tensor tensor_;
   const int64_t numel_;
   const int64_t itemsize_;
   const std::byte* const memory_;
   const Sink& sink_;
   const int64_t offset_;
 };
-
-/// A real tensor on the CPU over the memory it has now, whatever another thread makes of its
-/// storage.
-at::Tensor over_memory(const at::Tensor& tensor, const void* memory) {
-  auto owner = std::make_unique<c10::Storage>(tensor.storage());
-  const auto nbytes = static_cast<int64_t>(owner->nbytes());
-  c10::DataPtr pointer(
-      const_cast<void*>(memory), owner.release(),
-      [](void* context) { delete static_cast<c10::Storage*>(context); }, tensor.device());
-  return Geometry::of(tensor).over(
-      c10::Storage(c10::Storage::use_byte_size_t(), nbytes, std::move(pointer)));
-}
 
 /// Lazy storages that one node makes and that have to be whole while views of them are written; but
 /// packed elements go to the file as they are made.
@@ -221,21 +211,19 @@ struct Contents {
       if (output.tensor.numel() == 0) {
         continue;
       }
-      const auto found =
-          output.tensor.has_storage()
-              ? record::history_or_memory_of(output.tensor.storage().unsafeGetStorageImpl())
-              : nullptr;
+      // Another thread's load may make a real tensor lazy, or the reverse, at any moment.
+      const auto found = record::history_or_values_of(output.tensor);
       if (const auto* history = std::get_if<record::History>(&found)) {
         add(output, *history, sink);
-      } else if (output.tensor.is_cpu() && output.tensor.is_contiguous() &&
-                 !output.tensor.is_conj() && !output.tensor.is_neg()) {
-        in_order.push_back(std::make_unique<CopyJob>(output, std::get<const void*>(found), sink));
+        continue;
+      }
+      const Output real_output{std::get<at::Tensor>(found), output.offset};
+      const auto& tensor = real_output.tensor;
+      if (tensor.has_storage() && tensor.is_cpu() && tensor.is_contiguous() && !tensor.is_conj() &&
+          !tensor.is_neg()) {
+        in_order.push_back(std::make_unique<CopyJob>(real_output, sink));
       } else {
-        const bool is_plain = output.tensor.is_cpu() && !output.tensor.is_quantized() &&
-                              output.tensor.layout() == at::kStrided;
-        real.push_back(
-            {is_plain ? over_memory(output.tensor, std::get<const void*>(found)) : output.tensor,
-             output.offset});
+        real.push_back(real_output);
       }
     }
     for (auto& [number, group] : groups) {

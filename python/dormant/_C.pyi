@@ -45,6 +45,15 @@ def materialize(
 ) -> list[MaterializedStorage]:
     """Afterwards, also where it raises, no tensor given carries the key unless it is lazy."""
 
+class Turn:
+    """Of two threads that load the same things (addresses), the second waits for the first."""
+
+    def __init__(self, things: Sequence[int], /) -> None: ...
+    def end(self) -> None: ...
+    @staticmethod
+    def ended() -> int:
+        """How many turns have ended so far, of any thread."""
+
 class HeldTensors:
     def __init__(self, tensors: Sequence[torch.Tensor], /) -> None: ...
     def restore(self) -> None: ...

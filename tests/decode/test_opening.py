@@ -225,7 +225,13 @@ def test_settings_that_contradict_the_tensors_are_refused(tmp_path: Path) -> Non
         '{"quantization_config": {"quant_method": "compressed-tensors", "config_groups": []}}',
         '{"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"g": '
         '{"targets": ["re:("], "weights": {}}}}}',
+        '{"quantization_config": ' + '{"a": ' * 200_000 + "1" + "}" * 200_001,
+        '{"quantization_config": {"quant_method": "fp8", "weight_block_size": '
+        + "[" * 200_000
+        + "]" * 200_000
+        + "}}",
     ],
+    ids=range(8),
 )
 def test_settings_that_no_library_writes_are_refused(tmp_path: Path, config: str) -> None:
     write(tmp_path, {**under("a", fp8_blocks(128, 128)), "c.weight": random_float8(2, 2)})

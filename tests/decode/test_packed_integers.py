@@ -119,8 +119,10 @@ def test_a_group_that_is_not_there_is_named(tmp_path: Path, group: int) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bits": 8}, "qweight has shape"),
-        ({"bits": 5}, "GPTQ of 5 bits"),
+        ({"bits": 8}, "(qweight|scales) has shape"),
+        ({"bits": 5}, "states 5 bits for GPTQ"),
+        ({"bits": 0}, "states 0 bits for GPTQ"),
+        ({"bits": 0, "dynamic": {"a": {"bits": 4}}}, "states 0 bits for GPTQ"),
         ({"bits": "4"}, "states bits"),
         ({"group_size": 64}, "scales has shape"),
         ({"group_size": -7}, "groups of -7"),
@@ -130,9 +132,11 @@ def test_a_group_that_is_not_there_is_named(tmp_path: Path, group: int) -> None:
 def test_configurations_that_contradict_the_tensors(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    write(tmp_path, under("a", gptq(64, 128)), {**GPTQ, **change})
-    with pytest.raises(ValueError, match=message):
-        dormant.open_checkpoint(tmp_path)
+    for named, g_idx in (("with", True), ("without", False)):
+        folder = tmp_path / named
+        write(folder, under("a", gptq(64, 128, g_idx=g_idx)), {**GPTQ, **change})
+        with pytest.raises(ValueError, match=message):
+            dormant.open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("missing", ["qzeros", "scales"])

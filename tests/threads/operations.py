@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,11 +19,15 @@ from torch import nn
 
 import dormant
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
+
+from every_format import EXPERTS, FORMATS, LINEAR, Formats, Packable
+
 Bits = dict[str, bytes]
 
 
-class Model(nn.Module):
-    """A few kilobytes with ties, views, buffers and draws from a generator of its own."""
+class Model(Packable):
+    """Some kilobytes with ties, views, buffers and draws from a generator of its own."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -36,6 +42,8 @@ class Model(nn.Module):
         self.register_buffer("positions", torch.arange(32)[16:])
         with torch.no_grad():
             # Their own initialization drew from the generator that all threads share.
+            for parameter in (self.experts, *self.linear.parameters()):
+                nn.init.normal_(parameter, generator=generator)
             nn.init.normal_(self.embedding.weight, generator=generator)
             nn.init.kaiming_uniform_(self.hidden.weight, generator=generator)
             nn.init.uniform_(self.hidden.bias, generator=generator)
@@ -78,18 +86,21 @@ class Subject:
       model: lazy at first; on a shared one another thread works, too.
       files: the folder with the checkpoints "loaded.safetensors" and "loaded.pt".
       folder: where this thread may write.
+      formats: the same checkpoint in other formats.
     """
 
     model: nn.Module
     files: Path
     folder: Path
+    formats: Formats
 
 
-def write_checkpoints(files: Path) -> None:
+def write_checkpoints(files: Path) -> Formats:
     """The state of the model with another seed."""
     state = {name: t.detach().clone() for name, t in Model(LOADED_SEED).state_dict().items()}
     safetensors.torch.save_file(state, files / "loaded.safetensors")
     torch.save(state, files / "loaded.pt")
+    return Formats(files, state)
 
 
 def _build(subject: Subject) -> nn.Module:
@@ -112,6 +123,24 @@ def _load_with_other_options(subject: Subject) -> nn.Module:
         progress=lambda done, total: None,
     )
     return subject.model
+
+
+def _load_from(name: str) -> Callable[[Subject], nn.Module]:
+    def load(subject: Subject) -> nn.Module:
+        dormant.load(subject.model, subject.formats[name].path, missing="init", progress=False)
+        return subject.model
+
+    return load
+
+
+def _open_formats(subject: Subject) -> tuple[Any, ...]:
+    found: list[Any] = []
+    for name in FORMATS:
+        checkpoint = dormant.open_checkpoint(subject.formats[name].path)
+        found.append(len(checkpoint))
+        found.append(checkpoint[LINEAR][3:5, 7:].float().sum().item())
+        found.append(checkpoint[EXPERTS][1].float().numpy().tobytes())
+    return tuple(found)
 
 
 def _load_lazily(subject: Subject) -> nn.Module:
@@ -223,12 +252,18 @@ class Operation:
       is_slow: takes so long that few rounds must do.
       reads_memory: may be refused where another thread loads the same model, whose real tensors are
         reads of held memory meanwhile: no recipe can keep these, and their memory is not there.
+      partners: the operations beside which it runs, besides itself; None: all that say nothing.
     """
 
     run: Callable[[Subject], Any]
     loads: bool = False
     is_slow: bool = False
     reads_memory: bool = False
+    partners: tuple[str, ...] | None = None
+
+
+# Formats differ in how bytes become elements; what a thread may meet meanwhile is in these.
+_FEW = ("load", "save", "materialize")
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -250,7 +285,25 @@ OPERATIONS: dict[str, Operation] = {
     "load_state_dict": Operation(_state_dict_of_checkpoint),
     "forward": Operation(_forward, reads_memory=True),
     "compile": Operation(_compile, is_slow=True, reads_memory=True),
+    "open formats": Operation(_open_formats, partners=_FEW),
+    **{f"load {name}": Operation(_load_from(name), loads=True, partners=_FEW) for name in FORMATS},
 }
+
+
+def pairs() -> list[tuple[str, str]]:
+    """The operations that are to run beside each other."""
+    return [
+        (first, second)
+        for first, second in itertools.combinations_with_replacement(OPERATIONS, 2)
+        if first == second or _may_meet(first, second) or _may_meet(second, first)
+    ]
+
+
+def _may_meet(first: str, second: str) -> bool:
+    partners = OPERATIONS[first].partners
+    if partners is None:
+        return OPERATIONS[second].partners is None
+    return second in partners
 
 
 def settled(result: Any) -> Any:

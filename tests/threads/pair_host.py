@@ -6,6 +6,7 @@ what went wrong. Where a pair takes too long, the stacks of all threads go to st
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import gc
@@ -26,7 +27,6 @@ from dormant.recording import patches
 sys.path.insert(0, str(Path(__file__).parent))
 
 from operations import (
-    LOADED_SEED,
     OPERATIONS,
     SEED,
     Bits,
@@ -69,8 +69,11 @@ class Pairs:
         self._folders = [folder / "first", folder / "second"]
         for each in self._folders:
             each.mkdir()
-        write_checkpoints(folder)
-        self._states = [bits_of(Model(seed).state_dict()) for seed in (SEED, LOADED_SEED)]
+        self._formats = write_checkpoints(folder)
+        self._initial = bits_of(Model(SEED).state_dict())
+
+    def close(self) -> None:
+        self._formats.close()
 
     def run(self, names: list[str], *, shared: bool, rounds: int) -> None:
         for name in names:
@@ -89,7 +92,7 @@ class Pairs:
         return settled(OPERATIONS[name].run(self._subject(build_lazily(), 0)))
 
     def _subject(self, model: torch.nn.Module, place: int) -> Subject:
-        return Subject(model, self._folder, self._folders[place])
+        return Subject(model, self._folder, self._folders[place], self._formats)
 
     def _on_separate_models(self, names: list[str]) -> None:
         subjects = [self._subject(build_lazily(), place) for place in range(len(names))]
@@ -118,7 +121,7 @@ class Pairs:
         for error in errors:
             if not (may_refuse and _is_refusal(error)):
                 raise error
-        states = self._states if loads else self._states[:1]
+        states = [self._initial, *(self._alone(name) for name in names if OPERATIONS[name].loads)]
         for name, result in zip(names, results, strict=True):
             found = settled(result)
             if isinstance(found, dict) and name not in ("quantize", "load_state_dict"):
@@ -154,8 +157,9 @@ def _is_refusal(error: BaseException) -> bool:
 
 def main() -> None:
     sys.setswitchinterval(1e-5)  # lets threads meet at more places
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         pairs = Pairs(Path(folder))
+        stack.callback(pairs.close)
         gc.collect()
         gc.freeze()  # what importing made is not looked at after each pair
         for line in sys.stdin:

@@ -35,7 +35,7 @@ constexpr auto kInt8Factor = static_cast<float>(7.874015718698502e-3);
 class State {
  public:
   State(const Scan& scan, const RawTensor& tensor)
-      : scan_(scan), tensor_(tensor), json_(json::parse(scan.read(tensor), nullptr, false)) {
+      : scan_(scan), tensor_(tensor), json_(parse_json(scan.read(tensor), about())) {
     TORCH_CHECK_VALUE(json_.is_object(), about(), " is not a JSON object. ", kNextRaw);
   }
 

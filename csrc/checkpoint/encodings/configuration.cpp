@@ -2,19 +2,22 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <system_error>
 #include <utility>
 
 #include "checkpoint/encodings/find.h"
+#include "checkpoint/file.h"
+#include "checkpoint/paths.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
 namespace {
 
 using nlohmann::json;
+
+constexpr int kDeepest = 100;
 
 /// `text` with null for the numbers that JSON lacks and Python writes.
 std::string without_infinity(std::string_view text) {
@@ -82,15 +85,18 @@ std::string method_in(const json& quantization) {
                                                              : std::string();
 }
 
-/// What a file holds; std::nullopt where it can't be read, or is longer than a configuration.
-std::optional<std::string> text_of(const std::filesystem::path& path) {
+/// What a file holds; std::nullopt where there is none, or it is longer than a configuration.
+std::optional<std::string> text_of(const std::string& path) {
   std::error_code error;
   const auto size = std::filesystem::file_size(path, error);
   if (error || size > kLongestConfiguration) {
     return std::nullopt;
   }
-  std::ifstream file(path, std::ios::binary);
-  return std::string{std::istreambuf_iterator<char>(file), {}};
+  // One that is there and can't be read is an error: without it, weights may look like plain ones.
+  const auto file = File::open(path);
+  std::string text(std::min(file->size(), kLongestConfiguration), '\0');
+  file->read(0, text.size(), text.data());
+  return text;
 }
 
 const json* quantization_in(const json& config) {
@@ -106,8 +112,24 @@ const json* quantization_in(const json& config) {
 
 }  // namespace
 
+json parse_json(std::string_view text, const std::string& about) {
+  // What is deeper is left out, and refused when the parser, which does not recurse, is done: it
+  // must not be left by an exception while it may hold what is half made.
+  bool too_deep = false;
+  auto value = json::parse(
+      text,
+      [&](int depth, json::parse_event_t, json&) {
+        too_deep = too_deep || depth > kDeepest;
+        return depth <= kDeepest;
+      },
+      /*allow_exceptions=*/false);
+  TORCH_CHECK_VALUE(!too_deep || !value.is_object(), about, " is nested deeper than ", kDeepest,
+                    ", which no library writes. Next: mend it, or pass decode=False.");
+  return value;
+}
+
 Configuration parse_configuration(std::string_view text, const std::string& file) {
-  const auto config = json::parse(without_infinity(text), nullptr, /*allow_exceptions=*/false);
+  const auto config = parse_json(without_infinity(text), "dormant: open_checkpoint: " + file);
   if (!config.is_object()) {
     return {};
   }
@@ -136,7 +158,7 @@ void add_quantization(Configuration& configuration, std::string_view text,
   if (!configuration.quantization.is_null()) {
     return;
   }
-  auto quantization = json::parse(without_infinity(text), nullptr, /*allow_exceptions=*/false);
+  auto quantization = parse_json(without_infinity(text), "dormant: open_checkpoint: " + file);
   if (!quantization.is_object()) {
     return;
   }
@@ -153,15 +175,16 @@ void add_quantization(Configuration& configuration, std::string_view text,
 }
 
 ConfigurationText read_configuration(const std::string& folder) {
-  const auto path = [&](const char* name) { return std::filesystem::path(folder) / name; };
   ConfigurationText result;
-  if (auto text = text_of(path("config.json"))) {
-    result.path = path("config.json").string();
+  auto path = in_folder(folder, "config.json");
+  if (auto text = text_of(path)) {
+    result.path = std::move(path);
     result.text = std::move(*text);
   }
   for (const auto* name : kQuantizationFiles) {
-    if (auto text = text_of(path(name))) {
-      result.quantization_files.emplace_back(path(name).string(), std::move(*text));
+    auto other = in_folder(folder, name);
+    if (auto text = text_of(other)) {
+      result.quantization_files.emplace_back(std::move(other), std::move(*text));
     }
   }
   return result;

@@ -34,7 +34,7 @@ inline constexpr uint64_t kLongestConfiguration = 1 << 24;
 inline constexpr std::array<const char*, 2> kQuantizationFiles = {"quantize_config.json",
                                                                   "quant_config.json"};
 
-/// Those in `folder` that are not longer.
+/// Those in `folder` that are not longer. std::system_error where one that is there can't be read.
 ConfigurationText read_configuration(const std::string& folder);
 
 /// A tensor as the files have it.

@@ -34,6 +34,9 @@ decode::Gptq::Config config_in(const Scan& scan) {
   TORCH_CHECK_NOT_IMPLEMENTED(words.empty() || words == "int32", scan.about(), scan.configured_in(),
                               " states pack_dtype ", in_quotes(words),
                               "; words of int32 can be decoded. Next: pass decode=False.");
+  TORCH_CHECK_VALUE(*bits == 2 || *bits == 3 || *bits == 4 || *bits == 8, scan.about(),
+                    scan.configured_in(), " states ", *bits,
+                    " bits for GPTQ, expected 2, 3, 4 or 8. ", kNextRaw);
   return {*bits, integer_in(scan, quantization, {"group_size"}).value_or(-1), format != "gptq_v2"};
 }
 

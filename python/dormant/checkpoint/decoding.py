@@ -217,18 +217,21 @@ def _folders(contents: Iterable[Contents], items: Iterable[Item]) -> list[Path |
 def _beside(
     folders: Iterable[Path | Url], names: Iterable[str]
 ) -> Iterator[tuple[bytes | None, str]]:
-    """The configurations of these names in folders, and their paths."""
+    """The configurations of these names in folders, and their paths.
+
+    Raises:
+        OSError: one that is there cannot be read. Without it, weights may look like plain ones.
+    """
     for folder in folders:
         for name in names:
             path = folder / name
-            try:
-                if isinstance(path, Url):
-                    if (text := stores.read_small(path, _LONGEST_CONFIG)) is not None:
-                        yield text, str(path)
-                elif path.stat().st_size <= _LONGEST_CONFIG:
-                    yield path.read_bytes(), str(path)
-            except OSError:
-                continue
+            text = None
+            if isinstance(path, Url):
+                text = stores.read_small(path, _LONGEST_CONFIG)
+            elif path.is_file() and path.stat().st_size <= _LONGEST_CONFIG:
+                text = path.read_bytes()
+            if text is not None:
+                yield text, str(path)
 
 
 def _is_text(name: str) -> bool:

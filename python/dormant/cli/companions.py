@@ -118,7 +118,7 @@ def configuration(folders: Iterable[Place]) -> dict[str, Any]:
         if path.is_file() if isinstance(path, Path) else stores.exists(path):
             try:
                 read = json.loads(_read(path))
-            except ValueError:
+            except (ValueError, RecursionError):
                 return {}
             return read if isinstance(read, dict) else {}
     return {}
@@ -127,7 +127,7 @@ def configuration(folders: Iterable[Place]) -> dict[str, Any]:
 def _changed(config: bytes, dtype: torch.dtype | None, decoded: bool) -> bytes:
     try:
         read = json.loads(config)
-    except ValueError:
+    except (ValueError, RecursionError):
         return config
     if not isinstance(read, dict):
         return config

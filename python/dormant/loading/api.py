@@ -14,6 +14,7 @@ from dormant.loading.encoded import forget_encoding, takes_packed
 from dormant.loading.execution import execute
 from dormant.loading.plan import LoadPlan, Policy, prepare, refused
 from dormant.loading.state import CheckpointLike, gather, own_dtype
+from dormant.loading.turns import turn
 from dormant.materialization.api import bring_to_life
 from dormant.materialization.options import (
     Mmap,
@@ -104,6 +105,7 @@ def load(
     its hooks, on lazy tensors.
 
     It succeeds or changes nothing: a lazy model is as lazy as before after any error or Ctrl-C.
+    Threads that load one model do so one after the other.
     (Where `dormant.quantize` left layers to another library's quantizer, that begins when the rest
     has succeeded; if it fails, the layers that remain are lazy, and `materialize` continues.)
     Tensors that were real are written in place once everything has been checked; where reading
@@ -166,7 +168,9 @@ def load(
             the prefix to rename where one would help; or no name fits at all. Its attributes
             `missing_keys`, `unexpected_keys` and `mismatched_keys` are those of the report.
         NotImplementedError: a format or an operator that is not supported; the message names it.
-        RuntimeError: an operator failed, as where memory is exhausted; its message says which.
+        RuntimeError: an operator failed, as where memory is exhausted; its message says which. Or
+            it is called in a callback of `load` or `materialize`, where it cannot wait for another
+            thread that loads the same model.
         MemoryError: memory is exhausted.
         OSError: the system could not read a file; with its errno.
         KeyboardInterrupt: the user interrupted it.
@@ -204,7 +208,7 @@ def load(
     layerwise = materialize and bool(pending_layers(model))
     peak = PeakMemory()
     # At the end the lazy tensors of the checkpoint are gone.
-    with patches.in_use(), MemoryTrace(trace_memory) as trace:
+    with patches.in_use(), MemoryTrace(trace_memory) as trace, turn(model):
         started = time.perf_counter()
         state = gather(checkpoint, rename_name, tensors_of(model).keys(), takes_packed(model))
         chosen = own_dtype(state) if isinstance(dtype, str) else dtype
