@@ -6,9 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <filesystem>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "checkpoint/dcp.h"
@@ -23,12 +21,12 @@
 #include "record/geometry.h"
 #include "record/lazy_storage.h"
 #include "record/source_node.h"
+#include "system/folder.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
 namespace {
 
-namespace fs = std::filesystem;
 
 constexpr std::string_view kFile = ".safetensors";
 constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
@@ -275,8 +273,7 @@ const std::string& CatalogEntry::home() const {
 }
 
 Catalog open_catalog(const std::string& path, const CatalogOptions& options) {
-  std::error_code error;
-  const auto files = fs::is_directory(path, error) ? find_checkpoint(path) : std::vector{path};
+  const auto files = system::is_folder(path) ? find_checkpoint(path) : std::vector{path};
   const auto& found = files.front();
   Catalog catalog;
   if (files.size() > 1 || (found != path && is_distributed_shard(found))) {

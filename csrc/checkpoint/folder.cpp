@@ -4,19 +4,18 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
 #include <map>
 #include <regex>
 
 #include "checkpoint/dcp.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/paths.h"
+#include "system/folder.h"
 #include "text/printable.h"
 
 namespace dormant::checkpoint {
 namespace {
 
-namespace fs = std::filesystem;
 using Names = std::vector<std::string>;
 
 // What transformers takes from a folder, in its order (transformers/modeling_utils.py).
@@ -30,12 +29,8 @@ std::string_view name_of(std::string_view path) {
 }
 
 Names names_in(const std::string& folder) {
-  Names names;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    if (entry.is_regular_file()) {
-      names.push_back(entry.path().filename().string());
-    }
-  }
+  auto names = system::names_in(folder, "open_checkpoint");
+  std::erase_if(names, [&](const auto& name) { return !system::is_file(in_folder(folder, name)); });
   std::sort(names.begin(), names.end());
   return names;
 }

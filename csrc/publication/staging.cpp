@@ -11,6 +11,7 @@
 #include <random>
 #include <string_view>
 
+#include "system/folder.h"
 #include "text/printable.h"
 
 namespace dormant::publication {
@@ -72,22 +73,6 @@ void remove_tree(int parent, const char* name) {
 }
 
 }  // namespace
-
-std::vector<std::string> names_in(const std::string& folder) {
-  const OpenFolder open(::opendir(folder.c_str()), &::closedir);
-  if (!open) {
-    refuse(errno, "reading the folder " + text::printable(folder));
-  }
-  std::vector<std::string> names;
-  // NOLINTNEXTLINE(concurrency-mt-unsafe): the stream is this thread's
-  while (const auto* entry = ::readdir(open.get())) {
-    const std::string_view found = entry->d_name;
-    if (found != "." && found != "..") {
-      names.emplace_back(found);
-    }
-  }
-  return names;
-}
 
 std::string random_digits(size_t count) {
   constexpr std::string_view kAll = "0123456789abcdef";
@@ -236,7 +221,7 @@ void remove_abandoned(const std::string& folder) {
     }
     const auto begin = ".dormant-" + place + "-";
     constexpr std::string_view kEnd = ".tmp";
-    for (const auto& name : names_in(folder)) {
+    for (const auto& name : system::names_in(folder, "save")) {
       if (name.size() == begin.size() + kDigits + kEnd.size() && name.starts_with(begin) &&
           name.ends_with(kEnd) &&
           name.find_first_not_of("0123456789abcdef", begin.size()) == begin.size() + kDigits) {

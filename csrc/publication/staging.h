@@ -59,10 +59,6 @@ class Staging {
 /// machine, links, folders of other users.
 void remove_abandoned(const std::string& folder);
 
-/// What is in a folder. (std::filesystem ends the process where there is no memory for a name.)
-/// std::system_error where the folder cannot be read.
-std::vector<std::string> names_in(const std::string& folder);
-
 /// So many random hexadecimal digits.
 std::string random_digits(size_t count);
 

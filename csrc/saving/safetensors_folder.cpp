@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "publication/staging.h"
+#include "system/folder.h"
 
 namespace dormant::saving {
 namespace {
@@ -99,7 +100,7 @@ std::string SafetensorsFolder::index(const std::map<std::string, std::string>& o
 }
 
 void SafetensorsFolder::replace_earlier(Replacement& replacement, const WriteBytes& write) const {
-  const auto names = publication::names_in(replacement.folder());
+  const auto names = system::names_in(replacement.folder(), "save");
   const std::set<std::string> present(names.begin(), names.end());
   std::set<std::string> stale;
   for (const auto& name : present) {

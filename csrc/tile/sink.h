@@ -35,12 +35,12 @@ struct WriteOptions {
 
 /// Writes the elements of each tensor in logical order, in its dtype, as if it were contiguous.
 /// Lazy tensors stay lazy, and of one whose history is a program only a tile for each thread exists
-/// at a time (of a transposed one a rectangle of 8 MiB, up to 64 MiB where it is tall). So it is with
-/// the packed elements of a quantized one; its statistics, and what has no program, are made whole,
-/// in memory of their own, for as long as they are written.
-/// Elements that nobody initialized are zero, or whatever memory held where there is no program.
-/// std::system_error with the system's number where the file cannot be written; ValueError, before
-/// anything is, where `memory_budget` is too small to work in.
+/// at a time (of a transposed one a rectangle of 8 MiB, up to 64 MiB where it is tall). So it is
+/// with the packed elements of a quantized one; its statistics, and what has no program, are made
+/// whole, in memory of their own, for as long as they are written. Elements that nobody initialized
+/// are zero, or whatever memory held where there is no program. std::system_error with the system's
+/// number where the file cannot be written; ValueError, before anything is, where `memory_budget`
+/// is too small to work in.
 DORMANT_BINDINGS_API void write(c10::ArrayRef<Output> outputs, const Sink& sink,
                                 const WriteOptions& options = {});
 
