@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -172,12 +173,61 @@ std::vector<Wanted> lazy_targets(c10::ArrayRef<c10::Storage> storages) {
   return targets;
 }
 
-std::vector<Node*> tails_of(const std::vector<Wanted>& targets) {
+/// What is connected, by any chain of pairs.
+class Components {
+ public:
+  explicit Components(size_t count) : parents_(count) {
+    std::iota(parents_.begin(), parents_.end(), size_t{0});
+  }
+  size_t of(size_t i) {
+    while (parents_[i] != i) {
+      i = parents_[i] = parents_[parents_[i]];
+    }
+    return i;
+  }
+  /// The smallest of them stands for all.
+  void connect(size_t i, size_t j) {
+    const auto one = of(i);
+    const auto other = of(j);
+    parents_[std::max(one, other)] = std::min(one, other);
+  }
+
+ private:
+  std::vector<size_t> parents_;
+};
+
+/// The nodes that the targets need, in an order in which they can be run: as they were recorded,
+/// but those that share no memory with others one after the other, so that what some need is
+/// released before the next are begun. A model is loaded first and quantized then, but layer by
+/// layer here.
+std::vector<Node*> nodes_of(const std::vector<Wanted>& targets) {
   std::vector<Node*> tails;
   for (const auto& target : targets) {
     tails.push_back(target.history.tail.get());
   }
-  return tails;
+  const auto nodes = closure(tails);
+  Components components(nodes.size());
+  std::unordered_map<const Buffer*, size_t> first_use;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    for (const auto& operand : nodes[i]->operands) {
+      if (operand.buffer) {
+        components.connect(first_use.try_emplace(operand.buffer.get(), i).first->second, i);
+      }
+    }
+  }
+  std::vector<std::pair<size_t, Node*>> order;
+  order.reserve(nodes.size());
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    order.emplace_back(components.of(i), nodes[i]);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [](const auto& one, const auto& other) { return one.first < other.first; });
+  std::vector<Node*> ordered;
+  ordered.reserve(order.size());
+  for (const auto& [component, node] : order) {
+    ordered.push_back(node);
+  }
+  return ordered;
 }
 
 /// For every buffer the index of the last node that touches it.
@@ -230,7 +280,7 @@ size_t scratch_bytes(c10::ArrayRef<c10::Storage> storages, const ReplayOptions& 
   for (const auto& target : targets) {
     final_buffers.insert(target.history.buffer.get());
   }
-  const auto nodes = closure(tails_of(targets));
+  const auto nodes = nodes_of(targets);
   const auto last_use = last_uses(nodes);
   std::unordered_set<const Buffer*> live;
   size_t bytes = 0;
@@ -274,7 +324,7 @@ namespace {
 std::vector<Materialized> replay(std::vector<Wanted> targets, const ReplayOptions& options) {
   std::vector<Node*> nodes;
   if (options.values) {
-    nodes = closure(tails_of(targets));
+    nodes = nodes_of(targets);
     if (options.keep_intermediates) {
       for (auto& bystander : complete_bystanders(nodes, targets)) {
         targets.push_back(std::move(bystander));

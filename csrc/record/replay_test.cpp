@@ -99,6 +99,38 @@ TEST(Replay, MutablePointerToUnwrittenStorageGivesItMemoryWherePyTorchLetsIt) {
   EXPECT_TRUE(table.equal(at::full({4}, 3.0)));
 }
 
+TEST(Replay, WhatSharesNothingIsReplayedOneAfterTheOther) {
+  constexpr int kCount = 5;
+  std::vector<at::Tensor> sources;
+  std::vector<at::Tensor> results;
+  std::vector<at::Tensor> expected;
+  at::manual_seed(kSeed);
+  {
+    const LazyInit guard;
+    for (int i = 0; i < kCount; ++i) {
+      sources.push_back(at::empty({64, 32}).normal_().cumsum(0));
+    }
+    for (const auto& source : sources) {
+      results.push_back(source.sum(0));
+    }
+  }
+  at::manual_seed(kSeed);
+  for (int i = 0; i < kCount; ++i) {
+    expected.push_back(at::empty({64, 32}).normal_().cumsum(0).sum(0));
+  }
+  std::vector<c10::Storage> storages;
+  for (const auto& result : results) {
+    storages.push_back(result.storage());
+  }
+  EXPECT_EQ(scratch_bytes(storages, {}), scratch_bytes({storages.back()}, {}));
+  materialize(storages, {});
+  for (int i = 0; i < kCount; ++i) {
+    sync_key(results[i]);
+    EXPECT_TRUE(results[i].equal(expected[i])) << i;
+    EXPECT_TRUE(is_lazy(sources[i])) << i;
+  }
+}
+
 TEST(Replay, StoppedReplayLeavesEverythingLazyAndCanBeRepeated) {
   std::vector<at::Tensor> lazy;
   at::manual_seed(kSeed);

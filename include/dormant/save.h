@@ -43,9 +43,9 @@ struct SaveReport {
 /// not exist are made. The files are the same, byte for byte, as those that Python's dormant.save
 /// writes of a state dict with these tensors.
 ///
-/// Lazy tensors are made piece by piece on their way to the file, take no memory and stay lazy; one
-/// that is quantized, or has a history that can only be replayed whole, exists for as long as it is
-/// written. Every tensor is written contiguously: tied ones (same storage and geometry) once, under
+/// Lazy tensors are made piece by piece on their way to the file, take no memory and stay lazy; the
+/// statistics of one that is quantized, and one with a history that can only be replayed whole, exist
+/// for as long as they are written. Every tensor is written contiguously: tied ones (same storage and geometry) once, under
 /// their first name, other views of one storage each as a tensor of its own. Undefined tensors are
 /// left out.
 ///
