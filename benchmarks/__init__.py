@@ -22,5 +22,5 @@ TASKS = (
     "quantize_experts",
     "decode",
 )
-ON_REQUEST = ("quantize_large",)  # takes long, and much memory and disk
+ON_REQUEST = ("quantize_large", "quantize_encoded")  # takes long, and much memory and disk
 EVERY = (*TASKS, *ON_REQUEST)

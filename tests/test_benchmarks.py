@@ -28,6 +28,7 @@ TASKS = {
     "gguf_blocks": 15,
     "distributed_checkpoint": 3,
     "quantize_large": 3,
+    "quantize_encoded": 5,
 }
 
 

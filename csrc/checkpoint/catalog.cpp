@@ -27,7 +27,6 @@
 namespace dormant::checkpoint {
 namespace {
 
-
 constexpr std::string_view kFile = ".safetensors";
 constexpr uint64_t kFirstBytes = 512;  // that tell what a file is
 

@@ -1,11 +1,10 @@
 // Replay: giving lazy storages their memory and their values.
 //
-// The nodes that the wanted storages depend on are run over memory that belongs to the replay alone,
-// in the order in which they were recorded, but what shares no memory one after the other; nothing
-// recorded changes. A storage receives its
-// memory (is committed) once the last node that touches its bytes has run, all of it or nothing:
-// whatever stops a replay leaves the other storages lazy as they were, and it can be asked for
-// again.
+// The nodes that the wanted storages depend on are run over memory that belongs to the replay
+// alone, in the order in which they were recorded, but what shares no memory one after the other;
+// nothing recorded changes. A storage receives its memory (is committed) once the last node that
+// touches its bytes has run, all of it or nothing: whatever stops a replay leaves the other
+// storages lazy as they were, and it can be asked for again.
 #pragma once
 
 #include <c10/core/DispatchKeySet.h>

@@ -44,10 +44,10 @@ struct SaveReport {
 /// writes of a state dict with these tensors.
 ///
 /// Lazy tensors are made piece by piece on their way to the file, take no memory and stay lazy; the
-/// statistics of one that is quantized, and one with a history that can only be replayed whole, exist
-/// for as long as they are written. Every tensor is written contiguously: tied ones (same storage and geometry) once, under
-/// their first name, other views of one storage each as a tensor of its own. Undefined tensors are
-/// left out.
+/// statistics of one that is quantized, and one with a history that can only be replayed whole,
+/// exist for as long as they are written. Every tensor is written contiguously: tied ones (same
+/// storage and geometry) once, under their first name, other views of one storage each as a tensor
+/// of its own. Undefined tensors are left out.
 ///
 /// Files are written under temporary names, synced and then renamed. Whatever stops it leaves the
 /// files of an earlier save as they were; who reads a folder after the process was killed finds the

@@ -63,8 +63,8 @@ def save(
     Folders that do not exist are made.
 
     Lazy tensors are computed piece by piece on their way to the file: they take no memory and are
-    lazy afterwards. (One that is quantized, or has a history that can only be replayed whole,
-    exists for as long as it is written.)
+    lazy afterwards. (The statistics of one that is quantized, and one with a history that can only
+    be replayed whole, exist for as long as they are written.)
 
     Safetensors: every tensor is written contiguously; exactly tied ones once, under the name that
     transformers keeps (a module's `_tied_weights_keys`), else the first; other views of one storage
