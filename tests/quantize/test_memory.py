@@ -137,8 +137,8 @@ def test_saved_without_ever_being_in_memory(scheme: str, tmp_path: Path) -> None
     )
     nbytes = (tmp_path / "model.safetensors").stat().st_size
     assert nbytes > 2 * LAYERS * FLOAT_LAYER / 8
-    # Statistics of a layer and buffers of the writer: less than a packed layer.
-    assert found["peak"] <= FLOAT_LAYER / 8
+    # Statistics of a layer, and tiles of however many threads: less than a layer in int8.
+    assert found["peak"] < FLOAT_LAYER / 4
 
 
 def test_layer_by_layer_from_recipes() -> None:
