@@ -11,10 +11,10 @@
 #include <optional>
 #include <set>
 #include <system_error>
-#include <tuple>
 #include <utility>
 
 #include "checkpoint/catalog.h"
+#include "record/identity.h"
 #include "record/lazy_storage.h"
 #include "record/snapshot.h"
 #include "record/turns.h"
@@ -76,9 +76,7 @@ std::vector<const void*> things_of(const NamedTensors& tensors) {
 }
 
 std::vector<ModuleTensor> distinct(const NamedTensors& tensors) {
-  using Identity = std::tuple<const c10::StorageImpl*, int64_t, std::vector<int64_t>,
-                              std::vector<int64_t>, c10::ScalarType, bool, bool>;
-  std::map<Identity, size_t> known;
+  std::map<record::Identity, size_t> known;
   std::vector<ModuleTensor> found;
   for (const auto& [name, tensor] : tensors) {
     if (!tensor.defined()) {
@@ -91,14 +89,7 @@ std::vector<ModuleTensor> distinct(const NamedTensors& tensors) {
                                 "dormant: load: ", in_quotes(name), " is a tensor of layout ",
                                 tensor.layout(), " on ", tensor.device(),
                                 ", expected a strided one on the CPU");
-    const Identity identity{tensor.storage().unsafeGetStorageImpl(),
-                            tensor.storage_offset(),
-                            tensor.sizes().vec(),
-                            tensor.strides().vec(),
-                            tensor.scalar_type(),
-                            tensor.is_conj(),
-                            tensor.is_neg()};
-    const auto [place, added] = known.emplace(identity, found.size());
+    const auto [place, added] = known.emplace(record::identity_of(tensor), found.size());
     if (added) {
       found.push_back({tensor, {}, {}, true});
     }

@@ -9,12 +9,12 @@
 #include <optional>
 #include <string_view>
 #include <system_error>
-#include <tuple>
 #include <utility>
 
 #include "checkpoint/safetensors_dtypes.h"
 #include "checkpoint/safetensors_layout.h"
 #include "publication/publication.h"
+#include "record/identity.h"
 #include "saving/safetensors_folder.h"
 #include "system/dispatch_state.h"
 #include "text/printable.h"
@@ -95,22 +95,13 @@ void check(const NamedTensors& tensors) {
 /// Each tensor once, under its first name; its others go to `tied`.
 std::vector<SavedTensor> without_ties(const NamedTensors& tensors,
                                       std::map<std::string, std::string>& tied) {
-  using Identity = std::tuple<const c10::StorageImpl*, int64_t, std::vector<int64_t>,
-                              std::vector<int64_t>, c10::ScalarType, bool, bool>;
-  std::map<Identity, std::string> known;
+  std::map<record::Identity, std::string> known;
   std::vector<SavedTensor> saved;
   for (const auto& [name, tensor] : tensors) {
     if (!tensor.defined()) {
       continue;  // libtorch's way to say that a layer has no bias
     }
-    const Identity identity{tensor.storage().unsafeGetStorageImpl(),
-                            tensor.storage_offset(),
-                            tensor.sizes().vec(),
-                            tensor.strides().vec(),
-                            tensor.scalar_type(),
-                            tensor.is_conj(),
-                            tensor.is_neg()};
-    const auto [first, is_new] = known.emplace(identity, name);
+    const auto [first, is_new] = known.emplace(record::identity_of(tensor), name);
     if (is_new) {
       saved.push_back({name, tensor});
     } else {
