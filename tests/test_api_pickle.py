@@ -21,6 +21,7 @@ from torch import nn
 import dormant
 from compare import assert_same_bits
 from dormant import _C
+from living import live_storages
 
 pytestmark = pytest.mark.core
 
@@ -353,4 +354,4 @@ def test_nothing_is_left_behind() -> None:
     gc.collect()
     patches.uninstall_if_idle()
     assert patches.installed() == []
-    assert _C.live_storages() == 0
+    assert live_storages() == 0

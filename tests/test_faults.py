@@ -40,6 +40,7 @@ from faults import (
     open_files,
     sweep,
 )
+from living import live_storages
 from reachable import holdings
 
 
@@ -742,11 +743,11 @@ def test_failures_lose_no_memory(state: Any, tmp_path: Path) -> None:
 
     for _ in range(3):
         round_of_failures()
-    live, before = _C.live_storages(), resident_bytes()
+    live, before = live_storages(), resident_bytes()
     files = open_files()
     for _ in range(20):
         round_of_failures()
-    assert _C.live_storages() == live
+    assert live_storages() == live
     assert open_files() == files
     after = resident_bytes()
     if before is not None and after is not None:

@@ -12,6 +12,7 @@ import torch
 
 import dormant
 from dormant import _C, recipes
+from living import live_storages
 
 pytestmark = pytest.mark.core
 
@@ -63,7 +64,7 @@ def refuse(make: Callable[[], torch.Tensor], edit: Edit) -> None:
     document, tensors = dumped(make)
     load(document, tensors)
     edit(document, tensors)
-    living, state, threads = _C.live_storages(), torch.get_rng_state(), torch.get_num_threads()
+    living, state, threads = live_storages(), torch.get_rng_state(), torch.get_num_threads()
     with pytest.raises(ValueError, match=r"dormant: recipe: .*Next: "):
         load(document, tensors)
     assert _C.live_storages() == living

@@ -15,6 +15,7 @@ import torch
 import dormant
 from compare import assert_same_bits
 from dormant import _C
+from living import live_storages
 from torch_bytes import Record, Storage, Tensor, legacy_bytes, pickled, zip_bytes
 
 LAYOUTS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "older"])
@@ -317,7 +318,7 @@ def test_tied_tensors_share_a_storage_while_one_is_held(tmp_path: Path, zipped: 
 
 def test_a_checkpoint_keeps_no_tensor_alive(tmp_path: Path) -> None:
     checkpoint = dormant.open_checkpoint(save({"a": torch.ones(5)}, tmp_path, zipped=True))
-    before = _C.live_storages()
+    before = live_storages()
     tensor = checkpoint["a"]
     assert _C.live_storages() == before + 1
     del tensor

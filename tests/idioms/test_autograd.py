@@ -12,6 +12,7 @@ from torch import nn
 import dormant
 from compare import assert_same_bits, build_both
 from idiom import Idiom, Idioms
+from living import live_storages
 
 idiom = Idioms()
 Tensors = list[torch.Tensor]
@@ -235,7 +236,7 @@ def test_normalized_weights_train_as_in_eager() -> None:
 
 
 def test_a_graph_that_is_gone_holds_no_storage() -> None:
-    before = dormant._C.live_storages()
+    before = live_storages()
     with dormant.lazy_init():
         weight = nn.Parameter(torch.randn(4, 4))
         (weight @ weight).tanh().sum()

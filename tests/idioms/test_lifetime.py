@@ -13,6 +13,7 @@ import dormant
 from compare import assert_same_bits, build_both, compare
 from dormant.reporting.memory import resident_bytes
 from idiom import Idiom, Idioms
+from living import live_storages
 
 idiom = Idioms()
 Tensors = list[torch.Tensor]
@@ -158,24 +159,22 @@ def test_a_reader_alone_after_writes_that_follow_what_it_read() -> None:
 
 
 def test_storages_are_freed_with_their_tensors() -> None:
-    gc.collect()
-    before = dormant._C.live_storages()
+    before = live_storages()
     with dormant.lazy_init():
         tensors = [torch.randn(100) for _ in range(50)]
         chained = tensors[0]
         for tensor in tensors:
             chained = chained + tensor
-    assert dormant._C.live_storages() > before
+    assert live_storages() > before
     reference = weakref.ref(chained)
     del tensors, chained, tensor
     gc.collect()
     assert reference() is None
-    assert dormant._C.live_storages() == before
+    assert live_storages() == before
 
 
 def test_materialized_storages_are_no_longer_counted() -> None:
-    gc.collect()
-    before = dormant._C.live_storages()
+    before = live_storages()
     with dormant.lazy_init():
         model = torch.nn.Linear(50, 50)
     dormant.materialize(model)
@@ -262,14 +261,12 @@ def test_an_exception_holds_a_lazy_tensor_alive_and_valid() -> None:
 
 
 def test_cycles_of_modules_are_collected() -> None:
-    gc.collect()
-    before = dormant._C.live_storages()
+    before = live_storages()
     with dormant.lazy_init():
         model = torch.nn.Linear(4, 4)
         object.__setattr__(model, "me", model)
     del model
-    gc.collect()
-    assert dormant._C.live_storages() == before
+    assert live_storages() == before
 
 
 def test_a_lazy_tensor_materialized_within_a_gc_callback() -> None:
@@ -317,7 +314,7 @@ def test_two_hundred_models_built_and_dropped_leave_nothing() -> None:
         for i in range(70):
             build(i)
         gc.collect()
-        return dormant._C.live_storages(), len(gc.get_objects()), resident_bytes() or 0
+        return live_storages(), len(gc.get_objects()), resident_bytes() or 0
 
     first, second, third = (build_many() for _ in range(3))
     assert second[0] == third[0] == first[0]

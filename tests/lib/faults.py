@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from torch import nn
 import dormant
 from compare import assert_same_bits, geometry, storage_key
 from dormant import _C
+from living import live_storages
 from reachable import holdings
 
 Kind = Literal["allocate", "read", "write"]
@@ -102,8 +102,7 @@ def sweep(
     calls = _C.set_faults("")[kind]
     check(subject, None)
     del subject
-    gc.collect()
-    live = _C.live_storages()
+    live = live_storages()
     tried = sorted({1 + i * (calls - 1) // (MOST - 1) for i in range(MOST)}) if calls else []
     for n in tried:
         subject, caught = prepare(), None
@@ -121,8 +120,7 @@ def sweep(
         except AssertionError as error:
             raise AssertionError(f"with {kind}:{n} of {calls}: {error}") from caught
         del subject, caught
-    gc.collect()
-    assert _C.live_storages() == live
+    assert live_storages() == live
     return len(tried)
 
 

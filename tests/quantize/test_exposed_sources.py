@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 import dormant
 from compare import assert_same_bits
 from dormant.quantization.layers import QuantizedWeight, quantized_weights
+from living import live_storages
 
 SCHEMES: dict[str, Any] = {
     "nf4": "nf4",
@@ -224,8 +224,7 @@ def test_a_real_model_keeps_what_is_not_loaded() -> None:
 
 
 def test_materialized_models_keep_no_lazy_tensors_alive() -> None:
-    gc.collect()
-    before = dormant._C.live_storages()
+    before = live_storages()
     model = lazy(1, "nf4")
     assert dormant._C.live_storages() > before
     dormant.materialize(model)

@@ -19,6 +19,7 @@ from torch import nn
 import dormant
 from dormant import _C
 from dormant.recording import patches
+from living import live_storages
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -54,7 +55,7 @@ def assert_patched_only_for_lazy_tensors() -> None:
     """Of this test there are none any more; others may have left some."""
     gc.collect()
     patches.uninstall_if_idle()
-    assert bool(patches.installed()) == bool(_C.live_storages())
+    assert bool(patches.installed()) == bool(live_storages())
 
 
 def written_often(tensor: torch.Tensor) -> torch.Tensor:
