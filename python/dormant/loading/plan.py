@@ -12,8 +12,8 @@ import torch
 from dormant._extension import _C
 from dormant.loading.packed_experts import joined
 from dormant.loading.record import Taken, deferred, settle, take
-from dormant.loading.snapshot import HeldModule
 from dormant.loading.state import State
+from dormant.materialization.snapshot import HeldModule
 from dormant.quantization.layers import tensors_of
 from dormant.tensors.identity import owns_storage
 from dormant.tensors.inventory import Inventory, take_inventory
