@@ -20,6 +20,7 @@
 #include "bindings/parts.h"
 #include "random/exact_path.h"
 #include "recipe/recipe.h"
+#include "record/digest.h"
 #include "record/fallback.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
@@ -244,6 +245,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "All bytes of a storage as a uint8 tensor over it, lazy or real.");
   m.def("live_storages", &live_storages);
   m.def("operators", [](const Tensor& tensor) { return operator_names(tail_of(tensor)); });
+  m.def("digest", [](const Tensor& tensor) { return digest(tensor); });
   m.def("is_statistic", [](const Tensor& tensor) { return is_statistic(tensor); });
   m.def("sources", [](const Tensor& tensor) { return source_names(tail_of(tensor)); });
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),

@@ -20,6 +20,7 @@ namespace py = pybind11;
 namespace dormant::bindings {
 namespace {
 
+using quantization::DynamicMap;
 using quantization::FourBit;
 using quantization::Int8Rows;
 using record::Quantizer;
@@ -52,6 +53,23 @@ std::vector<at::Tensor> quantize_now(const Tensor& tensor, const Quantizer& quan
   return outputs;
 }
 
+/// Codes, their absmax and the offset of the absmax of all blocks.
+std::vector<at::Tensor> nest(const FourBit& quantizer, const Tensor& tensor, int threads) {
+  const auto absmax = values_of("absmax", tensor);
+  const auto count = static_cast<int64_t>(absmax.size());
+  constexpr int64_t kBlock = DynamicMap::kBlock;
+  // Not at::empty, which records in a lazy context.
+  std::vector<at::Tensor> nested = {
+      at::detail::empty_cpu({count}, at::kByte),
+      at::detail::empty_cpu({(count + kBlock - 1) / kBlock}, at::kFloat),
+      at::detail::empty_cpu({}, at::kFloat)};
+  const py::gil_scoped_release other_threads_may_run;
+  quantizer.nest(absmax.data(), count, threads,
+                 {nested[0].mutable_data_ptr<uint8_t>(), nested[1].mutable_data_ptr<float>(),
+                  nested[2].mutable_data_ptr<float>()});
+  return nested;
+}
+
 }  // namespace
 
 void bind_quantize(py::module_& m) {
@@ -60,7 +78,8 @@ void bind_quantize(py::module_& m) {
       .def_property_readonly("name", &Quantizer::name);
   py::class_<FourBit, Quantizer, std::shared_ptr<FourBit>>(m, "FourBit")
       .def(py::init(&make_four_bit), py::arg("kind"), py::arg("block_size"), py::arg("values"),
-           py::arg("nested_map") = std::nullopt);
+           py::arg("nested_map") = std::nullopt)
+      .def("nest", &nest, py::arg("absmax"), py::arg("threads"), py::pos_only());
   py::class_<Int8Rows, Quantizer, std::shared_ptr<Int8Rows>>(m, "Int8Rows").def(py::init<>());
   m.def("quantize_now", &quantize_now, py::arg("tensor"), py::arg("quantizer"), py::arg("threads"),
         py::pos_only());

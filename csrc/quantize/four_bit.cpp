@@ -121,12 +121,15 @@ void FourBit::finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> m
   if (!nested_) {
     return;
   }
-  const auto* absmax = static_cast<const float*>(memory[4]);
-  const int64_t count = blocks(sizes);
-  const float offset = cascade_mean(absmax, count, threads);
-  *static_cast<float*>(memory[3]) = offset;
-  nested_->quantize(absmax, count, offset, static_cast<uint8_t*>(memory[1]),
-                    static_cast<float*>(memory[2]));
+  nest(static_cast<const float*>(memory[4]), blocks(sizes), threads,
+       {static_cast<uint8_t*>(memory[1]), static_cast<float*>(memory[2]),
+        static_cast<float*>(memory[3])});
+}
+
+void FourBit::nest(const float* absmax, int64_t count, int threads, const Nested& nested) const {
+  TORCH_CHECK_VALUE(nested_, "dormant: ", kind_, " quantization: the absmax are not quantized");
+  *nested.offset = cascade_mean(absmax, count, threads);
+  nested_->quantize(absmax, count, *nested.offset, nested.codes, nested.absmax);
 }
 
 std::string FourBit::name() const {

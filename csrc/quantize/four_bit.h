@@ -35,6 +35,16 @@ class DORMANT_BINDINGS_API FourBit final : public record::Quantizer {
   void finish(c10::IntArrayRef sizes, int threads, c10::ArrayRef<void*> memory) const override;
   std::string name() const override;
 
+  /// Nested only: quantizes the absmax of all blocks, as `finish` does. Ranks that made some of
+  /// them each do it when they have them all.
+  struct Nested {
+    uint8_t* codes;  ///< [count]
+    float* absmax;   ///< [count / 256, rounded up]
+    float* offset;   ///< []
+  };
+  void nest(const float* absmax, int64_t count, int threads, const Nested& nested) const;
+  bool is_nested() const { return nested_.has_value(); }
+
  private:
   int64_t blocks(c10::IntArrayRef sizes) const;
 

@@ -32,6 +32,9 @@ def is_statistic(tensor: torch.Tensor, /) -> bool:
 
 def sources(tensor: torch.Tensor, /) -> set[str]: ...
 def live_storages() -> int: ...
+def digest(tensor: torch.Tensor, /) -> int | None:
+    """Of the draws and constants in its history; None where there are none."""
+
 def tensor_over(storage: torch.UntypedStorage, /) -> torch.Tensor: ...
 
 # Bringing storages to life.
@@ -318,6 +321,8 @@ class FourBit(Quantizer):
         values: torch.Tensor,
         nested_map: torch.Tensor | None = None,
     ) -> None: ...
+    def nest(self, absmax: torch.Tensor, threads: int, /) -> list[torch.Tensor]:
+        """Codes of the absmax of all blocks, their absmax, and the offset."""
 
 class Int8Rows(Quantizer):
     """Outputs: codes and the absmax of each row."""

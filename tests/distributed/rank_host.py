@@ -25,6 +25,7 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+import bitsandbytes  # noqa: F401
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp

@@ -80,11 +80,6 @@ def case_refusals(rank: int) -> None:
     refused("before fully_shard", lambda: dormant.quantize(model, "nf4", skip=()))
 
     model = lazy()
-    dormant.quantize(model, "nf4", skip=())
-    fully_shard(model)
-    refused("Load first and shard then", lambda: dormant.load(model, build(2).state_dict()))
-
-    model = lazy()
     dormant.quantize(model, "int8", skip=())
     fully_shard(model)
     refused("Quantize with dormant.FourBit", lambda: dormant.materialize(model))
@@ -139,6 +134,11 @@ def case_int8_left_out(rank: int) -> None:
 
 
 def case_experts(rank: int) -> None:
+    experts(rank, loads_shards=False)
+    experts(rank, loads_shards=True)
+
+
+def experts(rank: int, *, loads_shards: bool) -> None:
     """Their packed bytes are parted, too; the parametrization unpacks what was gathered."""
     model, eager = built(mixtral, lazily=True), built(mixtral, lazily=False)
     names = stacks(eager)
@@ -146,13 +146,16 @@ def case_experts(rank: int) -> None:
     eager.load_state_dict(source)
     linear = [r".*(self_attn|lm_head|gate)"]
     dormant.quantize(model, "nf4", skip=linear)
-    dormant.load(model, source, materialize=False)
+    if not loads_shards:
+        dormant.load(model, source, materialize=False)
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model)
     assert dormant.is_lazy(model)
-    refused("Load first and shard then", partial(dormant.load, model, source))
-    dormant.materialize(model)
+    if loads_shards:
+        dormant.load(model, source)
+    else:
+        dormant.materialize(model)
     pack_by_library(eager, names, compress_statistics=True)
     for name in names:
         path, _, attribute = name.rpartition(".")

@@ -14,6 +14,7 @@ from dormant.integrations.library import imported
 from dormant.materialization.api import bring_to_life, is_lazy
 from dormant.materialization.options import checked_options
 from dormant.quantization.layerwise import pending_layers
+from dormant.ranks.together import Together
 from dormant.recording.context import LazyInit, lazy_init
 from dormant.reporting.progress import Callback
 from dormant.tensors.identity import is_wrapper
@@ -99,12 +100,12 @@ def dispatch_model(
     folder = _free_folder(offload_dir, devices, on_disk)
     _check_accelerate_can_offload(model, on_disk)
     if folder is None or pending_layers(model):
-        bring_to_life([("", model)], how)
+        bring_to_life([("", model)], how, Together("materialize", ()))
     if folder is not None:
         _check_accelerate_can_offload(model, on_disk)  # those that were pending, too
         offloaded = _offload(model, on_disk, folder)
         rest = [item for item in _tensors(model).items() if item[0] not in offloaded]
-        bring_to_life(list(rest), how)
+        bring_to_life(list(rest), how, Together("materialize", ()))
         options["offload_dir"] = str(folder)
     dispatched: torch.nn.Module = library.dispatch_model(model, devices, **options)
     return dispatched

@@ -13,6 +13,7 @@ import torch
 
 from dormant.materialization.api import bring_to_life
 from dormant.materialization.options import MaterializeOptions
+from dormant.ranks.together import Together
 from dormant.tensors.conversion import convert_dtype
 from dormant.tensors.names import NamesError, listed
 
@@ -113,6 +114,6 @@ def finish(
 ) -> None:
     """Brings what is lazy in `model` to life, where it is wanted."""
     if materialize:
-        bring_to_life([("", model)], options, dtype=dtype)
+        bring_to_life([("", model)], options, Together("materialize", ()), dtype=dtype)
     elif dtype is not None:
         convert_dtype([("", model)], dtype)

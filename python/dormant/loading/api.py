@@ -24,6 +24,7 @@ from dormant.materialization.options import (
 )
 from dormant.quantization.layers import quantized_weights, tensors_of
 from dormant.quantization.layerwise import pending_layers
+from dormant.ranks.together import Together
 from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback
@@ -208,7 +209,12 @@ def load(
     layerwise = materialize and bool(pending_layers(model))
     peak = PeakMemory()
     # At the end the lazy tensors of the checkpoint are gone.
-    with patches.in_use(), MemoryTrace(trace_memory) as trace, turn(model):
+    with (
+        patches.in_use(),
+        MemoryTrace(trace_memory) as trace,
+        turn(model),
+        Together("load", () if dry_run else (model,)) as together,
+    ):
         started = time.perf_counter()
         state = gather(checkpoint, rename_name, tensors_of(model).keys(), takes_packed(model))
         chosen = own_dtype(state) if isinstance(dtype, str) else dtype
@@ -229,6 +235,7 @@ def load(
             model,
             prepared,
             options,
+            together,
             place=place,
             materialize=materialize and not layerwise,
             peak=peak,
@@ -238,7 +245,7 @@ def load(
             forget_encoding(model.config)
         del state, prepared  # which would keep the layers that are replaced
         if layerwise:
-            report = bring_to_life([("", model)], options, place=place)
+            report = bring_to_life([("", model)], options, together, place=place)
         if rules is not None:
             # So `save` and `save_pretrained` write such files again, as after `from_pretrained`.
             vars(model)["_weight_conversions"] = list(rules)

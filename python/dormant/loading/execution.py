@@ -12,8 +12,13 @@ from dormant.loading.plan import Prepared, real_storages
 from dormant.materialization.api import make_report, steps
 from dormant.materialization.options import MaterializeOptions
 from dormant.quantization.layers import forget_sources, tensors_of
+from dormant.quantization.parts import parts_of, quantize_parts
+from dormant.ranks.recording import check_same_recording
+from dormant.ranks.together import Together
 from dormant.reporting.memory import PeakMemory
+from dormant.reporting.progress import Callback
 from dormant.reporting.report import Origin, Report
+from dormant.reporting.tally import Tally
 from dormant.tensors.conversion import convert
 from dormant.tensors.identity import is_wrapper, owns_storage
 from dormant.tensors.inventory import Inventory
@@ -23,6 +28,7 @@ def execute(
     model: torch.nn.Module,
     prepared: Prepared,
     options: MaterializeOptions,
+    together: Together,
     *,
     place: torch.device | None,
     materialize: bool,
@@ -34,6 +40,7 @@ def execute(
         model: the model that was prepared.
         prepared: what it has taken; used up.
         options: how tensors get their values.
+        together: the ranks that load other parts.
         place: where they go afterwards; None leaves them on the CPU.
         materialize: False only keeps what was recorded.
         peak: has looked at the memory since the load began.
@@ -46,10 +53,22 @@ def execute(
     try:
         with steps("load", options.progress, peak) as on_step:
             wanted = _wanted(prepared) if materialize else []
-            for storage in _C.materialize(
-                wanted, "exact", on_step, options.memory_budget, options.mmap, held.tensors
-            ):
-                finished[storage["storage"]] = storage
+            tally = Tally(sum(_C.storage_nbytes(tensor) for tensor in wanted), on_step)
+
+            def realize(
+                tensors: list[torch.Tensor], on_step: Callback, held: _C.HeldTensors | None = None
+            ) -> bool:
+                done = _C.materialize(
+                    tensors, "exact", on_step, options.memory_budget, options.mmap, held
+                )
+                finished.update((each["storage"], each) for each in done)
+                return any(each["read_bytes"] for each in done)
+
+            check_same_recording([model], together)
+            parts = parts_of([model]) if materialize else []
+            packed = quantize_parts(parts, together, realize, tally)
+            realize(wanted, tally.rest(), held.tensors)
+            together.exchange()
     except BaseException as error:
         written = held.partly_written()
         held.restore()
@@ -62,7 +81,7 @@ def execute(
     if materialize:
         forget_sources([model])
     # `place` exchanges storages.
-    origins = _known_origins(model, prepared)
+    origins = _known_origins(model, prepared) | packed
     if place is not None and materialize:
         convert([("", model)], lambda tensor: tensor.to(place))
     return make_report(

@@ -19,8 +19,11 @@ from dormant.materialization.options import (
     check_dtype,
     checked_options,
 )
+from dormant.materialization.snapshot import all_or_nothing
 from dormant.quantization.layers import check_sharding, forget_sources
 from dormant.quantization.layerwise import finish_layerwise, pending_layers
+from dormant.quantization.parts import parts_of, quantize_parts
+from dormant.ranks.together import Together
 from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback, following
@@ -158,7 +161,10 @@ def materialize(
     )
     with MemoryTrace(trace_memory) as trace:
         roots = roots_of(target, "materialize", changes=True)
-        report = bring_to_life(roots, options, values=values, place=place, dtype=dtype)
+        with Together("materialize", (root for _, root in roots)) as together:
+            report = bring_to_life(
+                roots, options, together, values=values, place=place, dtype=dtype
+            )
     report = with_memory_trace(report, trace.samples)
     if verbose:
         print(report)
@@ -168,18 +174,23 @@ def materialize(
 def bring_to_life(
     roots: list[tuple[str, object]],
     options: MaterializeOptions,
+    together: Together,
     *,
     values: Values = "exact",
     place: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Report:
-    """`materialize` of named objects, its options checked."""
+    """`materialize` of named objects, its options checked, with the ranks that have other parts."""
     started = time.perf_counter()
     check_sharding(root for _, root in roots)
     peak = PeakMemory()
     finished: dict[int, _C.MaterializedStorage] = {}
 
-    with explained("materialize", roots), steps("materialize", options.progress, peak) as tell:
+    with (
+        explained("materialize", roots),
+        steps("materialize", options.progress, peak) as tell,
+        all_or_nothing(roots, together),
+    ):
         if dtype is not None:
             convert_dtype(roots, dtype)
         quantized: dict[str, list[_C.MaterializedStorage]] = {}
@@ -200,11 +211,13 @@ def bring_to_life(
             origin: Origin = "checkpoint" if read else "initialized"
             origins.update(dict.fromkeys(_count_as_lazy(inventory, name), origin))
 
-        def realize(tensors: list[torch.Tensor], on_step: Callback) -> None:
-            for storage in _C.materialize(
-                tensors, values, on_step, options.memory_budget, options.mmap
-            ):
-                finished[storage["storage"]] = storage
+        def realize(tensors: list[torch.Tensor], on_step: Callback) -> bool:
+            done = _C.materialize(tensors, values, on_step, options.memory_budget, options.mmap)
+            finished.update((each["storage"], each) for each in done)
+            return any(each["read_bytes"] for each in done)
+
+        if values == "exact":
+            origins |= quantize_parts(parts_of(root for _, root in roots), together, realize, tally)
 
         if place is not None:
             aliases = inventory.objects_by_storage()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +11,10 @@ import torch
 
 from dormant._extension import _C
 from dormant.quantization.layers import HeldQuantization
+from dormant.ranks.recording import check_same_recording
+from dormant.ranks.together import Together
 from dormant.tensors.identity import owns_storage
-from dormant.tensors.reachable import reachable_tensors
+from dormant.tensors.reachable import is_module, reachable_tensors
 from dormant.tensors.shards import part_of, set_part, tell_fsdp
 
 
@@ -30,11 +34,15 @@ class HeldModule:
     Tensors that have memory become lazy meanwhile, so that what is written to them is only
     recorded; `_C.materialize(..., held=module.tensors)` writes it to the memory they had.
 
+    Args:
+        module: the module.
+        lazy_only: leaves tensors alone that have memory.
+
     Attributes:
         tensors: the held storages, as the core knows them.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, *, lazy_only: bool = False) -> None:
         self._registries: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (registry, dict(registry))
             for child in module.modules()
@@ -47,7 +55,7 @@ class HeldModule:
         self._names: dict[int, list[str]] = {}  # by storage: tied tensors and views share one
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for name, tensor in reachable_tensors(module):
-                if not _can_be_held(tensor):
+                if not _can_be_held(tensor) or (lazy_only and not _C.is_lazy(tensor)):
                     continue
                 self._names.setdefault(_C.storage_id(tensor), []).append(name)
                 if id(tensor) not in self._tensors:
@@ -106,6 +114,31 @@ class HeldModule:
         for held in self._tensors.values():
             _C.settle(held.tensor)
             _C.settle(held.alias)
+
+
+@contextlib.contextmanager
+def all_or_nothing(roots: Iterable[tuple[str, object]], together: Together) -> Iterator[None]:
+    """What is materialized while open stays so on all ranks, or on none; nothing for one rank.
+
+    Raises:
+        ValueError: the ranks have recorded different values for the parts of one tensor.
+        RuntimeError, OSError, MemoryError, ...: another rank failed.
+    """
+    modules = [root for _, root in roots if is_module(root)]
+    if together.is_alone:
+        yield
+        return
+    check_same_recording(modules, together)
+    held = [HeldModule(module, lazy_only=True) for module in modules]
+    try:
+        yield
+        together.exchange()
+    except BaseException:
+        for each in held:
+            each.restore()
+        raise
+    for each in held:
+        each.keep()
 
 
 def _can_be_held(tensor: torch.Tensor) -> bool:

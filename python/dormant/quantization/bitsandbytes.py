@@ -23,6 +23,8 @@ from dormant.quantization.foreign_layer import become, is_foreign, lend, multipl
 from dormant.quantization.nested_offsets import forget_offset, watch_offset
 from dormant.quantization.packed_format import LayerFormat
 from dormant.quantization.prequantized import check_parts, check_tensor, read_state
+from dormant.tensors.dtensor import is_dtensor
+from dormant.tensors.shards import replace_values
 from dormant.tensors.storage import unrecorded
 
 _SOURCES = (torch.float32, torch.bfloat16, torch.float16)
@@ -200,8 +202,6 @@ class FourBit(LayerFormat):
     ) -> None:
         """Takes packed bytes and statistics as bitsandbytes saves them."""
         packed, state = self.prequantized(entries, self.attribute, shape)
-        weight: Any = module._parameters["weight"]
-        weight.quant_storage = packed.dtype
         self._put(module, packed, state)
 
     def prequantized(
@@ -266,35 +266,46 @@ class FourBit(LayerFormat):
     ) -> list[tuple[dict[str, object], dict[str, object]]]:
         """The attributes of the weight and of the layer that multiplies, with their values."""
         weight: Any = module._parameters["weight"]
-        return [(vars(owner), dict(vars(owner))) for owner in (weight, weight.module)]
+        owners = (module,) if is_dtensor(weight) else (weight, weight.module)
+        return [(vars(owner), dict(vars(owner))) for owner in owners]
 
     def _put(self, module: torch.nn.Module, packed: torch.Tensor, state: Any) -> None:
         weight: Any = module._parameters["weight"]
-        weight.data = packed
+        replace_values(weight, packed)
+        if is_dtensor(weight):
+            module.quant_state = state  # where bitsandbytes looks when a weight has none
+            return
+        weight.quant_storage = packed.dtype
         weight.quant_state = weight.module.quant_state = state
         weight.blocksize = state.blocksize
         weight.compress_statistics = state.nested
 
+    def quantizer(self, *, nested: bool = True) -> _C.FourBit:
+        """What the core packs with; it leaves the scales as they are unless `nested`."""
+        nested_map = _nested_map() if self.nested and nested else None
+        return _C.FourBit(self.kind, self.block_size, _levels(self.kind), nested_map)
+
+    def state(self, module: torch.nn.Module) -> Any:
+        """The QuantState of the weight, wherever its packed bytes are."""
+        return vars(module).get("quant_state")
+
     def quantized(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """The packed bytes of `weight` and their QuantState, lazy where `weight` is."""
         functional = library().functional
-        nested_map = _nested_map() if self.nested else None
-        code = _levels(self.kind).clone()
-        quantizer = _C.FourBit(self.kind, self.block_size, code, nested_map)
-        packed, absmax, *nested = _run(weight, quantizer)
+        packed, absmax, *nested = _run(weight, self.quantizer())
         state2 = offset = None
-        if nested_map is not None:
+        if nested:
             nested_absmax, offset = nested
             state2 = functional.QuantState(
                 absmax=nested_absmax,
                 blocksize=_NESTED_BLOCK,
-                code=nested_map.clone(),
+                code=_nested_map().clone(),
                 dtype=torch.float32,
             )
         state = functional.QuantState(
             absmax=absmax,
             shape=weight.shape,
-            code=code,
+            code=_levels(self.kind).clone(),
             blocksize=self.block_size,
             quant_type=self.kind,
             dtype=weight.dtype,

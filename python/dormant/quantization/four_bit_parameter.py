@@ -18,6 +18,7 @@ import torch
 
 from dormant.quantization.bitsandbytes import FourBit
 from dormant.quantization.nested_offsets import forget_offset, watch_offset
+from dormant.tensors.shards import replace_values
 from dormant.tensors.storage import unrecorded
 
 _SUFFIXES = (
@@ -142,13 +143,17 @@ class FourBitParameter:
         unpacks = self._unpacks(module)
         return [(vars(unpacks), dict(vars(unpacks)))]
 
+    def state(self, module: torch.nn.Module) -> Any:
+        """The QuantState of the parameter."""
+        return self._unpacks(module).quant_state
+
     def _unpacks(self, module: torch.nn.Module) -> Any:
         lists: Any = module._modules["parametrizations"]
         return lists[self.attribute][0]
 
     def _put(self, module: torch.nn.Module, packed: torch.Tensor, state: Any) -> None:
         lists: Any = module._modules["parametrizations"]
-        lists[self.attribute]._parameters["original"].data = packed
+        replace_values(lists[self.attribute]._parameters["original"], packed)
         unpacks = self._unpacks(module)
         unpacks.quant_state = state
         watch_offset(unpacks)

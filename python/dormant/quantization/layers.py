@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -21,6 +21,7 @@ from dormant.quantization.packed_format import PackedFormat
 from dormant.recording.context import lazy_init
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.identity import is_wrapper
+from dormant.tensors.shards import part_of
 
 
 @dataclass
@@ -31,6 +32,8 @@ class _Source:
     transposed: bool
     requires_grad: bool
     format: PackedFormat
+    # Sums over many scales depend on it.
+    threads: int = field(default_factory=torch.get_num_threads)
 
     def weight(self) -> torch.Tensor:
         """The tensor as it is quantized: [out, in]."""
@@ -69,10 +72,32 @@ class QuantizedWeight:
         return self._source.tensor
 
     @property
+    def held(self) -> torch.nn.Parameter | None:
+        """What stands where the weight was packed; a sharding may have left a part, or nothing."""
+        return _held(self.module, self._source)
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Identity of the module that had the packed bytes as a parameter, and its name there."""
+        return id(_holder(self.module, self._source)), self.format.held_as.split(".")[-1]
+
+    @property
+    def threads(self) -> int:
+        """How many threads PyTorch had when the weight was quantized."""
+        return self._source.threads
+
+    def source_elements(self, begin: int, end: int) -> torch.Tensor:
+        """Elements [begin, end) of the lazy float tensor in the order in which they are packed."""
+        with torch.no_grad():
+            return self._source.weight().detach().reshape(-1)[begin:end]
+
+    @property
     def is_lazy(self) -> bool:
-        """Whether the packed bytes have no memory yet; True of sharded ones, which tell not."""
-        packed = _packed(self.module, self._source)
-        return packed is None or _C.is_lazy(packed)
+        """Whether the packed bytes, or this rank's part, have no memory yet.
+
+        True where FSDP1 has them, which does not tell.
+        """
+        return _reachable(self.module, self._source) is None or _is_lazy(self.module, self._source)
 
     @contextlib.contextmanager
     def expose(self, *, dtype: torch.dtype | None = None) -> Iterator[torch.nn.Parameter]:
@@ -90,9 +115,9 @@ class QuantizedWeight:
             The float parameter.
 
         Raises:
-            NotImplementedError: the packed bytes are sharded.
+            NotImplementedError: FSDP1 has the packed bytes in its flat parameter.
         """
-        self._check_whole()
+        self._check_reachable()
         source = self._source
         # A tensor made in inference mode would not count what is written to it.
         with torch.inference_mode(False):
@@ -122,10 +147,10 @@ class QuantizedWeight:
 
         Raises:
             KeyError: a part is missing, or there is one too many.
-            NotImplementedError: the packed bytes are sharded.
+            NotImplementedError: FSDP1 has the packed bytes in its flat parameter.
             ValueError: a part does not fit the weight, or is quantized another way.
         """
-        self._check_whole()
+        self._check_reachable()
         tensor = self._source.tensor
         sizes = tensor.shape[::-1] if self._source.transposed else tensor.shape
         with torch.no_grad():
@@ -137,12 +162,13 @@ class QuantizedWeight:
         """Every name under which a checkpoint of quantized weights may keep parts of this one."""
         return tuple(self._prefix + part for part in self._source.format.parts)
 
-    def _check_whole(self) -> None:
-        if _packed(self.module, self._source) is None:
+    def _check_reachable(self) -> None:
+        if _reachable(self.module, self._source) is None:
             raise NotImplementedError(
-                f"load: {self.name} is quantized and sharded; its statistics need the whole "
-                "weight. Load first and shard then: dormant.quantize, dormant.load(..., "
-                "materialize=False), fully_shard, dormant.materialize."
+                f"load: {self.name} is quantized, and FSDP has it in a flat parameter, which no "
+                "checkpoint fits. Load first and shard then: dormant.quantize, dormant.load(..., "
+                "materialize=False), FullyShardedDataParallel, dormant.materialize; or use "
+                "fully_shard."
             )
 
 
@@ -204,7 +230,7 @@ class HeldQuantization:
         self._attributes = [
             attributes
             for module, source in self._sources
-            if _packed(module, source) is not None
+            if _reachable(module, source) is not None
             for attributes in source.format.attributes(module)
         ]
 
@@ -233,13 +259,18 @@ def _held(module: torch.nn.Module, source: _Source) -> torch.nn.Parameter | None
     return None if holder is None else holder._parameters.get(source.format.held_as.split(".")[-1])
 
 
-def _packed(module: torch.nn.Module, source: _Source) -> torch.nn.Parameter | None:
-    """The packed weight; None where a sharding has taken it and left a part, or nothing."""
+def _reachable(module: torch.nn.Module, source: _Source) -> torch.nn.Parameter | None:
+    """The packed weight, whole or a DTensor; None where FSDP1 has taken it."""
     parameter = _held(module, source)
     # FSDP1 leaves a run of its flat parameter, or no parameter at all.
-    if parameter is None or is_wrapper(parameter) or parameter.dim() != 2:
+    if parameter is None or (parameter.dim() != 2 and not is_dtensor(parameter)):
         return None
     return parameter
+
+
+def _is_whole(module: torch.nn.Module, source: _Source) -> bool:
+    parameter = _reachable(module, source)
+    return parameter is not None and not is_wrapper(parameter)
 
 
 def check_sharding(roots: Iterable[object]) -> None:
@@ -254,7 +285,7 @@ def check_sharding(roots: Iterable[object]) -> None:
     for root in roots:
         for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
             packed_format = weight._source.format
-            if _packed(weight.module, weight._source) is None and not packed_format.can_be_sharded:
+            if not _is_whole(weight.module, weight._source) and not packed_format.can_be_sharded:
                 raise NotImplementedError(
                     f"materialize: {weight.name} was quantized by {packed_format} and then "
                     "sharded; the layers of bitsandbytes cannot compute with such shards. Quantize "
@@ -313,8 +344,9 @@ def _forget_finished(module: torch.nn.Module) -> None:
 
 
 def _is_lazy(module: torch.nn.Module, source: _Source) -> bool:
-    packed = _packed(module, source)
-    return packed is not None and _C.is_lazy(packed)
+    packed = _reachable(module, source)
+    own = None if packed is None else part_of(packed)
+    return packed is not None and _C.is_lazy(packed if own is None else own)
 
 
 class _Copier:

@@ -66,6 +66,8 @@ def keep_lazy_part(original: Function) -> Function:
     def replacement(self: Any) -> None:
         held = self._module_info
         parameter = getattr(held.module, held.param_name)
+        if not is_dtensor(parameter):
+            return  # the weight in full precision stands for a quantized one while it is loaded
         part = _part(parameter)
         if (
             parameter is self.sharded_param

@@ -25,6 +25,24 @@ def part_of(tensor: torch.Tensor) -> torch.Tensor | None:
     return part if isinstance(part, torch.Tensor) else None
 
 
+def replace_values(parameter: torch.Tensor, whole: torch.Tensor) -> None:
+    """Lets `parameter` have the values of `whole`, a DTensor this rank's part of them.
+
+    Raises:
+        ValueError: they have other bytes than the parts of a DTensor are made for.
+    """
+    if part_of(parameter) is None:
+        parameter.data = whole
+        return
+    if parameter.dtype is not whole.dtype or parameter.shape != whole.shape:
+        raise ValueError(
+            f"load: got {whole.dtype} of shape {list(whole.shape)}, but {parameter.dtype} of shape "
+            f"{list(parameter.shape)} was divided among ranks. Next: load first and shard then."
+        )
+    with torch.no_grad():
+        parameter.copy_(whole)
+
+
 def apply_sharded(root: torch.nn.Module, conversion: Conversion) -> bool:
     """`root._apply(conversion)` where parameters are sharded.
 

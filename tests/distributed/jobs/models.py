@@ -136,3 +136,20 @@ def mixtral() -> nn.Module:
     )
     model: nn.Module = transformers.MixtralForCausalLM(config)
     return model
+
+
+class Layered(nn.Module):
+    """Linear layers that two or four ranks divide evenly, unevenly, or within blocks of 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Linear(64, 128, bias=False), nn.Linear(128, 66), nn.Linear(66, 64, bias=False)]
+        )
+        self.head = nn.Linear(64, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        out: torch.Tensor = self.head(x)
+        return out

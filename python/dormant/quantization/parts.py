@@ -1,0 +1,263 @@
+"""Quantized weights that are divided among ranks: each rank quantizes its own part.
+
+Packed bytes are made of their own elements alone, but every rank keeps all scales, and nested ones
+are quantized with the mean of all of them. So that no rank has to make, or read, what belongs to
+the others, each packs its part, and they send each other the largest magnitudes of their blocks:
+4 bytes for a block, where the weight in bfloat16 has 128.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from dormant._extension import _C
+from dormant.quantization.bitsandbytes import FourBit
+from dormant.quantization.four_bit_parameter import FourBitParameter
+from dormant.quantization.layers import QuantizedWeight, quantized_weights
+from dormant.ranks.together import Together, fsdp1_handle, sends_from_the_cpu
+from dormant.reporting.progress import Callback
+from dormant.reporting.tally import Tally
+from dormant.tensors.dtensor import is_dtensor
+from dormant.tensors.storage import unrecorded
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+# Gives lazy tensors memory and values, telling how far it is; returns whether it read any.
+Realize = Callable[[list[torch.Tensor], Callback], bool]
+
+
+@dataclass
+class Part:
+    """This rank's part of the packed bytes of one weight.
+
+    Attributes:
+        weight: the whole.
+        format: how it is packed.
+        memory: where the part goes, lazy: uint8 [end - begin].
+        begin: offset of the part in the packed bytes.
+        group: the ranks that have the parts of the weight, each once.
+    """
+
+    weight: QuantizedWeight
+    format: FourBit | FourBitParameter
+    memory: torch.Tensor
+    begin: int
+    group: ProcessGroup
+
+    @property
+    def scheme(self) -> FourBit:
+        """How it is packed."""
+        return self.format if isinstance(self.format, FourBit) else self.format.scheme
+
+    @property
+    def blocks(self) -> range:
+        """The blocks that have elements in this part; the first and the last perhaps not all."""
+        size, nbytes = self.scheme.block_size, self.memory.numel()
+        elements = min(2 * (self.begin + nbytes), self.weight.source.numel())
+        return range(2 * self.begin // size, -(-elements // size)) if nbytes else range(0)
+
+    def pack(self, realize: Realize, on_step: Callback) -> tuple[torch.Tensor, bool]:
+        """Has the part become its bytes, which are computed.
+
+        Returns:
+            The scales of its blocks, float32, and whether the bytes come from a checkpoint.
+        """
+        blocks, size = self.blocks, self.scheme.block_size
+        if not blocks:
+            return torch.empty(0), False
+        source = self.weight.source_elements(blocks.start * size, blocks.stop * size)
+        codes, scales = _C.quantize(source, self.scheme.quantizer(nested=False))
+        read = realize([codes, scales], on_step)
+        before = self.begin - blocks.start * size // 2
+        with torch.no_grad():
+            self.memory.copy_(codes.view(-1)[before : before + self.memory.numel()])
+        return scales, read
+
+
+def parts_of(roots: Iterable[object]) -> list[Part]:
+    """The parts that are still lazy, in the same order on every rank.
+
+    Weights are left out whose parts are divided in a way that is not known here, or by a group
+    that can't send what is in memory: those are made as other lazy tensors are, each rank making
+    the scales of the whole.
+    """
+    return [part for root in roots if isinstance(root, torch.nn.Module) for part in _parts_in(root)]
+
+
+def quantize_parts(
+    parts: list[Part], together: Together, realize: Realize, tally: Tally
+) -> dict[int, Literal["checkpoint", "initialized"]]:
+    """Makes the parts and the whole of their statistics, together with the other ranks.
+
+    Args:
+        parts: as many as the other ranks have, of the same weights.
+        together: those ranks.
+        realize: gives lazy tensors their values.
+        tally: counts the bytes of the parts.
+
+    Returns:
+        Where what is in each storage comes from.
+
+    Raises:
+        ValueError: the ranks do not have parts of the same weights.
+        RuntimeError, OSError, MemoryError, ...: one of the ranks failed.
+    """
+    blocks = {part.weight.name: (part.blocks.start, part.blocks.stop) for part in parts}
+    everyone = together.exchange(blocks)
+    for rank, theirs in everyone.items():
+        if list(theirs) != list(blocks):
+            raise ValueError(_different_weights(blocks, theirs, together.rank, rank))
+    origins: dict[int, Literal["checkpoint", "initialized"]] = {}
+    earlier: _Gathering | None = None
+    for i, part in enumerate(parts):
+        scales, error = None, None
+        storage = _C.storage_id(part.memory)
+        try:
+            scales, read = part.pack(realize, tally.part(part.memory.numel()))
+            if read or storage not in origins:
+                origins[storage] = "checkpoint" if read else "initialized"
+            # FSDP1 has several in one storage.
+            if i + 1 == len(parts) or _C.storage_id(parts[i + 1].memory) != storage:
+                realize([part.memory], tally.part(0))
+        except BaseException as raised:  # the other ranks wait for this one
+            error = raised
+        if earlier is not None:
+            earlier.wait(together)
+            if error is None:
+                error = earlier.try_to_finish(realize, tally)
+        ranks = torch.distributed.get_process_group_ranks(part.group)
+        earlier = _Gathering(part, [everyone[rank][part.weight.name] for rank in ranks], scales)
+        if error is not None:
+            raise error
+    if earlier is not None:
+        earlier.wait(together)
+        error = earlier.try_to_finish(realize, tally)
+        if error is not None:
+            raise error
+    return origins
+
+
+class _Gathering:
+    """Scales of the blocks of one weight, on their way from all ranks to all.
+
+    Args:
+        part: this rank's part.
+        blocks: begin and end of the blocks of each rank's part, by rank in the group.
+        scales: those of this rank; None where it has failed, which the others then see.
+    """
+
+    def __init__(
+        self, part: Part, blocks: list[tuple[int, int]], scales: torch.Tensor | None
+    ) -> None:
+        self._part = part
+        self._blocks = blocks
+        longest = max(end - begin for begin, end in blocks)
+        with unrecorded():
+            # The first number is whether the rank has failed.
+            own = torch.zeros(1 + longest, dtype=torch.float32, device="cpu")
+            if scales is None:
+                own[0] = 1
+            else:
+                own[1 : 1 + scales.numel()] = scales
+            self._gathered = [torch.empty_like(own) for _ in blocks]
+            self._work = torch.distributed.all_gather(
+                self._gathered, own, group=part.group, async_op=True
+            )
+
+    def wait(self, together: Together) -> None:
+        """Raises what a rank raised that has failed."""
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise together.gone(error) from error
+        if any(bool(each[0]) for each in self._gathered):
+            together.exchange()
+
+    def try_to_finish(self, realize: Realize, tally: Tally) -> BaseException | None:
+        """Gives the statistics their values; returns what it raised."""
+        try:
+            self._finish(realize, tally)
+        except BaseException as error:
+            return error
+        return None
+
+    def _finish(self, realize: Realize, tally: Tally) -> None:
+        weight, scheme = self._part.weight, self._part.scheme
+        state: Any = self._part.format.state(weight.module)
+        with unrecorded(), torch.no_grad():
+            scales = torch.empty(max(end for _, end in self._blocks), dtype=torch.float32)
+            for (begin, end), gathered in zip(self._blocks, self._gathered, strict=True):
+                scales[begin:end] = gathered[1 : 1 + end - begin]
+        values = [scales]
+        statistics = [state.absmax]
+        if scheme.nested:
+            values = scheme.quantizer().nest(scales, weight.threads)
+            statistics += [state.state2.absmax, state.offset]
+        with torch.no_grad():
+            for statistic, value in zip(statistics, values, strict=True):
+                statistic.copy_(value)
+        realize(statistics, tally.part(0))
+
+
+def _parts_in(root: torch.nn.Module) -> Iterator[Part]:
+    flat = dict(_flat_parts(root))
+    for weight in quantized_weights(root):
+        kept_as = weight.format
+        if not isinstance(kept_as, (FourBit, FourBitParameter)) or weight.source.is_meta:
+            continue
+        held = weight.held
+        found = _own_rows(held) if is_dtensor(held) else flat.get(weight.place)
+        if found is None or kept_as.state(weight.module) is None:
+            continue
+        memory, begin, group = found
+        if _C.is_lazy(memory) and sends_from_the_cpu(group):
+            yield Part(weight, kept_as, memory.view(-1).view(torch.uint8), begin, group)
+
+
+def _own_rows(held: Any) -> tuple[torch.Tensor, int, ProcessGroup] | None:
+    """This rank's part of a DTensor of packed bytes, and the offset of its first byte."""
+    utils = importlib.import_module("torch.distributed.tensor._utils")
+    divided = [i for i, placement in enumerate(held.placements) if not placement.is_replicate()]
+    if len(divided) != 1 or not held.placements[divided[0]].is_shard(0):
+        return None
+    mesh, part = held.device_mesh, held._local_tensor
+    _, offset = utils.compute_local_shape_and_global_offset(held.shape, mesh, held.placements)
+    return part, offset[0] * part.element_size(), mesh.get_group(divided[0])
+
+
+def _flat_parts(
+    root: torch.nn.Module,
+) -> Iterator[tuple[tuple[int, str], tuple[torch.Tensor, int, ProcessGroup]]]:
+    """What FSDP1 has of each parameter that it took, by the module that had it and its name."""
+    for module in root.modules():
+        handle = fsdp1_handle(module)
+        if handle is None:
+            continue
+        flat = handle.flat_param
+        # FSDP1 names it when the model is called first.
+        own = getattr(flat, "_local_shard", flat.detach())
+        for parameter, shard in zip(flat._param_infos, flat._shard_param_infos, strict=True):
+            begin = shard.offset_in_shard if shard.in_shard else 0
+            count = shard.numel_in_shard if shard.in_shard else 0
+            first = shard.intra_param_start_idx if shard.in_shard else 0
+            part = own[begin : begin + count]
+            where = (id(parameter.module), parameter.param_name)
+            yield where, (part, first * part.element_size(), handle.process_group)
+
+
+def _different_weights(mine: Iterable[str], theirs: Iterable[str], rank: int, other: int) -> str:
+    mine, theirs = list(mine), list(theirs)
+    differing = sorted(set(mine) ^ set(theirs)) or [
+        a for a, b in zip(mine, theirs, strict=True) if a != b
+    ]
+    return (
+        f"quantize: rank {rank} and rank {other} have parts of different quantized weights, first "
+        f"{differing[0]}: {len(mine)} and {len(theirs)} in all. Next: quantize, load and shard "
+        "alike on every rank."
+    )

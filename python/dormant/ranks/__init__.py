@@ -1,0 +1,1 @@
+"""Work that several ranks do together: all of them finish it, or none."""

@@ -1,0 +1,48 @@
+"""Whether all ranks have recorded the same model, of which each then makes its part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from dormant._extension import _C
+from dormant.ranks.together import Together, fsdp1_handle
+from dormant.tensors.shards import part_of
+from dormant.text.printable import printable
+
+
+def check_same_recording(modules: Iterable[torch.nn.Module], together: Together) -> None:
+    """Compares what the ranks drew and filled in for the tensors that they have parts of.
+
+    Raises:
+        ValueError: there is a difference: on every rank, with the name of the first such tensor.
+        RuntimeError, OSError, MemoryError, ...: another rank failed.
+    """
+    digests = {name: _C.digest(part) for name, part in _lazy_parts(modules)}
+    everyone = together.exchange(digests)
+    first: dict[str, tuple[int, int]] = {}
+    for rank, theirs in everyone.items():
+        for name, digest in theirs.items():
+            if digest is None:  # it has no elements, or all were overwritten
+                continue
+            other, expected = first.setdefault(name, (rank, digest))
+            if digest != expected:
+                raise ValueError(
+                    f"materialize: ranks {other} and {rank} have recorded different values for "
+                    f"{printable(name)}, so their parts do not belong together. Next: set the same "
+                    "seed on all ranks before dormant.lazy_init, and draw no random numbers in "
+                    "code that depends on the rank."
+                )
+
+
+def _lazy_parts(modules: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            part = part_of(parameter)
+            if part is not None and _C.is_lazy(part):
+                yield name, part
+        for name, child in module.named_modules():
+            handle = fsdp1_handle(child)
+            if handle is not None and _C.is_lazy(handle.flat_param):
+                yield f"{name}.flat_param", handle.flat_param

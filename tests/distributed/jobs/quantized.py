@@ -1,0 +1,110 @@
+"""Quantized models whose packed bytes are divided among the ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
+
+import dormant
+from jobs.models import SEED, Layered
+
+Model = Callable[[], nn.Module]
+
+
+def _fsdp2(model: Any, mesh: Any = None) -> nn.Module:
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _hsdp(model: nn.Module) -> nn.Module:
+    mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("r", "s"))
+    return _fsdp2(model, mesh)
+
+
+def _fsdp1(model: Any) -> nn.Module:
+    def wrap(module: nn.Module) -> nn.Module:
+        cpu = torch.device("cpu")
+        return FullyShardedDataParallel(module, device_id=cpu, use_orig_params=True)
+
+    for i, layer in enumerate(model.layers):
+        model.layers[i] = wrap(layer)
+    return wrap(model)
+
+
+SHARD: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "FSDP2": _fsdp2,
+    "HSDP": _hsdp,
+    "FSDP1": _fsdp1,
+}
+
+
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Of every quantized layer all tensors of its state."""
+    found = {}
+    for name, module in model.named_modules():
+        state = vars(module).get("quant_state")
+        if state is not None:
+            name = name.replace("._fsdp_wrapped_module", "")
+            name = name.removeprefix("_fsdp_wrapped_module.")
+            found[f"{name}.absmax"] = state.absmax
+            if state.nested:
+                found[f"{name}.nested"] = state.state2.absmax
+                found[f"{name}.offset"] = state.offset
+    return found
+
+
+def _parts(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.to_local().detach().clone()
+        for name, parameter in model.named_parameters()
+        if isinstance(parameter, DTensor)
+    }
+
+
+def run(
+    way: str, order: str, path: str, kind: str, block_size: int, nested: bool, storage: str
+) -> dict[str, Any]:
+    """Quantizes, shards and loads in some order; says what this rank holds and computes."""
+    torch.manual_seed(SEED)
+    with dormant.lazy_init():
+        model: Any = Layered()
+    scheme = dormant.FourBit(
+        kind=kind, block_size=block_size, nested=nested, storage_dtype=storage
+    )
+    report: Any = None
+    for step in order.split(", "):
+        if step == "quantize":
+            dormant.quantize(model, scheme, skip=["head"])
+        elif step == "load lazily":
+            dormant.load(model, path, materialize=False)
+        elif step == "load":
+            report = dormant.load(model, path)
+        elif step == "shard":
+            model = SHARD[way](model)
+        else:
+            assert step == "materialize"
+            report = dormant.materialize(model)
+    found = statistics(model)
+    assert not dormant.is_lazy(model)
+    read = {entry.names[0]: entry.origin for entry in report.tensors}
+    inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    return {
+        "statistics": {name: tensor.clone() for name, tensor in found.items()},
+        "parts": _parts(model),
+        "output": model(inputs).detach(),
+        "origins": read,
+        "read": report.read_bytes,
+        "size": Path(path).stat().st_size,
+        "process": os.getpid(),
+    }
