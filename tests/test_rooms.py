@@ -18,6 +18,7 @@ ROWS = (
     ("text",),
     ("publication",),
     ("tensors",),
+    ("ranks",),
     ("reporting", "recording"),
     ("recipes", "quantization"),
     ("materialization",),

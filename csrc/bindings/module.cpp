@@ -273,6 +273,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            py::arg("tensors"), py::pos_only())
       .def("restore", &HeldTensors::restore)
       .def("keep", &HeldTensors::keep)
+      .def("prepare_to_keep", &HeldTensors::prepare_to_keep)
       .def("begun", [](const HeldTensors& held) { return ids_of(held.begun()); })
       .def("touched", [](const HeldTensors& held) { return ids_of(held.touched()); });
   m.def("read_of", [](const Tensor& tensor) { return read_of(tensor); });

@@ -72,6 +72,8 @@ void HeldTensors::restore() {
   settle();
 }
 
+void HeldTensors::prepare_to_keep() { snapshot_.begin_writing(); }
+
 void HeldTensors::keep() {
   snapshot_.keep();
   settle();

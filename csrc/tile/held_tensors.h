@@ -33,6 +33,10 @@ class DORMANT_BINDINGS_API HeldTensors {
   void restore();
   void keep();
 
+  /// Takes the memory that `keep` needs, which then can't fail. Where std::bad_alloc is thrown,
+  /// everything is still held.
+  void prepare_to_keep();
+
  private:
   void settle() const;
 

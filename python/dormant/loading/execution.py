@@ -9,7 +9,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.loading.plan import Prepared, real_storages
-from dormant.materialization.api import make_report, steps
+from dormant.materialization.api import make_report, note, steps
 from dormant.materialization.options import MaterializeOptions
 from dormant.quantization.layers import forget_sources, tensors_of
 from dormant.quantization.parts import parts_of, quantize_parts
@@ -61,13 +61,13 @@ def execute(
                 done = _C.materialize(
                     tensors, "exact", on_step, options.memory_budget, options.mmap, held
                 )
-                finished.update((each["storage"], each) for each in done)
-                return any(each["read_bytes"] for each in done)
+                return note(done, finished)
 
             check_same_recording([model], together)
             parts = parts_of([model]) if materialize else []
             packed = quantize_parts(parts, together, realize, tally)
             realize(wanted, tally.rest(), held.tensors)
+            held.prepare_to_keep()
             together.exchange()
     except BaseException as error:
         written = held.partly_written()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -213,8 +213,7 @@ def bring_to_life(
 
         def realize(tensors: list[torch.Tensor], on_step: Callback) -> bool:
             done = _C.materialize(tensors, values, on_step, options.memory_budget, options.mmap)
-            finished.update((each["storage"], each) for each in done)
-            return any(each["read_bytes"] for each in done)
+            return note(done, finished)
 
         if values == "exact":
             origins |= quantize_parts(parts_of(root for _, root in roots), together, realize, tally)
@@ -307,6 +306,24 @@ def steps(title: str, progress: bool | Callback | None, peak: PeakMemory) -> Ite
                 tell(done, total)
 
         yield on_step
+
+
+def note(
+    done: Iterable[_C.MaterializedStorage], finished: dict[int, _C.MaterializedStorage]
+) -> bool:
+    """Adds what was done to `finished`, by storage, and returns whether anything was read.
+
+    A storage that lives no longer may have had the identity of one that does now: its work counts.
+    """
+    read = False
+    for each in done:
+        read = read or each["read_bytes"] > 0
+        earlier = finished.get(each["storage"])
+        if earlier is not None:
+            for cost in ("operators", "read_bytes", "initialized_bytes"):
+                each[cost] += earlier[cost]
+        finished[each["storage"]] = each
+    return read
 
 
 def make_report(

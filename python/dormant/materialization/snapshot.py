@@ -76,6 +76,14 @@ class HeldModule:
         """All names of tensors that had memory and have been written to, wholly or in part."""
         return sorted({name for storage in self.tensors.begun() for name in self._names[storage]})
 
+    def prepare_to_keep(self) -> None:
+        """Has what `keep` needs memory for.
+
+        Raises:
+            MemoryError: there is none.
+        """
+        self.tensors.prepare_to_keep()
+
     def keep(self) -> None:
         """What was materialized stays; tensors that had memory have that memory again.
 
@@ -132,6 +140,8 @@ def all_or_nothing(roots: Iterable[tuple[str, object]], together: Together) -> I
     held = [HeldModule(module, lazy_only=True) for module in modules]
     try:
         yield
+        for each in held:
+            each.prepare_to_keep()
         together.exchange()
     except BaseException:
         for each in held:

@@ -9,7 +9,7 @@ the others, each packs its part, and they send each other the largest magnitudes
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +26,10 @@ from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.storage import unrecorded
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Work
+
+# What a rank that has failed sends instead of scales, which are magnitudes.
+_FAILED = -1.0
 
 # Gives lazy tensors memory and values, telling how far it is; returns whether it read any.
 Realize = Callable[[list[torch.Tensor], Callback], bool]
@@ -61,6 +64,17 @@ class Part:
         size, nbytes = self.scheme.block_size, self.memory.numel()
         elements = min(2 * (self.begin + nbytes), self.weight.source.numel())
         return range(2 * self.begin // size, -(-elements // size)) if nbytes else range(0)
+
+    @property
+    def owned(self) -> range:
+        """The blocks that begin in this part."""
+        begin = -(-2 * self.begin // self.scheme.block_size)
+        return range(min(begin, self.blocks.stop), self.blocks.stop)
+
+    @property
+    def number_of_blocks(self) -> int:
+        """Those of the whole weight."""
+        return -(-self.weight.source.numel() // self.scheme.block_size)
 
     def pack(self, realize: Realize, on_step: Callback) -> tuple[torch.Tensor, bool]:
         """Has the part become its bytes, which are computed.
@@ -108,96 +122,126 @@ def quantize_parts(
         ValueError: the ranks do not have parts of the same weights.
         RuntimeError, OSError, MemoryError, ...: one of the ranks failed.
     """
-    blocks = {part.weight.name: (part.blocks.start, part.blocks.stop) for part in parts}
-    everyone = together.exchange(blocks)
+    owned = {part.weight.name: (part.owned.start, part.owned.stop) for part in parts}
+    answers = together.exchange(owned or None)
+    everyone = {rank: theirs or {} for rank, theirs in answers.items()}
     for rank, theirs in everyone.items():
-        if list(theirs) != list(blocks):
-            raise ValueError(_different_weights(blocks, theirs, together.rank, rank))
+        if list(theirs) != list(owned):
+            raise ValueError(_different_weights(owned, theirs, together.rank, rank))
     origins: dict[int, Literal["checkpoint", "initialized"]] = {}
-    earlier: _Gathering | None = None
-    for i, part in enumerate(parts):
+    if not parts:
+        return origins
+    line = _Line(parts, everyone, together)
+    together.exchange()  # all have the memory for it
+
+    def make(i: int) -> torch.Tensor:
+        part, storage = parts[i], _C.storage_id(parts[i].memory)
+        scales, read = part.pack(realize, tally.part(part.memory.numel()))
+        if read or storage not in origins:
+            origins[storage] = "checkpoint" if read else "initialized"
+        # FSDP1 has several in one storage.
+        if i + 1 == len(parts) or _C.storage_id(parts[i + 1].memory) != storage:
+            realize([part.memory], tally.part(0))
+        return scales
+
+    for i in range(len(parts)):
         scales, error = None, None
-        storage = _C.storage_id(part.memory)
         try:
-            scales, read = part.pack(realize, tally.part(part.memory.numel()))
-            if read or storage not in origins:
-                origins[storage] = "checkpoint" if read else "initialized"
-            # FSDP1 has several in one storage.
-            if i + 1 == len(parts) or _C.storage_id(parts[i + 1].memory) != storage:
-                realize([part.memory], tally.part(0))
-        except BaseException as raised:  # the other ranks wait for this one
+            scales = make(i)
+        except BaseException as raised:  # the other ranks wait for the scales
             error = raised
-        if earlier is not None:
-            earlier.wait(together)
-            if error is None:
-                error = earlier.try_to_finish(realize, tally)
-        ranks = torch.distributed.get_process_group_ranks(part.group)
-        earlier = _Gathering(part, [everyone[rank][part.weight.name] for rank in ranks], scales)
+        if i > 0:
+            error = line.receive(parts[i - 1], realize, tally) or error
+        line.send(parts[i], scales if error is None else None)
         if error is not None:
             raise error
-    if earlier is not None:
-        earlier.wait(together)
-        error = earlier.try_to_finish(realize, tally)
-        if error is not None:
-            raise error
+    error = line.receive(parts[-1], realize, tally)
+    if error is not None:
+        raise error
     return origins
 
 
-class _Gathering:
-    """Scales of the blocks of one weight, on their way from all ranks to all.
+class _Line:
+    """The scales of the blocks of one weight after the other, on their way from all ranks to all.
+
+    Each rank sends from and receives into one piece of memory, which exists before anything is
+    sent: a rank whose memory is exhausted can still say so.
 
     Args:
-        part: this rank's part.
-        blocks: begin and end of the blocks of each rank's part, by rank in the group.
-        scales: those of this rank; None where it has failed, which the others then see.
+        parts: this rank's.
+        everyone: begin and end of the blocks that each rank owns, by rank and weight.
+        together: the ranks.
     """
 
     def __init__(
-        self, part: Part, blocks: list[tuple[int, int]], scales: torch.Tensor | None
+        self,
+        parts: list[Part],
+        everyone: Mapping[int, Mapping[str, tuple[int, int]]],
+        together: Together,
     ) -> None:
-        self._part = part
-        self._blocks = blocks
-        longest = max(end - begin for begin, end in blocks)
+        self._everyone = everyone
+        self._together = together
+        longest = max(part.number_of_blocks + part.group.size() for part in parts)
         with unrecorded():
-            # The first number is whether the rank has failed.
-            own = torch.zeros(1 + longest, dtype=torch.float32, device="cpu")
-            if scales is None:
-                own[0] = 1
-            else:
-                own[1 : 1 + scales.numel()] = scales
-            self._gathered = [torch.empty_like(own) for _ in blocks]
-            self._work = torch.distributed.all_gather(
-                self._gathered, own, group=part.group, async_op=True
-            )
+            self._memory = torch.empty(longest, dtype=torch.float32, device="cpu")
+        self._works: list[tuple[int, Work]] = []
 
-    def wait(self, together: Together) -> None:
-        """Raises what a rank raised that has failed."""
-        try:
-            self._work.wait()
-        except RuntimeError as error:
-            raise together.gone(error) from error
-        if any(bool(each[0]) for each in self._gathered):
-            together.exchange()
+    def send(self, part: Part, scales: torch.Tensor | None) -> None:
+        """Begins to give all ranks the scales of all blocks.
 
-    def try_to_finish(self, realize: Realize, tally: Tally) -> BaseException | None:
-        """Gives the statistics their values; returns what it raised."""
+        Args:
+            part: of this weight.
+            scales: those of the blocks in this rank's part; None where it has failed.
+        """
+        for rank, owned in self._places(part).items():
+            if rank == self._together.rank:
+                if scales is None:
+                    owned.fill_(_FAILED)
+                elif part.owned:
+                    owned.copy_(scales[-len(part.owned) :])
+                else:
+                    owned.zero_()
+            work = torch.distributed.broadcast(owned, src=rank, group=part.group, async_op=True)
+            assert work is not None
+            self._works.append((rank, work))
+
+    def receive(self, part: Part, realize: Realize, tally: Tally) -> BaseException | None:
+        """Gives the statistics of what was sent last their values.
+
+        Returns:
+            What this rank raised, which no other rank knows.
+
+        Raises:
+            RuntimeError, OSError, MemoryError, ...: another rank has failed.
+        """
+        for _, work in self._works:
+            self._together.wait(work, part.group)
+        self._works.clear()
+        # Not by comparing tensors, which takes memory.
+        if any(owned[0].item() == _FAILED for owned in self._places(part).values()):
+            self._together.exchange()
         try:
-            self._finish(realize, tally)
+            self._finish(part, realize, tally)
         except BaseException as error:
             return error
         return None
 
-    def _finish(self, realize: Realize, tally: Tally) -> None:
-        weight, scheme = self._part.weight, self._part.scheme
-        state: Any = self._part.format.state(weight.module)
-        with unrecorded(), torch.no_grad():
-            scales = torch.empty(max(end for _, end in self._blocks), dtype=torch.float32)
-            for (begin, end), gathered in zip(self._blocks, self._gathered, strict=True):
-                scales[begin:end] = gathered[1 : 1 + end - begin]
-        values = [scales]
-        statistics = [state.absmax]
-        if scheme.nested:
-            values = scheme.quantizer().nest(scales, weight.threads)
+    def _places(self, part: Part) -> dict[int, torch.Tensor]:
+        """Where the scales go that each rank owns; that of one without any follows them all."""
+        places = {}
+        for i, rank in enumerate(torch.distributed.get_process_group_ranks(part.group)):
+            begin, end = self._everyone[rank][part.weight.name]
+            if begin == end:
+                begin, end = part.number_of_blocks + i, part.number_of_blocks + i + 1
+            places[rank] = self._memory[begin:end]
+        return places
+
+    def _finish(self, part: Part, realize: Realize, tally: Tally) -> None:
+        state: Any = part.format.state(part.weight.module)
+        scales = self._memory[: part.number_of_blocks]
+        values, statistics = [scales], [state.absmax]
+        if part.scheme.nested:
+            values = part.scheme.quantizer().nest(scales, part.weight.threads)
             statistics += [state.state2.absmax, state.offset]
         with torch.no_grad():
             for statistic, value in zip(statistics, values, strict=True):

@@ -11,10 +11,13 @@ exchanges may fail, and all ranks learn of it in the next.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -22,13 +25,16 @@ from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.storage import unrecorded
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, Work
 
 # The first that an error is an instance of is what the other ranks raise.
 _KINDS = (KeyError, NotImplementedError, ValueError, TypeError, OSError, MemoryError, RuntimeError)
 
-# What a rank says of its error: which kind, the message, errno.
-_Failure = tuple[int, str, "int | None"]
+# Bytes that a rank has to say how it went.
+_ROW = 2048
+
+# Seconds after which a rank that waits looks whether another one is known to be gone.
+_LOOK = 0.5
 
 
 class Together:
@@ -46,28 +52,68 @@ class Together:
         self._operation = operation
         self._groups = _groups_of(roots)
         self._ended = not self._groups
-        self.rank = torch.distributed.get_rank() if self._groups else 0
+        self.rank, world = 0, 1
+        if self._groups:
+            self.rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        # Outside of torch's allocator: that memory is exhausted can be told without it.
+        self._table = torch.frombuffer(bytearray(world * _ROW), dtype=torch.uint8)
 
     @property
     def is_alone(self) -> bool:
         """Whether no other rank takes part."""
         return not self._groups
 
-    def exchange(self, payload: Any = None) -> dict[int, Any]:
+    def exchange(self, said: Any = None) -> dict[int, Any]:
         """What every rank has to say, by rank in the default group.
+
+        Args:
+            said: what JSON can hold; None says nothing.
 
         Raises:
             KeyError, ValueError, OSError, MemoryError, RuntimeError, ...: another rank failed, with
                 its message; or it is gone (RuntimeError).
         """
         if self.is_alone:
-            return {self.rank: payload}
-        answers = self._send(payload, None)
-        failures = {rank: failure for rank, (_, failure) in answers.items() if failure is not None}
-        if failures:
+            return {self.rank: said}
+        text = b"" if said is None else json.dumps(said).encode()
+        sizes = self._agree(len(text))
+        if not any(sizes.values()):
+            return dict.fromkeys(sizes)
+        try:
+            with unrecorded():
+                together = torch.zeros(sum(sizes.values()), dtype=torch.uint8, device="cpu")
+        except BaseException as error:
+            self._fail(error)
+            raise
+        self._agree(0)  # all have the memory for it
+        starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))  # noqa: B905
+        if text:
+            begin = starts[self.rank]
+            together[begin : begin + len(text)] = torch.frombuffer(
+                bytearray(text), dtype=torch.uint8
+            )
+        self._spread(together)
+        whole = bytes(together.tolist())
+        return {
+            rank: json.loads(whole[starts[rank] : starts[rank] + size]) if size else None
+            for rank, size in sizes.items()
+        }
+
+    def wait(self, work: Work, group: ProcessGroup) -> None:
+        """Until `work` in `group` is done.
+
+        Raises:
+            RuntimeError: a rank of the group is gone.
+        """
+        try:
+            _wait(work, group)
+        except RuntimeError as error:
             self._ended = True
-            raise _error_of(self._operation, *min(failures.items()))
-        return {rank: said for rank, (said, _) in sorted(answers.items())}
+            raise RuntimeError(
+                f"{self._operation}: a rank of the process group is gone, or did not answer in "
+                f"time ({error}). {self._operation} changed nothing on this rank. Next: look for "
+                "the first error of the other ranks, and start all of them again."
+            ) from error
 
     def __enter__(self) -> Together:
         return self
@@ -79,49 +125,104 @@ class Together:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None and not self._ended:
-            self._ended = True
-            with contextlib.suppress(RuntimeError):  # nobody is left who could be told
-                self._send(None, _failure_of(error))
+            self._fail(error)
 
-    def _send(self, payload: Any, failure: _Failure | None) -> dict[int, tuple[Any, Any]]:
-        known = {self.rank: (payload, failure)}
-        try:
-            with unrecorded():
-                # Over one dimension of the mesh after the other, until all know all.
-                for group in self._groups:
-                    gathered: list[Any] = [None] * group.size()
-                    torch.distributed.all_gather_object(gathered, known, group=group)
-                    for each in gathered:
-                        known.update(each)
-        except RuntimeError as error:
-            raise self.gone(error) from error
-        return known
-
-    def gone(self, error: RuntimeError) -> RuntimeError:
-        """What to raise where the ranks can't talk any more because of `error`."""
+    def _fail(self, error: BaseException) -> None:
+        """Tells the other ranks in what they take for this rank's next exchange."""
         self._ended = True
-        return RuntimeError(
-            f"{self._operation}: a rank of the process group is gone, or did not answer in time "
-            f"({error}). {self._operation} changed nothing on this rank. Next: look for the first "
-            "error of the other ranks."
-        )
+        with contextlib.suppress(RuntimeError):  # nobody is left who could be told
+            self._tell(0, _failure_of(error))
+
+    def _agree(self, size: int) -> dict[int, int]:
+        """The sizes that all ranks tell.
+
+        Raises:
+            KeyError, ...: a rank has failed.
+        """
+        answers = self._tell(size, None)
+        for rank, (_, failure) in answers.items():
+            if failure is not None:
+                self._ended = True
+                raise _error_of(self._operation, rank, failure)
+        return {rank: told for rank, (told, _) in answers.items()}
+
+    def _tell(self, size: int, failure: _Failure | None) -> dict[int, tuple[int, _Failure | None]]:
+        """What all ranks tell; allocates nothing that torch has to have memory for."""
+        row = json.dumps([size, failure]).encode()
+        assert len(row) <= _ROW
+        rows = self._table.zero_().view(-1, _ROW)
+        rows[self.rank, : len(row)] = torch.frombuffer(bytearray(row), dtype=torch.uint8)
+        self._spread(self._table)
+        found = {}
+        for rank in range(len(rows)):
+            told = bytes(rows[rank].tolist()).rstrip(b"\0")
+            if told:
+                size, failure = json.loads(told)
+                found[rank] = (size, None if failure is None else _Failure(*failure))
+        return found
+
+    def _spread(self, bytes_of_all: torch.Tensor) -> None:
+        """Puts together bytes of which each rank has set its own, and no other; the rest is 0."""
+        # Over one dimension of the mesh after the other, until all know all.
+        for group in self._groups:
+            work = torch.distributed.all_reduce(
+                bytes_of_all, torch.distributed.ReduceOp.MAX, group=group, async_op=True
+            )
+            self.wait(work, group)
+
+
+class _Failure(NamedTuple):
+    """What a rank says of its error."""
+
+    kind: int  # in _KINDS
+    text: str
+    errno: int | None
 
 
 def _failure_of(error: BaseException) -> _Failure:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     for number, kind in enumerate(_KINDS):
         if isinstance(error, kind):
-            text = error.args[0] if kind is KeyError and error.args else error
             if isinstance(error, OSError) and error.errno is not None:
-                return number, str(error.strerror), error.errno
-            return number, str(text), None
-    return _KINDS.index(RuntimeError), f"{type(error).__name__}: {error}", None
+                return _Failure(number, _short(str(error.strerror)), error.errno)
+            return _Failure(number, _short(text), None)
+    number = _KINDS.index(RuntimeError)
+    return _Failure(number, _short(f"{type(error).__name__}: {text}"), None)
+
+
+def _short(text: str) -> str:
+    """Its beginning that fits a row in JSON."""
+    while len(json.dumps(text)) > _ROW - 64:
+        text = text[: len(text) * 3 // 4] + "..."
+    return text
 
 
 def _error_of(operation: str, rank: int, failure: _Failure) -> Exception:
-    number, text, errno = failure
-    kind = _KINDS[number]
-    message = f"{text} (This was on rank {rank}; {operation} changed nothing on any rank.)"
-    return OSError(errno, message) if errno is not None else kind(message)
+    message = f"{failure.text} (This was on rank {rank}; {operation} changed nothing on any rank.)"
+    if failure.errno is not None:
+        return OSError(failure.errno, message)
+    error: Exception = _KINDS[failure.kind](message)
+    return error
+
+
+def _wait(work: Work, group: ProcessGroup) -> None:
+    """Also where the rank that is gone is no neighbor in the ring, which then closes no socket."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    key = f"dormant/gone/{group.group_name}"
+    try:
+        pause, looked = 1e-5, time.monotonic()
+        while not work.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, 5e-3)
+            if time.monotonic() > looked + _LOOK:
+                looked = time.monotonic()
+                if store.check([key]):
+                    raise RuntimeError("another rank has noticed it")
+        work.wait()
+    except RuntimeError:
+        with contextlib.suppress(RuntimeError):
+            store.set(key, "")
+        raise
 
 
 def _groups_of(roots: Iterable[object]) -> list[ProcessGroup]:

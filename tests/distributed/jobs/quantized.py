@@ -79,9 +79,7 @@ def run(
     torch.manual_seed(SEED)
     with dormant.lazy_init():
         model: Any = Layered()
-    scheme = dormant.FourBit(
-        kind=kind, block_size=block_size, nested=nested, storage_dtype=storage
-    )
+    scheme = dormant.FourBit(kind=kind, block_size=block_size, nested=nested, storage_dtype=storage)
     report: Any = None
     for step in order.split(", "):
         if step == "quantize":

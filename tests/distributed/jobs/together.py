@@ -1,0 +1,151 @@
+"""Loads that fail on one rank: what the others raise, and what all of them have afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+import dormant
+from dormant import _C
+from jobs.models import SEED, Layered
+
+
+def lazy_model(*, quantized: bool, seed: int = SEED) -> Any:
+    """`Layered`, divided among the ranks."""
+    torch.manual_seed(seed)
+    with dormant.lazy_init():
+        model = Layered()
+    if quantized:
+        dormant.quantize(model, "nf4", skip=["head"])
+    for layer in model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def lazy_state(model: nn.Module) -> list[bool]:
+    """Whether each parameter, in order, has no memory."""
+    return [dormant.is_lazy(parameter) for parameter in model.parameters()]
+
+
+def attempt(model: nn.Module, path: str | None) -> BaseException | None:
+    """What `load`, or without a path `materialize`, raises."""
+    try:
+        if path is None:
+            dormant.materialize(model)
+        else:
+            dormant.load(model, path)
+    except BaseException as error:
+        return error
+    return None
+
+
+def one_fails(quantized: bool, path: str, bad_path: str | None) -> dict[str, Any]:
+    """Rank 1 gets another path; all try once more with the right one."""
+    model = lazy_model(quantized=quantized)
+    mine = bad_path if dist.get_rank() == 1 else path
+    began = time.monotonic()
+    error = attempt(model, mine)
+    return {
+        "error": (type(error).__name__, str(error)),
+        "errno": getattr(error, "errno", None),
+        "seconds": time.monotonic() - began,
+        "lazy": lazy_state(model),
+        "again": repr(attempt(model, path)),
+        "output": model(torch.ones(2, 64)).detach(),
+    }
+
+
+def every_step_fails(
+    quantized: bool, path: str | None, kind: str, ranks: list[int]
+) -> dict[str, Any]:
+    """The n-th allocation or read fails on some ranks, for every n that there is."""
+    rank = dist.get_rank()
+    model = lazy_model(quantized=quantized)
+    _C.set_faults(f"{kind}:0")
+    attempt(model, path)
+    counts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(counts, _C.set_faults("")[kind])
+    most = max(counts)
+    numbers = sorted({1 + i * (most - 1) // 19 for i in range(20)})
+    kept, raised = [], []
+    for n in numbers:
+        model = lazy_model(quantized=quantized)
+        if rank in ranks:
+            _C.set_faults(f"{kind}:{n}")
+        error = attempt(model, path)
+        _C.set_faults("")
+        raised.append(type(error).__name__)
+        kept.append(lazy_state(model))
+        error = attempt(model, path)
+        if error is not None:
+            raise error
+        outputs = model(torch.ones(2, 64)).detach()
+        if n == numbers[0]:
+            first = outputs
+        assert torch.equal(first, outputs), n
+    return {"raised": raised, "lazy": kept, "output": outputs}
+
+
+def other_seeds(path: str | None) -> list[str]:
+    """Rank 1 has drawn something before."""
+    found = []
+    for quantized in (False, True):
+        model = lazy_model(quantized=quantized, seed=SEED + dist.get_rank() // 1 % 2)
+        error = attempt(model, path)
+        found.append(f"{type(error).__name__}: {error}")
+        assert all(lazy_state(model))
+    return found
+
+
+def interrupted(path: str) -> dict[str, Any]:
+    """Somebody presses Ctrl-C at rank 1."""
+    model = lazy_model(quantized=True)
+
+    def on_step(done: int, total: int) -> None:
+        if dist.get_rank() == 1:
+            raise KeyboardInterrupt
+
+    try:
+        dormant.load(model, path, progress=on_step)
+    except BaseException as error:
+        return {"error": f"{type(error).__name__}: {error}", "lazy": lazy_state(model)}
+    return {"error": "None", "lazy": lazy_state(model)}
+
+
+def main() -> None:
+    """One of several ranks, of which rank 1 is killed while all load."""
+    rank, world, folder, path = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world
+    )
+    model = lazy_model(quantized=True)
+
+    def on_step(done: int, total: int) -> None:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    began = time.monotonic()
+    try:
+        dormant.load(model, path, progress=on_step)
+    except RuntimeError as error:
+        print(f"{time.monotonic() - began:.1f} s: {error}; lazy: {all(lazy_state(model))}")
+    sys.stdout.flush()
+    # The others find out by themselves, not because this process ends.
+    deadline = time.monotonic() + 20
+    (folder / f"{rank}.done").touch()
+    while time.monotonic() < deadline and len(list(folder.glob("*.done"))) < world - 1:
+        time.sleep(0.05)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Ranks that load one model: all succeed, or all raise, soon, and every model is as it was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from jobs.models import SEED, Layered
+from launch import RunRanks
+
+from compare import assert_same_bits
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(9)
+    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
+    safetensors.torch.save_file(Layered().state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "nf4"])
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("what", ["missing", "short", "names", "header"])
+def test_a_rank_whose_file_is_bad(
+    run_ranks: RunRanks, path: Path, tmp_path: Path, quantized: bool, world: int, what: str
+) -> None:
+    bad = tmp_path / "bad.safetensors"
+    if what == "short":
+        bad.write_bytes(path.read_bytes()[:-100])
+    elif what == "names":
+        state = Layered().state_dict()
+        del state["layers.1.weight"]
+        safetensors.torch.save_file({**state, "other": torch.ones(1)}, bad)
+    elif what == "header":
+        bad.write_bytes(b"\xff" * 64)
+    ranks = run_ranks(
+        world, "together:one_fails", quantized=quantized, path=str(path), bad_path=str(bad)
+    )
+    own = ranks[1]["error"][1]
+    for rank, result in enumerate(ranks):
+        kind, message = result["error"]
+        if what == "missing":
+            assert kind == "FileNotFoundError"
+            assert result["errno"] == errno.ENOENT
+        elif what == "names":
+            assert kind == ("KeyError" if rank != 1 else "NamesError")
+        else:
+            assert kind == "ValueError"
+        if rank != 1 and what != "missing":
+            assert own.strip("'\"")[:40] in message
+            assert "rank 1" in message
+        assert result["seconds"] < 20
+        assert result["lazy"]
+        assert all(result["lazy"])
+        assert result["again"] == "None"
+        assert_same_bits(ranks[0]["output"], result["output"], f"rank {rank}")
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "nf4"])
+@pytest.mark.parametrize("kind", ["allocate", "read"])
+@pytest.mark.parametrize("ranks", [[1], [0, 1]])
+def test_a_failure_at_every_step(
+    run_ranks: RunRanks, path: Path, quantized: bool, kind: str, ranks: list[int]
+) -> None:
+    results = run_ranks(
+        2,
+        "together:every_step_fails",
+        quantized=quantized,
+        path=str(path),
+        kind=kind,
+        ranks=ranks,
+        seconds=240,
+    )
+    first, second = results
+    assert any(name != "NoneType" for name in first["raised"])
+    for mine, theirs, lazy in zip(first["raised"], second["raised"], first["lazy"], strict=True):
+        # Either both have the model, or neither.
+        assert (mine == "NoneType") == (theirs == "NoneType"), (first["raised"], second["raised"])
+        assert all(lazy) == (mine != "NoneType")
+    assert first["lazy"] == second["lazy"]
+    assert_same_bits(first["output"], second["output"], "output")
+
+
+@pytest.mark.parametrize("loads", [False, True], ids=["materialize", "load"])
+def test_ranks_that_recorded_different_values(
+    run_ranks: RunRanks, path: Path, tmp_path: Path, loads: bool
+) -> None:
+    state = {name: t for name, t in Layered().state_dict().items() if name != "head.weight"}
+    safetensors.torch.save_file(state, tmp_path / "part.safetensors")
+    partial = str(tmp_path / "part.safetensors") if loads else None
+    first, second = run_ranks(2, "together:other_seeds", path=partial)
+    name = "head.weight" if loads else "layers.0.weight"
+    for message in first:
+        assert f"different values for {name}" in message
+        assert message.startswith("ValueError: ")
+    assert first == second
+
+
+def test_ctrl_c_on_one_rank(run_ranks: RunRanks, path: Path) -> None:
+    first, second = run_ranks(2, "together:interrupted", path=str(path))
+    assert second["error"].startswith("KeyboardInterrupt")
+    assert first["error"].startswith("RuntimeError: KeyboardInterrupt")
+    assert all(first["lazy"])
+    assert all(second["lazy"])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_rank_that_is_killed(path: Path, tmp_path: Path, world: int) -> None:
+    folders = [str(HERE), str(HERE.parent / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ranks = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jobs.together"),
+                *(str(rank), str(world), str(tmp_path), str(path)),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        )
+        for rank in range(world)
+    ]
+    for rank, process in enumerate(ranks):
+        output, _ = process.communicate(timeout=120)
+        if rank == 1:
+            assert process.returncode < 0
+            continue
+        assert process.returncode == 0
+        assert "a rank of the process group is gone" in output
+        assert output.endswith("lazy: True\n")
+        assert float(output.split(" s: ")[0]) < 15
+    assert SEED
