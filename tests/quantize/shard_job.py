@@ -80,15 +80,12 @@ def case_refusals(rank: int) -> None:
     refused("before fully_shard", lambda: dormant.quantize(model, "nf4", skip=()))
 
     model = lazy()
-    dormant.quantize(model, "int8", skip=())
-    fully_shard(model)
-    refused("Quantize with dormant.FourBit", lambda: dormant.materialize(model))
-
-    model = lazy()
     dormant.quantize(model, "nf4", skip=())
     plan: Any = {"0": ColwiseParallel(), "1": RowwiseParallel()}
     parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
     refused(r"0\.weight was quantized.*Use fully_shard", lambda: dormant.materialize(model))
+    state = build(2).state_dict()
+    refused(r"load: 0\.weight was quantized", lambda: dormant.load(model, state))
 
 
 def case_fsdp1(rank: int) -> None:
@@ -103,7 +100,7 @@ def case_fsdp1(rank: int) -> None:
         )
         assert dormant.is_lazy(sharded)
         state = {f"_fsdp_wrapped_module.{n}": t for n, t in build(2).state_dict().items()}
-        refused("Load first and shard then", partial(dormant.load, sharded, state))
+        refused("no checkpoint fits", partial(dormant.load, sharded, state))
         dormant.materialize(sharded)
         eager = nn.Sequential(
             *(four_bit(each, quant_type="nf4", quant_storage=torch.bfloat16) for each in build(2))
@@ -119,7 +116,7 @@ def case_fsdp1(rank: int) -> None:
 
 
 def case_int8_left_out(rank: int) -> None:
-    """What the refusal of int8 advises."""
+    """Whole on every rank."""
     with dormant.lazy_init():
         model = build(1).append(nn.Linear(64, 8))
     dormant.quantize(model, "int8", skip=["2"])

@@ -22,7 +22,7 @@ from dormant.materialization.options import (
     check_dtype,
     checked_options,
 )
-from dormant.quantization.layers import quantized_weights, tensors_of
+from dormant.quantization.layers import adopt_parts, quantized_weights, tensors_of
 from dormant.quantization.layerwise import pending_layers
 from dormant.ranks.together import Together
 from dormant.recording import patches
@@ -216,6 +216,7 @@ def load(
         Together("load", () if dry_run else (model,)) as together,
     ):
         started = time.perf_counter()
+        adopt_parts([model], "load")
         state = gather(checkpoint, rename_name, tensors_of(model).keys(), takes_packed(model))
         chosen = own_dtype(state) if isinstance(dtype, str) else dtype
         prepared = prepare(model, state, chosen, policy, defer=materialize and not layerwise)

@@ -20,7 +20,7 @@ from dormant.materialization.options import (
     checked_options,
 )
 from dormant.materialization.snapshot import all_or_nothing
-from dormant.quantization.layers import check_sharding, forget_sources
+from dormant.quantization.layers import adopt_parts, forget_sources
 from dormant.quantization.layerwise import finish_layerwise, pending_layers
 from dormant.quantization.parts import parts_of, quantize_parts
 from dormant.ranks.together import Together
@@ -182,7 +182,7 @@ def bring_to_life(
 ) -> Report:
     """`materialize` of named objects, its options checked, with the ranks that have other parts."""
     started = time.perf_counter()
-    check_sharding(root for _, root in roots)
+    adopt_parts((root for _, root in roots), "materialize")
     peak = PeakMemory()
     finished: dict[int, _C.MaterializedStorage] = {}
 

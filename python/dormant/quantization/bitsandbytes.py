@@ -85,8 +85,7 @@ class FourBit(LayerFormat):
         True
     """
 
-    # The scales stay whole on every rank.
-    can_be_sharded: ClassVar[bool] = True
+    codes_per_byte: ClassVar[int] = 2
 
     kind: Literal["nf4", "fp4"] = "nf4"
     block_size: int = 64
@@ -285,9 +284,27 @@ class FourBit(LayerFormat):
         nested_map = _nested_map() if self.nested and nested else None
         return _C.FourBit(self.kind, self.block_size, _levels(self.kind), nested_map)
 
-    def state(self, module: torch.nn.Module) -> Any:
-        """The QuantState of the weight, wherever its packed bytes are."""
-        return vars(module).get("quant_state")
+    def adopt_part(self, module: torch.nn.Module) -> None:
+        """Nothing: a Linear4bit looks for the state of a weight that was gathered."""
+
+    def elements_per_scale(self, shape: torch.Size) -> int:
+        """A block's."""
+        return self.block_size
+
+    def quantized_part(
+        self, elements: torch.Tensor, shape: torch.Size
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed bytes and scales of whole blocks."""
+        codes, scales = _C.quantize(elements, self.quantizer(nested=False))
+        return codes.view(-1), scales
+
+    def statistics(self, module: torch.nn.Module) -> list[torch.Tensor]:
+        """Those of the QuantState that the layer has."""
+        return statistics_in(vars(module).get("quant_state"))
+
+    def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
+        """The scales, quantized where they are nested."""
+        return self.quantizer().nest(scales, threads) if self.nested else [scales]
 
     def quantized(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """The packed bytes of `weight` and their QuantState, lazy where `weight` is."""
@@ -337,7 +354,7 @@ class Int8(LayerFormat):
         0.0
     """
 
-    can_be_sharded: ClassVar[bool] = False
+    codes_per_byte: ClassVar[int] = 1
 
     threshold: float = 6.0
 
@@ -368,6 +385,8 @@ class Int8(LayerFormat):
                 columns, rows, bias=False, has_fp16_weights=False, threshold=self.threshold
             )
         codes, scales = _run(weight, _C.Int8Rows())
+        # The weight has them, too, but not when a sharding has exchanged it for a part.
+        layer.state.SCB = scales
         if in_place:
             become(module, layer)
             layer = module
@@ -420,18 +439,67 @@ class Int8(LayerFormat):
         state = self._state(module)
         return [(vars(owner), dict(vars(owner))) for owner in (weight, state)]
 
+    def adopt_part(self, module: torch.nn.Module) -> None:
+        """Has the layer compute with the codes that are gathered, and save its scales."""
+        weight: Any = module._parameters["weight"]
+        weight.CB, weight.SCB = None, self._state(module).SCB
+        if _take_gathered not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_take_gathered)
+
+    def elements_per_scale(self, shape: torch.Size) -> int:
+        """A row's."""
+        return shape[1]
+
+    def quantized_part(
+        self, elements: torch.Tensor, shape: torch.Size
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and scales of whole rows."""
+        codes, scales = _C.quantize(elements.view(-1, shape[1]), _C.Int8Rows())
+        return codes.view(-1).view(torch.uint8), scales
+
+    def statistics(self, module: torch.nn.Module) -> list[torch.Tensor]:
+        """The scales that the state of the layer has."""
+        scales = self._state(module).SCB
+        return [] if scales is None else [scales]
+
+    def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
+        """The scales."""
+        return [scales]
+
     def _put(self, module: torch.nn.Module, codes: torch.Tensor, scales: torch.Tensor) -> None:
         weight: Any = module._parameters["weight"]
-        weight.data = codes
-        weight.CB, weight.SCB = codes, scales
+        replace_values(weight, codes)
+        weight.CB, weight.SCB = None if is_dtensor(weight) else codes, scales
         state = self._state(module)
         # A forward moved earlier ones here.
-        state.CB = state.SCB = None
+        state.CB, state.SCB = None, scales
 
     def _state(self, module: torch.nn.Module) -> Any:
         weight: Any = module._parameters["weight"]
         layer: Any = weight.layer if is_foreign(weight) else module
         return layer.state
+
+
+def statistics_in(state: Any) -> list[torch.Tensor]:
+    """The tensors of a QuantState that are made of the scales; none of None."""
+    if state is None:
+        return []
+    return [state.absmax, *([state.state2.absmax, state.offset] if state.nested else [])]
+
+
+def _take_gathered(layer: Any, args: object) -> None:
+    """Before the forward of a Linear8bitLt whose weight FSDP has gathered.
+
+    RuntimeError where nobody has.
+    """
+    weight = layer._parameters["weight"]
+    if is_dtensor(weight):
+        raise RuntimeError(
+            "dormant: a Linear8bitLt is called with a part of its weight. Next: shard it by "
+            "fully_shard, and call the module that was sharded, which gathers the weight first."
+        )
+    weight.CB = weight.SCB = None
+    layer.state.CB = weight.data
 
 
 def from_configuration(config: Any) -> FourBit | Int8:

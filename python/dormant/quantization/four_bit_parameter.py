@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dormant.quantization.bitsandbytes import FourBit
+from dormant.quantization.bitsandbytes import FourBit, statistics_in
 from dormant.quantization.nested_offsets import forget_offset, watch_offset
 from dormant.tensors.shards import replace_values
 from dormant.tensors.storage import unrecorded
@@ -54,8 +54,7 @@ class FourBitParameter:
         attribute: the name of the parameter in its module.
     """
 
-    # The scales stay whole on every rank.
-    can_be_sharded: ClassVar[bool] = True
+    codes_per_byte: ClassVar[int] = FourBit.codes_per_byte
 
     scheme: FourBit
     attribute: str
@@ -143,9 +142,26 @@ class FourBitParameter:
         unpacks = self._unpacks(module)
         return [(vars(unpacks), dict(vars(unpacks)))]
 
-    def state(self, module: torch.nn.Module) -> Any:
-        """The QuantState of the parameter."""
-        return self._unpacks(module).quant_state
+    def adopt_part(self, module: torch.nn.Module) -> None:
+        """Nothing: the parametrization unpacks what was gathered."""
+
+    def elements_per_scale(self, shape: torch.Size) -> int:
+        """A block's."""
+        return self.scheme.elements_per_scale(shape)
+
+    def quantized_part(
+        self, elements: torch.Tensor, shape: torch.Size
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed bytes and scales of whole blocks."""
+        return self.scheme.quantized_part(elements, shape)
+
+    def statistics(self, module: torch.nn.Module) -> list[torch.Tensor]:
+        """Those of the parametrization's QuantState."""
+        return statistics_in(self._unpacks(module).quant_state)
+
+    def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
+        """The scales, quantized where they are nested."""
+        return self.scheme.statistics_of(scales, threads)
 
     def _unpacks(self, module: torch.nn.Module) -> Any:
         lists: Any = module._modules["parametrizations"]

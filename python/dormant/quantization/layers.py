@@ -20,7 +20,6 @@ from dormant._extension import _C
 from dormant.quantization.packed_format import PackedFormat
 from dormant.recording.context import lazy_init
 from dormant.tensors.dtensor import is_dtensor
-from dormant.tensors.identity import is_wrapper
 from dormant.tensors.shards import part_of
 
 
@@ -85,6 +84,12 @@ class QuantizedWeight:
     def threads(self) -> int:
         """How many threads PyTorch had when the weight was quantized."""
         return self._source.threads
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the weight as it is quantized, [out, in] of a linear layer."""
+        sizes = self._source.tensor.shape
+        return torch.Size(sizes[::-1]) if self._source.transposed else sizes
 
     def source_elements(self, begin: int, end: int) -> torch.Tensor:
         """Elements [begin, end) of the lazy float tensor in the order in which they are packed."""
@@ -268,39 +273,29 @@ def _reachable(module: torch.nn.Module, source: _Source) -> torch.nn.Parameter |
     return parameter
 
 
-def _is_whole(module: torch.nn.Module, source: _Source) -> bool:
-    parameter = _reachable(module, source)
-    return parameter is not None and not is_wrapper(parameter)
-
-
-def check_sharding(roots: Iterable[object]) -> None:
-    """Raises where quantized weights were sharded whose layers cannot work with shards.
+def adopt_parts(roots: Iterable[object], operation: str) -> None:
+    """Prepares the modules for parts of weights that were sharded after they were quantized.
 
     Args:
         roots: modules, and anything else, which has none.
+        operation: "load" or "materialize", for the message.
 
     Raises:
-        NotImplementedError: there are such weights.
+        NotImplementedError: nothing gathers such a weight before it is used.
     """
     for root in roots:
         for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
-            packed_format = weight._source.format
-            if not _is_whole(weight.module, weight._source) and not packed_format.can_be_sharded:
-                raise NotImplementedError(
-                    f"materialize: {weight.name} was quantized by {packed_format} and then "
-                    "sharded; the layers of bitsandbytes cannot compute with such shards. Quantize "
-                    "with dormant.FourBit, leave the layers out with fully_shard(..., "
-                    "ignored_params=...), or do not shard the model."
-                )
             if _is_never_gathered(weight):
                 raise NotImplementedError(
-                    f"materialize: {weight.name} was quantized by {packed_format} and then "
+                    f"{operation}: {weight.name} was quantized by {weight.format} and then "
                     "divided by distribute_tensor or parallelize_module; the layers of "
                     "bitsandbytes cannot compute with parts of a weight. Use fully_shard, which "
                     "gathers them first. For tensor parallelism build each rank's part of the "
                     "model, quantize that, and load its part of the checkpoint "
                     "(dormant.tensor_parallel)."
                 )
+            if is_dtensor(weight.held):
+                weight.format.adopt_part(weight.module)
 
 
 def _is_never_gathered(weight: QuantizedWeight) -> bool:

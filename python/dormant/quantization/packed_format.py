@@ -27,8 +27,8 @@ class PackedFormat(Protocol):
     """How one library keeps a quantized weight in a module."""
 
     @property
-    def can_be_sharded(self) -> bool:
-        """Whether its modules work when the packed bytes are divided among ranks."""
+    def codes_per_byte(self) -> int:
+        """How many elements a packed byte holds."""
 
     @property
     def attribute(self) -> str:
@@ -68,6 +68,35 @@ class PackedFormat(Protocol):
 
     def attributes(self, module: torch.nn.Module) -> list[tuple[dict[str, object], State]]:
         """Each dict that `refresh` and `accept` write to, with what is in it now."""
+
+    # What ranks need that have parts of the packed bytes (parts.py).
+
+    def adopt_part(self, module: torch.nn.Module) -> None:
+        """Called when the packed bytes have been divided: `module` works with what is gathered."""
+
+    def elements_per_scale(self, shape: torch.Size) -> int:
+        """How many elements of a weight of `shape` share a scale, one after the other."""
+
+    def quantized_part(
+        self, elements: torch.Tensor, shape: torch.Size
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed bytes, a vector, and scales of elements that a run of scales belongs to.
+
+        Args:
+            elements: lazy, a vector.
+            shape: of the whole weight.
+        """
+
+    def statistics(self, module: torch.nn.Module) -> list[torch.Tensor]:
+        """What is made of all scales; nothing where a sharding has taken it."""
+
+    def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
+        """Values for `statistics`.
+
+        Args:
+            scales: all, in order, float32.
+            threads: how many the library would have.
+        """
 
 
 class LayerFormat:

@@ -9,6 +9,7 @@ the others, each packs its part, and they send each other the largest magnitudes
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from dormant._extension import _C
-from dormant.quantization.bitsandbytes import FourBit
-from dormant.quantization.four_bit_parameter import FourBitParameter
 from dormant.quantization.layers import QuantizedWeight, quantized_weights
 from dormant.ranks.together import Together, fsdp1_handle, sends_from_the_cpu
 from dormant.reporting.progress import Callback
@@ -41,40 +40,32 @@ class Part:
 
     Attributes:
         weight: the whole.
-        format: how it is packed.
         memory: where the part goes, lazy: uint8 [end - begin].
         begin: offset of the part in the packed bytes.
         group: the ranks that have the parts of the weight, each once.
     """
 
     weight: QuantizedWeight
-    format: FourBit | FourBitParameter
     memory: torch.Tensor
     begin: int
     group: ProcessGroup
 
     @property
-    def scheme(self) -> FourBit:
-        """How it is packed."""
-        return self.format if isinstance(self.format, FourBit) else self.format.scheme
-
-    @property
     def blocks(self) -> range:
-        """The blocks that have elements in this part; the first and the last perhaps not all."""
-        size, nbytes = self.scheme.block_size, self.memory.numel()
-        elements = min(2 * (self.begin + nbytes), self.weight.source.numel())
-        return range(2 * self.begin // size, -(-elements // size)) if nbytes else range(0)
+        """The scales of this part's elements; the first and the last may have others, too."""
+        begin, end, size = self._elements()
+        return range(begin // size, -(-end // size)) if end > begin else range(0)
 
     @property
     def owned(self) -> range:
-        """The blocks that begin in this part."""
-        begin = -(-2 * self.begin // self.scheme.block_size)
-        return range(min(begin, self.blocks.stop), self.blocks.stop)
+        """The scales whose first element is in this part."""
+        begin, end, size = self._elements()
+        return range(-(-begin // size), -(-end // size)) if end > begin else range(0)
 
     @property
-    def number_of_blocks(self) -> int:
+    def number_of_scales(self) -> int:
         """Those of the whole weight."""
-        return -(-self.weight.source.numel() // self.scheme.block_size)
+        return -(-self.weight.shape.numel() // self._elements()[2])
 
     def pack(self, realize: Realize, on_step: Callback) -> tuple[torch.Tensor, bool]:
         """Has the part become its bytes, which are computed.
@@ -82,16 +73,24 @@ class Part:
         Returns:
             The scales of its blocks, float32, and whether the bytes come from a checkpoint.
         """
-        blocks, size = self.blocks, self.scheme.block_size
+        blocks, size = self.blocks, self._elements()[2]
         if not blocks:
             return torch.empty(0), False
+        packed_format, shape = self.weight.format, self.weight.shape
         source = self.weight.source_elements(blocks.start * size, blocks.stop * size)
-        codes, scales = _C.quantize(source, self.scheme.quantizer(nested=False))
-        read = realize([codes, scales], on_step)
-        before = self.begin - blocks.start * size // 2
+        packed, scales = packed_format.quantized_part(source, shape)
+        read = realize([packed, scales], on_step)
+        before = self.begin - blocks.start * size // packed_format.codes_per_byte
         with torch.no_grad():
-            self.memory.copy_(codes.view(-1)[before : before + self.memory.numel()])
+            self.memory.copy_(packed[before : before + self.memory.numel()])
         return scales, read
+
+    def _elements(self) -> tuple[int, int, int]:
+        """Begin and end of this part, and how many share a scale."""
+        per_byte = self.weight.format.codes_per_byte
+        end = min(per_byte * (self.begin + self.memory.numel()), self.weight.shape.numel())
+        size = self.weight.format.elements_per_scale(self.weight.shape)
+        return per_byte * self.begin, end, size
 
 
 def parts_of(roots: Iterable[object]) -> list[Part]:
@@ -181,7 +180,7 @@ class _Line:
     ) -> None:
         self._everyone = everyone
         self._together = together
-        longest = max(part.number_of_blocks + part.group.size() for part in parts)
+        longest = max(part.number_of_scales + part.group.size() for part in parts)
         with unrecorded():
             self._memory = torch.empty(longest, dtype=torch.float32, device="cpu")
         self._works: list[tuple[int, Work]] = []
@@ -232,17 +231,15 @@ class _Line:
         for i, rank in enumerate(torch.distributed.get_process_group_ranks(part.group)):
             begin, end = self._everyone[rank][part.weight.name]
             if begin == end:
-                begin, end = part.number_of_blocks + i, part.number_of_blocks + i + 1
+                begin, end = part.number_of_scales + i, part.number_of_scales + i + 1
             places[rank] = self._memory[begin:end]
         return places
 
     def _finish(self, part: Part, realize: Realize, tally: Tally) -> None:
-        state: Any = part.format.state(part.weight.module)
-        scales = self._memory[: part.number_of_blocks]
-        values, statistics = [scales], [state.absmax]
-        if part.scheme.nested:
-            values = part.scheme.quantizer().nest(scales, part.weight.threads)
-            statistics += [state.state2.absmax, state.offset]
+        weight = part.weight
+        scales = self._memory[: part.number_of_scales]
+        statistics = weight.format.statistics(weight.module)
+        values = weight.format.statistics_of(scales, weight.threads)
         with torch.no_grad():
             for statistic, value in zip(statistics, values, strict=True):
                 statistic.copy_(value)
@@ -252,16 +249,13 @@ class _Line:
 def _parts_in(root: torch.nn.Module) -> Iterator[Part]:
     flat = dict(_flat_parts(root))
     for weight in quantized_weights(root):
-        kept_as = weight.format
-        if not isinstance(kept_as, (FourBit, FourBitParameter)) or weight.source.is_meta:
-            continue
         held = weight.held
         found = _own_rows(held) if is_dtensor(held) else flat.get(weight.place)
-        if found is None or kept_as.state(weight.module) is None:
+        if found is None or weight.source.is_meta or not weight.format.statistics(weight.module):
             continue
         memory, begin, group = found
         if _C.is_lazy(memory) and sends_from_the_cpu(group):
-            yield Part(weight, kept_as, memory.view(-1).view(torch.uint8), begin, group)
+            yield Part(weight, memory.reshape(-1).view(torch.uint8), begin, group)
 
 
 def _own_rows(held: Any) -> tuple[torch.Tensor, int, ProcessGroup] | None:
@@ -272,7 +266,8 @@ def _own_rows(held: Any) -> tuple[torch.Tensor, int, ProcessGroup] | None:
         return None
     mesh, part = held.device_mesh, held._local_tensor
     _, offset = utils.compute_local_shape_and_global_offset(held.shape, mesh, held.placements)
-    return part, offset[0] * part.element_size(), mesh.get_group(divided[0])
+    row = math.prod(held.shape[1:]) * part.element_size()
+    return part, offset[0] * row, mesh.get_group(divided[0])
 
 
 def _flat_parts(

@@ -61,7 +61,24 @@ def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
             if state.nested:
                 found[f"{name}.nested"] = state.state2.absmax
                 found[f"{name}.offset"] = state.offset
+        if "state" in vars(module):
+            weight: Any = module._parameters["weight"]
+            scales = module.state.SCB
+            found[f"{name}.SCB"] = weight.SCB if scales is None else scales
     return found
+
+
+def outputs_of(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """What it computes, and the gradient of its input; twice, the second time is the same."""
+    found = []
+    for _ in range(2):
+        inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3)).requires_grad_()
+        output = model(inputs)
+        output.square().sum().backward()
+        assert inputs.grad is not None
+        found.append((output.detach().clone(), inputs.grad))
+    assert all(map(torch.equal, found[0], found[1]))
+    return found[0]
 
 
 def _parts(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -79,7 +96,11 @@ def run(
     torch.manual_seed(SEED)
     with dormant.lazy_init():
         model: Any = Layered()
-    scheme = dormant.FourBit(kind=kind, block_size=block_size, nested=nested, storage_dtype=storage)
+    scheme: Any = "int8"
+    if kind != "int8":
+        scheme = dormant.FourBit(
+            kind=kind, block_size=block_size, nested=nested, storage_dtype=storage
+        )
     report: Any = None
     for step in order.split(", "):
         if step == "quantize":
@@ -96,11 +117,13 @@ def run(
     found = statistics(model)
     assert not dormant.is_lazy(model)
     read = {entry.names[0]: entry.origin for entry in report.tensors}
-    inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    parts = _parts(model)
+    output, gradient = outputs_of(model)
     return {
         "statistics": {name: tensor.clone() for name, tensor in found.items()},
-        "parts": _parts(model),
-        "output": model(inputs).detach(),
+        "parts": parts,
+        "output": output,
+        "gradient": gradient,
         "origins": read,
         "read": report.read_bytes,
         "size": Path(path).stat().st_size,
