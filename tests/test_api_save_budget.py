@@ -13,7 +13,7 @@ import torch
 import dormant
 from child import in_child
 from compare import assert_same_bits
-from dormant.quantization.nested_offsets import compute_offsets
+from dormant.quantization.statistics import compute_offsets
 
 MIB = 1 << 20
 # What a process takes besides: threads that start, code that runs for the first time, and what the

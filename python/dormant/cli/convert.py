@@ -42,7 +42,7 @@ from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import GGUF_ENDING, quantized_model, read_config
 from dormant.loading.encoded import forget_encoding
 from dormant.publication.publication import Publication, Replacement
-from dormant.quantization.nested_offsets import compute_offsets
+from dormant.quantization.statistics import compute_offsets
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.report import Report
 from dormant.saving.api import SAFETENSORS_ENDING, TORCH_ENDINGS, save

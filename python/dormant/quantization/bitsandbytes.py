@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from dormant._extension import _C
 from dormant.quantization.foreign_layer import become, is_foreign, lend, multiply_through
-from dormant.quantization.nested_offsets import forget_offset, watch_offset
 from dormant.quantization.packed_format import LayerFormat
 from dormant.quantization.prequantized import check_parts, check_tensor, read_state
+from dormant.quantization.statistics import forget_offset, watch_offset
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.shards import replace_values
 from dormant.tensors.storage import unrecorded

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 from dormant.quantization.bitsandbytes import FourBit, statistics_in
-from dormant.quantization.nested_offsets import forget_offset, watch_offset
+from dormant.quantization.statistics import forget_offset, watch_offset
 from dormant.tensors.shards import replace_values
 from dormant.tensors.storage import unrecorded
 

@@ -18,7 +18,7 @@ from dormant._extension import _C
 from dormant.materialization.api import make_report
 from dormant.materialization.options import check_memory_budget
 from dormant.publication.publication import Publication, Replacement, made_folder
-from dormant.quantization.nested_offsets import compute_offsets
+from dormant.quantization.statistics import compute_offsets
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.progress import Callback
 from dormant.reporting.report import Report
