@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from jobs.models import SEED, Layered
-from jobs.quantized import outputs_of, statistics
+from jobs.quantized import add_adapters, outputs_of, statistics, trained
 from launch import RunRanks
 from torch import nn
 
@@ -118,3 +118,52 @@ def test_blocks_that_parts_cut(
         quant_storage=torch.bfloat16,
     )
     check(ranks, eager(path, make), world, order, path)
+
+
+KINDS = {"nf4": functools.partial(four_bit, quant_type="nf4"), "int8": int8}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world", [1, 2])
+def test_adapters_are_trained_as_in_one_process(run_ranks: RunRanks, kind: str, world: int) -> None:
+    model = eager(None, KINDS[kind])
+    add_adapters(model)
+    expected = trained(model)
+    for output in run_ranks(world, "quantized:train", kind=kind):
+        assert_same_bits(expected, output, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_policies_of_fully_shard(run_ranks: RunRanks, kind: str) -> None:
+    expected = outputs_of(eager(None, KINDS[kind]))[0]
+    model = eager(None, KINDS[kind])  # whose layers take the dtype of their first input
+    for layer in model.layers:
+        if layer.bias is not None:
+            layer.bias.data = layer.bias.data.bfloat16()
+    model.head.bfloat16()
+    inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    mixed = model(inputs.bfloat16()).detach()
+    for found in run_ranks(2, "quantized:policies", kind=kind):
+        for name, output in found.items():
+            assert_same_bits(mixed if name == "mixed" else expected, output, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("world", [2, 4])
+def test_state_dicts_and_folders(
+    run_ranks: RunRanks, tmp_path: Path, kind: str, world: int
+) -> None:
+    model = eager(None, KINDS[kind])
+    expected = model.state_dict()
+    output = outputs_of(model)[0]
+    for found in run_ranks(world, "quantized:states", kind=kind, folder=str(tmp_path)):
+        assert found["lazy names"] == list(expected)
+        for state in ("state", "lazy state", "torch state"):
+            assert list(found[state]) == list(expected), state
+            for name, tensor in expected.items():
+                assert_same_bits(tensor, found[state][name], f"{state}: {name}")
+        assert set(found["full"]) == set(expected)
+        for name, tensor in found["full"].items():
+            assert_same_bits(expected[name], tensor, name)
+        assert_same_bits(output, found["lazy"], "lazy")
+        assert_same_bits(output, found["torch"], "torch")

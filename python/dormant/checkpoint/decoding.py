@@ -85,7 +85,7 @@ def decoded(
     """`items`, the encoded ones among them as plain tensors, in the order of their first parts.
 
     Args:
-        items: by name; those that are put together from parts stay as they are.
+        items: by name; those that are decoded stay as they are.
         contents: the files that they are of, beside which config.json may lie.
         decode: False decodes nothing; a dtype is that of what is decoded.
 
@@ -95,7 +95,7 @@ def decoded(
     Raises:
         ValueError: tensors and config.json contradict each other, or parts are missing.
     """
-    raw = {name: item for name, item in items.items() if not item.entry.parts}
+    raw = {name: item for name, item in items.items() if not is_decoded(item)}
     if decode is False or not raw:
         return dict(items)
     contents = list(contents)

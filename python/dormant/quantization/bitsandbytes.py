@@ -19,10 +19,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from dormant._extension import _C
+from dormant.quantization import statistics
 from dormant.quantization.foreign_layer import become, is_foreign, lend, multiply_through
 from dormant.quantization.packed_format import LayerFormat
 from dormant.quantization.prequantized import check_parts, check_tensor, read_state
-from dormant.quantization.statistics import forget_offset, watch_offset
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.shards import replace_values
 from dormant.tensors.storage import unrecorded
@@ -173,14 +173,14 @@ class FourBit(LayerFormat):
             bnb_quantized=True,
         )
         layer.quant_state = state
-        watch_offset(module)
+        statistics.watch(module)
         if not in_place:
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantizes `weight` anew into the Params4bit of `module`."""
         self._put(module, *self.quantized(weight))
-        watch_offset(module)
+        statistics.watch(module)
 
     def follow(
         self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
@@ -194,7 +194,7 @@ class FourBit(LayerFormat):
 
     def finish(self, module: torch.nn.Module) -> None:
         """Leaves nothing of ours in `module`: its weight is real."""
-        forget_offset(module)
+        statistics.forget(module)
 
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
@@ -273,6 +273,7 @@ class FourBit(LayerFormat):
         replace_values(weight, packed)
         if is_dtensor(weight):
             module.quant_state = state  # where bitsandbytes looks when a weight has none
+            statistics.attach(module)
             return
         weight.quant_storage = packed.dtype
         weight.quant_state = weight.module.quant_state = state
@@ -285,7 +286,8 @@ class FourBit(LayerFormat):
         return _C.FourBit(self.kind, self.block_size, _levels(self.kind), nested_map)
 
     def adopt_part(self, module: torch.nn.Module) -> None:
-        """Nothing: a Linear4bit looks for the state of a weight that was gathered."""
+        """Has the statistics saved; the layer finds them itself for what is gathered."""
+        statistics.attach(module)
 
     def elements_per_scale(self, shape: torch.Size) -> int:
         """A block's."""
@@ -443,6 +445,9 @@ class Int8(LayerFormat):
         """Has the layer compute with the codes that are gathered, and save its scales."""
         weight: Any = module._parameters["weight"]
         weight.CB, weight.SCB = None, self._state(module).SCB
+        # torch.distributed.checkpoint.state_dict looks all names of a state dict up as attributes.
+        with unrecorded():
+            vars(module).update(SCB=weight.SCB, weight_format=torch.zeros((), dtype=torch.uint8))
         if _take_gathered not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_take_gathered)
 

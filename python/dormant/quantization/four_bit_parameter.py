@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from dormant.quantization import statistics
 from dormant.quantization.bitsandbytes import FourBit, statistics_in
-from dormant.quantization.statistics import forget_offset, watch_offset
 from dormant.tensors.shards import replace_values
 from dormant.tensors.storage import unrecorded
 
@@ -102,7 +102,7 @@ class FourBitParameter:
             lists: Any = module._modules["parametrizations"]
             lists[self.attribute]._parameters["original"] = parameter
             lists[self.attribute][0].quant_state = state
-            watch_offset(lists[self.attribute][0])
+            statistics.watch(lists[self.attribute][0])
 
     def _make_parametrization(self, module: torch.nn.Module) -> None:
         with unrecorded(), torch.inference_mode(False), torch.device("cpu"):
@@ -127,7 +127,7 @@ class FourBitParameter:
 
     def finish(self, module: torch.nn.Module) -> None:
         """Leaves nothing of ours in `module`: its parameter is real."""
-        forget_offset(self._unpacks(module))
+        statistics.forget(self._unpacks(module))
 
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
@@ -172,7 +172,7 @@ class FourBitParameter:
         replace_values(lists[self.attribute]._parameters["original"], packed)
         unpacks = self._unpacks(module)
         unpacks.quant_state = state
-        watch_offset(unpacks)
+        statistics.watch(unpacks)
 
 
 def _without_property(kind: type[torch.nn.Module], attribute: str) -> type[torch.nn.Module]:

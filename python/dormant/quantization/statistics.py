@@ -1,7 +1,10 @@
-"""The offsets of nested statistics, which a state dict has as text: computed before it is asked."""
+"""The statistics of 4-bit weights: where a state dict looks for them, and which it has as text."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import types
 from typing import Any
 
 import torch
@@ -9,6 +12,7 @@ import torch
 from dormant._extension import _C
 from dormant.reporting.progress import Callback, following
 from dormant.reporting.tally import Tally
+from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.inventory import own_parameter
 from dormant.tensors.storage import realize
 
@@ -46,18 +50,36 @@ def compute_offsets(
             _C.materialize([offset], "exact", on_step, memory_budget)
 
 
-def watch_offset(module: torch.nn.Module) -> None:
-    """Has `_offset_first` called by the module while there is an offset that is lazy."""
-    hooks = module._state_dict_pre_hooks
-    if _lazy_offset(module) is not None and _offset_first not in hooks.values():
-        module.register_state_dict_pre_hook(_offset_first)  # type: ignore[no-untyped-call]
+def watch(module: torch.nn.Module) -> None:
+    """Has `_before_state_dict` called by the module as long as its weight is lazy."""
+    if _before_state_dict not in module._state_dict_pre_hooks.values():
+        module.register_state_dict_pre_hook(_before_state_dict)  # type: ignore[no-untyped-call]
 
 
-def forget_offset(module: torch.nn.Module) -> None:
-    """Undoes `watch_offset`."""
+def forget(module: torch.nn.Module) -> None:
+    """Undoes `watch`."""
     hooks = module._state_dict_pre_hooks
-    for key in [key for key, hook in hooks.items() if hook is _offset_first]:
+    for key in [key for key, hook in hooks.items() if hook is _before_state_dict]:
         del hooks[key]
+
+
+def attach(module: torch.nn.Module) -> None:
+    """Gives the part that a sharding left in a Linear4bit what the whole weight had.
+
+    Its state is saved with it then, and torch.distributed.checkpoint.state_dict, which looks every
+    name of a state dict up as attributes, finds "weight.absmax", ... as in a Params4bit.
+    """
+    part, state = module._parameters.get("weight"), vars(module).get("quant_state")
+    if not is_dtensor(part) or state is None:
+        return
+    attributes: Any = part
+    attributes.quant_state = state
+    whole = types.SimpleNamespace(quant_state=state)
+    params = importlib.import_module("bitsandbytes").nn.Params4bit
+    for name, value in vars(params).items():
+        if isinstance(value, property) and value.fget is not None:
+            with contextlib.suppress(AttributeError):  # what only nested ones have
+                setattr(attributes, name, value.fget(whole))
 
 
 def _quant_state(module: torch.nn.Module) -> Any:
@@ -71,12 +93,13 @@ def _lazy_offset(module: torch.nn.Module) -> torch.Tensor | None:
     return offset if offset is not None and _C.is_lazy(offset) else None
 
 
-def _offset_first(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+def _before_state_dict(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
     """Makes the offset of the scales real, which a state dict has as text.
 
     In tiles, like all of `materialize`: read by itself, as `item` does, it would have the whole
     weight replayed, and the source would keep that.
     """
+    attach(module)
     offset = _lazy_offset(module)
     if offset is not None:
         realize(offset)

@@ -9,9 +9,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 
 import dormant
@@ -129,3 +136,109 @@ def run(
         "size": Path(path).stat().st_size,
         "process": os.getpid(),
     }
+
+
+class Adapter(nn.Module):
+    """A layer and a low-rank change of it."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 4, bias=False)
+        self.up = nn.Linear(4, base.out_features, bias=False)
+        nn.init.normal_(self.up.weight, std=0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.base(x) + self.up(self.down(x))
+        return out
+
+
+def add_adapters(model: Any) -> None:
+    """Only these are trained."""
+    torch.manual_seed(5)
+    model.requires_grad_(False)
+    for i, layer in enumerate(model.layers):
+        model.layers[i] = Adapter(layer)
+
+
+def trained(model: nn.Module) -> torch.Tensor:
+    """What the model computes after three steps."""
+    inputs = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
+    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(adapters, lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+    output: torch.Tensor = model(inputs)
+    return output.detach()
+
+
+def _lazy(kind: Any, *, adapters: bool = False, **policy: Any) -> Any:
+    torch.manual_seed(SEED)
+    with dormant.lazy_init():
+        model: Any = Layered()
+    dormant.quantize(model, kind, skip=["head"])
+    if adapters:
+        with dormant.lazy_init():
+            add_adapters(model)
+    for layer in model.layers:
+        fully_shard(layer, **policy)
+    return fully_shard(model, **policy)
+
+
+def train(kind: str) -> torch.Tensor:
+    """LoRA of a quantized and sharded model."""
+    model = _lazy(kind, adapters=True)
+    dormant.materialize(model)
+    return trained(model)
+
+
+def policies(kind: str) -> dict[str, torch.Tensor]:
+    """Outputs under the policies that fully_shard has."""
+    ways: dict[str, dict[str, Any]] = {
+        "resharded": {"reshard_after_forward": True},
+        "kept": {"reshard_after_forward": False},
+        "offloaded": {"offload_policy": CPUOffloadPolicy(pin_memory=False)},
+        "mixed": {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)},
+    }
+    found = {}
+    for name, policy in ways.items():
+        model = _lazy(kind, **policy)
+        dormant.materialize(model)
+        found[name] = outputs_of(model)[0]
+    return found
+
+
+def _whole(state: Any) -> dict[str, torch.Tensor]:
+    return {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
+        for name, tensor in state.items()
+    }
+
+
+def states(kind: str, folder: str) -> dict[str, Any]:
+    """State dicts, and what comes back from folders that torch and dormant have saved."""
+    model = _lazy(kind)
+    lazy_names = list(model.state_dict())
+    dormant.save({"model": model}, f"{folder}/lazy", format="dcp")
+    assert dormant.is_lazy(model)
+    dormant.materialize(model)
+    dcp.save({"model": model.state_dict()}, checkpoint_id=f"{folder}/torch")
+    found: dict[str, Any] = {
+        "lazy names": lazy_names,
+        "state": _whole(model.state_dict()),
+        "full": get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)),
+    }
+    for name in ("lazy", "torch"):
+        torch.manual_seed(1)
+        with dormant.lazy_init():
+            other: Any = Layered()
+        dormant.quantize(other, kind, skip=["head"])
+        for layer in other.layers:
+            fully_shard(layer)
+        report = dormant.load(fully_shard(other), f"{folder}/{name}")
+        assert report.count("initialized") == 0
+        found[name] = outputs_of(other)[0]
+        found[f"{name} state"] = _whole(other.state_dict())
+    return found
