@@ -25,7 +25,6 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-import bitsandbytes  # noqa: F401
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
@@ -75,6 +74,7 @@ def _run_rank(request: dict[str, Any], rank: int) -> NoReturn:
 
 
 def _run_job(request: dict[str, Any]) -> list[int]:
+    importlib.import_module(f"jobs.{request['job'].partition(':')[0]}")  # once, for all ranks
     running: dict[int, int] = {}
     for rank in range(request["world"]):
         process = os.fork()

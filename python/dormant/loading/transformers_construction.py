@@ -20,6 +20,7 @@ import torch
 from dormant._extension import _C
 from dormant.loading.construction import Call, as_the_library, call, current
 from dormant.loading.protection import Protection
+from dormant.loading.transformers_sharding import cutting_last
 from dormant.recording.patches import Function, Patch, declare
 
 _MARK = "_is_hf_initialized"  # what the library sets on loaded tensors and on initialized modules
@@ -135,7 +136,8 @@ def _among_the_constructed(original: Function) -> Function:
     ) -> Any:
         here = current()
         if here is None or not here.has_constructed:
-            return original(model, state_dict, files, load_config, *args, **kwargs)
+            with cutting_last(load_config):
+                return original(model, state_dict, files, load_config, *args, **kwargs)
         names: dict[int, list[str]] = {}
         for name, tensor in _tensors(model):
             names.setdefault(id(tensor), []).append(name)

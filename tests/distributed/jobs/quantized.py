@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes  # noqa: F401 (imported before the ranks are forked)
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp

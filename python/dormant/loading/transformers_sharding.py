@@ -1,0 +1,86 @@
+"""What transformers' `from_pretrained` does with parts of tensors: inside the context, cut last.
+
+The library cuts this rank's part from each tensor of the checkpoint and then converts the parts.
+What moves rows, as the permutation for rotary embeddings does, is then silently wrong
+(transformers#48519). A lazy tensor costs nothing, so here whole ones are converted, and the part is
+cut from what comes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from dormant._extension import _C
+from dormant.recording.patches import Function, Patch, declare
+from dormant.tensors.dtensor import is_dtensor
+
+_cuts_last: ContextVar[bool] = ContextVar("_cuts_last", default=False)
+
+
+@contextlib.contextmanager
+def cutting_last(load_config: Any) -> Iterator[None]:
+    """Where `_load_pretrained_model` loads lazily; quantizers of the library work on parts."""
+    lazily = _C.recording() and getattr(load_config, "hf_quantizer", None) is None
+    token = _cuts_last.set(lazily)
+    try:
+        yield
+    finally:
+        _cuts_last.reset(token)
+
+
+def _spawning_whole(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(
+        thread_pool: Any,
+        tensor: Any,
+        device: Any = None,
+        dtype: Any = None,
+        sharding_op: Any = None,
+        tensor_idx: int | None = None,
+    ) -> Any:
+        if _cuts_last.get():
+            sharding_op = tensor_idx = None
+        return original(thread_pool, tensor, device, dtype, sharding_op, tensor_idx)
+
+    return replacement
+
+
+def _setting_the_part(original: Function) -> Function:
+    @functools.wraps(original)
+    def replacement(
+        model: Any, target_name: str, param_value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if _cuts_last.get():
+            path, _, attribute = target_name.rpartition(".")
+            held = getattr(model.get_submodule(path), attribute, None)
+            if is_dtensor(held) and param_value.shape == held.shape:
+                sharding = importlib.import_module("transformers.distributed.sharding_utils")
+                part = sharding.DtensorShardOperation(held).shard_tensor(param_value)
+                # As the library has it from a file: not a view of the whole.
+                param_value = part.clone(memory_format=torch.contiguous_format)
+        return original(model, target_name, param_value, *args, **kwargs)
+
+    return replacement
+
+
+declare(
+    Patch(
+        "transformers.core_model_loading",
+        "spawn_materialize",
+        "cuts parts from what is converted afterwards",
+        _spawning_whole,
+    ),
+    Patch(
+        "transformers.core_model_loading",
+        "set_param_for_module",
+        "takes parts",
+        _setting_the_part,
+    ),
+)
