@@ -7,6 +7,7 @@ statistics come from Dormant's kernels, as lazy tensors.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import numbers
@@ -387,8 +388,6 @@ class Int8(LayerFormat):
                 columns, rows, bias=False, has_fp16_weights=False, threshold=self.threshold
             )
         codes, scales = _run(weight, _C.Int8Rows())
-        # The weight has them, too, but not when a sharding has exchanged it for a part.
-        layer.state.SCB = scales
         if in_place:
             become(module, layer)
             layer = module
@@ -396,6 +395,7 @@ class Int8(LayerFormat):
         layer.weight = module._parameters["weight"] = kind(
             codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=scales
         )
+        _LazyScales(scales).attach(module)
         if not in_place:
             lend(module, layer)
 
@@ -409,7 +409,8 @@ class Int8(LayerFormat):
         """Nothing: a copied weight knows no layer."""
 
     def finish(self, module: torch.nn.Module) -> None:
-        """Nothing: there is nothing of ours in `module`."""
+        """Leaves nothing of ours in `module`: its weight is real."""
+        _LazyScales.detach(module)
 
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
@@ -439,12 +440,21 @@ class Int8(LayerFormat):
         """The attributes of the weight and of the state of the layer, with their values."""
         weight: Any = module._parameters["weight"]
         state = self._state(module)
-        return [(vars(owner), dict(vars(owner))) for owner in (weight, state)]
+        return [(vars(owner), dict(vars(owner))) for owner in (weight, state, module)]
 
     def adopt_part(self, module: torch.nn.Module) -> None:
         """Has the layer compute with the codes that are gathered, and save its scales."""
         weight: Any = module._parameters["weight"]
-        weight.CB, weight.SCB = None, self._state(module).SCB
+        lazy = vars(module).get(_LazyScales.ATTRIBUTE)
+        if lazy is not None:
+            self._state(module).SCB = lazy.scales
+        scales = self._state(module).SCB
+        if scales is None:
+            raise NotImplementedError(
+                "dormant: a Linear8bitLt was divided when its weight was real, and its scales are "
+                "lost. Next: quantize and shard the model while it is lazy, then load or materialize."
+            )
+        weight.CB, weight.SCB = None, scales
         # torch.distributed.checkpoint.state_dict looks all names of a state dict up as attributes.
         with unrecorded():
             vars(module).update(SCB=weight.SCB, weight_format=torch.zeros((), dtype=torch.uint8))
@@ -474,15 +484,54 @@ class Int8(LayerFormat):
     def _put(self, module: torch.nn.Module, codes: torch.Tensor, scales: torch.Tensor) -> None:
         weight: Any = module._parameters["weight"]
         replace_values(weight, codes)
-        weight.CB, weight.SCB = None if is_dtensor(weight) else codes, scales
+        weight.CB, weight.SCB = codes, scales
         state = self._state(module)
         # A forward moved earlier ones here.
-        state.CB, state.SCB = None, scales
+        state.CB = state.SCB = None
+        _LazyScales(scales).attach(module)
+        if is_dtensor(weight):
+            self.adopt_part(module)
 
     def _state(self, module: torch.nn.Module) -> Any:
         weight: Any = module._parameters["weight"]
         layer: Any = weight.layer if is_foreign(weight) else module
         return layer.state
+
+
+@dataclass
+class _LazyScales:
+    """Keeps the scales of a lazy weight, which a sharding takes away together with the weight."""
+
+    ATTRIBUTE: ClassVar[str] = "_dormant_scales"
+
+    scales: torch.Tensor
+
+    def attach(self, module: torch.nn.Module) -> None:
+        """Nothing where they are real."""
+        self.detach(module)
+        if _C.is_lazy(self.scales):
+            vars(module)[self.ATTRIBUTE] = self
+            module.register_state_dict_pre_hook(_adopt_first)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def detach(cls, module: torch.nn.Module) -> None:
+        vars(module).pop(cls.ATTRIBUTE, None)
+        hooks = module._state_dict_pre_hooks
+        for key in [key for key, hook in hooks.items() if hook is _adopt_first]:
+            del hooks[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is pickled is the library's module alone.
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LazyScales:
+        return _LazyScales(copy.deepcopy(self.scales, memo))
+
+
+def _adopt_first(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
+    """Before a state dict, which else lacks the scales of a lazy weight that was sharded."""
+    if is_dtensor(module._parameters.get("weight")):
+        Int8().adopt_part(module)
 
 
 def statistics_in(state: Any) -> list[torch.Tensor]:
