@@ -12,6 +12,7 @@ TASKS = (
     "tiny_models",
     "initialize",
     "shard",
+    "ranks",
     "jump",
     "load",
     "distributed_checkpoint",

@@ -43,7 +43,6 @@ class DORMANT_BINDINGS_API FourBit final : public record::Quantizer {
     float* offset;   ///< []
   };
   void nest(const float* absmax, int64_t count, int threads, const Nested& nested) const;
-  bool is_nested() const { return nested_.has_value(); }
 
  private:
   int64_t blocks(c10::IntArrayRef sizes) const;

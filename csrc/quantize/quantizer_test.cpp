@@ -120,6 +120,27 @@ TEST(Quantizers, FourBitTilesEqualTheWholeWhereverTheyAreCut) {
   }
 }
 
+TEST(Quantizers, ScalesOfAllPartsNestAsThoseOfTheWhole) {
+  const auto source = at::randn({300, 97});
+  const c10::IntArrayRef sizes = source.sizes();
+  const auto nested = four_bit(64, true);
+  const auto whole = make_outputs(*nested, sizes);
+  record::run_whole(*nested, source, whole, 1);
+  const auto plain = four_bit(64, false);
+  const auto flat = make_outputs(*plain, sizes);
+  record::run_whole(*plain, source, flat, 1);
+  const auto got = make_outputs(*nested, sizes);
+  std::memcpy(got[0].mutable_data_ptr(), flat[0].const_data_ptr(), flat[0].nbytes());
+  static_cast<const FourBit&>(*nested).nest(
+      flat[1].const_data_ptr<float>(), flat[1].numel(), 1,
+      {got[1].mutable_data_ptr<uint8_t>(), got[2].mutable_data_ptr<float>(),
+       got[3].mutable_data_ptr<float>()});
+  expect_same_bytes(got, whole, nested->name());
+  EXPECT_THROW(static_cast<const FourBit&>(*plain).nest(
+                   flat[1].const_data_ptr<float>(), flat[1].numel(), 1, {nullptr, nullptr, nullptr}),
+               c10::ValueError);
+}
+
 TEST(Quantizers, Int8TilesEqualTheWholeWhereverTheyAreCut) {
   unsigned seed = 100;
   for (const auto dtype :

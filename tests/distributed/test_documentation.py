@@ -11,9 +11,15 @@ from assertions import assert_same_tensors, tensors_of
 from jobs.documented import eager_model
 from launch import RunRanks
 
+import dormant
 from pages import blocks
 
-RECIPES = {block.heading: block.code for block in blocks("distributed.md")}
+# That of transformers is test_transformers.py.
+RECIPES = {
+    block.heading: block.code
+    for block in blocks("distributed.md")
+    if "from transformers" not in block.code
+}
 
 
 def test_the_recipes_are_found() -> None:
@@ -23,6 +29,7 @@ def test_the_recipes_are_found() -> None:
         "DDP",
         "Pipeline",
         "Checkpoints",
+        "Quantized",
         "Folders of torch.distributed.checkpoint",
     ]
 
@@ -32,10 +39,12 @@ def test_a_recipe_ends_with_the_eager_model(
     run_ranks: RunRanks, title: str, tmp_path: Path
 ) -> None:
     model = eager_model()
-    if title == "Checkpoints":
+    if title in ("Checkpoints", "Quantized"):
         state = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, tmp_path / "model.safetensors")
         model.load_state_dict(state)
+    if title == "Quantized":
+        dormant.quantize(model, "nf4", skip=())
     whole = tensors_of(model)
     found: dict[str, torch.Tensor] = {}
     results = run_ranks(2, "documented:run", code=RECIPES[title], folder=str(tmp_path))

@@ -106,7 +106,8 @@ def load(
     its hooks, on lazy tensors.
 
     It succeeds or changes nothing: a lazy model is as lazy as before after any error or Ctrl-C.
-    Threads that load one model do so one after the other.
+    Threads that load one model do so one after the other. All ranks that have parts of sharded
+    parameters call it together, and it succeeds on all of them or on none.
     (Where `dormant.quantize` left layers to another library's quantizer, that begins when the rest
     has succeeded; if it fails, the layers that remain are lazy, and `materialize` continues.)
     Tensors that were real are written in place once everything has been checked; where reading

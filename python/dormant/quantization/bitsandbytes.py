@@ -452,7 +452,7 @@ class Int8(LayerFormat):
         if scales is None:
             raise NotImplementedError(
                 "dormant: a Linear8bitLt was divided when its weight was real, and its scales are "
-                "lost. Next: quantize and shard the model while it is lazy, then load or materialize."
+                "lost. Next: quantize and shard the lazy model, then load or materialize it."
             )
         weight.CB, weight.SCB = None, scales
         # torch.distributed.checkpoint.state_dict looks all names of a state dict up as attributes.

@@ -52,7 +52,8 @@ def compute_offsets(
 
 def watch(module: torch.nn.Module) -> None:
     """Has `_before_state_dict` called by the module as long as its weight is lazy."""
-    if _before_state_dict not in module._state_dict_pre_hooks.values():
+    is_lazy = _C.is_lazy(_quant_state(module).absmax)
+    if is_lazy and _before_state_dict not in module._state_dict_pre_hooks.values():
         module.register_state_dict_pre_hook(_before_state_dict)  # type: ignore[no-untyped-call]
 
 
