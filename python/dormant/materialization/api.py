@@ -100,7 +100,8 @@ def materialize(
     refers to, only the view's part takes memory; the rest, which `as_strided` could show, is zero.
 
     It is atomic for each storage: when it fails (out of memory, Ctrl-C), what was finished is real,
-    the rest is still lazy, and it can be called again.
+    the rest is still lazy, and it can be called again. A module whose parameters are sharded is
+    materialized by all ranks that have parts of it, together: on all of them or on none.
 
     Args:
         target: a module, a tensor, a mapping such as a state dict, or an iterable of these. Of a
@@ -139,10 +140,12 @@ def materialize(
         TypeError: `target`, `dtype` or `memory_budget` is of a type that cannot be used, or
             `target` is a `Checkpoint`.
         ValueError: `values` or `device` is not one of those possible, or `memory_budget` is too
-            small to work in; the message says the minimum, and nothing was materialized.
+            small to work in; the message says the minimum, and nothing was materialized; or ranks
+            that have parts of one parameter have recorded different values for it.
         NotImplementedError: an operator cannot be replayed; the message names it.
         MemoryError: memory is exhausted; the message says how much is needed and how much is free.
-        RuntimeError: an operator failed; its message says which.
+        RuntimeError: an operator failed; its message says which. Or another rank has failed or is
+            gone; it raises the same error as that rank where that is one of these.
         KeyboardInterrupt: the user interrupted it.
 
     Example:
