@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from jobs.models import SEED, Layered
+from jobs.models import Layered
 from launch import RunRanks
 
 from compare import assert_same_bits
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "quantize"))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,17 @@ def test_ranks_that_recorded_different_values(
     assert first == second
 
 
+def test_a_rank_with_a_mesh_of_its_own_waits_for_nobody(run_ranks: RunRanks, path: Path) -> None:
+    model: Any = Layered()
+    model.load_state_dict(safetensors.torch.load_file(path))
+    from peers import four_bit
+
+    quantize = functools.partial(four_bit, quant_type="nf4")
+    model.layers = torch.nn.ModuleList(map(quantize, model.layers))
+    _, output = run_ranks(2, "together:alone", path=str(path))
+    assert_same_bits(model(torch.ones(2, 64)).detach(), output)
+
+
 def test_ctrl_c_on_one_rank(run_ranks: RunRanks, path: Path) -> None:
     first, second = run_ranks(2, "together:interrupted", path=str(path))
     assert second["error"].startswith("KeyboardInterrupt")
@@ -137,4 +151,3 @@ def test_a_rank_that_is_killed(path: Path, tmp_path: Path, world: int) -> None:
         assert "a rank of the process group is gone" in output
         assert output.endswith("lazy: True\n")
         assert float(output.split(" s: ")[0]) < 15
-    assert SEED

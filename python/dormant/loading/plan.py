@@ -18,6 +18,7 @@ from dormant.quantization.layers import tensors_of
 from dormant.tensors.identity import owns_storage
 from dormant.tensors.inventory import Inventory, take_inventory
 from dormant.tensors.names import Mismatch, NamesError, grouped, listed, renamed_prefix
+from dormant.tensors.shards import part_of
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
 
@@ -269,10 +270,12 @@ def _origins(
     """Where each storage of the model gets its values from."""
     tensors = tensors_of(model)
     with torch._C.DisableTorchFunctionSubclass():
+        loaded_tensors = [tensors[name] for name in taken.loaded if name in tensors]
+        parts = [part_of(tensor) for tensor in loaded_tensors]
         read = {
-            _C.storage_id(tensors[name])
-            for name in taken.loaded
-            if name in tensors and owns_storage(tensors[name])
+            _C.storage_id(part if part is not None else tensor)
+            for tensor, part in zip(loaded_tensors, parts, strict=True)
+            if part is not None or owns_storage(tensor)
         }
     had_memory = real_storages(before)
 

@@ -98,7 +98,7 @@ def parts_of(roots: Iterable[object]) -> list[Part]:
 
     Weights are left out whose parts are divided in a way that is not known here, or by a group
     that can't send what is in memory: those are made as other lazy tensors are, each rank making
-    the scales of the whole.
+    the scales of the whole. So is everything in a process that works alone.
     """
     return [part for root in roots if isinstance(root, torch.nn.Module) for part in _parts_in(root)]
 
@@ -110,7 +110,7 @@ def quantize_parts(
 
     Args:
         parts: as many as the other ranks have, of the same weights.
-        together: those ranks.
+        together: those ranks; nothing is done for one that is alone.
         realize: gives lazy tensors their values.
         tally: counts the bytes of the parts.
 
@@ -121,6 +121,8 @@ def quantize_parts(
         ValueError: the ranks do not have parts of the same weights.
         RuntimeError, OSError, MemoryError, ...: one of the ranks failed.
     """
+    if together.is_alone:
+        return {}
     owned = {part.weight.name: (part.owned.start, part.owned.stop) for part in parts}
     answers = together.exchange(owned or None)
     everyone = {rank: theirs or {} for rank, theirs in answers.items()}
@@ -254,7 +256,7 @@ def _parts_in(root: torch.nn.Module) -> Iterator[Part]:
         if found is None or weight.source.is_meta or not weight.format.statistics(weight.module):
             continue
         memory, begin, group = found
-        if _C.is_lazy(memory) and sends_from_the_cpu(group):
+        if _C.is_lazy(memory) and group.size() > 1 and sends_from_the_cpu(group):
             yield Part(weight, memory.reshape(-1).view(torch.uint8), begin, group)
 
 

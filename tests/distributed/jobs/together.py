@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 import dormant
@@ -104,6 +105,23 @@ def other_seeds(path: str | None) -> list[str]:
         found.append(f"{type(error).__name__}: {error}")
         assert all(lazy_state(model))
     return found
+
+
+def alone(path: str) -> torch.Tensor:
+    """Each rank has a mesh of its own, and only one of them loads."""
+    mesh = DeviceMesh("cpu", [[0], [1]], mesh_dim_names=("others", "own"))["own"]
+    torch.manual_seed(SEED)
+    with dormant.lazy_init():
+        model: Any = Layered()
+    dormant.quantize(model, "nf4", skip=["head"])
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    if dist.get_rank() == 0:
+        return torch.zeros(0)
+    dormant.load(model, path)
+    output: torch.Tensor = model(torch.ones(2, 64)).detach()
+    return output
 
 
 def interrupted(path: str) -> dict[str, Any]:
