@@ -98,7 +98,7 @@ def parts_of(roots: Iterable[object]) -> list[Part]:
 
     Weights are left out whose parts are divided in a way that is not known here, or by a group
     that can't send what is in memory: those are made as other lazy tensors are, each rank making
-    the scales of the whole. So is everything in a process that works alone.
+    the scales of the whole.
     """
     return [part for root in roots if isinstance(root, torch.nn.Module) for part in _parts_in(root)]
 
@@ -110,7 +110,7 @@ def quantize_parts(
 
     Args:
         parts: as many as the other ranks have, of the same weights.
-        together: those ranks; nothing is done for one that is alone.
+        together: those ranks; for one that is alone only what it has all of is made.
         realize: gives lazy tensors their values.
         tally: counts the bytes of the parts.
 
@@ -122,7 +122,7 @@ def quantize_parts(
         RuntimeError, OSError, MemoryError, ...: one of the ranks failed.
     """
     if together.is_alone:
-        return {}
+        parts = [part for part in parts if part.group.size() == 1]
     owned = {part.weight.name: (part.owned.start, part.owned.stop) for part in parts}
     answers = together.exchange(owned or None)
     everyone = {rank: theirs or {} for rank, theirs in answers.items()}
@@ -256,7 +256,7 @@ def _parts_in(root: torch.nn.Module) -> Iterator[Part]:
         if found is None or weight.source.is_meta or not weight.format.statistics(weight.module):
             continue
         memory, begin, group = found
-        if _C.is_lazy(memory) and group.size() > 1 and sends_from_the_cpu(group):
+        if _C.is_lazy(memory) and sends_from_the_cpu(group):
             yield Part(weight, memory.reshape(-1).view(torch.uint8), begin, group)
 
 

@@ -53,7 +53,7 @@ class Together:
         self._groups = _groups_of(roots)
         self._ended = not self._groups
         self.rank, world = 0, 1
-        if self._groups:
+        if _is_one_of_several():
             self.rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         # Outside of torch's allocator: that memory is exhausted can be told without it.
         self._table = torch.frombuffer(bytearray(world * _ROW), dtype=torch.uint8)
@@ -227,10 +227,7 @@ def _wait(work: Work, group: ProcessGroup) -> None:
 
 def _groups_of(roots: Iterable[object]) -> list[ProcessGroup]:
     """Those that parameters are divided in, each once; none where one can't send CPU tensors."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not (
-        torch.distributed.is_available() and torch.distributed.is_initialized()
-    ):
+    if not _is_one_of_several():
         return []
     groups: list[ProcessGroup] = []
     for root in roots:
@@ -238,6 +235,11 @@ def _groups_of(roots: Iterable[object]) -> list[ProcessGroup]:
             if group.size() > 1 and group not in groups:
                 groups.append(group)
     return groups if all(map(sends_from_the_cpu, groups)) else []
+
+
+def _is_one_of_several() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _all_groups_of(root: torch.nn.Module) -> Iterator[ProcessGroup]:
