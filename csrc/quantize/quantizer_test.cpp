@@ -136,9 +136,10 @@ TEST(Quantizers, ScalesOfAllPartsNestAsThoseOfTheWhole) {
       {got[1].mutable_data_ptr<uint8_t>(), got[2].mutable_data_ptr<float>(),
        got[3].mutable_data_ptr<float>()});
   expect_same_bytes(got, whole, nested->name());
-  EXPECT_THROW(static_cast<const FourBit&>(*plain).nest(
-                   flat[1].const_data_ptr<float>(), flat[1].numel(), 1, {nullptr, nullptr, nullptr}),
-               c10::ValueError);
+  EXPECT_THROW(
+      static_cast<const FourBit&>(*plain).nest(flat[1].const_data_ptr<float>(), flat[1].numel(), 1,
+                                               {nullptr, nullptr, nullptr}),
+      c10::ValueError);
 }
 
 TEST(Quantizers, Int8TilesEqualTheWholeWhereverTheyAreCut) {
