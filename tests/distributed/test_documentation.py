@@ -14,7 +14,7 @@ from launch import RunRanks
 import dormant
 from pages import blocks
 
-# That of transformers is test_transformers.py.
+# Those with models of transformers are run in test_transformers.py.
 RECIPES = {
     block.heading: block.code
     for block in blocks("distributed.md")

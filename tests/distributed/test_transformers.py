@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from jobs.pretrained import FAMILIES, TOKENS, permute_projections, whole
 from launch import RunRanks
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 
 from compare import assert_same_bits
+from pages import blocks
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,53 @@ def test_rows_that_are_permuted_when_they_are_loaded(
         for name, tensor in found["lazily whole"].items():
             assert_same_bits(expected[name], tensor, name)
         torch.testing.assert_close(output, found["lazily output"])
+
+
+def test_the_program_for_qlora(tmp_path: Path) -> None:
+    """Adapters are trained as on one process, by bitsandbytes and peft alone."""
+    torch.manual_seed(9)
+    LlamaForCausalLM(FAMILIES["llama"]()).bfloat16().save_pretrained(tmp_path / "llama")
+    (program,) = [block.code for block in blocks("distributed.md") if block.title]
+    (tmp_path / "qlora.py").write_text(program)
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--standalone", "qlora.py"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    got = torch.load(tmp_path / "adapters.pt")
+
+    configuration = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    base = LlamaForCausalLM.from_pretrained(
+        tmp_path / "llama",
+        quantization_config=configuration,
+        dtype=torch.bfloat16,
+        device_map="cpu",
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(FAMILIES["llama"]())  # draws what the program records
+    model = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"])).train()
+    adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(adapters, lr=1e-3)
+    for step in range(3):
+        tokens = torch.arange(12).view(1, 12) + step
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
+    assert got.keys() == expected.keys()
+    assert any(bool(tensor.any()) for name, tensor in got.items() if "lora_B" in name)
+    for name, tensor in expected.items():
+        assert_same_bits(tensor, got[name], name)
