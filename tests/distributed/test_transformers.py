@@ -37,11 +37,22 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "way"), CASES)
-def test_distributed_config(run_ranks: RunRanks, folder: Path, family: str, way: str) -> None:
+def test_distributed_config(
+    run_ranks: RunRanks, folder: Path, tmp_path: Path, family: str, way: str
+) -> None:
     path = folder / family
     expected = whole(AutoModelForCausalLM.from_pretrained(path))
+    # torch's planner refuses gate and up in one tensor that are divided each (_StridedShard).
+    can_be_saved = way != "TP" or family not in ("mixtral", "qwen3_moe")
     for rank, found in enumerate(
-        run_ranks(2, "pretrained:load", path=str(path), way=way, permuted=False)
+        run_ranks(
+            2,
+            "pretrained:load",
+            path=str(path),
+            way=way,
+            permuted=False,
+            folder=str(tmp_path / "saved") if can_be_saved else "",
+        )
     ):
         assert found["real"] == []
         assert list(found["eagerly"]) == list(found["lazily"])
@@ -50,6 +61,9 @@ def test_distributed_config(run_ranks: RunRanks, folder: Path, family: str, way:
         assert_same_bits(found["eagerly output"], found["lazily output"], f"rank {rank}")
         for name, tensor in found["lazily whole"].items():
             assert_same_bits(expected[name], tensor, name)
+        assert ("saved" in found) == can_be_saved
+        for name, tensor in found.get("saved", {}).items():
+            assert_same_bits(expected[name], tensor, f"saved: {name}")
         # Each rank reads its own part, and what all have; columns of small matrices with the gaps.
         assert found["read"] < (1 if way == "TP" else 0.8) * found["size"]
 

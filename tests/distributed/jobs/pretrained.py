@@ -80,8 +80,8 @@ def whole(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def load(path: str, way: str, permuted: bool) -> dict[str, Any]:
-    """The library's `from_pretrained`, inside the context and without."""
+def load(path: str, way: str, permuted: bool, folder: str = "") -> dict[str, Any]:
+    """The library's `from_pretrained`, inside the context and without; saved to `folder`."""
     # As torchrun does: transformers looks there, too.
     os.environ.update(RANK=str(dist.get_rank()), LOCAL_RANK=str(dist.get_rank()), WORLD_SIZE="2")
     transformers.logging.set_verbosity_error()
@@ -103,6 +103,10 @@ def load(path: str, way: str, permuted: bool) -> dict[str, Any]:
             ]
             report = dormant.materialize(model)
             found["read"] = report.read_bytes
+            if folder:
+                dormant.save({"model": model}, folder, format="dcp")
+                found["saved"] = dict(dormant.open_checkpoint(folder, key="model"))
+                dormant.materialize(found["saved"])
         found[how] = parts_of(model)
         found[f"{how} whole"] = whole(model)
         output = model.eval()(tokens).logits.detach()
