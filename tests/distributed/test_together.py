@@ -108,6 +108,12 @@ def test_ranks_that_recorded_different_values(
     assert first == second
 
 
+def test_ranks_that_quantized_different_weights(run_ranks: RunRanks, path: Path) -> None:
+    for message in run_ranks(2, "together:other_weights", path=str(path)):
+        assert message.startswith("ValueError: load: ranks ")
+        assert "parts of different quantized weights, first layers.1.weight: " in message
+
+
 def test_a_rank_with_a_mesh_of_its_own_waits_for_nobody(run_ranks: RunRanks, path: Path) -> None:
     model: Any = Layered()
     model.load_state_dict(safetensors.torch.load_file(path))

@@ -128,7 +128,7 @@ def quantize_parts(
     everyone = {rank: theirs or {} for rank, theirs in answers.items()}
     for rank, theirs in everyone.items():
         if list(theirs) != list(owned):
-            raise ValueError(_different_weights(owned, theirs, together.rank, rank))
+            raise ValueError(_different_weights(together, owned, theirs, rank))
     origins: dict[int, Literal["checkpoint", "initialized"]] = {}
     if not parts:
         return origins
@@ -292,13 +292,15 @@ def _flat_parts(
             yield where, (part, first * part.element_size(), handle.process_group)
 
 
-def _different_weights(mine: Iterable[str], theirs: Iterable[str], rank: int, other: int) -> str:
+def _different_weights(
+    together: Together, mine: Iterable[str], theirs: Iterable[str], other: int
+) -> str:
     mine, theirs = list(mine), list(theirs)
     differing = sorted(set(mine) ^ set(theirs)) or [
         a for a, b in zip(mine, theirs, strict=True) if a != b
     ]
     return (
-        f"quantize: rank {rank} and rank {other} have parts of different quantized weights, first "
-        f"{differing[0]}: {len(mine)} and {len(theirs)} in all. Next: quantize, load and shard "
+        f"{together.operation}: ranks {together.rank} and {other} have parts of different quantized "
+        f"weights, first {differing[0]}: {len(mine)} and {len(theirs)} in all. Next: quantize, load and shard "
         "alike on every rank."
     )

@@ -46,10 +46,14 @@ class Together:
     Args:
         operation: "load" or "materialize", for messages.
         roots: modules, and anything else, which is not looked at.
+
+    Attributes:
+        operation: as given.
+        rank: of this process in the default group.
     """
 
     def __init__(self, operation: str, roots: Iterable[object]) -> None:
-        self._operation = operation
+        self.operation = operation
         self._groups = _groups_of(roots)
         self._ended = not self._groups
         self.rank, world = 0, 1
@@ -110,8 +114,8 @@ class Together:
         except RuntimeError as error:
             self._ended = True
             raise RuntimeError(
-                f"{self._operation}: a rank of the process group is gone, or did not answer in "
-                f"time ({error}). {self._operation} changed nothing on this rank. Next: look for "
+                f"{self.operation}: a rank of the process group is gone, or did not answer in "
+                f"time ({error}). {self.operation} changed nothing on this rank. Next: look for "
                 "the first error of the other ranks, and start all of them again."
             ) from error
 
@@ -143,7 +147,7 @@ class Together:
         for rank, (_, failure) in answers.items():
             if failure is not None:
                 self._ended = True
-                raise _error_of(self._operation, rank, failure)
+                raise _error_of(self.operation, rank, failure)
         return {rank: told for rank, (told, _) in answers.items()}
 
     def _tell(self, size: int, failure: _Failure | None) -> dict[int, tuple[int, _Failure | None]]:
