@@ -300,7 +300,7 @@ def _different_weights(
         a for a, b in zip(mine, theirs, strict=True) if a != b
     ]
     return (
-        f"{together.operation}: ranks {together.rank} and {other} have parts of different quantized "
-        f"weights, first {differing[0]}: {len(mine)} and {len(theirs)} in all. Next: quantize, load and shard "
-        "alike on every rank."
+        f"{together.operation}: ranks {together.rank} and {other} have parts of different "
+        f"quantized weights, first {differing[0]}: {len(mine)} and {len(theirs)} in all. Next: "
+        "quantize, load and shard alike on every rank."
     )

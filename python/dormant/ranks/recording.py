@@ -29,10 +29,10 @@ def check_same_recording(modules: Iterable[torch.nn.Module], together: Together)
             other, expected = first.setdefault(name, (rank, digest))
             if digest != expected:
                 raise ValueError(
-                    f"{together.operation}: ranks {other} and {rank} have recorded different values "
-                    f"for {printable(name)}, so their parts do not belong together. Next: set the same "
-                    "seed on all ranks before dormant.lazy_init, and draw no random numbers in "
-                    "code that depends on the rank."
+                    f"{together.operation}: ranks {other} and {rank} have recorded different "
+                    f"values for {printable(name)}, so their parts do not belong together. Next: "
+                    "set the same seed on all ranks before dormant.lazy_init, and draw no random "
+                    "numbers in code that depends on the rank."
                 )
 
 
