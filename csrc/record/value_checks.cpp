@@ -1,9 +1,12 @@
 #include "record/value_checks.h"
 
+#include <ATen/DimVector.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/ops/aminmax.h>
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -86,6 +89,63 @@ void materialize_indices(const Call& call) {
   }
 }
 
+/// The sizes of what tensors of integers select, the i-th from dimension i; nothing where they
+/// can't be broadcast to each other.
+std::optional<at::DimVector> selected_sizes(const at::Tensor& self,
+                                            const std::vector<std::optional<at::Tensor>>& indices) {
+  at::DimVector broadcast;
+  std::vector<int64_t> indexed;
+  for (size_t i = 0; i < indices.size(); ++i) {
+    if (!indices[i] || !indices[i]->defined()) {
+      continue;
+    }
+    const auto sizes = indices[i]->sizes();
+    at::DimVector both(std::max(broadcast.size(), sizes.size()), 1);
+    for (size_t d = 0; d < both.size(); ++d) {
+      const auto from_the_end = [d](at::IntArrayRef a) {
+        return d < a.size() ? a[a.size() - 1 - d] : int64_t{1};
+      };
+      const auto mine = from_the_end(broadcast);
+      const auto theirs = from_the_end(sizes);
+      if (mine != theirs && mine != 1 && theirs != 1) {
+        return std::nullopt;
+      }
+      both[both.size() - 1 - d] = mine == 1 ? theirs : mine;
+    }
+    broadcast = both;
+    indexed.push_back(static_cast<int64_t>(i));
+  }
+  if (indexed.empty()) {
+    return at::DimVector(self.sizes());
+  }
+  // Indices side by side leave their place to what they select; others put it first.
+  const bool adjacent =
+      indexed.back() - indexed.front() + 1 == static_cast<int64_t>(indexed.size());
+  const int64_t place = adjacent ? indexed.front() : 0;
+  at::DimVector sizes;
+  for (int64_t d = 0; d < self.dim(); ++d) {
+    if (d == place) {
+      sizes.append(broadcast.begin(), broadcast.end());
+    }
+    if (std::find(indexed.begin(), indexed.end(), d) == indexed.end()) {
+      sizes.push_back(self.size(d));
+    }
+  }
+  return sizes;
+}
+
+/// Whether what a call like index_put writes fits what its indices select.
+bool values_fit(const Call& call) {
+  const auto position = call.op.schema().argumentIndexWithName("values");
+  if (!position) {
+    return true;
+  }
+  const auto arguments = call.arguments();
+  const auto& values = arguments[static_cast<size_t>(*position)];
+  const auto sizes = selected_sizes(arguments[0].toTensor(), arguments[1].toOptionalTensorVector());
+  return values.isTensor() && sizes && at::is_expandable_to(values.toTensor().sizes(), *sizes);
+}
+
 /// Whether every value of the call's index arguments, which are real by now, is in bounds.
 bool indices_in_bounds(const Call& call) {
   const auto& schema = call.op.schema();
@@ -109,7 +169,7 @@ bool indices_in_bounds(const Call& call) {
         return false;
       }
     }
-    return true;
+    return values_fit(call);
   }
   int64_t dim = 0;
   if (call.traits.index == IndexRule::along_dim) {

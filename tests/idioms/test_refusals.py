@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -502,3 +504,49 @@ def test_a_set_that_raises_half_way_leaves_sizes_and_storage_that_fit() -> None:
     eager, *expected = build()
     assert geometry == expected
     assert_same_bits(eager.clone(), lazy.clone())
+
+
+def test_what_does_not_fit_the_elements_that_indices_select() -> None:
+    """Random shapes, indices and values: refused by the same calls, and else the same bits."""
+
+    def build(seed: int) -> torch.Tensor:
+        chosen = random.Random(seed)
+        sizes = [chosen.choice([1, 2, 3, 4]) for _ in range(chosen.choice([1, 2, 3]))]
+        indices: list[torch.Tensor | None] = []
+        for size in sizes[: chosen.randint(1, len(sizes))]:
+            index = torch.tensor([chosen.randrange(size)] * chosen.choice([1, 2, 3]))
+            index = index.expand(chosen.choice([1, 2]), -1) if chosen.random() < 0.5 else index
+            indices.append(None if chosen.random() < 0.3 else index)
+        if all(index is None for index in indices):
+            indices[0] = torch.tensor([0])
+        selected = tuple(slice(None) if index is None else index for index in indices)
+        whole = torch.zeros(sizes)
+        values = [chosen.choice([1, 1, 2, 3, 4]) for _ in range(chosen.randint(0, 3))]
+        if chosen.random() < 0.5:
+            values = list(whole[selected].shape)
+            if values and chosen.random() < 0.4:
+                values[chosen.randrange(len(values))] = chosen.choice([1, 2, 5])
+        if chosen.random() < 0.3:
+            whole[selected] = torch.ones(values)
+        return whole.index_put(
+            tuple(indices),  # type: ignore[arg-type]
+            torch.ones(values),
+            accumulate=chosen.random() < 0.5,
+        )
+
+    counts: Counter[str] = Counter()
+    for seed in range(600):
+        results: list[Any] = []
+        for lazily in (False, True):
+            try:
+                with dormant.lazy_init() if lazily else contextlib.nullcontext():
+                    results.append(build(seed))
+            except (RuntimeError, IndexError, TypeError) as error:
+                results.append(type(error))
+        eager, lazy = results
+        if isinstance(eager, type) or isinstance(lazy, type):
+            assert eager is lazy, seed
+        else:
+            assert_same_bits(eager, lazy, f"seed {seed}")
+        counts[str(eager) if isinstance(eager, type) else "bits"] += 1
+    assert min(counts["bits"], counts["<class 'RuntimeError'>"]) > 50

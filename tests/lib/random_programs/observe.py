@@ -85,6 +85,19 @@ def _ties(found: dict[str, torch.Tensor]) -> Iterator[tuple[str, Facts]]:
         yield name, facts
 
 
+def _aliases_a_hidden_base(tensor: torch.Tensor, names: dict[int, str]) -> bool:
+    """Whether it is a view of nothing but itself.
+
+    What `repeat`, `tile` and `stack` make of a tensor of inference mode is: of a tensor that
+    nobody else has.
+    """
+    base = None if tensor.is_inference() else tensor._base
+    if base is None or id(base) in names or base.layout is not torch.strided:
+        return False
+    mine = tensor.size(), tensor.stride(), tensor.storage_offset()
+    return mine == (base.size(), base.stride(), base.storage_offset())
+
+
 def structure(outcome: Outcome) -> dict[str, Facts]:
     """Everything but the values of tensors, by path."""
     found = tensors(outcome)
@@ -109,7 +122,9 @@ def structure(outcome: Outcome) -> dict[str, Facts]:
         facts["graph"] = graph(tensor, names)
         facts["output_nr"] = tensor.output_nr
         facts["retains_grad"] = tensor.retains_grad
-        if not tensor.is_inference() and tensor._is_view():
+        if _aliases_a_hidden_base(tensor, names):
+            facts["is_view"] = False
+        elif not tensor.is_inference() and tensor._is_view():
             base = tensor._base
             facts["base"] = names.get(id(base), tuple(base.size()) if base is not None else None)
     for name, value in outcome.names.items():
