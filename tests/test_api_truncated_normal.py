@@ -80,6 +80,27 @@ def test_an_error_while_values_are_tried_out_leaves_the_generator_and_the_tensor
     assert tensor.tolist() == [[0.0] * 20]
 
 
+@pytest.mark.parametrize("size", [0, 3])
+def test_what_eager_refuses_half_way_is_refused_there(size: int) -> None:
+    """Complex numbers are drawn before they cannot be compared with the bounds."""
+
+    def build() -> tuple[torch.Tensor, int]:
+        tensor = torch.zeros(size, dtype=torch.complex64)
+        with pytest.raises(NotImplementedError, match="lt_cpu"):
+            nn.init.trunc_normal_(tensor)
+        return tensor, tensor._version
+
+    torch.manual_seed(4)
+    expected, version = build()
+    state = torch.get_rng_state()
+    torch.manual_seed(4)
+    with dormant.lazy_init():
+        got, counted = build()
+    assert counted == version
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same_bits(expected, got)
+
+
 @pytest.mark.parametrize("std", [0.02, 1.0])
 def test_a_private_generator_is_used(std: float) -> None:
     def fill() -> tuple[torch.Tensor, torch.Tensor]:

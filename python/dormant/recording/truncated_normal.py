@@ -143,16 +143,25 @@ def fill_in_tried_rounds(
     Returns:
         `tensor`.
     """
+    refused: Exception | None = None
     with unrecorded(), torch.no_grad(), _Answers() as answers:
         trial = torch.empty_strided(
             tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device
         )
         drawn_from = torch.Generator()
         drawn_from.set_state((generator or torch.default_generator).get_state())
-        trunc_normal(trial, mean, std, low, high, generator=drawn_from)
+        try:
+            trunc_normal(trial, mean, std, low, high, generator=drawn_from)
+        except Exception as error:
+            refused = error
         del trial
-    with _Answers(answers.noted):
-        return trunc_normal(tensor, mean, std, low, high, generator=generator)
+    try:
+        # One that eager refuses, perhaps half-way, is refused there again.
+        with _Answers(answers.noted):
+            return trunc_normal(tensor, mean, std, low, high, generator=generator)
+    except StopIteration:  # the trial got no further, for want of memory
+        assert refused is not None
+        raise refused from None
 
 
 def _record_the_rounds(original: Callable[..., Any]) -> Callable[..., Any]:

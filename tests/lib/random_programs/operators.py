@@ -367,7 +367,7 @@ VIEWS: list[Row] = [
     Operator("detach", "{t}", "fm", 2),
     Line("={t}.view({reshape})", 3),
     Line("={t}.view(-1)", 3),
-    Line("={t}.view({dtype})", 2),
+    Line("={t}.view({numbers})", 2),
     Line("={t}.expand(2, {shapeof})", 2),
     Line("={t}.expand_as({like})"),
     Line("={t}.unfold({dim}, {n}, {n})"),
