@@ -432,7 +432,7 @@ class Arguments:
     def dtype(self) -> str:
         return "torch." + self.choose.choice(_DTYPES + _ODD_DTYPES if self._now() else _DTYPES)
 
-    def numbers(self) -> str:
+    def shown_as(self) -> str:
         """A dtype of which any bytes are numbers: not bool (docs/limits.md)."""
         while (dtype := self.dtype()) == "torch.bool":
             pass

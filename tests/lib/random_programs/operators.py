@@ -367,7 +367,7 @@ VIEWS: list[Row] = [
     Operator("detach", "{t}", "fm", 2),
     Line("={t}.view({reshape})", 3),
     Line("={t}.view(-1)", 3),
-    Line("={t}.view({numbers})", 2),
+    Line("={t}.view({shown_as})", 2),
     Line("={t}.expand(2, {shapeof})", 2),
     Line("={t}.expand_as({like})"),
     Line("={t}.unfold({dim}, {n}, {n})"),
@@ -420,7 +420,7 @@ RESIZES: list[Row] = [
     Line("{w}.set_({t}.untyped_storage())"),
     Line("{w}.set_({t}.untyped_storage(), 0, (1,), (1,))"),
     Line("{w}.set_()"),
-    Line("=torch.empty(0, dtype={dtype}).set_({t}.untyped_storage())"),
+    Line("=torch.empty(0, dtype={shown_as}).set_({t}.untyped_storage())"),
     Line("=torch.tensor([], dtype={t}.dtype).set_({t}.detach())"),
 ]
 
