@@ -35,19 +35,14 @@ def cutting_last(load_config: Any) -> Iterator[None]:
         _cuts_last.reset(token)
 
 
-def _spawning_whole(original: Function) -> Function:
+def _leaving_it_whole(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(
-        thread_pool: Any,
-        tensor: Any,
-        device: Any = None,
-        dtype: Any = None,
-        sharding_op: Any = None,
-        tensor_idx: int | None = None,
+        self: Any, source: Any, tensor_idx: int | None = None, device: Any = None, dtype: Any = None
     ) -> Any:
         if _cuts_last.get():
-            sharding_op = tensor_idx = None
-        return original(thread_pool, tensor, device, dtype, sharding_op, tensor_idx)
+            return source[...].to(device=device, dtype=dtype)
+        return original(self, source, tensor_idx, device, dtype)
 
     return replacement
 
@@ -61,8 +56,7 @@ def _setting_the_part(original: Function) -> Function:
             path, _, attribute = target_name.rpartition(".")
             held = getattr(model.get_submodule(path), attribute, None)
             if is_dtensor(held) and param_value.shape == held.shape:
-                sharding = importlib.import_module("transformers.distributed.sharding_utils")
-                part = sharding.DtensorShardOperation(held).shard_tensor(param_value)
+                part = _part(held, param_value)
                 # As the library has it from a file: not a view of the whole.
                 param_value = part.clone(memory_format=torch.contiguous_format)
         return original(model, target_name, param_value, *args, **kwargs)
@@ -70,12 +64,23 @@ def _setting_the_part(original: Function) -> Function:
     return replacement
 
 
+def _part(held: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """What the library cuts for this rank."""
+    sharding = importlib.import_module("transformers.distributed.sharding_utils")
+    token = _cuts_last.set(False)
+    try:
+        part: torch.Tensor = sharding.DtensorShardOperation(held).shard_tensor(whole)
+    finally:
+        _cuts_last.reset(token)
+    return part
+
+
 declare(
     Patch(
-        "transformers.core_model_loading",
-        "spawn_materialize",
+        "transformers.distributed.sharding_utils:DtensorShardOperation",
+        "shard_tensor",
         "cuts parts from what is converted afterwards",
-        _spawning_whole,
+        _leaving_it_whole,
     ),
     Patch(
         "transformers.core_model_loading",
