@@ -18,7 +18,7 @@ TASKS = {
     "tiny_models": 3,
     "initialize": 6,
     "shard": 4,
-    "ranks": 21,
+    "ranks": 10,
     "jump": 8,
     "load": 17,
     "remote": 12,
