@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from jobs.models import Layered
 from launch import RankHost, RunRanks
 
 
@@ -32,3 +35,12 @@ def run_ranks(rank_host: RankHost, tmp_path: Path) -> RunRanks:
         return rank_host.run(folder, world, job, seconds, arguments)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of `Layered`."""
+    torch.manual_seed(9)
+    path = tmp_path_factory.mktemp("layered") / "model.safetensors"
+    safetensors.torch.save_file(Layered().state_dict(), path)
+    return path

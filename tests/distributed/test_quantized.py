@@ -45,14 +45,6 @@ def eager(path: Path | None, quantized: Callable[[Any], Any]) -> Any:
     return model
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(9)
-    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-    safetensors.torch.save_file(Layered().state_dict(), path)
-    return path
-
-
 def check(ranks: list[dict[str, Any]], expected: Any, shards: int, order: str, path: Path) -> None:
     whole = {f"layers.{i}.weight": layer.weight.data for i, layer in enumerate(expected.layers)}
     found = {name: tensor.clone() for name, tensor in statistics(expected).items()}

@@ -22,14 +22,6 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "quantize"))
 
 
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(9)
-    path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
-    safetensors.torch.save_file(Layered().state_dict(), path)
-    return path
-
-
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "nf4"])
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("what", ["missing", "short", "names", "header"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from parallel_layers import ColumnParallelLinear
 from peers import assert_same_quant_state, four_bit, int8
 from stacked_models import built, mixtral, pack_by_library, stacks
 from torch import nn
@@ -86,6 +87,16 @@ def case_refusals(rank: int) -> None:
     refused(r"0\.weight was quantized.*Use fully_shard", lambda: dormant.materialize(model))
     state = build(2).state_dict()
     refused(r"load: 0\.weight was quantized", lambda: dormant.load(model, state))
+
+
+def case_parallel_layers(rank: int) -> None:
+    """They keep their class and forward, which multiplies by what is whole."""
+    for scheme in ("nf4", "int8"):
+        with dormant.lazy_init():
+            model = nn.Sequential(ColumnParallelLinear(64, 128))
+        dormant.quantize(model, scheme, skip=())
+        fully_shard(model)
+        refused("ColumnParallelLinear was divided", partial(dormant.materialize, model))
 
 
 def case_fsdp1(rank: int) -> None:

@@ -18,7 +18,15 @@ PATHS = [
 ]
 
 
-CASES = ("from_recipes", "from_a_checkpoint", "refusals", "fsdp1", "int8_left_out", "experts")
+CASES = (
+    "from_recipes",
+    "from_a_checkpoint",
+    "refusals",
+    "parallel_layers",
+    "fsdp1",
+    "int8_left_out",
+    "experts",
+)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -288,6 +288,7 @@ class FourBit(LayerFormat):
 
     def adopt_part(self, module: torch.nn.Module) -> None:
         """Has the statistics saved; the layer finds them itself for what is gathered."""
+        _check_is_layer(module, "quant_state")
         statistics.attach(module)
 
     def elements_per_scale(self, shape: torch.Size) -> int:
@@ -444,6 +445,7 @@ class Int8(LayerFormat):
 
     def adopt_part(self, module: torch.nn.Module) -> None:
         """Has the layer compute with the codes that are gathered, and save its scales."""
+        _check_is_layer(module, "state")
         weight: Any = module._parameters["weight"]
         lazy = vars(module).get(_LazyScales.ATTRIBUTE)
         if lazy is not None:
@@ -532,6 +534,16 @@ def _adopt_first(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
     """Before a state dict, which else lacks the scales of a lazy weight that was sharded."""
     if is_dtensor(module._parameters.get("weight")):
         Int8().adopt_part(module)
+
+
+def _check_is_layer(module: torch.nn.Module, attribute: str) -> None:
+    """NotImplementedError where `module` has kept its class: it can't use a gathered weight."""
+    if attribute not in vars(module):
+        raise NotImplementedError(
+            f"dormant: the quantized weight of a {type(module).__name__} was divided, which works "
+            "only in modules of exactly torch.nn.Linear. Next: leave it out with "
+            "fully_shard(..., ignored_params=...), or do not quantize it."
+        )
 
 
 def statistics_in(state: Any) -> list[torch.Tensor]:

@@ -137,7 +137,11 @@ class QuantizedWeight:
             return
         with torch.no_grad():
             tensor = written.detach()
-            replaced = replace(source, tensor=tensor if dtype is None else tensor.to(dtype))
+            replaced = replace(
+                source,
+                tensor=tensor if dtype is None else tensor.to(dtype),
+                threads=torch.get_num_threads(),
+            )
             source.format.check(replaced.tensor, self.name)
             source.format.refresh(self.module, replaced.weight())
         self._source = _remember(self.module, _to_keep(replaced))
