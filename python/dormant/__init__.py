@@ -26,7 +26,8 @@ from dormant.loading.api import load
 from dormant.loading.plan import LoadPlan, PlannedTensor
 from dormant.materialization.api import is_lazy, materialize
 from dormant.quantization.api import quantize
-from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.quantization.four_bit import FourBit
+from dormant.quantization.int8 import Int8
 from dormant.quantization.report import QuantizedLayer, QuantizeReport
 from dormant.recipes import load_recipe, save_recipe
 from dormant.recording import (

@@ -17,7 +17,7 @@ import torch
 
 from dormant.checkpoint.pretrained import Rules
 from dormant.loading.state import State
-from dormant.quantization.bitsandbytes import FourBit
+from dormant.quantization.four_bit import FourBit
 from dormant.quantization.four_bit_parameter import FourBitParameter
 from dormant.quantization.layers import quantized_weights, tensors_of
 from dormant.recording.context import lazy_init

@@ -12,8 +12,9 @@ from torch.nn.parameter import is_lazy as is_uninitialized
 
 from dormant._extension import _C
 from dormant.quantization import bitsandbytes, few_experts, layerwise, pretrained, torchao
-from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.quantization.four_bit import FourBit
 from dormant.quantization.four_bit_parameter import FourBitParameter
+from dormant.quantization.int8 import Int8
 from dormant.quantization.layers import quantized_weights, register
 from dormant.quantization.linear_layers import LinearLayer, linear_kind
 from dormant.quantization.optimizers import check_no_optimizer_holds
@@ -172,7 +173,7 @@ def _resolve(
     configuration: Any = scheme
     if _is_a(scheme, "BitsAndBytesConfig"):
         bitsandbytes.library()
-        resolved = bitsandbytes.from_configuration(configuration)
+        resolved = pretrained.from_configuration(configuration)
         return resolved, configuration.llm_int8_skip_modules
     if _is_a(scheme, "TorchAoConfig"):
         quantizer = torchao.layer_quantizer(configuration.quant_type)

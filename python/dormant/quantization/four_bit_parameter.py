@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 
 from dormant.quantization import statistics
-from dormant.quantization.bitsandbytes import FourBit, statistics_in
+from dormant.quantization.four_bit import FourBit, statistics_in
 from dormant.tensors.shards import replace_values
 from dormant.tensors.storage import unrecorded
 

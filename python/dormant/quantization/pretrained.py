@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dormant.quantization.bitsandbytes import FourBit, Int8
+from dormant.quantization.four_bit import FourBit
+from dormant.quantization.int8 import Int8
 from dormant.tensors.pretrained import is_pretrained
 
 
@@ -82,3 +83,24 @@ def take_own_configuration(model: Any) -> None:
         for name, value in vars(module).items():
             if isinstance(value, kind) and id(value) in copies:
                 vars(module)[name] = copies[id(value)]
+
+
+def from_configuration(config: Any) -> FourBit | Int8:
+    """The scheme that a transformers BitsAndBytesConfig stands for.
+
+    Raises:
+        ValueError: it asks for neither 4 nor 8 bits, or for 16-bit weights.
+    """
+    if config.load_in_4bit:
+        return FourBit(
+            kind=config.bnb_4bit_quant_type,
+            nested=config.bnb_4bit_use_double_quant,
+            compute_dtype=config.bnb_4bit_compute_dtype,
+            storage_dtype=config.bnb_4bit_quant_storage,
+        )
+    if config.load_in_8bit and not config.llm_int8_has_fp16_weight:
+        return Int8(threshold=config.llm_int8_threshold)
+    raise ValueError(
+        "quantize: the BitsAndBytesConfig quantizes nothing: set load_in_4bit=True, or "
+        "load_in_8bit=True without llm_int8_has_fp16_weight (which keeps 16-bit weights)."
+    )
