@@ -447,16 +447,20 @@ void with_lazy_arguments(const Call& call) {
   run_real(call);
 }
 
+bool fake_mode_is_on() {
+  using Modes = c10::impl::TorchDispatchModeTLS;
+  return Modes::get_mode(c10::impl::TorchDispatchModeKey::FAKE).has_value();
+}
+
 /// Whether somebody watches what runs: TorchScript's tracer, or a mode with __torch_dispatch__,
 /// which calls operators with our key off. They are to see what eager calls, with values. Fake
 /// tensors need none.
 bool is_watched(c10::DispatchKeySet keys) {
-  using Modes = c10::impl::TorchDispatchModeTLS;
   return keys.has(c10::DispatchKey::Tracer) ||
-         (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Python) &&
-          !Modes::get_mode(c10::impl::TorchDispatchModeKey::FAKE));
+         (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Python) && !fake_mode_is_on());
 }
 
+/// Gives lazy arguments values that whoever gets the call next can't record.
 void show_values(const Call& call) {
   if (call.traits.route == Route::metadata || call.traits.route == Route::view) {
     return;
@@ -470,7 +474,9 @@ void show_values(const Call& call) {
 
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const bool watched = is_watched(keys);
-  if (watched) {
+  // A subclass (AsyncCollectiveTensor) calls operators with our key off, too. Parts of a DTensor are
+  // not seen here, and fake tensors need no values.
+  if (watched || (keys.has(c10::DispatchKey::Python) && !fake_mode_is_on())) {
     show_values(Call(op, keys, stack));
   }
   if (keys.has_any(kWrappers)) {

@@ -72,3 +72,8 @@ def test_parallelize_module(run_ranks: RunRanks, world: int, source: int | None)
         assert_same_tensors(expected, result["local"], where)
         assert_same_tensors(eager, result["gathered"], where)
         assert_same_tensors(result["eager step"], result["step"], where)
+
+
+def test_a_parallel_model_that_is_called_before_it_is_materialized(run_ranks: RunRanks) -> None:
+    for rank, (lazy, eager) in enumerate(run_ranks(2, "placed:parallel_before_a_plain_layer")):
+        assert_same_bits(eager, lazy, f"rank {rank}")

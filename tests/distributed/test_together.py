@@ -22,11 +22,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "quantize"))
 
 
-@pytest.mark.parametrize("quantized", [False, True], ids=["float", "nf4"])
+@pytest.mark.parametrize("way", ["float", "nf4", "parallel"])
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("what", ["missing", "short", "names", "header"])
 def test_a_rank_whose_file_is_bad(
-    run_ranks: RunRanks, path: Path, tmp_path: Path, quantized: bool, world: int, what: str
+    run_ranks: RunRanks, path: Path, tmp_path: Path, way: str, world: int, what: str
 ) -> None:
     bad = tmp_path / "bad.safetensors"
     if what == "short":
@@ -37,9 +37,7 @@ def test_a_rank_whose_file_is_bad(
         safetensors.torch.save_file({**state, "other": torch.ones(1)}, bad)
     elif what == "header":
         bad.write_bytes(b"\xff" * 64)
-    ranks = run_ranks(
-        world, "together:one_fails", quantized=quantized, path=str(path), bad_path=str(bad)
-    )
+    ranks = run_ranks(world, "together:one_fails", way=way, path=str(path), bad_path=str(bad))
     own = ranks[1]["error"][1]
     for rank, result in enumerate(ranks):
         kind, message = result["error"]
@@ -60,16 +58,16 @@ def test_a_rank_whose_file_is_bad(
         assert_same_bits(ranks[0]["output"], result["output"], f"rank {rank}")
 
 
-@pytest.mark.parametrize("quantized", [False, True], ids=["float", "nf4"])
+@pytest.mark.parametrize("way", ["float", "nf4", "parallel"])
 @pytest.mark.parametrize("kind", ["allocate", "read"])
 @pytest.mark.parametrize("ranks", [[1], [0, 1]])
 def test_a_failure_at_every_step(
-    run_ranks: RunRanks, path: Path, quantized: bool, kind: str, ranks: list[int]
+    run_ranks: RunRanks, path: Path, way: str, kind: str, ranks: list[int]
 ) -> None:
     results = run_ranks(
         2,
         "together:every_step_fails",
-        quantized=quantized,
+        way=way,
         path=str(path),
         kind=kind,
         ranks=ranks,

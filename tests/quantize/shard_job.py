@@ -14,14 +14,8 @@ from parallel_layers import ColumnParallelLinear
 from peers import assert_same_quant_state, four_bit, int8
 from stacked_models import built, mixtral, pack_by_library, stacks
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    parallelize_module,
-)
 
 import dormant
 from compare import assert_same_bits
@@ -79,14 +73,6 @@ def case_refusals(rank: int) -> None:
     model = lazy()
     fully_shard(model)
     refused("before fully_shard", lambda: dormant.quantize(model, "nf4", skip=()))
-
-    model = lazy()
-    dormant.quantize(model, "nf4", skip=())
-    plan: Any = {"0": ColwiseParallel(), "1": RowwiseParallel()}
-    parallelize_module(model, init_device_mesh("cpu", (2,)), plan)
-    refused(r"0\.weight was quantized.*Use fully_shard", lambda: dormant.materialize(model))
-    state = build(2).state_dict()
-    refused(r"load: 0\.weight was quantized", lambda: dormant.load(model, state))
 
 
 def case_parallel_layers(rank: int) -> None:

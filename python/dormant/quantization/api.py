@@ -11,7 +11,14 @@ import torch
 from torch.nn.parameter import is_lazy as is_uninitialized
 
 from dormant._extension import _C
-from dormant.quantization import bitsandbytes, few_experts, layerwise, pretrained, torchao
+from dormant.quantization import (
+    bitsandbytes,
+    few_experts,
+    layerwise,
+    pretrained,
+    tensor_parallel,  # noqa: F401 (declares its patches)
+    torchao,
+)
 from dormant.quantization.four_bit import FourBit
 from dormant.quantization.four_bit_parameter import FourBitParameter
 from dormant.quantization.int8 import Int8

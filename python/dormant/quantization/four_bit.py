@@ -34,7 +34,7 @@ _STORAGE = (
     torch.float32,
     torch.float64,
 )
-_NESTED_BLOCK = 256
+NESTED_BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class FourBit(LayerFormat):
     def nbytes(self, shape: torch.Size) -> int:
         """Bytes of a quantized weight of `shape` with its statistics."""
         blocks = -(-shape.numel() // self.block_size)
-        statistics = blocks + -(-blocks // _NESTED_BLOCK) * 4 + 4 if self.nested else blocks * 4
+        statistics = blocks + -(-blocks // NESTED_BLOCK) * 4 + 4 if self.nested else blocks * 4
         return (shape.numel() + 1) // 2 + statistics
 
     def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
@@ -156,7 +156,7 @@ class FourBit(LayerFormat):
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantizes `weight` anew into the Params4bit of `module`."""
+        """Quantizes `weight` into the Params4bit of `module`."""
         self._put(module, *self.quantized(weight))
         statistics.watch(module)
 
@@ -178,8 +178,7 @@ class FourBit(LayerFormat):
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:
         """Takes packed bytes and statistics as bitsandbytes saves them."""
-        packed, state = self.prequantized(entries, self.attribute, shape)
-        self._put(module, packed, state)
+        self._put(module, *self.prequantized(entries, self.attribute, shape))
 
     def prequantized(
         self, entries: Mapping[str, torch.Tensor], name: str, shape: torch.Size
@@ -205,6 +204,9 @@ class FourBit(LayerFormat):
             where=where,
         )
         saved = read_state(entries[state_name], self.kind, shape, where)
+        # Those of a layer whose columns were divided are matrices (divided_layers.py).
+        entries = {**entries, name: entries[name].reshape(-1, 1)}
+        entries[f"{name}.absmax"] = entries[f"{name}.absmax"].reshape(-1)
         nested = f"{name}.nested_absmax" in entries
         blocks = -(-shape.numel() // saved.block_size)
         storage = entries[name].dtype
@@ -260,8 +262,8 @@ class FourBit(LayerFormat):
 
     def quantizer(self, *, nested: bool = True) -> _C.FourBit:
         """What the core packs with; it leaves the scales as they are unless `nested`."""
-        nested_map = _nested_map() if self.nested and nested else None
-        return _C.FourBit(self.kind, self.block_size, _levels(self.kind), nested_map)
+        values = nested_map() if self.nested and nested else None
+        return _C.FourBit(self.kind, self.block_size, _levels(self.kind), values)
 
     def adopt_part(self, module: torch.nn.Module) -> None:
         """Has the statistics saved; the layer finds them itself for what is gathered."""
@@ -296,8 +298,8 @@ class FourBit(LayerFormat):
             nested_absmax, offset = nested
             state2 = functional.QuantState(
                 absmax=nested_absmax,
-                blocksize=_NESTED_BLOCK,
-                code=_nested_map().clone(),
+                blocksize=NESTED_BLOCK,
+                code=nested_map().clone(),
                 dtype=torch.float32,
             )
         state = functional.QuantState(
@@ -339,14 +341,14 @@ def _dtype_of(value: object, option: str) -> torch.dtype:
     return value
 
 
-def _nested_map() -> torch.Tensor:
+def nested_map() -> torch.Tensor:
     """The 256 values that bitsandbytes quantizes scales to: its own tensor, made once."""
     functional = library().functional
     if "dynamic" not in functional.name2qmap:
         with _as_if_imported():
             functional.name2qmap["dynamic"] = functional.create_dynamic_map()
-    nested_map: torch.Tensor = functional.name2qmap["dynamic"]
-    return nested_map
+    values: torch.Tensor = functional.name2qmap["dynamic"]
+    return values
 
 
 @functools.cache

@@ -70,7 +70,7 @@ class Int8(LayerFormat):
             layer = nn.Linear8bitLt(
                 columns, rows, bias=False, has_fp16_weights=False, threshold=self.threshold
             )
-        codes, scales = run(weight, _C.Int8Rows())
+        codes, scales = self.quantized(weight)
         if in_place:
             become(module, layer)
             layer = module
@@ -83,8 +83,8 @@ class Int8(LayerFormat):
             lend(module, layer)
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantizes `weight` anew into the Int8Params of `module`."""
-        self._put(module, *run(weight, _C.Int8Rows()))
+        """Quantizes `weight` into the Int8Params of `module`."""
+        self._put(module, *self.quantized(weight))
 
     def follow(
         self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
@@ -99,6 +99,22 @@ class Int8(LayerFormat):
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:
         """Takes codes and scales as bitsandbytes saves them."""
+        self._put(module, *self.prequantized(entries, shape))
+
+    def quantized(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes of `weight` and their scales, lazy where `weight` is."""
+        codes, scales = run(weight, _C.Int8Rows())
+        return codes, scales
+
+    def prequantized(
+        self, entries: Mapping[str, torch.Tensor], shape: torch.Size
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The codes and scales in a checkpoint of bitsandbytes.
+
+        Raises:
+            KeyError: a part is missing, or there is one too many.
+            ValueError: a part is not what it has to be.
+        """
         where = f"an int8 layer of shape {list(shape)}"
         check_parts(
             entries,
@@ -115,7 +131,7 @@ class Int8(LayerFormat):
                 "writes 0 (rows), and older layouts are not supported. Save the checkpoint again "
                 "with a current bitsandbytes."
             )
-        self._put(module, entries["weight"].clone(), entries["SCB"].clone())
+        return entries["weight"].clone(), entries["SCB"].clone()
 
     def attributes(
         self, module: torch.nn.Module
@@ -158,8 +174,14 @@ class Int8(LayerFormat):
 
     def statistics(self, module: torch.nn.Module) -> list[torch.Tensor]:
         """The scales that the state of the layer has."""
-        scales = self._state(module).SCB
+        scales = self.scales(module)
         return [] if scales is None else [scales]
+
+    def scales(self, module: torch.nn.Module) -> torch.Tensor | None:
+        """Those of the codes; None where a sharding has taken them away."""
+        # The first forward moves them from the weight to the state.
+        own: torch.Tensor | None = getattr(module._parameters["weight"], "SCB", None)
+        return self._state(module).SCB if own is None else own
 
     def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
         """The scales."""

@@ -19,6 +19,7 @@ import torch
 from dormant._extension import _C
 from dormant.quantization.packed_format import PackedFormat
 from dormant.recording.context import lazy_init
+from dormant.tensors.division import division_of
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.shards import part_of
 
@@ -95,6 +96,11 @@ class QuantizedWeight:
         """Elements [begin, end) of the lazy float tensor in the order in which they are packed."""
         with torch.no_grad():
             return self._source.weight().detach().reshape(-1)[begin:end]
+
+    def source_columns(self, begin: int, end: int) -> torch.Tensor:
+        """Columns [begin, end) of the lazy float matrix, one row after the other."""
+        with torch.no_grad():
+            return self._source.weight().detach()[:, begin:end].reshape(-1)
 
     @property
     def is_lazy(self) -> bool:
@@ -193,6 +199,17 @@ def register(
     _remember(module, _to_keep(_Source(weight, transposed, requires_grad, packed_format)))
 
 
+def format_of(module: torch.nn.Module) -> PackedFormat | None:
+    """How the weight of a layer is packed that `dormant.quantize` made; None of another module."""
+    source = _sources.get(module, {}).get("weight")
+    return None if source is None or _reachable(module, source) is None else source.format
+
+
+def set_format(module: torch.nn.Module, packed_format: PackedFormat) -> None:
+    """Says that the weight of a layer is packed another way from now on."""
+    _remember(module, replace(_sources[module]["weight"], format=packed_format))
+
+
 def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
     """The quantized weights in `model` that `dormant.quantize` made, each once.
 
@@ -289,17 +306,25 @@ def adopt_parts(roots: Iterable[object], operation: str) -> None:
     """
     for root in roots:
         for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
+            if division_of(weight.module) is not None and _is_divided_again(weight):
+                raise NotImplementedError(
+                    f"{operation}: {weight.name} was quantized by {weight.format}, divided by "
+                    "parallelize_module, and divided again by FSDP. Use one of them: fully_shard "
+                    "for all ranks, or parallelize_module and copies of its parts."
+                )
             if _is_never_gathered(weight):
                 raise NotImplementedError(
                     f"{operation}: {weight.name} was quantized by {weight.format} and then "
-                    "divided by distribute_tensor or parallelize_module; the layers of "
-                    "bitsandbytes cannot compute with parts of a weight. Use fully_shard, which "
-                    "gathers them first. For tensor parallelism build each rank's part of the "
-                    "model, quantize that, and load its part of the checkpoint "
-                    "(dormant.tensor_parallel)."
+                    "divided by distribute_tensor or distribute_module; the layers of bitsandbytes "
+                    "cannot compute with such a part. Use parallelize_module with ColwiseParallel "
+                    "and RowwiseParallel, or fully_shard, before anything is materialized."
                 )
             if is_dtensor(weight.held):
                 weight.format.adopt_part(weight.module)
+
+
+def _is_divided_again(weight: QuantizedWeight) -> bool:
+    return is_dtensor(weight.held) or _reachable(weight.module, weight._source) is None
 
 
 def _is_never_gathered(weight: QuantizedWeight) -> bool:

@@ -21,6 +21,7 @@ from dormant.quantization.layers import QuantizedWeight, quantized_weights
 from dormant.ranks.together import Together, fsdp1_handle, sends_from_the_cpu
 from dormant.reporting.progress import Callback
 from dormant.reporting.tally import Tally
+from dormant.tensors.division import Division, division_of
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.storage import unrecorded
 
@@ -67,23 +68,30 @@ class Part:
         """Those of the whole weight."""
         return -(-self.weight.shape.numel() // self._elements()[2])
 
+    def in_order(self, scales: torch.Tensor) -> torch.Tensor:
+        """All scales in the order of the weight's blocks, of those that ranks own in turn."""
+        return scales
+
     def pack(self, realize: Realize, on_step: Callback) -> tuple[torch.Tensor, bool]:
         """Has the part become its bytes, which are computed.
 
         Returns:
             The scales of its blocks, float32, and whether the bytes come from a checkpoint.
         """
-        blocks, size = self.blocks, self._elements()[2]
-        if not blocks:
+        if not self.blocks:
             return torch.empty(0), False
-        packed_format, shape = self.weight.format, self.weight.shape
-        source = self.weight.source_elements(blocks.start * size, blocks.stop * size)
-        packed, scales = packed_format.quantized_part(source, shape)
+        source, before = self._source()
+        packed, scales = self.weight.format.quantized_part(source, self.weight.shape)
         read = realize([packed, scales], on_step)
-        before = self.begin - blocks.start * size // packed_format.codes_per_byte
         with torch.no_grad():
             self.memory.copy_(packed[before : before + self.memory.numel()])
         return scales, read
+
+    def _source(self) -> tuple[torch.Tensor, int]:
+        """The elements of the part's blocks, and how many packed bytes they have before it."""
+        blocks, size = self.blocks, self._elements()[2]
+        source = self.weight.source_elements(blocks.start * size, blocks.stop * size)
+        return source, self.begin - blocks.start * size // self.weight.format.codes_per_byte
 
     def _elements(self) -> tuple[int, int, int]:
         """Begin and end of this part, and how many share a scale."""
@@ -91,6 +99,22 @@ class Part:
         end = min(per_byte * (self.begin + self.memory.numel()), self.weight.shape.numel())
         size = self.weight.format.elements_per_scale(self.weight.shape)
         return per_byte * self.begin, end, size
+
+
+@dataclass
+class ColumnPart(Part):
+    """A part that has some columns of the weight, whose blocks end where it does."""
+
+    division: Division
+
+    def in_order(self, scales: torch.Tensor) -> torch.Tensor:
+        """Those of a row come from all ranks."""
+        return self.division.in_order(scales)
+
+    def _source(self) -> tuple[torch.Tensor, int]:
+        length = self.weight.shape[1] // self.division.size
+        begin = self.division.index * length
+        return self.weight.source_columns(begin, begin + length), 0
 
 
 def parts_of(roots: Iterable[object]) -> list[Part]:
@@ -239,7 +263,7 @@ class _Line:
 
     def _finish(self, part: Part, realize: Realize, tally: Tally) -> None:
         weight = part.weight
-        scales = self._memory[: part.number_of_scales]
+        scales = part.in_order(self._memory[: part.number_of_scales])
         statistics = weight.format.statistics(weight.module)
         values = weight.format.statistics_of(scales, weight.threads)
         with torch.no_grad():
@@ -252,12 +276,30 @@ def _parts_in(root: torch.nn.Module) -> Iterator[Part]:
     flat = dict(_flat_parts(root))
     for weight in quantized_weights(root):
         held = weight.held
+        division = division_of(weight.module)
+        if division is not None:
+            # Where fully_shard has divided it again, each rank makes it from the whole.
+            if held is not None and not is_dtensor(held) and not weight.source.is_meta:
+                yield from _divided_part(weight, held.data, division)
+            continue
         found = _own_rows(held) if is_dtensor(held) else flat.get(weight.place)
         if found is None or weight.source.is_meta or not weight.format.statistics(weight.module):
             continue
         memory, begin, group = found
         if _C.is_lazy(memory) and sends_from_the_cpu(group):
             yield Part(weight, memory.reshape(-1).view(torch.uint8), begin, group)
+
+
+def _divided_part(
+    weight: QuantizedWeight, memory: torch.Tensor, division: Division
+) -> Iterator[Part]:
+    if _C.is_lazy(memory) and sends_from_the_cpu(division.group):
+        part = memory.reshape(-1).view(torch.uint8)
+        begin, group = division.index * part.numel(), division.group
+        if division.dim == 0:
+            yield Part(weight, part, begin, group)
+        else:
+            yield ColumnPart(weight, part, begin, group, division)
 
 
 def _own_rows(held: Any) -> tuple[torch.Tensor, int, ProcessGroup] | None:

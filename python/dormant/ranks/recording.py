@@ -8,6 +8,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.ranks.together import Together, fsdp1_handle
+from dormant.tensors.division import division_of
 from dormant.tensors.shards import part_of
 from dormant.text.printable import printable
 
@@ -43,6 +44,10 @@ def _lazy_parts(modules: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch
             if part is not None and _C.is_lazy(part):
                 yield name, part
         for name, child in module.named_modules():
+            if division_of(child) is not None:
+                part = child._parameters["weight"]
+                if part is not None and _C.is_lazy(part):
+                    yield f"{name}.weight", part
             handle = fsdp1_handle(child)
             if handle is not None and _C.is_lazy(handle.flat_param):
                 yield f"{name}.flat_param", handle.flat_param

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from dormant.tensors.division import division_of
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.storage import unrecorded
 
@@ -253,6 +254,9 @@ def _all_groups_of(root: torch.nn.Module) -> Iterator[ProcessGroup]:
             if mesh.get_coordinate() is not None:
                 yield from mesh.get_all_groups()
     for module in root.modules():
+        division = division_of(module)
+        if division is not None:
+            yield division.group
         handle = fsdp1_handle(module)
         if handle is not None:
             yield handle.process_group

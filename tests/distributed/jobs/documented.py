@@ -18,7 +18,7 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([TwoLayers() for _ in range(4)])
+        self.layers = nn.ModuleList([TwoLayers(64, 128) for _ in range(4)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:

@@ -43,10 +43,16 @@ def local_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def gathered_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers, whole; every rank has to call it."""
-    return {
-        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-    }
+    # A quantized layer that was divided has a DTensor in its state only.
+    state = model.state_dict()
+    found = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        whole = state.get(name, tensor)
+        if isinstance(whole, DTensor):
+            whole = whole.full_tensor()
+            whole = whole.reshape(-1, 1) if tensor.dtype == torch.uint8 else whole
+        found[name] = whole.detach().clone()
+    return found
 
 
 def train_step(model: nn.Module, inputs: torch.Tensor) -> dict[str, torch.Tensor]:

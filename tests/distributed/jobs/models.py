@@ -52,10 +52,10 @@ class TiedModel(nn.Module):
 class TwoLayers(nn.Module):
     """A model without ties, whose sizes four ranks divide evenly."""
 
-    def __init__(self) -> None:
+    def __init__(self, outer: int = 8, inner: int = 16) -> None:
         super().__init__()
-        self.up = nn.Linear(8, 16)
-        self.down = nn.Linear(16, 8)
+        self.up = nn.Linear(outer, inner)
+        self.down = nn.Linear(inner, outer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.down(torch.relu(self.up(x)))

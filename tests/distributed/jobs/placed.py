@@ -105,3 +105,14 @@ def parallel(source: int | None) -> dict[str, Any]:
         "step": train_step(model, inputs),
         "eager step": train_step(eager, inputs),
     }
+
+
+def parallel_before_a_plain_layer() -> list[torch.Tensor]:
+    """Two steps of a model that nobody materialized: its last layer gets what is still awaited."""
+    outputs = []
+    for build in (lazy_model, eager_model):
+        model = nn.Sequential(*(build("TwoLayers") for _ in range(2)))
+        _parallelize(model[0], _mesh(), None)
+        outputs.append(train_step(model, torch.linspace(-1, 1, 24).view(3, 8))["output"])
+        assert not any(dormant.is_lazy(each) for each in model.parameters())
+    return outputs

@@ -12,20 +12,30 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import dormant
 from dormant import _C
 from jobs.models import SEED, Layered
 
 
-def lazy_model(*, quantized: bool, seed: int = SEED) -> Any:
-    """`Layered`, divided among the ranks."""
+def lazy_model(way: str, *, seed: int = SEED) -> Any:
+    """`Layered`, divided among the ranks: "float", "nf4", or "parallel", which is in nf4, too."""
     torch.manual_seed(seed)
     with dormant.lazy_init():
-        model = Layered()
-    if quantized:
+        model: Any = Layered()
+    if way == "parallel":
+        dormant.quantize(model, dormant.FourBit(block_size=32), skip=["head"])
+        plan = {
+            "layers.0": ColwiseParallel(output_layouts=Replicate()),
+            "layers.1": RowwiseParallel(input_layouts=Replicate()),
+        }
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        return parallelize_module(model, mesh, plan, src_data_rank=None)
+    if way == "nf4":
         dormant.quantize(model, "nf4", skip=["head"])
     for layer in model.layers:
         fully_shard(layer)
@@ -49,9 +59,9 @@ def attempt(model: nn.Module, path: str | None) -> BaseException | None:
     return None
 
 
-def one_fails(quantized: bool, path: str, bad_path: str | None) -> dict[str, Any]:
+def one_fails(way: str, path: str, bad_path: str | None) -> dict[str, Any]:
     """Rank 1 gets another path; all try once more with the right one."""
-    model = lazy_model(quantized=quantized)
+    model = lazy_model(way)
     mine = bad_path if dist.get_rank() == 1 else path
     began = time.monotonic()
     error = attempt(model, mine)
@@ -65,12 +75,10 @@ def one_fails(quantized: bool, path: str, bad_path: str | None) -> dict[str, Any
     }
 
 
-def every_step_fails(
-    quantized: bool, path: str | None, kind: str, ranks: list[int]
-) -> dict[str, Any]:
+def every_step_fails(way: str, path: str | None, kind: str, ranks: list[int]) -> dict[str, Any]:
     """The n-th allocation or read fails on some ranks, for every n that there is."""
     rank = dist.get_rank()
-    model = lazy_model(quantized=quantized)
+    model = lazy_model(way)
     _C.set_faults(f"{kind}:0")
     attempt(model, path)
     counts: list[Any] = [None] * dist.get_world_size()
@@ -79,7 +87,7 @@ def every_step_fails(
     numbers = sorted({1 + i * (most - 1) // 19 for i in range(20)})
     kept, raised = [], []
     for n in numbers:
-        model = lazy_model(quantized=quantized)
+        model = lazy_model(way)
         if rank in ranks:
             _C.set_faults(f"{kind}:{n}")
         error = attempt(model, path)
@@ -99,8 +107,9 @@ def every_step_fails(
 def other_seeds(path: str | None) -> list[str]:
     """Rank 1 has drawn something before."""
     found = []
-    for quantized in (False, True):
-        model = lazy_model(quantized=quantized, seed=SEED + dist.get_rank() // 1 % 2)
+    # Of parallel layers those compare what they have that are divided.
+    for way in ("float", "nf4") if path is not None else ("float", "nf4", "parallel"):
+        model = lazy_model(way, seed=SEED + dist.get_rank() // 1 % 2)
         error = attempt(model, path)
         found.append(f"{type(error).__name__}: {error}")
         assert all(lazy_state(model))
@@ -141,7 +150,7 @@ def other_weights(path: str) -> str:
 
 def interrupted(path: str) -> dict[str, Any]:
     """Somebody presses Ctrl-C at rank 1."""
-    model = lazy_model(quantized=True)
+    model = lazy_model("nf4")
 
     def on_step(done: int, total: int) -> None:
         if dist.get_rank() == 1:
@@ -160,7 +169,7 @@ def main() -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world
     )
-    model = lazy_model(quantized=True)
+    model = lazy_model("nf4")
 
     def on_step(done: int, total: int) -> None:
         if rank == 1:

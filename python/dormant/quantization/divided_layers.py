@@ -1,0 +1,114 @@
+"""Layers of bitsandbytes that have some rows, or some columns, of a weight: tensor parallelism.
+
+Imported only when there is such a layer, for bitsandbytes. Between the hooks of ColwiseParallel and
+RowwiseParallel, which turn inputs into DTensors and outputs back, a layer computes with what this
+rank has of input and weight, as the library's own layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import bitsandbytes
+import torch
+from torch.distributed.tensor import DTensor, Partial, Shard
+
+from dormant.tensors.division import division_of
+
+_nn: Any = bitsandbytes.nn
+
+
+class _Divided(torch.nn.Module):
+    """What both kinds do.
+
+    The weight is an ordinary parameter: this rank's part, as the library packs it. The bias is a
+    DTensor, as in other parallel layers; so is each divided tensor of a state dict.
+    """
+
+    _library_kind: ClassVar[Any]
+    _divided_names: ClassVar[tuple[str, ...]]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The DTensor of the product.
+
+        Args:
+            x: replicated where the weight's rows are divided, divided in its last dimension where
+                the columns are.
+        """
+        division = division_of(self)
+        assert division is not None
+        if not isinstance(x, DTensor):
+            raise RuntimeError(
+                f"dormant: the input of a parallel {self._library_kind.__name__} is not a DTensor. "
+                "Next: call the module itself, not its forward, so that the hooks of "
+                "parallelize_module run."
+            )
+        bias = self._parameters["bias"]
+        if division.dim == 0:
+            own = x.to_local(grad_placements=[Partial()])
+            own_bias = bias.to_local() if isinstance(bias, DTensor) else bias
+            output = self._multiply(own, own_bias)
+            return DTensor.from_local(output, division.mesh, [Shard(-1)], run_check=False)
+        output = self._multiply(x.to_local(), None)
+        product = DTensor.from_local(output, division.mesh, [Partial()], run_check=False)
+        return product if bias is None else product + bias.to(product.dtype)
+
+    def _multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The library's forward."""
+        # A layer for this call: another thread may call this one.
+        layer = object.__new__(self._library_kind)
+        vars(layer).update(vars(self))
+        vars(layer)["_parameters"] = {**self._parameters, "bias": bias}
+        output: torch.Tensor = self._library_kind.forward(layer, x)
+        for name in ("compute_dtype", "compute_type_is_set"):  # as of its first input
+            if name in vars(layer):
+                vars(self)[name] = vars(layer)[name]
+        return output
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        division = division_of(self)
+        assert division is not None
+        for name in self._divided_names:
+            part = destination.get(prefix + name)
+            if part is not None:
+                with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+                    plain = part.detach().as_subclass(torch.Tensor)
+                destination[prefix + name] = division.whole(plain)
+
+
+class DividedLinear4bit(_Divided, _nn.Linear4bit):  # type: ignore[misc]
+    """A Linear4bit with a part of its weight."""
+
+    _library_kind: ClassVar[Any] = _nn.Linear4bit
+    _divided_names: ClassVar[tuple[str, ...]] = (
+        "weight",
+        "weight.absmax",
+        "weight.nested_absmax",
+    )
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        weight: Any = self._parameters["weight"]
+        state = getattr(weight, "quant_state", None)
+        division = division_of(self)
+        if state is None or division is None:
+            return
+        whole = copy.copy(state)
+        sizes = list(state.shape)
+        sizes[division.dim] *= division.size
+        whole.shape = torch.Size(sizes)
+        text = f"quant_state.bitsandbytes__{state.quant_type}"
+        destination[f"{prefix}weight.{text}"] = whole.as_dict(packed=True)[text]
+
+
+class DividedLinear8bitLt(_Divided, _nn.Linear8bitLt):  # type: ignore[misc]
+    """A Linear8bitLt with a part of the rows of its weight."""
+
+    _library_kind: ClassVar[Any] = _nn.Linear8bitLt
+    _divided_names: ClassVar[tuple[str, ...]] = ("weight", "SCB")
