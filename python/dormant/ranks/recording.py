@@ -39,15 +39,16 @@ def check_same_recording(modules: Iterable[torch.nn.Module], together: Together)
 
 def _lazy_parts(modules: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
     for module in modules:
-        for name, parameter in module.named_parameters():
-            part = part_of(parameter)
-            if part is not None and _C.is_lazy(part):
-                yield name, part
         for name, child in module.named_modules():
             if division_of(child) is not None:
                 part = child._parameters["weight"]
                 if part is not None and _C.is_lazy(part):
                     yield f"{name}.weight", part
+        for name, parameter in module.named_parameters():
+            part = part_of(parameter)
+            if part is not None and _C.is_lazy(part):
+                yield name, part
+        for name, child in module.named_modules():
             handle = fsdp1_handle(child)
             if handle is not None and _C.is_lazy(handle.flat_param):
                 yield f"{name}.flat_param", handle.flat_param
