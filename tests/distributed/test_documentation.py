@@ -26,6 +26,7 @@ def test_the_recipes_are_found() -> None:
     assert list(RECIPES) == [
         "FSDP2",
         "Tensor parallelism",
+        "Divided first, initialized then",
         "DDP",
         "Pipeline",
         "Checkpoints",

@@ -69,14 +69,20 @@ def keep_lazy_part(original: Function) -> Function:
         if not is_dtensor(parameter):
             return  # the weight in full precision stands for a quantized one while it is loaded
         part = _part(parameter)
-        if (
-            parameter is self.sharded_param
-            and part is not None
-            and _C.is_lazy(part)
-            and _C.storage_id(part) == _C.storage_id(self._sharded_param_data)
+        if part is None or not _C.is_lazy(part):
+            original(self)
+            return
+        if parameter is self.sharded_param and _C.storage_id(part) == _C.storage_id(
+            self._sharded_param_data
         ):
             return
-        original(self)
+        # It would look at the address of the part if it had had one before.
+        self._sharded_param_data = torch.empty(0)
+        recorded = _C.set_recording(True)
+        try:
+            original(self)
+        finally:
+            _C.set_recording(recorded)
 
     return replacement
 

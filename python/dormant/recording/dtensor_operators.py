@@ -2,8 +2,8 @@
 
 A DTensor calls operators on its parts with every dispatch key off that comes before its own, ours
 among them (pythonFallback, aten/src/ATen/core/PythonFallbackKernel.cpp), so they would meet a
-tensor without memory. Parts come to life before that; what only looks at a DTensor leaves them
-lazy.
+tensor without memory. Parts are materialized before that; what only looks at a DTensor leaves them
+lazy, and initializers are recorded (dtensor_initialization.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.recording import dtensor_initialization
 from dormant.recording.patches import Patch, declare
 from dormant.tensors import dtensor
 from dormant.tensors.identity import is_wrapper
@@ -27,6 +28,7 @@ _LOOKING = frozenset(
         *("__get__", "__set__", "__delete__", "__hash__", "__len__", "__dir__"),
         *("size", "stride", "dim", "ndimension", "numel", "nelement", "storage_offset"),
         *("element_size", "is_contiguous", "is_floating_point", "is_complex", "is_signed"),
+        "_has_compatible_shallow_copy_type",
         *("is_inference", "is_same_size", "is_set_to", "is_shared", "is_pinned", "get_device"),
         *("detach", "detach_", "requires_grad_", "retain_grad", "register_hook"),
         *("register_post_accumulate_grad_hook", "untyped_storage", "has_names"),
@@ -54,6 +56,9 @@ class PartsFirst:
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """`function(*args, **kwargs)`, whose parts have their values where it needs them."""
+        made = dtensor_initialization.recorded(function, args, kwargs or {})
+        if made is not NotImplemented:
+            return made
         if getattr(function, "__name__", "") not in _LOOKING:
             for part in _lazy_parts((args, kwargs or {})):
                 realize(part)

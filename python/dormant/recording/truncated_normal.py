@@ -18,6 +18,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from dormant._extension import _C
+from dormant.recording.dtensor_initialization import initialize_as_whole, is_initialized_as_whole
 from dormant.recording.patches import Patch, declare
 from dormant.tensors.storage import unrecorded
 
@@ -174,6 +175,10 @@ def _record_the_rounds(original: Callable[..., Any]) -> Callable[..., Any]:
         b: float,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
+        if is_initialized_as_whole(tensor):
+            return initialize_as_whole(
+                tensor, lambda whole: replacement(whole, mean, std, a, b, generator)
+            )
         if (
             _C.is_lazy(tensor)
             and one_round_suffices(tensor, mean, std, a, b)
