@@ -258,10 +258,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     return ranges;
   });
   py::class_<Twin>(m, "Twin")
-      .def(py::init([](const Tensor& tensor) {
-             return std::make_unique<Twin>(storage_of(tensor));
-           }),
-           py::arg("tensor"), py::pos_only())
+      .def(
+          py::init([](const Tensor& tensor) { return std::make_unique<Twin>(storage_of(tensor)); }),
+          py::arg("tensor"), py::pos_only())
       .def_property_readonly("bytes", [](const Twin& twin) { return twin.bytes(); })
       .def("give", &Twin::give);
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),

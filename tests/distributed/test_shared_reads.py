@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from assertions import assert_came_to_life, assert_same_tensors, tensors_of
 from jobs.models import SEED, Large, Layered
-from jobs.shared import MODELS
+from jobs.shared import MODELS, Packable
 from launch import RunRanks
 from torch import nn
 
-from compare import assert_same_bits
-from every_format import FORMATS, Packable
+from every_format import FORMATS, every_format
 from range_server import serving
 
 HERE = Path(__file__).parent
@@ -101,9 +100,7 @@ def test_replicated_parts_are_read_once(
 ) -> None:
     path = tmp_path / "model.safetensors"
     write("Layered", path)
-    ranks = run_ranks(
-        world, "shared:compared", kind="Layered", way=way, path=str(path), tick=tick
-    )
+    ranks = run_ranks(world, "shared:compared", kind="Layered", way=way, path=str(path), tick=tick)
     for rank, result in enumerate(ranks):
         where = f"rank {rank}"
         assert_came_to_life(result, where)
@@ -112,3 +109,218 @@ def test_replicated_parts_are_read_once(
     whole = sum(tensor.nbytes for result in ranks for tensor in result["local"].values())
     assert sum(result["read"] for result in ranks) * readers == whole
     assert sum(result["later"]["read"] for result in ranks) * readers == whole
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format(run_ranks: RunRanks, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(1)
+    state = {key: torch.randn_like(tensor) for key, tensor in Packable().state_dict().items()}
+    with every_format(tmp_path, state) as formats:
+        written = formats[name]
+        path = str(written.path)
+        options = {"unexpected": "ignore", "dtype": None}
+        call = {"kind": "Packable", "way": "DDP", "path": path, "options": options, "tick": 4096}
+        (alone,) = run_ranks(1, "shared:load", **call)
+        ranks = run_ranks(2, "shared:load", **call)
+    for rank, result in enumerate(ranks):
+        assert_same_tensors(alone["local"], result["local"], f"rank {rank}")
+        assert_same_tensors(written.state, {n: result["local"][n] for n in written.state}, name)
+    assert sum(result["read"] for result in ranks) == alone["read"] > 0
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("quantized", ["nf4", "int8"])
+def test_what_is_packed_is_read_once(
+    run_ranks: RunRanks, path: Path, quantized: str, world: int
+) -> None:
+    call = {"kind": "Layered", "way": "DDP", "path": str(path), "quantized": quantized}
+    (alone,) = run_ranks(1, "shared:load", **call)
+    for deferred in (False, True):
+        ranks = run_ranks(world, "shared:load", **call, deferred=deferred)
+        for rank, result in enumerate(ranks):
+            where = f"rank {rank}"
+            assert_came_to_life(result, where)
+            assert_same_tensors(alone["local"], result["local"], where)
+            assert_same_tensors(alone["statistics"], result["statistics"], where)
+            assert result["origins"] == alone["origins"]
+        assert sum(result["read"] for result in ranks) == alone["read"]
+
+
+def test_a_server_is_asked_once_for_each_byte(run_ranks: RunRanks, tmp_path: Path) -> None:
+    write("Wide", tmp_path / "model.safetensors")
+    state = eager_state("Wide", tmp_path / "model.safetensors")
+    with serving(tmp_path) as server:
+        server.latency = 0.02
+        url = f"{server.url}/model.safetensors"
+        ranks = run_ranks(2, "shared:load", kind="Wide", way="DDP", path=url, tick=9 << 20)
+        asked = server.asked("model.safetensors")
+    for rank, result in enumerate(ranks):
+        assert_same_tensors(state, result["local"], f"rank {rank}")
+    opening = max(end for begin, end in asked if begin == 0)
+    after = [(begin, end) for begin, end in asked if begin > 0]
+    assert opening < 1 << 20
+    assert all(end <= other for (_, end), (other, _) in itertools.pairwise(after))
+
+
+def test_what_else_refers_to_a_tensor_sees_what_came(run_ranks: RunRanks, path: Path) -> None:
+    for result in run_ranks(2, "shared:aliases", path=str(path)):
+        assert all(result.values()), result
+
+
+@pytest.mark.parametrize("way", ["DDP", "HSDP"])
+@pytest.mark.parametrize("what", ["missing", "short", "names", "header"])
+def test_a_rank_whose_file_is_bad(
+    run_ranks: RunRanks, path: Path, tmp_path: Path, way: str, what: str
+) -> None:
+    bad = tmp_path / "bad.safetensors"
+    if what == "short":
+        bad.write_bytes(path.read_bytes()[:-100])
+    elif what == "names":
+        safetensors.torch.save_file({"other": torch.ones(1)}, bad)
+    elif what == "header":
+        bad.write_bytes(b"\xff" * 64)
+    world = 4 if way == "HSDP" else 2
+    ranks = run_ranks(world, "shared:one_fails", way=way, path=str(path), bad_path=str(bad))
+    kinds = {"missing": "FileNotFoundError", "names": "KeyError"}
+    for rank, result in enumerate(ranks):
+        kind, message = result["error"]
+        own = "NamesError" if what == "names" and rank == 1 else kinds.get(what, "ValueError")
+        assert kind == own
+        assert rank == 1 or "rank 1" in message
+        assert result["errno"] == (errno.ENOENT if what == "missing" else None)
+        assert result["seconds"] < 20
+        assert result["lazy"] == list(Layered().state_dict())
+        assert result["again"] == "None"
+        if way == "DDP":
+            assert_same_tensors(eager_state("Layered", path), result["local"], f"rank {rank}")
+
+
+@pytest.mark.parametrize("way", ["DDP", "HSDP"])
+def test_a_file_that_is_cut_off_later(
+    run_ranks: RunRanks, path: Path, tmp_path: Path, way: str
+) -> None:
+    copy = tmp_path / "model.safetensors"
+    copy.write_bytes(path.read_bytes())
+    world = 4 if way == "HSDP" else 2
+    ranks = run_ranks(world, "shared:cut_while_recorded", way=way, path=str(path), copy=str(copy))
+    for rank, result in enumerate(ranks):
+        kind, message = result["error"]
+        assert kind == "ValueError"
+        assert "when it was opened" in message
+        assert rank == 1 or "This was on rank 1" in message
+        assert result["lazy"] == list(Layered().state_dict())
+        assert result["again"] == "None"
+        if way == "DDP":
+            assert_same_tensors(eager_state("Layered", path), result["local"], f"rank {rank}")
+
+
+@pytest.mark.parametrize(("way", "quantized"), [("DDP", None), ("DDP", "nf4"), ("HSDP", None)])
+@pytest.mark.parametrize("kind", ["allocate", "read"])
+@pytest.mark.parametrize("ranks", [[1], [0, 1]])
+def test_a_failure_at_every_step(
+    run_ranks: RunRanks,
+    path: Path,
+    way: str,
+    quantized: str | None,
+    kind: str,
+    ranks: list[int],
+) -> None:
+    results = run_ranks(
+        4 if way == "HSDP" else 2,
+        "shared:every_step_fails",
+        way=way,
+        path=str(path),
+        kind=kind,
+        ranks=ranks,
+        quantized=quantized,
+        seconds=240,
+    )
+    first = results[0]
+    assert any(name != "NoneType" for name in first["raised"])
+    for result in results:
+        for mine, theirs in zip(first["raised"], result["raised"], strict=True):
+            # Either all have the model, or none.
+            assert (mine == "NoneType") == (theirs == "NoneType"), (first, result)
+        assert result["lazy"] == [
+            0 if name == "NoneType" else result["parameters"] for name in result["raised"]
+        ]
+
+
+@pytest.mark.parametrize("way", ["DDP", "HSDP"])
+@pytest.mark.parametrize("waiting", [False, True], ids=["reading", "waiting"])
+def test_ctrl_c_on_one_rank(run_ranks: RunRanks, path: Path, way: str, waiting: bool) -> None:
+    world = 4 if way == "HSDP" else 2
+    for after in (1, 2):
+        ranks = run_ranks(
+            world, "shared:interrupted", way=way, path=str(path), after=after, waiting=waiting
+        )
+        for rank, result in enumerate(ranks):
+            own = "KeyboardInterrupt" if rank == 1 else "RuntimeError: KeyboardInterrupt"
+            assert result["error"].startswith(own), rank
+            assert result["lazy"] == list(Layered().state_dict())
+            assert result["again"] == "None"
+            if way == "DDP":
+                assert_same_tensors(eager_state("Layered", path), result["local"], str(rank))
+
+
+@pytest.mark.parametrize("way", ["DDP", "HSDP"])
+def test_a_rank_that_is_killed(path: Path, tmp_path: Path, way: str) -> None:
+    world = 4 if way == "HSDP" else 2
+    folders = [str(HERE), str(HERE.parent / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ranks = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jobs.shared"),
+                *(str(rank), str(world), str(tmp_path), str(path), way),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        )
+        for rank in range(world)
+    ]
+    for rank, process in enumerate(ranks):
+        output, _ = process.communicate(timeout=120)
+        if rank == 1:
+            assert process.returncode < 0
+            continue
+        assert process.returncode == 0
+        assert "a rank of the process group is gone" in output
+        assert output.endswith("lazy: True\n")
+        assert float(output.split(" s: ")[0]) < 15
+
+
+@pytest.mark.parametrize("what", ["names", "file", "rows", "draws", "constants", "option"])
+def test_ranks_that_would_read_different_bytes(
+    run_ranks: RunRanks, path: Path, tmp_path: Path, what: str
+) -> None:
+    other = tmp_path / "other.safetensors"
+    if what == "names":
+        write("Shapes", other)
+    else:
+        other.write_bytes(path.read_bytes())
+    messages = run_ranks(2, "shared:differing", what=what, path=str(path), other=str(other))
+    for message, is_lazy in messages:
+        assert is_lazy
+        if what == "option":
+            assert "share_reads is " in message
+        else:
+            assert "ranks 0 and 1 would read different bytes, first for " in message
+            assert ("head.weight" in message) == (what in ("rows", "draws", "constants"))
+
+
+@pytest.mark.parametrize(("way", "world", "share"), [("DDP", 2, 1), ("HSDP", 4, 2)])
+def test_a_rank_takes_its_part(
+    run_ranks: RunRanks, tmp_path: Path, way: str, world: int, share: int
+) -> None:
+    mib = 1 << 20
+    for width, name in ((2048, "model"), (64, "model.small")):
+        with torch.device("meta"):
+            model = Large(width)
+        state = {key: torch.ones(each.shape) for key, each in model.state_dict().items()}
+        safetensors.torch.save_file(state, tmp_path / name)
+    ranks = run_ranks(world, "shared:peak", way=way, path=str(tmp_path / "model"), width=2048)
+    for result in ranks:
+        assert result["part"] == 320 * mib // share
+        assert result["part"] <= result["peak"] + mib
+        assert result["peak"] <= result["part"] + 64 * mib, result

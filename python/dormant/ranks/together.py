@@ -127,6 +127,10 @@ class Together:
                 pass
         except RuntimeError as error:
             self._ended = True
+            # Whoever has other groups in common with this rank would wait for it there.
+            with contextlib.suppress(RuntimeError):
+                for each in self.groups:
+                    _store().set(_key_of(each), "")
             raise RuntimeError(
                 f"{self.operation}: a rank of the process group is gone, or did not answer in "
                 f"time ({error}). {self.operation} changed nothing on this rank. Next: look for "
@@ -256,22 +260,24 @@ def _error_of(operation: str, rank: int, failure: _Failure) -> Exception:
 
 def _wait(work: Work, group: ProcessGroup) -> None:
     """Also where the rank that is gone is no neighbor in the ring, which then closes no socket."""
-    store = torch.distributed.distributed_c10d._get_default_store()
-    key = f"dormant/gone/{group.group_name}"
-    try:
-        pause, looked = 1e-5, time.monotonic()
-        while not work.is_completed():
-            time.sleep(pause)
-            pause = min(2 * pause, 5e-3)
-            if time.monotonic() > looked + _LOOK:
-                looked = time.monotonic()
-                if store.check([key]):
-                    raise RuntimeError("another rank has noticed it")
-        work.wait()
-    except RuntimeError:
-        with contextlib.suppress(RuntimeError):
-            store.set(key, "")
-        raise
+    pause, looked = 1e-5, time.monotonic()
+    while not work.is_completed():
+        time.sleep(pause)
+        pause = min(2 * pause, 5e-3)
+        if time.monotonic() > looked + _LOOK:
+            looked = time.monotonic()
+            if _store().check([_key_of(group)]):
+                raise RuntimeError("another rank has noticed it")
+    work.wait()
+
+
+def _store() -> Any:
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def _key_of(group: ProcessGroup) -> str:
+    """Set where a rank of the group is gone."""
+    return f"dormant/gone/{group.group_name}"
 
 
 def _groups_of(roots: Iterable[object], *, or_all: bool) -> list[ProcessGroup]:

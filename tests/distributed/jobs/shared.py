@@ -26,7 +26,7 @@ from dormant.materialization import shared_reads
 from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 from dormant.reporting.report import Report
 from jobs.held import keyed_names, lazy_names, local_of, local_tensors
-from jobs.models import SEED, Large, Layered, TiedModel
+from jobs.models import SEED, Large, Layered, TiedModel, Wide
 
 
 class Shapes(nn.Module):
@@ -46,10 +46,20 @@ class Shapes(nn.Module):
         self.missing = nn.Parameter(torch.empty(9).normal_())
 
 
+class Packable(nn.Module):
+    """That of tests/lib/every_format.py."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(128, 64)
+        self.experts = nn.Parameter(torch.empty(2, 64, 24).normal_())
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "Shapes": Shapes,
     "Layered": Layered,
-    "TiedModel": TiedModel,
+    "Packable": Packable,
+    "Wide": Wide,
 }
 
 
@@ -176,17 +186,7 @@ def compared(kind: str, way: str, path: str, tick: int) -> dict[str, Any]:
     return {**result, "without": without, "later": later}
 
 
-def in_turn(path: str, others: list[str]) -> list[dict[str, torch.Tensor]]:
-    """One model after the other through the same process group, refused ones between."""
-    states = []
-    for each in (path, *others, path):
-        model = lazy_model("Layered", "DDP")
-        dormant.load(model, each, share_reads=True)
-        states.append(local_tensors(model))
-    return states
-
-
-def other_threads(path: str) -> dict[str, Any]:
+def aliases(path: str) -> dict[str, Any]:
     """An alias that somebody keeps, and a view, see what was received."""
     model = lazy_model("Layered", "DDP")
     alias, view = model.layers[0].weight.detach(), model.layers[1].weight[3]
@@ -195,7 +195,6 @@ def other_threads(path: str) -> dict[str, Any]:
         "alias": torch.equal(alias, model.layers[0].weight),
         "view": torch.equal(view, model.layers[1].weight[3]),
         "same memory": alias.data_ptr() == model.layers[0].weight.data_ptr(),
-        "resized": model.layers[0].weight.data.untyped_storage().resizable(),
     }
 
 
@@ -234,7 +233,7 @@ def cut_while_recorded(way: str, path: str, copy: str) -> dict[str, Any]:
     mine = copy if rank == 1 else path
     dormant.load(model, mine, materialize=False)
     if rank == 1:
-        with open(copy, "r+b") as file:
+        with Path(copy).open("r+b") as file:
             file.truncate(3000)
     error = attempt(model, None)
     lazy = lazy_names(model)
@@ -290,8 +289,8 @@ def interrupted(way: str, path: str, after: int, waiting: bool) -> dict[str, Any
         if calls != after:
             return
         if waiting and dist.get_rank() == 0:
-            time.sleep(1)
-        elif waiting:
+            time.sleep(1)  # the others wait for this rank
+        elif waiting and dist.get_rank() == 1:
             signal.setitimer(signal.ITIMER_REAL, 0.3)
         elif dist.get_rank() == 1:
             raise KeyboardInterrupt
@@ -312,20 +311,20 @@ def differing(what: str, path: str, other: str) -> list[Any]:
     """Rank 1 has recorded something else."""
     rank = dist.get_rank()
     way = "FSDP" if what == "option" else "DDP"
-    kind = "TiedModel" if what == "names" and rank == 1 else "Layered"
+    kind = "Shapes" if what == "names" and rank == 1 else "Layered"
     model = lazy_model(kind, way)
     share = not (what == "option" and rank == 1)
-    if what == "rows" and rank == 1:
+    mine = other if rank == 1 and what in ("names", "file") else path
+    dormant.load(model, mine, materialize=False, missing="init")
+    if rank == 1 and what == "rows":
         with torch.no_grad():
-            dormant.load(model, path, materialize=False)
             model.head.weight.copy_(model.head.weight.flip(0))
-    elif what == "draws" and rank == 1:
-        dormant.load(model, path, materialize=False)
-        with dormant.lazy_init(), torch.no_grad():
+    elif rank == 1 and what == "draws":
+        with torch.no_grad():
             model.head.weight[0].normal_()
-    else:
-        mine = other if rank == 1 and what in ("names", "file") else path
-        dormant.load(model, mine, materialize=False, missing="init")
+    elif rank == 1 and what == "constants":
+        with torch.no_grad():
+            model.head.weight.add_(torch.full((64,), 0.5))
     lazy = lazy_names(model)
     try:
         dormant.materialize(model, share_reads=share)
