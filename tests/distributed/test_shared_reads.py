@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -144,6 +145,52 @@ def test_what_is_packed_is_read_once(
             assert_same_tensors(alone["statistics"], result["statistics"], where)
             assert result["origins"] == alone["origins"]
         assert sum(result["read"] for result in ranks) == alone["read"]
+
+
+def test_packed_parts_with_replicas_are_whole(run_ranks: RunRanks, path: Path) -> None:
+    call = {"kind": "Layered", "way": "HSDP", "path": str(path), "quantized": "nf4"}
+    plain = run_ranks(4, "shared:load", **call, options={"share_reads": False})
+    for rank, result in enumerate(run_ranks(4, "shared:load", **call)):
+        where = f"rank {rank}"
+        assert_came_to_life(result, where)
+        assert_same_tensors(plain[rank]["local"], result["local"], where)
+        assert_same_tensors(plain[rank]["statistics"], result["statistics"], where)
+        assert result["read"] < plain[rank]["read"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count bytes")
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_system_reads_each_byte_once(run_ranks: RunRanks, tmp_path: Path, world: int) -> None:
+    path = tmp_path / "model.safetensors"
+    nbytes = write("Wide", path)
+    for share in (False, True):
+        for read in run_ranks(world, "shared:bytes_read", path=str(path), share=share):
+            part = nbytes // world if share else nbytes
+            assert part <= read < part + (1 << 16)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mmap": "always"}, {"memory_budget": "64KiB"}, {"dtype": "auto"}], ids=str
+)
+def test_options(run_ranks: RunRanks, path: Path, options: dict[str, Any]) -> None:
+    call = {"kind": "Layered", "way": "DDP", "path": str(path), "options": options}
+    (alone,) = run_ranks(1, "shared:load", **call)
+    for rank, result in enumerate(run_ranks(2, "shared:load", **call)):
+        assert_same_tensors(alone["local"], result["local"], f"rank {rank}")
+        assert set(result["ways"].values()) == {"tiles", "received"}
+
+
+def test_tensors_that_are_real_are_written_in_place(
+    run_ranks: RunRanks, path: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    nbytes = write("Layered", other)
+    for rank, result in enumerate(
+        run_ranks(2, "shared:into_real", path=str(path), other=str(other))
+    ):
+        assert_same_tensors(eager_state("Layered", other), result["local"], f"rank {rank}")
+        assert result["same memory"]
+        assert result["read"] == nbytes  # each rank reads all
 
 
 def test_a_server_is_asked_once_for_each_byte(run_ranks: RunRanks, tmp_path: Path) -> None:

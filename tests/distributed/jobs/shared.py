@@ -26,6 +26,7 @@ from dormant.materialization import shared_reads
 from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 from dormant.reporting.report import Report
 from jobs.held import keyed_names, lazy_names, local_of, local_tensors
+from jobs.loading import characters_read
 from jobs.models import SEED, Large, Layered, TiedModel, Wide
 
 
@@ -184,6 +185,24 @@ def compared(kind: str, way: str, path: str, tick: int) -> dict[str, Any]:
     result = load(kind, way, path, tick=tick)
     later = load(kind, way, path, tick=tick, deferred=True)
     return {**result, "without": without, "later": later}
+
+
+def bytes_read(path: str, share: bool) -> int:
+    """Bytes that read calls gave this process while it loaded."""
+    model = lazy_model("Wide", "DDP")
+    before = characters_read()
+    dormant.load(model, path, share_reads=share, mmap="never")
+    return characters_read() - before
+
+
+def into_real(path: str, other: str) -> dict[str, Any]:
+    """A second load, into the memory of the first."""
+    model = lazy_model("Layered", "DDP")
+    dormant.load(model, path, share_reads=True)
+    memory = [parameter.data_ptr() for parameter in model.parameters()]
+    report = dormant.load(model, other, share_reads=True)
+    same = memory == [parameter.data_ptr() for parameter in model.parameters()]
+    return {**found(model, report), "same memory": same}
 
 
 def aliases(path: str) -> dict[str, Any]:
