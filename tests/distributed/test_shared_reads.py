@@ -180,6 +180,15 @@ def test_options(run_ranks: RunRanks, path: Path, options: dict[str, Any]) -> No
         assert set(result["ways"].values()) == {"tiles", "received"}
 
 
+def test_parts_of_fsdp1_are_not_shared(run_ranks: RunRanks, tmp_path: Path) -> None:
+    model = Layered()
+    model.register_buffer("steps", torch.arange(4.0) + 1)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    ranks = run_ranks(2, "shared:flat", path=str(tmp_path / "model.safetensors"))
+    for rank, result in enumerate(ranks):
+        assert_same_tensors(result["without"], result["local"], f"rank {rank}")
+
+
 def test_tensors_that_are_real_are_written_in_place(
     run_ranks: RunRanks, path: Path, tmp_path: Path
 ) -> None:
@@ -297,7 +306,7 @@ def test_a_failure_at_every_step(
 @pytest.mark.parametrize("waiting", [False, True], ids=["reading", "waiting"])
 def test_ctrl_c_on_one_rank(run_ranks: RunRanks, path: Path, way: str, waiting: bool) -> None:
     world = 4 if way == "HSDP" else 2
-    for after in (1, 2):
+    for after in (1, 2) if waiting else (1, 2, 5):
         ranks = run_ranks(
             world, "shared:interrupted", way=way, path=str(path), after=after, waiting=waiting
         )
@@ -308,6 +317,14 @@ def test_ctrl_c_on_one_rank(run_ranks: RunRanks, path: Path, way: str, waiting: 
             assert result["again"] == "None"
             if way == "DDP":
                 assert_same_tensors(eager_state("Layered", path), result["local"], str(rank))
+
+
+@pytest.mark.parametrize("way", ["DDP", "FSDP"])
+def test_ctrl_c_when_all_have_succeeded(run_ranks: RunRanks, path: Path, way: str) -> None:
+    ranks = run_ranks(2, "shared:interrupted_at_the_end", way=way, path=str(path))
+    assert [result["error"] for result in ranks] == ["NoneType", "KeyboardInterrupt"]
+    for rank, result in enumerate(ranks):
+        assert result["lazy"] == [], rank
 
 
 @pytest.mark.parametrize("way", ["DDP", "HSDP"])

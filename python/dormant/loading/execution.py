@@ -72,7 +72,7 @@ def execute(
             )
             realize(wanted, tally.rest(), held.tensors)
             held.prepare_to_keep()
-            together.exchange()
+            together.conclude()
     except BaseException as error:
         written = held.partly_written()
         held.restore()

@@ -88,9 +88,10 @@ def read_once(
         done += _make_room(received, make)
         with together.steady():
             together.exchange()  # all have read theirs, and have the memory for the rest
-            line.receive(tally)
+            arrived = line.receive()
             line.send([task for task in tasks if tick - len(task.hops) < task.tick <= tick], tick)
-    line.receive(tally)
+        _give(arrived, together, tally)
+    _give(line.receive(), together, tally)
     return done
 
 
@@ -175,8 +176,8 @@ class _Line:
         # The other ranks begin all of them, and then expect to be told of an interrupt.
         uninterrupted(begin)
 
-    def receive(self, tally: Tally) -> None:
-        """Waits for what was sent last, and gives storages their memory that have all of it.
+    def receive(self) -> list[_Task]:
+        """Waits for what was sent last; returns what has made all its hops.
 
         Raises:
             RuntimeError: a rank is gone.
@@ -184,12 +185,17 @@ class _Line:
         for work, group in self._works:
             self._together.wait(work, group)
         self._works.clear()
-        for task in self._arriving:
-            for twin in task.twins:
-                twin.give()
-            if task.reader != self._together.rank:
-                tally.part(task.unit.nbytes)(1, 1)
-        self._arriving.clear()
+        arrived, self._arriving = self._arriving, []
+        return arrived
+
+
+def _give(tasks: list[_Task], together: Together, tally: Tally) -> None:
+    """Lets the storages have what has come; it may be told of, and that may raise."""
+    for task in tasks:
+        for twin in task.twins:
+            twin.give()
+        if task.reader != together.rank:
+            tally.part(task.unit.nbytes)(1, 1)
 
 
 def _make(tasks: list[_Task], make: Make, tally: Tally) -> list[_C.MaterializedStorage]:

@@ -91,6 +91,19 @@ class Together:
         with self.steady():
             return self._exchange(said)
 
+    def conclude(self) -> None:
+        """The last exchange: after it the others keep what they have made.
+
+        So does this rank: what interrupts it from here on while it waits is raised when the context
+        ends.
+
+        Raises:
+            KeyError, ...: another rank failed.
+        """
+        if not self.is_alone:
+            self._is_steady = True
+            self._exchange(None)
+
     def _exchange(self, said: Any) -> dict[int, Any]:
         text = b"" if said is None else json.dumps(said).encode()
         sizes = self._agree(len(text))
@@ -146,13 +159,14 @@ class Together:
         if self._is_steady:
             yield
             return
-        self._is_steady, self._interrupt = True, None
+        self._is_steady = True
         try:
             yield
         finally:
             self._is_steady = False
-        if self._interrupt is not None:
-            raise self._interrupt
+            interrupt, self._interrupt = self._interrupt, None
+        if interrupt is not None:
+            raise interrupt
 
     def _has_ended(self, work: Work, group: ProcessGroup) -> bool:
         """Waits for `work`; False where something else came first."""
@@ -178,6 +192,8 @@ class Together:
     ) -> None:
         if error is not None and not self._ended:
             self._fail(error)
+        if error is None and self._interrupt is not None:
+            raise self._interrupt
 
     def _fail(self, error: BaseException) -> None:
         """Tells the other ranks in what they take for this rank's next exchange."""

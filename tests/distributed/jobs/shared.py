@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes  # noqa: F401 (imported before the ranks are forked)
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_module
 from torch.distributed.tensor import distribute_tensor as distribute
 from torch.nn.parallel import DistributedDataParallel
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 import dormant
 from dormant import _C
 from dormant.materialization import shared_reads
+from dormant.ranks.together import Together
 from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 from dormant.reporting.report import Report
 from jobs.held import keyed_names, lazy_names, local_of, local_tensors
@@ -195,6 +197,21 @@ def bytes_read(path: str, share: bool) -> int:
     return characters_read() - before
 
 
+def flat(path: str) -> dict[str, Any]:
+    """FSDP1: each rank has another part of one flat parameter, and the same buffers."""
+    states = []
+    for share in (False, True):
+        torch.manual_seed(SEED)
+        with dormant.lazy_init():
+            model: Any = Layered()
+            model.register_buffer("steps", torch.arange(4.0))
+        dormant.load(model, path, materialize=False, missing="error")
+        model = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+        dormant.materialize(model, share_reads=share)
+        states.append(local_tensors(model))
+    return {"without": states[0], "local": states[1]}
+
+
 def into_real(path: str, other: str) -> dict[str, Any]:
     """A second load, into the memory of the first."""
     model = lazy_model("Layered", "DDP")
@@ -294,6 +311,25 @@ def every_step_fails(
         first = first or state
         assert all(torch.equal(first[name], state[name]) for name in first), n
     return {"raised": raised, "lazy": kept, "parameters": len(first), "local": first}
+
+
+def interrupted_at_the_end(way: str, path: str) -> dict[str, Any]:
+    """Somebody presses Ctrl-C at rank 1 when it has its part and waits for the others."""
+    model = lazy_model("Layered", way)
+    conclude = Together.conclude
+
+    def interrupted(self: Together) -> None:
+        if dist.get_rank() == 0:
+            time.sleep(1)
+        elif dist.get_rank() == 1:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        conclude(self)
+
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Together, "conclude", interrupted)
+        error = attempt(model, path)
+    return {"error": type(error).__name__, "lazy": lazy_names(model), "local": local_tensors(model)}
 
 
 def interrupted(way: str, path: str, after: int, waiting: bool) -> dict[str, Any]:
