@@ -48,7 +48,7 @@ class Twin:
     def __init__(self, tensor: torch.Tensor, /) -> None: ...
     @property
     def bytes(self) -> torch.Tensor:
-        """Flat uint8, lazy until materialized; a tensor of its own each time."""
+        """Flat uint8, lazy until materialized."""
     def give(self) -> None:
         """Lets the storage have this memory, if it is still as lazy as it was."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,8 @@ from jobs.shared import MODELS, Packable
 from launch import RunRanks
 from torch import nn
 
+from dormant.materialization.shared_reads import _schedule
+from dormant.ranks.peers import Peers
 from every_format import FORMATS, every_format
 from range_server import serving
 
@@ -388,3 +392,52 @@ def test_a_rank_takes_its_part(
         assert result["part"] == 320 * mib // share
         assert result["part"] <= result["peak"] + mib
         assert result["peak"] <= result["part"] + 64 * mib, result
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 8])
+def test_readers_get_runs_of_about_the_same_bytes(readers: int) -> None:
+    generator = random.Random(5)
+    for count in (1, 2, 7, 300):
+        sizes = [generator.randrange(1, 1 << generator.randrange(1, 28)) for _ in range(count)]
+        found = _schedule(sizes, readers)
+        assert found == sorted(found)
+        for reader in range(readers):
+            own = [size for size, (who, _) in zip(sizes, found, strict=True) if who == reader]
+            assert abs(sum(own) - sum(sizes) / readers) <= max(sizes)
+            ticks = [tick for who, tick in found if who == reader]
+            assert ticks[:1] in ([], [0])
+            for tick in set(ticks):
+                in_tick = sum(
+                    size for size, task in zip(sizes, found, strict=True) if task == (reader, tick)
+                )
+                assert in_tick < 2 * max(64 << 20, *sizes)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3), (3, 1, 2), (2, 2, 2)])
+def test_all_peers_are_reached(shape: tuple[int, ...]) -> None:
+    ranks = tuple(range(10, 10 + math.prod(shape)))
+    places = dict(zip(ranks, itertools.product(*map(range, shape)), strict=True))
+    for reader in ranks:
+        have = {reader}
+        of = {}
+        for rank in ranks:
+            # A group is told by its dimension and the place of its ranks along the others.
+            groups: list[Any] = [_Group(shape, dim, places[rank]) for dim in range(len(shape))]
+            of[rank] = Peers(ranks, tuple(groups)).hops(reader, rank)
+        for dim in range(len(shape)):
+            taking_part = {rank: hops[dim] for rank, hops in of.items() if hops[dim] is not None}
+            for group, source in taking_part.values():
+                members = {r for r in ranks if _Group(shape, dim, places[r]).key == group.key}
+                assert source in members & have
+                assert members <= set(taking_part)
+            have |= set(taking_part)
+        assert have == set(ranks)
+
+
+class _Group:
+    def __init__(self, shape: tuple[int, ...], dim: int, place: tuple[int, ...]) -> None:
+        self._size = shape[dim]
+        self.key = (dim, place[:dim], place[dim + 1 :])
+
+    def size(self) -> int:
+        return self._size

@@ -88,6 +88,7 @@ class Together:
         """
         if self.is_alone:
             return {self.rank: said}
+        self._ended = False
         with self.steady():
             return self._exchange(said)
 
@@ -103,6 +104,7 @@ class Together:
         if not self.is_alone:
             self._is_steady = True
             self._exchange(None)
+            self._ended = True
 
     def _exchange(self, said: Any) -> dict[int, Any]:
         text = b"" if said is None else json.dumps(said).encode()
