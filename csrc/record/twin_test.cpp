@@ -31,7 +31,9 @@ TEST(Twin, GivesItsMemoryToTheStorage) {
 TEST(Twin, MayHaveOtherBytesThanTheHistory) {
   const auto tensor = lazy_numbers();
   const Twin twin(tensor.storage());
-  materialize(twin.bytes(), {.values = Values::empty});
+  MaterializeOptions options;
+  options.values = Values::empty;
+  materialize(twin.bytes(), options);
   twin.bytes().view(at::kFloat).fill_(7);
   twin.give();
   settle(tensor);

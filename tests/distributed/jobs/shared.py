@@ -109,10 +109,10 @@ def lazy_model(kind: str, way: str, quantized: str | None = None, seed: int = SE
     return WAYS[way](model)
 
 
-def small_ticks(tick: int, piece: int = 100) -> None:
+def small_ticks(tick: int) -> None:
     """Tensors of the tests are small: as if they were large."""
     shared_reads._TICK = tick
-    shared_reads._PIECE = piece
+    shared_reads._PIECE = max(100, tick // 4)
 
 
 def load(
@@ -286,7 +286,7 @@ def every_step_fails(
     way: str, path: str, kind: str, ranks: list[int], quantized: str | None
 ) -> dict[str, Any]:
     """The n-th allocation or read fails on some ranks, for every n that there is."""
-    small_ticks(4096, 4096)
+    small_ticks(4096)
     rank = dist.get_rank()
     model = lazy_model("Layered", way, quantized)
     _C.set_faults(f"{kind}:0")
@@ -334,7 +334,7 @@ def interrupted_at_the_end(way: str, path: str) -> dict[str, Any]:
 
 def interrupted(way: str, path: str, after: int, waiting: bool) -> dict[str, Any]:
     """Somebody presses Ctrl-C at rank 1: while it reads, or while it waits for rank 0."""
-    small_ticks(4096, 4096)
+    small_ticks(4096)
     model = lazy_model("Layered", way)
     calls = 0
 
@@ -418,7 +418,7 @@ def main() -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world
     )
-    small_ticks(4096, 4096)
+    small_ticks(4096)
     model = lazy_model("Layered", sys.argv[5])
 
     def on_step(done: int, total: int) -> None:
