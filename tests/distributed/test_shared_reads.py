@@ -184,6 +184,37 @@ def test_options(run_ranks: RunRanks, path: Path, options: dict[str, Any]) -> No
         assert set(result["ways"].values()) == {"tiles", "received"}
 
 
+def test_each_tensor_goes_to_those_who_need_it(run_ranks: RunRanks, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    nbytes = write("Layered", path)
+    for tick in (1, 1 << 20):
+        ranks = run_ranks(
+            4, "shared:compared", kind="Layered", way="mixed", path=str(path), tick=tick
+        )
+        for rank, result in enumerate(ranks):
+            assert_same_tensors(result["without"], result["local"], f"rank {rank}")
+            assert_same_tensors(result["without"], result["later"]["local"], f"rank {rank}")
+        assert sum(result["read"] for result in ranks) == nbytes
+        assert sum(result["later"]["read"] for result in ranks) == nbytes
+
+
+def test_ranks_that_have_other_models_share_among_themselves(
+    run_ranks: RunRanks, tmp_path: Path
+) -> None:
+    models: list[Any] = [Layered(), Layered()]
+    del models[1].layers[0]
+    paths = [str(tmp_path / f"{stage}.safetensors") for stage in range(2)]
+    for model, path in zip(models, paths, strict=True):
+        safetensors.torch.save_file(model.state_dict(), path)
+    ranks = run_ranks(4, "shared:stages", paths=paths)
+    for stage, model in enumerate(models):
+        pair = ranks[2 * stage : 2 * stage + 2]
+        for result in pair:
+            assert_same_tensors(tensors_of(model), result["local"], f"stage {stage}")
+        whole = sum(tensor.nbytes for tensor in model.state_dict().values())
+        assert sum(result["read"] for result in pair) == whole
+
+
 def test_parts_of_fsdp1_are_not_shared(run_ranks: RunRanks, tmp_path: Path) -> None:
     model = Layered()
     model.register_buffer("steps", torch.arange(4.0) + 1)

@@ -86,6 +86,18 @@ def _hsdp(model: Any) -> nn.Module:
     return fully_shard(model, mesh=mesh)
 
 
+def _mixed(model: Any) -> nn.Module:
+    """Weights in parts, biases in none, and a layer that is left as it is."""
+    mesh = _square()
+    for layer in model.layers:
+        for name, parameter in list(layer.named_parameters()):
+            placement = Shard(0) if name == "weight" else Replicate()
+            placed = distribute(parameter, mesh, [Replicate(), placement], src_data_rank=None)
+            layer.register_parameter(name, nn.Parameter(placed))
+    whole: nn.Module = model
+    return whole
+
+
 WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "DDP": lambda model: model,
     "wrapped DDP": lambda model: DistributedDataParallel(model, init_sync=False),
@@ -96,6 +108,7 @@ WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "replicated twice": lambda model: _place(model, _square(), Replicate(), Replicate()),
     "DP x TP": lambda model: _place(model, _square(), Replicate(), Shard(0)),
     "TP x DP": lambda model: _place(model, _square(), Shard(0), Replicate()),
+    "mixed": _mixed,
     "FSDP": lambda model: fully_shard(model),  # type: ignore[dict-item]
 }
 
@@ -210,6 +223,18 @@ def flat(path: str) -> dict[str, Any]:
         dormant.materialize(model, share_reads=share)
         states.append(local_tensors(model))
     return {"without": states[0], "local": states[1]}
+
+
+def stages(paths: list[str]) -> dict[str, Any]:
+    """Two pairs of ranks: each pair has a model of its own, replicated but for one layer."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("stage", "replica"))
+    stage = mesh.get_local_rank("stage")
+    model = lazy_model("Layered", "DDP")
+    if stage == 1:
+        del model.layers[0]
+    _place(model.layers, mesh["replica"], Replicate())
+    report = dormant.load(model, paths[stage], share_reads=True, unexpected="error")
+    return found(model, report)
 
 
 def into_real(path: str, other: str) -> dict[str, Any]:
