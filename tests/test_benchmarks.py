@@ -18,7 +18,7 @@ TASKS = {
     "tiny_models": 3,
     "initialize": 6,
     "shard": 4,
-    "ranks": 10,
+    "ranks": 12,
     "jump": 8,
     "load": 17,
     "remote": 12,

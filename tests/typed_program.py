@@ -65,7 +65,8 @@ def main(folder: Path) -> None:
     assert_type(dormant.summary(checkpoint), dormant.Summary)
     assert_type(dormant.is_lazy(model.parameters()), bool)
 
-    report = dormant.load(model, checkpoint, missing="error", mmap="never", rename={"old.": ""})
+    report = dormant.load(model, checkpoint, missing="error", mmap="never", share_reads=True)
+    report = dormant.load(model, checkpoint, rename={"old.": ""})
     assert_type(report.missing_keys, tuple[str, ...])
     assert_type(report.tensors, list[dormant.TensorReport])
     plan = dormant.load(model, checkpoint, dry_run=True)

@@ -1,4 +1,4 @@
-"""Processor time of each rank that fills its part of a model under fully_shard.
+"""Processor time of each rank that fills its part of a model under fully_shard, or all of it.
 
 Not time on the clock: the ranks of this machine share its processors, those of a cluster do not.
 """
@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.options import Options
 from benchmarks.outcome import Outcome, Sheet, aim
-from benchmarks.ranks.ways import BLOCK, WAYS
+from benchmarks.ranks.ways import BLOCK, REPLICAS, WAYS
 from benchmarks.sample import median
 from dormant.text.table import format_bytes
 
@@ -46,6 +46,8 @@ def run(options: Options) -> Outcome:
                 "size": size,
             }
             outcome.sheets.append(_sheet(outcome, options, kind, case, Path(folder)))
+            if kind == "bfloat16":
+                outcome.sheets.append(_replicas(outcome, options, case, Path(folder)))
             path.unlink()
     return outcome
 
@@ -93,6 +95,40 @@ def _sheet(
         f"median of {options.repeat} runs, the rank that takes most; one thread for each rank",
         aim(f"share with {worlds[-1]} ranks", shares["dormant", worlds[-1]], 1 / worlds[-1], ""),
     ]
+    return sheet
+
+
+def _replicas(outcome: Outcome, options: Options, case: dict[str, Any], folder: Path) -> Sheet:
+    sheet = Sheet(
+        f"{case['layers']} layers of {case['size']} x {case['size']}, bfloat16, all of them on "
+        "each rank",
+        ("", "ranks", "read by each rank", "processor, each rank", "peak above the model"),
+    )
+    expected = ""
+    for world in _WORLDS[1:2] if options.quick else _WORLDS[1:]:
+        for way in REPLICAS:
+            runs = [_run(way, world, case, folder, i) for i in range(options.repeat)]
+            ranks = [rank for ranks in runs for rank in ranks]
+            expected = expected or ranks[0]["digest"]
+            same = all(rank["digest"] == expected for rank in ranks)
+            outcome.check(f"{way}, {world} ranks", [] if same else ["bits"])
+            seconds = median(
+                [max(each, key=lambda rank: rank["processor"]) for each in runs], "processor"
+            )
+            above = median(ranks, "peak") - median(ranks, "part")
+            sheet.rows.append(
+                [
+                    way,
+                    str(world),
+                    format_bytes(int(median(ranks, "read"))),
+                    f"{seconds:.3f} s",
+                    format_bytes(max(0, int(above))),
+                ]
+            )
+            outcome.measurements.append(
+                {"contestant": way, "ranks": world, **case, "samples": runs}
+            )
+    sheet.notes.append(f"median of {options.repeat} runs; one thread for each rank; nothing mapped")
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""How a rank gets its part of a model under fully_shard, in bfloat16 or packed to nf4."""
+"""How a rank gets its part of a model under fully_shard, or all of it, in bfloat16 or nf4."""
 
 from __future__ import annotations
 
@@ -91,3 +91,26 @@ WAYS = {
     "every rank loads all": every_rank_loads_all,
     "rank 0 loads and sends": rank_0_loads_and_sends,
 }
+
+
+def each_reads_all(path: Path, packed: bool, layers: int, size: int) -> nn.Module:
+    """DDP: every rank has the model, and reads it."""
+    return _replica(path, packed, layers, size, share_reads=False)
+
+
+def each_reads_a_share(path: Path, packed: bool, layers: int, size: int) -> nn.Module:
+    """DDP: every rank reads a part, and gets the rest from the others."""
+    return _replica(path, packed, layers, size, share_reads=True)
+
+
+def _replica(path: Path, packed: bool, layers: int, size: int, *, share_reads: bool) -> nn.Module:
+    with dormant.lazy_init():
+        model = build(layers, size)
+    if packed:
+        dormant.quantize(model, "nf4", skip=())
+    # What is mapped is read when it is looked at, which nobody counts.
+    dormant.load(model, path, mmap="never", share_reads=share_reads, progress=False)
+    return model
+
+
+REPLICAS = {"every rank reads all": each_reads_all, "share_reads": each_reads_a_share}

@@ -28,6 +28,7 @@
 #include "record/replay.h"
 #include "record/source_node.h"
 #include "record/turns.h"
+#include "record/twin.h"
 #include "system/faults.h"
 #include "tile/engine.h"
 #include "tile/held_tensors.h"
@@ -248,6 +249,20 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("digest", [](const Tensor& tensor) { return digest(tensor); });
   m.def("is_statistic", [](const Tensor& tensor) { return is_statistic(tensor); });
   m.def("sources", [](const Tensor& tensor) { return source_names(tail_of(tensor)); });
+  m.def("history_digest", [](const Tensor& tensor) { return history_digest(tensor); });
+  m.def("file_ranges", [](const Tensor& tensor) {
+    std::vector<std::tuple<std::string, uint64_t, uint64_t>> ranges;
+    for (const auto& [name, begin, end] : file_ranges(tail_of(tensor))) {
+      ranges.emplace_back(name, begin, end);
+    }
+    return ranges;
+  });
+  py::class_<Twin>(m, "Twin")
+      .def(
+          py::init([](const Tensor& tensor) { return std::make_unique<Twin>(storage_of(tensor)); }),
+          py::arg("tensor"), py::pos_only())
+      .def_property_readonly("bytes", [](const Twin& twin) { return twin.bytes(); })
+      .def("give", &Twin::give);
   m.def("materialize", &materialize_tensors, py::arg("tensors"), py::arg("values"),
         py::arg("on_step"), py::arg("memory_budget") = std::nullopt, py::arg("mmap") = "auto",
         py::arg("held") = nullptr);

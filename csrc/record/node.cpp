@@ -102,6 +102,17 @@ std::set<std::string> source_names(const NodePtr& tail) {
   return names;
 }
 
+std::set<FileRange> file_ranges(const NodePtr& tail) {
+  std::set<FileRange> ranges;
+  for (const auto* node : closure({tail.get()})) {
+    if (node->source && node->source->memory().empty()) {
+      ranges.insert({node->source->name(), node->source_offset,
+                     node->source_offset + node->operands[0].buffer->nbytes});
+    }
+  }
+  return ranges;
+}
+
 std::string full_name(const c10::OperatorHandle& op) {
   const auto& name = op.operator_name();
   return name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;

@@ -16,6 +16,7 @@
 #include <c10/core/StorageImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -120,6 +121,19 @@ DORMANT_BINDINGS_API std::vector<std::string> operator_names(const NodePtr& tail
 
 /// Names of the files, and of other memory, that it reads.
 DORMANT_BINDINGS_API std::set<std::string> source_names(const NodePtr& tail);
+
+/// Bytes of a file.
+struct FileRange {
+  std::string name;
+  uint64_t begin;
+  uint64_t end;
+
+  auto operator<=>(const FileRange& other) const = default;
+};
+
+/// The tensors of files that it reads, whole or in part, in the order of their places; not memory
+/// that somebody holds.
+DORMANT_BINDINGS_API std::set<FileRange> file_ranges(const NodePtr& tail);
 
 /// "aten::normal_" or "aten::add.Tensor".
 DORMANT_BINDINGS_API std::string full_name(const c10::OperatorHandle& op);

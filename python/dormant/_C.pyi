@@ -11,7 +11,8 @@ class MaterializedStorage(TypedDict):
     nbytes: int
     operators: int
     seconds: float
-    way: Literal["tiles", "mapped", "replay"] | None  # None of what only went to a file
+    # None of what only went to a file, "received" of what another rank has read.
+    way: Literal["tiles", "mapped", "replay", "received"] | None
     read_bytes: int
     initialized_bytes: int
     sources: list[str]
@@ -34,6 +35,22 @@ def sources(tensor: torch.Tensor, /) -> set[str]: ...
 def live_storages() -> int: ...
 def digest(tensor: torch.Tensor, /) -> int | None:
     """Of the draws and constants in its history; None where there are none."""
+
+def history_digest(tensor: torch.Tensor, /) -> int:
+    """Of all that its bytes come from, places in files included; 0 where it has memory."""
+
+def file_ranges(tensor: torch.Tensor, /) -> list[tuple[str, int, int]]:
+    """(name, begin, end) of the tensors of files that its history reads, in ascending order."""
+
+class Twin:
+    """The bytes of a lazy storage, made or received beside it."""
+
+    def __init__(self, tensor: torch.Tensor, /) -> None: ...
+    @property
+    def bytes(self) -> torch.Tensor:
+        """Flat uint8, lazy until materialized."""
+    def give(self) -> None:
+        """Lets the storage have this memory, if it is still as lazy as it was."""
 
 def tensor_over(storage: torch.UntypedStorage, /) -> torch.Tensor: ...
 

@@ -52,6 +52,7 @@ def load(
     materialize: bool = True,
     memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
+    share_reads: bool = False,
     progress: bool | Callback | None = None,
     trace_memory: bool = False,
     verbose: bool = False,
@@ -73,6 +74,7 @@ def load(
     materialize: bool = True,
     memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
+    share_reads: bool = False,
     progress: bool | Callback | None = None,
     trace_memory: bool = False,
     verbose: bool = False,
@@ -93,6 +95,7 @@ def load(
     materialize: bool = True,
     memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
+    share_reads: bool = False,
     progress: bool | Callback | None = None,
     trace_memory: bool = False,
     verbose: bool = False,
@@ -146,6 +149,11 @@ def load(
             that they take no time and no memory until read: "auto" where whoever writes to the
             file later waits until they have copies (safetensors on a local filesystem of Linux),
             "always", where nobody may write to the file as long as the model lives, or "never".
+        share_reads: True has ranks of torch.distributed that need the same bytes of files read them
+            once: one rank reads a tensor and sends it to the others, while it reads the next. It is
+            for models that are the same on all ranks (DDP), and for replicated parts of divided
+            parameters (HSDP, DTensor); all ranks of the default process group call `load`. What is
+            shared is never mapped. In one process it does nothing.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
         trace_memory: look at the memory of the process every few milliseconds from a thread of its
@@ -202,7 +210,13 @@ def load(
             "until it is materialized. Leave device out here, and pass it to "
             "dormant.materialize(model, device=...)."
         )
-    options = checked_options("load", memory_budget=memory_budget, mmap=mmap, progress=progress)
+    options = checked_options(
+        "load",
+        memory_budget=memory_budget,
+        mmap=mmap,
+        progress=progress,
+        share_reads=share_reads,
+    )
     rename_name = renaming(rename)
     _check_values_can_be_held(model)
     policy = Policy(missing, unexpected, mismatched)
@@ -214,7 +228,7 @@ def load(
         patches.in_use(),
         MemoryTrace(trace_memory) as trace,
         turn(model),
-        Together("load", () if dry_run else (model,)) as together,
+        Together("load", () if dry_run else (model,), shares_reads=share_reads) as together,
     ):
         started = time.perf_counter()
         adopt_parts([model], "load")

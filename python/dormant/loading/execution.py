@@ -9,7 +9,7 @@ import torch
 
 from dormant._extension import _C
 from dormant.loading.plan import Prepared, real_storages
-from dormant.materialization.api import make_report, note, steps
+from dormant.materialization.api import make_report, note, shared, steps
 from dormant.materialization.options import MaterializeOptions
 from dormant.quantization.layers import forget_sources, tensors_of
 from dormant.quantization.parts import parts_of, quantize_parts
@@ -66,9 +66,13 @@ def execute(
             check_same_recording([model], together)
             parts = parts_of([model]) if materialize else []
             packed = quantize_parts(parts, together, realize, tally)
+            lazy = {_C.storage_id(tensor): tensor for tensor in wanted}
+            packed |= shared(
+                [model], prepared.loaded, lazy, together, "exact", options, tally, finished
+            )
             realize(wanted, tally.rest(), held.tensors)
             held.prepare_to_keep()
-            together.exchange()
+            together.conclude()
     except BaseException as error:
         written = held.partly_written()
         held.restore()

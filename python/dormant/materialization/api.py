@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -19,6 +19,7 @@ from dormant.materialization.options import (
     check_dtype,
     checked_options,
 )
+from dormant.materialization.shared_reads import read_once
 from dormant.materialization.snapshot import all_or_nothing
 from dormant.quantization.layers import adopt_parts, forget_sources
 from dormant.quantization.layerwise import finish_layerwise, pending_layers
@@ -87,6 +88,7 @@ def materialize(
     dtype: torch.dtype | None = None,
     memory_budget: int | str | None = None,
     mmap: Mmap = "auto",
+    share_reads: bool = False,
     progress: bool | Callback | None = None,
     trace_memory: bool = False,
     verbose: bool = False,
@@ -127,6 +129,8 @@ def materialize(
             fit.
         mmap: whether tensors that are bytes of a checkpoint file and nothing else may show them in
             place, as for `load`.
+        share_reads: whether ranks of torch.distributed that need the same bytes of files read them
+            once, as for `load`. All ranks of the default process group call it, with modules.
         progress: True shows a progress bar, False none; a function is called with (done, total)
             bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
         trace_memory: look at the memory of the process every few milliseconds from a thread of its
@@ -160,11 +164,16 @@ def materialize(
     check_dtype(dtype, "materialize")
     place = check_device(device, "materialize")
     options = checked_options(
-        "materialize", memory_budget=memory_budget, mmap=mmap, progress=progress
+        "materialize",
+        memory_budget=memory_budget,
+        mmap=mmap,
+        progress=progress,
+        share_reads=share_reads,
     )
     with MemoryTrace(trace_memory) as trace:
         roots = roots_of(target, "materialize", changes=True)
-        with Together("materialize", (root for _, root in roots)) as together:
+        targets = [root for _, root in roots]
+        with Together("materialize", targets, shares_reads=share_reads) as together:
             report = bring_to_life(
                 roots, options, together, values=values, place=place, dtype=dtype
             )
@@ -220,6 +229,11 @@ def bring_to_life(
 
         if values == "exact":
             origins |= quantize_parts(parts_of(root for _, root in roots), together, realize, tally)
+
+        if values != "empty":
+            modules = [root for _, root in roots if is_module(root)]
+            lazy = inventory.lazy_storages
+            origins |= shared(modules, inventory, lazy, together, values, options, tally, finished)
 
         if place is not None:
             aliases = inventory.objects_by_storage()
@@ -327,6 +341,30 @@ def note(
                 each[cost] += earlier[cost]
         finished[each["storage"]] = each
     return read
+
+
+def shared(
+    modules: Sequence[torch.nn.Module],
+    inventory: Inventory,
+    lazy: Mapping[int, torch.Tensor],
+    together: Together,
+    values: Values,
+    options: MaterializeOptions,
+    tally: Tally,
+    finished: dict[int, _C.MaterializedStorage],
+) -> dict[int, Literal["checkpoint", "initialized"]]:
+    """Materializes what the ranks share (shared_reads.py); returns where it comes from."""
+
+    def make(
+        tensors: list[torch.Tensor], what: Literal["values", "empty"], on_step: Callback | None
+    ) -> list[_C.MaterializedStorage]:
+        chosen = values if what == "values" else what
+        # A mapping is read by whoever looks at it, here every rank at once.
+        return _C.materialize(tensors, chosen, on_step, options.memory_budget, "never")
+
+    done = read_once(modules, inventory, lazy, together, make, tally)
+    note(done, finished)
+    return dict.fromkeys((each["storage"] for each in done), "checkpoint")
 
 
 def make_report(

@@ -21,11 +21,13 @@ class MaterializeOptions:
         memory_budget: bytes that this may take besides the final tensors; None sets no bound.
         mmap: whether tensors that are bytes of a file and nothing else may show them in place.
         progress: True shows a bar, False none, None one where it is wanted; a function is told.
+        share_reads: whether ranks that need the same bytes of files read them once.
     """
 
     memory_budget: int | None = None
     mmap: Mmap = "auto"
     progress: bool | Callback | None = None
+    share_reads: bool = False
 
 
 def checked_options(
@@ -34,11 +36,12 @@ def checked_options(
     memory_budget: int | str | None = None,
     mmap: str = "auto",
     progress: bool | Callback | None = None,
+    share_reads: bool = False,
 ) -> MaterializeOptions:
     """The options of an operation, as its user gave them.
 
     Raises:
-        TypeError: `memory_budget` or `progress` is of a type that cannot be used.
+        TypeError: an option is of a type that cannot be used.
         ValueError: `memory_budget` is not a positive number of bytes, or there is no such `mmap`.
     """
     check_choice(mmap, ("auto", "always", "never"), "mmap", operation)
@@ -47,8 +50,12 @@ def checked_options(
             f"{operation}: progress must be True, False, None or a function of (done, total), got "
             f"{type(progress).__name__}."
         )
+    if not isinstance(share_reads, bool):
+        raise TypeError(
+            f"{operation}: share_reads must be True or False, got {type(share_reads).__name__}."
+        )
     return MaterializeOptions(
-        check_memory_budget(memory_budget, operation), cast(Mmap, mmap), progress
+        check_memory_budget(memory_budget, operation), cast(Mmap, mmap), progress, share_reads
     )
 
 

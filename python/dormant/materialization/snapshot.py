@@ -142,7 +142,7 @@ def all_or_nothing(roots: Iterable[tuple[str, object]], together: Together) -> I
         yield
         for each in held:
             each.prepare_to_keep()
-        together.exchange()
+        together.conclude()
     except BaseException:
         for each in held:
             each.restore()

@@ -17,13 +17,20 @@ def check_same_recording(modules: Iterable[torch.nn.Module], together: Together)
     """Compares what the ranks drew and filled in for the tensors that they have parts of.
 
     Raises:
-        ValueError: there is a difference: on every rank, with the name of the first such tensor.
+        ValueError: there is a difference: on every rank, with the name of the first such tensor; or
+            not all of them want to share what they read.
         RuntimeError, OSError, MemoryError, ...: another rank failed.
     """
     digests = {name: _C.digest(part) for name, part in _lazy_parts(modules)}
-    everyone = together.exchange(digests)
+    everyone = together.exchange([together.shares_reads, digests])
     first: dict[str, tuple[int, int]] = {}
-    for rank, theirs in everyone.items():
+    for rank, (shares, theirs) in everyone.items():
+        if shares != together.shares_reads:
+            raise ValueError(
+                f"{together.operation}: share_reads is {shares} on rank {rank} and "
+                f"{together.shares_reads} on rank {together.rank}. Next: pass the same on all "
+                "ranks."
+            )
         for name, digest in theirs.items():
             if digest is None:  # it has no elements, or all were overwritten
                 continue

@@ -47,26 +47,35 @@ class Together:
     Args:
         operation: "load" or "materialize", for messages.
         roots: modules, and anything else, which is not looked at.
+        shares_reads: where no parameter is divided, all ranks of the default group take part.
 
     Attributes:
-        operation: as given.
+        operation, shares_reads: as given.
+        groups: the process groups through which the ranks reach each other.
         rank: of this process in the default group.
+        ranks: those that took part in the last exchange.
     """
 
-    def __init__(self, operation: str, roots: Iterable[object]) -> None:
+    def __init__(
+        self, operation: str, roots: Iterable[object], *, shares_reads: bool = False
+    ) -> None:
         self.operation = operation
-        self._groups = _groups_of(roots)
-        self._ended = not self._groups
+        self.shares_reads = shares_reads
+        self.groups = _groups_of(roots, or_all=shares_reads)
+        self._ended = not self.groups
         self.rank, world = 0, 1
         if _is_one_of_several():
             self.rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.ranks = [self.rank]
+        self._is_steady = False
+        self._interrupt: BaseException | None = None
         # Outside of torch's allocator: that memory is exhausted can be told without it.
         self._table = torch.frombuffer(bytearray(world * _ROW), dtype=torch.uint8)
 
     @property
     def is_alone(self) -> bool:
         """Whether no other rank takes part."""
-        return not self._groups
+        return not self.groups
 
     def exchange(self, said: Any = None) -> dict[int, Any]:
         """What every rank has to say, by rank in the default group.
@@ -80,6 +89,25 @@ class Together:
         """
         if self.is_alone:
             return {self.rank: said}
+        self._ended = False
+        with self.steady():
+            return self._exchange(said)
+
+    def conclude(self) -> None:
+        """The last exchange: after it the others keep what they have made.
+
+        So does this rank: what interrupts it from here on while it waits is raised when the context
+        ends.
+
+        Raises:
+            KeyError, ...: another rank failed.
+        """
+        if not self.is_alone:
+            self._is_steady = True
+            self._exchange(None)
+            self._ended = True
+
+    def _exchange(self, said: Any) -> dict[int, Any]:
         text = b"" if said is None else json.dumps(said).encode()
         sizes = self._agree(len(text))
         if not any(sizes.values()):
@@ -111,14 +139,50 @@ class Together:
             RuntimeError: a rank of the group is gone.
         """
         try:
-            _wait(work, group)
+            while not self._has_ended(work, group):
+                pass
         except RuntimeError as error:
             self._ended = True
+            # Whoever has other groups in common with this rank would wait for it there.
+            with contextlib.suppress(RuntimeError):
+                for each in self.groups:
+                    _store().set(_key_of(each), "")
             raise RuntimeError(
                 f"{self.operation}: a rank of the process group is gone, or did not answer in "
                 f"time ({error}). {self.operation} changed nothing on this rank. Next: look for "
                 "the first error of the other ranks, and start all of them again."
             ) from error
+
+    @contextlib.contextmanager
+    def steady(self) -> Iterator[None]:
+        """While open, what interrupts waiting is raised at the end; what comes second, at once.
+
+        So this rank goes on to where the others expect to be told of it.
+        """
+        if self._is_steady:
+            yield
+            return
+        self._is_steady = True
+        try:
+            yield
+        finally:
+            self._is_steady = False
+            interrupt, self._interrupt = self._interrupt, None
+        if interrupt is not None:
+            raise interrupt
+
+    def _has_ended(self, work: Work, group: ProcessGroup) -> bool:
+        """Waits for `work`; False where something else came first."""
+        try:
+            _wait(work, group)
+        except RuntimeError:
+            raise
+        except BaseException as interrupt:
+            if not self._is_steady or self._interrupt is not None:
+                raise
+            self._interrupt = interrupt
+            return False
+        return True
 
     def __enter__(self) -> Together:
         return self
@@ -131,6 +195,8 @@ class Together:
     ) -> None:
         if error is not None and not self._ended:
             self._fail(error)
+        if error is None and self._interrupt is not None:
+            raise self._interrupt
 
     def _fail(self, error: BaseException) -> None:
         """Tells the other ranks in what they take for this rank's next exchange."""
@@ -145,6 +211,7 @@ class Together:
             KeyError, ...: a rank has failed.
         """
         answers = self._tell(size, None)
+        self.ranks = list(answers)
         for rank, (_, failure) in answers.items():
             if failure is not None:
                 self._ended = True
@@ -169,7 +236,7 @@ class Together:
     def _spread(self, bytes_of_all: torch.Tensor) -> None:
         """Puts together bytes of which each rank has set its own, and no other; the rest is 0."""
         # Over one dimension of the mesh after the other, until all know all.
-        for group in self._groups:
+        for group in self.groups:
             work = torch.distributed.all_reduce(
                 bytes_of_all, torch.distributed.ReduceOp.MAX, group=group, async_op=True
             )
@@ -212,33 +279,42 @@ def _error_of(operation: str, rank: int, failure: _Failure) -> Exception:
 
 def _wait(work: Work, group: ProcessGroup) -> None:
     """Also where the rank that is gone is no neighbor in the ring, which then closes no socket."""
-    store = torch.distributed.distributed_c10d._get_default_store()
-    key = f"dormant/gone/{group.group_name}"
-    try:
-        pause, looked = 1e-5, time.monotonic()
-        while not work.is_completed():
-            time.sleep(pause)
-            pause = min(2 * pause, 5e-3)
-            if time.monotonic() > looked + _LOOK:
-                looked = time.monotonic()
-                if store.check([key]):
-                    raise RuntimeError("another rank has noticed it")
-        work.wait()
-    except RuntimeError:
-        with contextlib.suppress(RuntimeError):
-            store.set(key, "")
-        raise
+    pause, looked = 1e-5, time.monotonic()
+    while not work.is_completed():
+        time.sleep(pause)
+        pause = min(2 * pause, 5e-3)
+        if time.monotonic() > looked + _LOOK:
+            looked = time.monotonic()
+            if _store().check([_key_of(group)]):
+                raise RuntimeError("another rank has noticed it")
+    work.wait()
 
 
-def _groups_of(roots: Iterable[object]) -> list[ProcessGroup]:
-    """Those that parameters are divided in, each once; none where one can't send CPU tensors."""
+def _store() -> Any:
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+def _key_of(group: ProcessGroup) -> str:
+    """Set where a rank of the group is gone."""
+    return f"dormant/gone/{group.group_name}"
+
+
+def _groups_of(roots: Iterable[object], *, or_all: bool) -> list[ProcessGroup]:
+    """Those that parameters are divided in, each once; none where one can't send CPU tensors.
+
+    Where none is divided and there is a module: that of all ranks, if so wanted.
+    """
     if not _is_one_of_several():
         return []
+    modules = [root for root in roots if isinstance(root, torch.nn.Module)]
+    found = [group for module in modules for group in _all_groups_of(module)]
+    everybody = torch.distributed.group.WORLD
+    if modules and not found and or_all and everybody is not None:
+        found = [everybody]
     groups: list[ProcessGroup] = []
-    for root in roots:
-        for group in _all_groups_of(root) if isinstance(root, torch.nn.Module) else ():
-            if group.size() > 1 and group not in groups:
-                groups.append(group)
+    for group in found:
+        if group.size() > 1 and group not in groups:
+            groups.append(group)
     return groups if all(map(sends_from_the_cpu, groups)) else []
 
 

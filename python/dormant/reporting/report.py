@@ -15,7 +15,7 @@ from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
 
 Origin = Literal["checkpoint", "initialized", "quantized", "empty", "real", "meta"]
-Way = Literal["tiles", "mapped", "replay"]
+Way = Literal["tiles", "mapped", "replay", "received"]
 
 _HEADER = ("origin", "dtype", "tensors", "bytes", "largest")
 
@@ -37,7 +37,8 @@ class TensorReport:
         storage: identity of its storage: equal for views of one storage.
         way: how its storage came to life: "tiles" (piece by piece, in parallel), "mapped" (the
             file's bytes are shown in place), "replay" (its history has an operator that only runs
-            whole); None where it was already real.
+            whole), "received" (another rank read it, see `share_reads`); None where it was already
+            real.
         files: paths of the files it was read from.
     """
 

@@ -167,14 +167,15 @@ def bytes_read_by_plain(kind: str, way: str, path: str) -> dict[str, int]:
 def _bytes_read(kind: str, way: str, load: Callable[[nn.Module], object]) -> dict[str, int]:
     model = lazy_model(kind)
     WAYS[way](model)
-    before = _characters_read()
+    before = characters_read()
     load(model)
-    after = _characters_read()
+    after = characters_read()
     with torch.no_grad():
         shards = report(model, [])["local"].values()
     return {"read": after - before, "shards": sum(shard.nbytes for shard in shards)}
 
 
-def _characters_read() -> int:
+def characters_read() -> int:
+    """Bytes that read calls gave this process, from files only."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])

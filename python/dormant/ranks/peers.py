@@ -1,0 +1,89 @@
+"""Ranks that need the same bytes, and how one of them gives what it has to the others."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dormant.ranks.together import Together, sends_from_the_cpu
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Ranks that need the same, in a block of one or more dimensions.
+
+    Attributes:
+        ranks: in the default group, in the order of the block, its last dimension fastest.
+        groups: the process group of this rank along each dimension.
+    """
+
+    ranks: tuple[int, ...]
+    groups: tuple[ProcessGroup, ...]
+
+    def hops(self, reader: int, rank: int) -> list[tuple[ProcessGroup, int] | None]:
+        """How what `reader` has reaches all, as far as `rank` takes part.
+
+        First it goes along the first dimension, from there along the second, and so on.
+
+        Returns:
+            For each dimension the group in which `rank` sends or receives, and the rank that sends
+            there; None where it does neither.
+        """
+        places = list(itertools.product(*(range(group.size()) for group in self.groups)))
+        mine, origin = (places[self.ranks.index(each)] for each in (rank, reader))
+        found: list[tuple[ProcessGroup, int] | None] = []
+        for dim, group in enumerate(self.groups):
+            if mine[dim + 1 :] == origin[dim + 1 :]:
+                sender = (*mine[:dim], *origin[dim:])
+                found.append((group, self.ranks[places.index(sender)]))
+            else:
+                found.append(None)
+        return found
+
+
+def peers_of_part(tensor: Any) -> Peers | None:
+    """The ranks that have the same part of a DTensor as this one; None where no other has."""
+    mesh = tensor.device_mesh
+    place = mesh.get_coordinate()
+    if place is None:
+        return None
+    dims = [
+        dim
+        for dim, placement in enumerate(tensor.placements)
+        if placement.is_replicate() and mesh.size(dim) > 1
+    ]
+    if not dims:
+        return None
+    ranks = tuple(_block(mesh.mesh.tolist(), place, dims))
+    return Peers(ranks, tuple(mesh.get_group(dim) for dim in dims))
+
+
+def _block(table: Any, place: Sequence[int], dims: Sequence[int], dim: int = 0) -> Iterator[int]:
+    """The ranks in a mesh that differ from those at `place` along `dims` only."""
+    if dim == len(place):
+        yield table
+    else:
+        for row in table if dim in dims else [table[place[dim]]]:
+            yield from _block(row, place, dims, dim + 1)
+
+
+def all_peers(together: Together) -> Peers | None:
+    """All ranks that work together; None where no one process group consists of them.
+
+    Args:
+        together: an exchange has told which they are.
+    """
+    everybody = torch.distributed.group.WORLD
+    assert everybody is not None
+    for group in (everybody, *together.groups):
+        ranks = torch.distributed.get_process_group_ranks(group)
+        if sorted(ranks) == sorted(together.ranks) and sends_from_the_cpu(group):
+            return Peers(tuple(ranks), (group,))
+    return None
