@@ -11,7 +11,7 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
 import dormant
 from jobs.held import keyed_names, lazy_names, local_tensors
-from jobs.models import ROWS, eager_model, lazy_model
+from jobs.models import ROWS, SEED, Stages, eager_model, lazy_model
 
 MICROBATCHES = 2
 
@@ -49,6 +49,32 @@ def run() -> dict[str, Any]:
         "bytes": report.nbytes,
         "output": output,
     }
+
+
+def tied(path: str | None) -> dict[str, Any]:
+    """The first stage has the embedding, the last one the head that is tied to it."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(SEED)
+    with dormant.lazy_init():
+        model = tied_stages()
+    if path is not None:
+        dormant.load(model, path, materialize=False)
+    stage = keep_stage(model, rank, world)
+    report = dormant.materialize(stage)
+    pipeline = ScheduleGPipe(
+        PipelineStage(stage, rank, world, torch.device("cpu")), n_microbatches=MICROBATCHES
+    )
+    tokens = torch.arange(ROWS - 1)
+    output = pipeline.step(tokens) if rank == 0 else pipeline.step()
+    return {"local": local_tensors(stage), "read": report.read_bytes, "output": output}
+
+
+def tied_stages() -> nn.Module:
+    """`Stages`, its head tied to the embedding."""
+    model: Any = Stages()
+    model.head = nn.Linear(model.embedding.weight.shape[1], ROWS, bias=False)
+    model.head.weight = model.embedding.weight
+    return model
 
 
 def split_whole() -> dict[str, Any]:
