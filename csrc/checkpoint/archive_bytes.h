@@ -12,7 +12,7 @@ namespace dormant::checkpoint::bytes {
 inline std::string little(uint64_t value, int size) {
   std::string text;
   for (int i = 0; i < size; ++i) {
-    text.push_back(static_cast<char>(value >> (8 * i)));
+    text.push_back(i < 8 ? static_cast<char>(value >> (8 * i)) : '\0');
   }
   return text;
 }

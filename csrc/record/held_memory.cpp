@@ -46,7 +46,9 @@ void HeldMemory::read(uint64_t offset, size_t count, void* out) const {
   TORCH_CHECK(data_ != nullptr || nbytes_ == 0, "dormant: read memory: ", nbytes_,
               " bytes that a tensor was copied from are gone. Cause: loading gave them back to "
               "their owner, and there was no memory for a copy. Next: build the copy again.");
-  std::memcpy(out, data_ + offset, count);
+  if (count > 0) {
+    std::memcpy(out, data_ + offset, count);
+  }
 }
 
 std::span<const std::byte> HeldMemory::memory() const {
