@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import transformers
 import dormant
 from compare import assert_same_bits
 from dormant import integrations
+from dormant.recording.patches import declared
 from pages import DOCS, ROOT, blocks, run_page
 
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -117,6 +119,30 @@ def test_the_limits_list_the_models_that_read_values() -> None:
     rows = re.findall(r"^\| (\w+) \| `(\w+)` \|", (DOCS / "limits.md").read_text(), re.MULTILINE)
     expected = [(library, model) for library, models in VALUE_READERS.items() for model in models]
     assert sorted(rows) == sorted(expected)
+
+
+def test_the_limits_list_the_replaced_functions() -> None:
+    section = (DOCS / "limits.md").read_text().split("## Replaced Python functions")[1]
+    listed = {
+        (owner, name)
+        for owners, names in re.findall(r"^\| (`.*?) \| (`.*?) \|$", section, re.MULTILINE)
+        for owner in re.findall(r"`(.*?)`", owners)
+        for name in re.findall(r"`(.*?)`", names)
+    }
+    of_torch = {owner for owner, _ in listed if owner.startswith("torch")}
+    shown = {id(pkgutil.resolve_name(owner)): owner for owner in of_torch}
+    expected = {
+        (
+            patch.owner.replace(":", ".")
+            if isinstance(patch.owner, str)
+            else shown[id(patch.owner)],
+            patch.name,
+        )
+        for patch in declared()
+    }
+    if torch.__version__ < "2.15":
+        expected.add(("torch.Tensor", "__setitem__"))
+    assert listed == expected
 
 
 def test_links_of_the_readme_lead_to_files() -> None:
