@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pkgutil
@@ -143,6 +144,37 @@ def test_the_limits_list_the_replaced_functions() -> None:
     if torch.__version__ < "2.15":
         expected.add(("torch.Tensor", "__setitem__"))
     assert listed == expected
+
+
+def messages_of(source: Path) -> str:
+    """The text in a file's string literals; what is filled in at run time is a null character."""
+    text = source.read_text()
+    if source.suffix == ".cpp":
+        joined = re.sub(r'"\s*\n\s*"', "", text)
+        return "\0".join(re.findall(r'"((?:[^"\\\n]|\\.)*)"', joined))
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_messages_of_the_troubleshooting_page_are_in_the_sources() -> None:
+    page = (DOCS / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `(.+?)`", page, re.MULTILINE)
+    assert len(quoted) >= 30
+    sources = [*(ROOT / "python" / "dormant").rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
+    messages = [messages_of(source) for source in sources if "_test" not in source.stem]
+
+    def is_said(quote: str) -> bool:
+        pieces = [re.escape(piece.strip()) for piece in quote.split("...") if piece.strip()]
+        said = re.compile(".{0,200}?".join(pieces), re.DOTALL)
+        return any(said.search(text) for text in messages)
+
+    assert [quote for quote in quoted if not is_said(quote)] == []
 
 
 def test_links_of_the_readme_lead_to_files() -> None:
