@@ -92,7 +92,7 @@ def test_arguments_that_cannot_be_used_together_are_exit_code_2(
 def test_an_error_is_one_block_and_a_json_object(cli: Cli, tmp_path: Path) -> None:
     run = cli("inspect", tmp_path / "absent")
     assert (run.code, run.out) == (3, "")
-    assert run.err.startswith("dormant inspect: open_checkpoint: nothing lies at ")
+    assert run.err.startswith("dormant inspect: open_checkpoint: no such file or folder: ")
     assert "Traceback" not in run.err
     run = cli("inspect", tmp_path / "absent", "--json")
     assert run.json["command"] == "inspect"
