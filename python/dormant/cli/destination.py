@@ -96,7 +96,9 @@ def check_apart(out: Path, inputs: Iterable[Path | str]) -> None:
             continue
         found = path.resolve()
         if found == place or place in found.parents:
-            raise UsageError(f"the output {out} would overwrite the input {path}. Choose another output.")
+            raise UsageError(
+                f"the output {out} would overwrite the input {path}. Choose another output."
+            )
 
 
 def files_below(path: Path) -> list[dict[str, object]]:
