@@ -1,4 +1,4 @@
-"""Adapters of peft on models that are still lazy, quantized ones included."""
+"""Adapters of peft on lazy models, including quantized ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def get_peft_model(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
-    """Puts a new adapter on a model, as `peft.get_peft_model` under the same seed.
+    """Adds a new adapter to a model, as `peft.get_peft_model` does with the same seed.
 
     Args:
         model: the base, lazy or real. Quantize it first (`dormant.quantize`, or
@@ -73,7 +73,7 @@ def load_adapter(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
-    """Puts a saved adapter on a model, as `peft.PeftModel.from_pretrained`.
+    """Adds a saved adapter to a model, as `peft.PeftModel.from_pretrained` does.
 
     Args:
         model: the base, lazy or real; or a PeftModel, which gets one more adapter.
@@ -88,7 +88,7 @@ def load_adapter(
         **options: what peft takes besides (is_trainable, ...).
 
     Returns:
-        The PeftModel; `model` itself where it is one.
+        The PeftModel; `model` itself if it already is one.
 
     Raises:
         ImportError: peft is not installed.

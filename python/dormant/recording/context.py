@@ -86,7 +86,7 @@ class LazyInit:
     ) -> None:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(
-                "lazy_init: dtype sets the default dtype; expected a floating-point dtype such as "
+                "lazy_init: dtype sets the default floating-point dtype; expected one like "
                 f"torch.bfloat16, got {dtype!r}."
             )
         self._device = check_device(device, "lazy_init", takes_meta=True)
