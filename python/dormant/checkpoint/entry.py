@@ -107,9 +107,9 @@ class Contents:
         metadata: what the file says about itself.
         versions: the `_metadata` of a module's state dict: versions by module name.
         extra: makes what is in the file beside the tensors.
-        naming: how its names become a model's, where the format has names of its own.
+        naming: how its names become those of a model, if the format has its own names.
         foreign: the classes and functions that it names and weights-only loading does not know.
-        folder: where its configuration lies, if that is at a URL.
+        folder: the folder of its configuration, if that is at a URL.
     """
 
     file: _C.File
@@ -124,7 +124,7 @@ class Contents:
 
 
 def place_of(file: _C.File) -> Path | str:
-    """Where a file lies: a path, or the URL or name of a file elsewhere."""
+    """The place of a file: a path, or the URL or name of a remote file."""
     return file.path if file.is_remote else Path(file.path)
 
 

@@ -32,7 +32,7 @@ _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 # Of a link that was handed out for a time, where a redirect led to one.
 _EXPIRED = (400, 401, 403, 404, 410)
 _MOST_IDLE = 32
-_LONGEST_REST = 1 << 16  # of an answer that nobody wants, read so that the connection can be kept
+_LONGEST_REST = 1 << 16  # of a response that is not needed, read so that the connection can be kept
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _NO_RANGE = re.compile(r"bytes \*/(\d{1,19})", re.ASCII)
 

@@ -287,7 +287,7 @@ def _is_sharded(module: torch.nn.Module) -> bool:
 
 
 def _is_sharded_class(kind: type) -> bool:
-    library = sys.modules.get("torch.distributed.fsdp")  # imported by whoever shards
+    library = sys.modules.get("torch.distributed.fsdp")  # imported by code that shards
     return library is not None and issubclass(kind, library.FSDPModule)
 
 

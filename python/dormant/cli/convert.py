@@ -225,7 +225,7 @@ def _open(
 
     Returns:
         The tensors, whether some of them are kept encoded in the files, and how the names become
-        those of a model, where the format has names of its own.
+        those of a model, if the format has its own names.
     """
     rules = None if options.rules is None else _RULES[options.rules]
     # Weights are decoded to two bytes or more; a cast to fewer bytes comes afterwards.

@@ -102,7 +102,7 @@ def dispatch_model(
     if folder is None or pending_layers(model):
         bring_to_life([("", model)], how, Together("materialize", ()))
     if folder is not None:
-        _check_accelerate_can_offload(model, on_disk)  # those that were pending, too
+        _check_accelerate_can_offload(model, on_disk)  # also layers that were pending
         offloaded = _offload(model, on_disk, folder)
         rest = [item for item in _tensors(model).items() if item[0] not in offloaded]
         bring_to_life(list(rest), how, Together("materialize", ()))

@@ -213,8 +213,8 @@ def _open(path: str | os.PathLike[str]) -> tuple[list[Mapping[str, torch.Tensor]
     """The tensors of each rank, by LLaMA2-Accessory's names, and whether they are differences."""
     if not Path(path).is_dir():
         raise ValueError(
-            f"load_tensor_parallel_model_list: {os.fspath(path)} is no folder; expected one with "
-            "consolidated.*.pth in it."
+            f"load_tensor_parallel_model_list: {os.fspath(path)} is not a folder; expected one "
+            "with consolidated.*.pth in it."
         )
     (group,) = find_groups([path])
     if not all(file.name.startswith("consolidated.") for file in group.files):

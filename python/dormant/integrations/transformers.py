@@ -246,7 +246,7 @@ def _quantize(model: torch.nn.Module, scheme: Scheme) -> None:
         module: Any = model.get_submodule(layer.name)
         kind, weight = before[layer.name]
         if "bitsandbytes" in type(module).__module__:
-            # What the library notes: the class it replaces, and that the weight is loaded.
+            # The library records the class that it replaces, and that the weight is loaded.
             module.source_cls = kind
             if hasattr(weight, "_is_hf_initialized"):
                 module.weight._is_hf_initialized = True

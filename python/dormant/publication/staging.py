@@ -58,7 +58,7 @@ def staging_folder(folder: Path) -> Iterator[Staging]:
                 yield hidden
                 return
             finally:
-                # A process that was forked meanwhile does not own it.
+                # A process that was forked in the meantime does not own it.
                 if os.getpid() == maker and not hidden.is_kept:
                     hidden.remove()
 
@@ -145,7 +145,7 @@ class Staging:
         try:
             self._open_lock(0)
         except FileNotFoundError:
-            # Its maker may live and be about to make the lock; then it is no longer empty.
+            # Its owner may be alive and about to create the lock; then it is no longer empty.
             os.rmdir(self._path)  # noqa: PTH106
             return
         if self._take_lock():

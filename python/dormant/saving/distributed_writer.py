@@ -272,7 +272,7 @@ class _Content:
     def plan(self) -> FilePlan:
         """How the file is written."""
         file = plan_archives(self._archives) if self._archives else FilePlan([], [], 0)
-        # Behind the last record there may be bytes that are no archive.
+        # The bytes after the last record may not belong to an archive.
         texts = [*file.texts, *self._bytes]
         ends = [offset + len(text) for offset, text in texts]
         return dataclasses.replace(file, texts=texts, nbytes=max([*ends, file.nbytes]))

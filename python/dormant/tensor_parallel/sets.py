@@ -307,7 +307,7 @@ def _misfit(parts: list[torch.Tensor], rule: Rule) -> str | None:
             if part.shape != first.shape:
                 return (
                     f"part {index} has shape {_sizes(part)}, part 0 has {_sizes(first)}, expected "
-                    "the same in all parts, as it is replicated"
+                    "the same in all parts, because it is replicated"
                 )
     if not isinstance(rule, Sharded):
         return None
