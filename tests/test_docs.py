@@ -228,7 +228,7 @@ def test_benchmarks_say_what_spoils_them(tmp_path: Path) -> None:
 
 
 def test_without_benchmarks_the_page_says_so(tmp_path: Path) -> None:
-    assert "There are no figures here" in render(tmp_path)
+    assert "This page has no results" in render(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"task": "load"}'])

@@ -272,7 +272,9 @@ class _Arrays:
     """The functions of numpy that processors use, for lazy tensors."""
 
     def __getattr__(self, name: str) -> Any:
-        raise NotImplementedError(f"numpy.{name} of a lazy tensor; this dormant does not know it")
+        raise NotImplementedError(
+            f"numpy.{name} of a lazy tensor is not supported by this release of dormant"
+        )
 
     @staticmethod
     def expand_dims(array: torch.Tensor, axis: int) -> torch.Tensor:

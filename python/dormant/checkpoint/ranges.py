@@ -210,7 +210,9 @@ class RangeFile:
         for number in range(1, self._attempts + 1):
             seconds = None
             if _closing.is_set():
-                raise self._error(OSError, doing, "was not asked: the process ends", 1, tensors)
+                raise self._error(
+                    OSError, doing, "was not requested, because the process ends", 1, tensors
+                )
             try:
                 return attempt()
             except FailedError as error:

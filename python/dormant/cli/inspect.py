@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read all tensors, also find tensors with equal contents, and add SHA-256 to --json",
     )
-    parser.add_argument("--key", help="the mapping that holds the tensors in a file of torch.save")
+    parser.add_argument(
+        "--key",
+        help="the mapping that holds the tensors in a file of torch.save (default: the only one)",
+    )
     parser.add_argument(
         "--foreign",
         choices=("inert", "error"),
