@@ -102,7 +102,7 @@ def test_the_default_device_applies_inside_another_one() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_cuda_without_a_gpu_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r"lazy_init: .* sees no CUDA GPU.*Leave device out"):
+    with pytest.raises(ValueError, match=r"lazy_init: .* sees no CUDA GPU.*Leave out device"):
         dormant.lazy_init(device="cuda")
 
 

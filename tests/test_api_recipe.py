@@ -458,7 +458,7 @@ def test_what_cannot_be_written_leaves_the_file_that_was_there(tmp_path: Path) -
 def test_load_says_that_a_recipe_is_one(legacy: bool, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     save(build(lazy=True).state_dict(), path, _use_new_zipfile_serialization=not legacy)
-    message = r"model\.pt.* is a recipe, .*dormant\.load_recipe"
+    message = r"model\.pt.* is a recipe and .*dormant\.load_recipe"
     with pytest.raises(ValueError, match=message):
         dormant.open_checkpoint(path)
     model = build(lazy=True)

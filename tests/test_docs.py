@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import transformers
 import dormant
 from compare import assert_same_bits
 from dormant import integrations
+from dormant.recording.patches import declared
 from pages import DOCS, ROOT, blocks, run_page
 
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -119,6 +122,61 @@ def test_the_limits_list_the_models_that_read_values() -> None:
     assert sorted(rows) == sorted(expected)
 
 
+def test_the_limits_list_the_replaced_functions() -> None:
+    section = (DOCS / "limits.md").read_text().split("## Replaced Python functions")[1]
+    listed = {
+        (owner, name)
+        for owners, names in re.findall(r"^\| (`.*?) \| (`.*?) \|$", section, re.MULTILINE)
+        for owner in re.findall(r"`(.*?)`", owners)
+        for name in re.findall(r"`(.*?)`", names)
+    }
+    of_torch = {owner for owner, _ in listed if owner.startswith("torch")}
+    shown = {id(pkgutil.resolve_name(owner)): owner for owner in of_torch}
+    expected = {
+        (
+            patch.owner.replace(":", ".")
+            if isinstance(patch.owner, str)
+            else shown[id(patch.owner)],
+            patch.name,
+        )
+        for patch in declared()
+    }
+    if torch.__version__ < "2.15":
+        expected.add(("torch.Tensor", "__setitem__"))
+    assert listed == expected
+
+
+def messages_of(source: Path) -> str:
+    """The text in a file's string literals; what is filled in at run time is a null character."""
+    text = source.read_text()
+    if source.suffix == ".cpp":
+        joined = re.sub(r'"\s*\n\s*"', "", text)
+        return "\0".join(re.findall(r'"((?:[^"\\\n]|\\.)*)"', joined))
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_messages_of_the_troubleshooting_page_are_in_the_sources() -> None:
+    page = (DOCS / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^\| `(.+?)`", page, re.MULTILINE)
+    assert len(quoted) >= 30
+    sources = [*(ROOT / "python" / "dormant").rglob("*.py"), *(ROOT / "csrc").rglob("*.cpp")]
+    messages = [messages_of(source) for source in sources if "_test" not in source.stem]
+
+    def is_said(quote: str) -> bool:
+        pieces = [re.escape(piece.strip()) for piece in quote.split("...") if piece.strip()]
+        said = re.compile(".{0,200}?".join(pieces), re.DOTALL)
+        return any(said.search(text) for text in messages)
+
+    assert [quote for quote in quoted if not is_said(quote)] == []
+
+
 def test_links_of_the_readme_lead_to_files() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text())
     assert len(links) > 8
@@ -170,7 +228,7 @@ def test_benchmarks_say_what_spoils_them(tmp_path: Path) -> None:
 
 
 def test_without_benchmarks_the_page_says_so(tmp_path: Path) -> None:
-    assert "There are no figures here" in render(tmp_path)
+    assert "This page has no results" in render(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"task": "load"}'])

@@ -248,7 +248,7 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 
 def test_a_save_that_did_not_end_is_named(folder: Path) -> None:
     (folder / ".metadata").unlink()
-    with pytest.raises(ValueError, match="did not end"):
+    with pytest.raises(ValueError, match="did not finish"):
         dormant.open_checkpoint(folder)
 
 

@@ -499,5 +499,5 @@ def test_the_message_says_where_and_what() -> None:
     ],
 )
 def test_captured_tensors_that_cannot_be(packed: Any) -> None:
-    with pytest.raises(ValueError, match="dormant: recipe: a captured tensor cannot be"):
+    with pytest.raises(ValueError, match="dormant: recipe: a captured tensor is not valid"):
         recipes.load_storage(b"{}", [packed])

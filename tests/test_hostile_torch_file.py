@@ -507,8 +507,11 @@ def test_the_oldest_layout_names_what_reads_it(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (pickle.dumps({"a": 1}), "expected a safetensors or GGUF file, or one of torch.save"),
-        (b"\x93NUMPY\x01\x00", "expected a safetensors or GGUF file"),
+        (
+            pickle.dumps({"a": 1}),
+            "expected a safetensors file, a GGUF file or a file of torch.save",
+        ),
+        (b"\x93NUMPY\x01\x00", "expected a safetensors file, a GGUF file"),
     ],
 )
 def test_files_of_another_kind(tmp_path: Path, data: bytes, message: str) -> None:

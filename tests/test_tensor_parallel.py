@@ -290,7 +290,7 @@ def test_a_function_may_be_the_rule(lazy: bool) -> None:
 
 
 def test_a_function_must_give_as_many_tensors_as_are_wanted() -> None:
-    with pytest.raises(ValueError, match=r"'a' gave .*'Tensor', 'Tensor'.*expected 3 tensors"):
+    with pytest.raises(ValueError, match=r"'a' returned .*'Tensor', 'Tensor'.*expected 3 tensors"):
         split({"a": torch.zeros(2)}, 3, rules={"a": lambda parts, count: [parts[0]] * 2})
 
 
@@ -301,7 +301,7 @@ def test_names_that_no_rule_fits_are_all_listed() -> None:
     state = {"output.weight": torch.zeros(2, 2), "a": torch.zeros(1), "b.c": torch.zeros(1)}
     with pytest.raises(KeyError) as caught:
         split(state, 2)
-    assert "no rule fits 2 of 3 names: 'a', 'b.c'" in caught.value.args[0]
+    assert "no rule matches 2 of 3 names: 'a', 'b.c'" in caught.value.args[0]
     assert len(split(state, 2, rules={**LLAMA, "*": REPLICATED})) == 2
 
 
@@ -322,7 +322,7 @@ def test_tensors_that_do_not_fit_together_are_all_listed() -> None:
     parts[1]["output.weight"] = parts[1]["output.weight"].half()
     parts[1]["layers.0.attention.wo.weight"] = torch.zeros(47, 24)
     parts[1]["norm.weight"] = torch.zeros(49)
-    with pytest.raises(ValueError, match="3 of 13 tensors do not fit") as caught:
+    with pytest.raises(ValueError, match="3 of 13 tensors do not match") as caught:
         merge(parts)
     text = str(caught.value)
     assert "'output.weight': part 1 has dtype torch.float16, part 0 has torch.float32" in text

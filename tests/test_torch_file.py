@@ -445,7 +445,7 @@ def test_verify_reads_every_byte_and_checks_every_record(tmp_path: Path) -> None
     assert result.unchecked_nbytes == 0
     assert steps[-1] == (result.nbytes, result.nbytes)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
-    assert "2 tensors in 1 files" in str(result)
+    assert "2 tensors in 1 file:" in str(result)
     assert result.to_dict()["records"] == result.records > 2
 
 

@@ -1,4 +1,4 @@
-"""Fills docs/benchmarks.md with the tables that `make bench` left: a hook of mkdocs."""
+"""A hook of mkdocs that fills docs/benchmarks.md with the results of `make bench`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PAGE = "benchmarks.md"
 PLACE = "<!-- the tables of benchmarks/out -->"
 _ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]#|"} | {"<": "&lt;", ">": "&gt;"})
 _NONE = (
-    "There are no figures here: this site was built where `make bench` has not run. Run it, then "
-    "`make docs`."
+    "This page has no results, because `make bench` was not run before the site was built. Run it, "
+    "then `make docs`."
 )
 
 
@@ -36,14 +36,14 @@ def render(folder: Path) -> str:
     """The results in a folder as Markdown.
 
     Args:
-        folder: where `make bench` wrote a JSON file for each task.
+        folder: the folder in which `make bench` wrote a JSON file for each task.
 
     Returns:
-        A section for each task: the machine in words, its tables, and what was compared; a
-        sentence where there is no result.
+        A section for each task with the machine, its tables, and what was compared; one sentence
+        if there is no result.
 
     Raises:
-        ValueError: a file is not what a task writes.
+        ValueError: a file is not the result of a task.
     """
     outcomes = [_read(path) for path in sorted(folder.glob("*.json"))]
     if not outcomes:
@@ -58,7 +58,9 @@ def _read(path: Path) -> dict[str, Any]:
         outcome: dict[str, Any] = json.loads(path.read_text())
         missing = {"machine", "task", "sheets", "compared", "mismatches"} - outcome.keys()
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"benchmark tables: {path} is no result of make bench: {error}") from error
+        raise ValueError(
+            f"benchmark tables: {path} is not a result of make bench: {error}"
+        ) from error
     if missing:
         raise ValueError(
             f"benchmark tables: {path} lacks {', '.join(sorted(missing))}. Measure again, or "
@@ -81,8 +83,8 @@ def _machine(machine: dict[str, Any]) -> str:
     cores = machine["cores"]
     load = machine["load_average"]
     busy = (
-        f" Other programs were running: the load average was {load:.1f}. So wall-clock times may "
-        "be too long; read the ratios between rows."
+        f" Other programs were running: the load average was {load:.1f}. Wall-clock times may "
+        "therefore be too long; compare the ratios between rows."
         if load > cores
         else ""
     )
@@ -99,7 +101,7 @@ def _name(processor: str) -> str:
 
 
 def _huge_pages(setting: str | None) -> str:
-    """Of "always [madvise] never", what is chosen."""
+    """The selected value of a setting like "always [madvise] never"."""
     if not setting or "[" not in setting:
         return "unknown"
     return setting[setting.index("[") + 1 : setting.index("]")]
@@ -110,8 +112,8 @@ def _verdict(outcome: dict[str, Any]) -> str:
     if wrong:
         listed = "\n".join(f"- {_escaped(line)}" for line in wrong)
         return (
-            f"**{len(wrong)} of {outcome['compared']} compared outputs differ; figures that rest "
-            f"on them do not count:**\n\n{listed}"
+            f"**{len(wrong)} of {outcome['compared']} compared outputs differ; results that "
+            f"depend on them are not valid:**\n\n{listed}"
         )
     return f"Outputs compared before timing: {outcome['compared']}, all equal."
 
@@ -126,5 +128,5 @@ def _table(sheet: dict[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that Markdown leaves as it is."""
+    """Text with escapes, so that Markdown shows it unchanged."""
     return text.translate(_ESCAPES)

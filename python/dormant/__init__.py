@@ -1,4 +1,7 @@
-"""Build any PyTorch model without memory, then bring it to life bit-equal to eager construction.
+"""Lazy initialization for PyTorch models: bit-identical to eager construction, at any size.
+
+A model that is constructed inside `lazy_init` takes no memory. `materialize`, `load` and `quantize`
+then make each tensor once, directly in its final form.
 
 Example:
     >>> import torch, dormant
@@ -11,7 +14,7 @@ Example:
     (False, 1.0)
 """
 
-# ruff: noqa: F401  some modules are imported for the functions that they replace
+# ruff: noqa: F401  some modules are imported because they replace functions
 from dormant import integrations as integrations
 from dormant import recipes as recipes
 from dormant import tensor_parallel as tensor_parallel
@@ -49,7 +52,7 @@ __version__: str = _C.version
 """The release of this package."""
 
 cmake_prefix_path: str = cmake_prefix()
-"""Directory to put on CMAKE_PREFIX_PATH so that `find_package(dormant)` succeeds."""
+"""The directory to put on CMAKE_PREFIX_PATH so that `find_package(dormant)` succeeds."""
 
 __all__ = [
     "Checkpoint",

@@ -1,10 +1,10 @@
-"""Recipes: how to make lazy tensors, written in place of their values where that is asked for.
+"""Recipes say how to make lazy tensors, and are written instead of their values on request.
 
-Inside `pickling` a lazy tensor pickles as its geometry and one `RecipeStorage` for its storage, so
-ties and views survive through pickle's own memo. The recipe is a versioned JSON document, the
-operators and their arguments, with the bytes of the real tensors that were captured while
-recording: not the tensors, since `torch.load` of the format before zip fills these only after
-everything was rebuilt.
+Inside `pickling`, a lazy tensor pickles as its geometry and one `RecipeStorage` for its storage, so
+ties and views survive through pickle's own memo. A recipe is a versioned JSON document with the
+operators and their arguments, and the bytes of the real tensors that were captured while recording.
+It contains bytes, not tensors, because `torch.load` of the layout before zip fills tensors only
+after everything was rebuilt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Packed = tuple[torch.dtype, tuple[int, ...], tuple[int, ...], bytes]
 
 
 class _Asked(threading.local):
-    """How many `pickling` are open in this thread."""
+    """The number of open `pickling` contexts in this thread."""
 
     def __init__(self) -> None:
         self.open = 0
@@ -48,15 +48,15 @@ _asked = _Asked()
 
 @contextlib.contextmanager
 def pickling() -> Iterator[None]:
-    """Lets this thread pickle lazy tensors as recipes instead of values.
+    """A context in which this thread pickles lazy tensors as recipes instead of values.
 
-    For `pickle`, `torch.save`, and the arguments of a process that `multiprocessing` spawns. A
-    recipe takes kilobytes, whatever the size of the tensor, and comes back lazy. Tensors that are
-    real, and processes that are forked, are treated as ever. It nests.
+    It applies to `pickle`, `torch.save`, and the arguments of a process that `multiprocessing`
+    spawns. A recipe takes kilobytes for a tensor of any size, and is loaded as a lazy tensor. Real
+    tensors and forked processes are not affected. The context can be nested.
 
     Raises:
-        NotImplementedError: where a tensor is pickled that has no recipe: one that is read from a
-            file or quantized, or an operator of another library makes it.
+        NotImplementedError: a pickled tensor has no recipe, because it is read from a file, is
+            quantized, or is made by an operator of another library.
 
     Example:
         >>> import pickle, torch, dormant
@@ -76,9 +76,9 @@ def pickling() -> Iterator[None]:
 
 
 class _Reducers:
-    """PyTorch's reducers for `multiprocessing`, replaced while somebody pickles recipes.
+    """PyTorch's reducers for `multiprocessing`, which are replaced while recipes are pickled.
 
-    They move a tensor to shared memory, before pickle asks the tensor.
+    The originals move a tensor to shared memory before pickle calls the tensor's own method.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ _reducers = _Reducers()
 
 
 class RecipeStorage:
-    """Stands for one lazy storage in a pickle."""
+    """Represents one lazy storage in a pickle."""
 
     __slots__ = ("__weakref__", "flat")
 
@@ -150,7 +150,7 @@ class RecipeStorage:
 
 
 # One object per storage while any pickle refers to it. It keeps the storage alive, so the identity
-# of a storage in here is not reused.
+# of a storage in this mapping is not reused.
 _recipes: weakref.WeakValueDictionary[int, RecipeStorage] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
@@ -166,9 +166,9 @@ def recipe_storage(tensor: torch.Tensor) -> RecipeStorage:
 
 
 def reduce_tensor(tensor: torch.Tensor) -> tuple[Callable[..., torch.Tensor], tuple[Any, ...]]:
-    """What `Tensor._reduce_ex_internal` returns for a lazy tensor.
+    """The result of `Tensor._reduce_ex_internal` for a lazy tensor.
 
-    PyTorch's `__reduce_ex__` adds python attributes and subclasses on top, as for real tensors.
+    PyTorch's `__reduce_ex__` adds Python attributes and subclasses, as for real tensors.
     """
     torch.utils.hooks.warn_if_has_hooks(tensor)  # as for real tensors: hooks are not pickled
     return (
@@ -194,7 +194,7 @@ def _packed(tensor: torch.Tensor) -> Packed:
 
 
 def _unpacked(packed: Packed) -> torch.Tensor:
-    """The captured tensor; ValueError where there is none of that geometry with so many bytes."""
+    """The captured tensor; raises ValueError if its geometry does not match its bytes."""
     dense = torch.ops.aten.is_non_overlapping_and_dense.default
     try:
         dtype, sizes, strides, data = packed
@@ -205,7 +205,7 @@ def _unpacked(packed: Packed) -> torch.Tensor:
             raise ValueError(f"got {data!r:.40} for {shape.nbytes} bytes of strides {strides}")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"dormant: recipe: a captured tensor cannot be: {error}. The file is damaged, or "
+            f"dormant: recipe: a captured tensor is not valid: {error}. The file is damaged, or "
             "another release wrote it; write it again with this release."
         ) from error
     with unrecorded():
@@ -218,22 +218,22 @@ def load_storage(document: bytes, tensors: Sequence[Packed]) -> RecipeStorage:
     """A new lazy storage from its recipe.
 
     Args:
-        document: the recipe, as `dormant._C.dump` wrote it.
-        tensors: dtype, sizes, strides and bytes of the captured real tensors it refers to.
+        document: the recipe, as written by `dormant._C.dump`.
+        tensors: dtype, sizes, strides and bytes of the captured real tensors that it refers to.
 
     Returns:
-        The storage, lazy.
+        The lazy storage.
 
     Raises:
-        ValueError: the document is damaged, its version is not one this release reads, or it names
-            an operator that recipes may not run.
+        ValueError: the document is damaged, has a version that this release does not read, or names
+            an operator that recipes may not contain.
     """
     try:
         document.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"dormant: recipe: malformed document: it is no UTF-8 text at byte {error.start} of "
-            f"{len(document)}. The file is damaged, or no recipe; write it again."
+            f"dormant: recipe: malformed document: it is not UTF-8 at byte {error.start} of "
+            f"{len(document)}. The file is damaged or not a recipe; write it again."
         ) from error
     with in_use():
         return RecipeStorage(_C.load(document, [_unpacked(tensor) for tensor in tensors]))
@@ -245,7 +245,7 @@ def rebuild_tensor(
     requires_grad: bool,
     backward_hooks: OrderedDict[Any, Any],
 ) -> torch.Tensor:
-    """A tensor over `storage` with this geometry; lazy as long as the storage is."""
+    """A tensor over `storage` with this geometry, which is lazy as long as the storage is."""
     tensor = lay_out(storage.flat, Geometry(*geometry))
     tensor.requires_grad = requires_grad
     tensor._backward_hooks = backward_hooks
@@ -253,10 +253,10 @@ def rebuild_tensor(
 
 
 def safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What `torch.load(..., weights_only=True)` has to be allowed for files with recipes.
+    """The functions that `torch.load(..., weights_only=True)` needs for files with recipes.
 
-    `load_recipe` allows it by itself. Only operators on dormant's own list are ever run from a
-    recipe, so allowing these does not allow a file to run other code.
+    `load_recipe` allows them automatically. Only operators on Dormant's own list are run from a
+    recipe, so allowing these functions does not allow a file to run other code.
 
     Returns:
         Functions for `torch.serialization.add_safe_globals` or `safe_globals`.
@@ -278,7 +278,7 @@ def safe_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
 
 
 class _Allowed:
-    """Allows weights-only loading what recipes need, until the last who needs it has ended."""
+    """Allows weights-only loading to call what recipes need, until the last caller has ended."""
 
     _lock = threading.Lock()
     _open = 0
@@ -294,7 +294,7 @@ class _Allowed:
         with self._lock:
             kind._open += 1
             if kind._open == 1:
-                # What a user has allowed for good stays so.
+                # Functions that the user has allowed permanently stay allowed.
                 known = torch.serialization.get_safe_globals()
                 new = [one for one in safe_globals() if one not in known]
                 kind._added = torch.serialization.safe_globals(new)
@@ -309,19 +309,18 @@ class _Allowed:
 
 
 def save_recipe(obj: Any, path: str | os.PathLike[str]) -> None:
-    """Writes an object with its lazy tensors as recipes: how to make them, not their values.
+    """Writes an object with its lazy tensors as recipes instead of values.
 
-    The file takes kilobytes for each lazy tensor, whatever its size, and nothing is materialized.
-    Real tensors in it are written as `torch.save` writes them. Where this raises, a file that was
-    at `path` is what it was.
+    The file takes kilobytes for a lazy tensor of any size, and nothing is materialized. Real
+    tensors are written as by `torch.save`. If this raises, an existing file at `path` is unchanged.
 
     Args:
-        obj: what `torch.save` takes, such as a state dict, or a lazy model.
+        obj: any object that `torch.save` takes, such as a state dict or a lazy model.
         path: the file.
 
     Raises:
-        NotImplementedError: a lazy tensor has no recipe: it is read from a file or quantized, or an
-            operator of another library makes it.
+        NotImplementedError: a lazy tensor has no recipe, because it is read from a file, is
+            quantized, or is made by an operator of another library.
         OSError: the file cannot be written.
 
     Example:
@@ -338,21 +337,21 @@ def save_recipe(obj: Any, path: str | os.PathLike[str]) -> None:
         >>> torch.equal(again["weight"], state["weight"])
         True
     """
-    # A name that is not the file's keeps the bytes the same whatever the file is called.
+    # A constant name inside the archive keeps the bytes independent of the file's name.
     with written_aside(Path(path), "save_recipe") as aside, aside.open("wb") as file, pickling():
         torch.save(obj, file)
 
 
 def load_recipe(path: str | os.PathLike[str], *, weights_only: bool = True) -> Any:
-    """Reads what `save_recipe` wrote; what was lazy is lazy again.
+    """Reads a file of `save_recipe`; tensors that were lazy are lazy again.
 
-    A recipe may come from anyone: it can only name operators on dormant's own list, and is checked
-    before anything is made.
+    A recipe may come from an untrusted source: it can only name operators on Dormant's own list,
+    and is checked before anything is created.
 
     Args:
         path: the file.
-        weights_only: False also makes objects of any class, as whole models are. Such a file can
-            run any code: it must come from somebody who is trusted, as for `torch.load`.
+        weights_only: False also creates objects of any class, such as whole models. Such a file can
+            run any code, so it must come from a source that you trust, as with `torch.load`.
 
     Returns:
         The object.
@@ -381,11 +380,11 @@ def load_recipe(path: str | os.PathLike[str], *, weights_only: bool = True) -> A
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
             f"load_recipe: {name} asks for {named[1] if named else 'what recipes do not have'}, "
-            "expected tensors and plain containers. Whoever trusts the file loads whole models "
+            "expected tensors and plain containers. If you trust the file, load whole models "
             "with dormant.load_recipe(path, weights_only=False)."
         ) from error
     except (EOFError, RuntimeError, OSError) as error:
-        # What a damaged file says may be a place before its beginning.
+        # A damaged file may refer to a position before its beginning.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise ValueError(

@@ -63,4 +63,4 @@ def test_the_code_of_the_document_runs(
     assert len(names["words"]) == 96
     up = names["llama"].model.layers[0].mlp.up_proj.weight.detach()
     assert_same_bits(names["opened"]["blk.0.ffn_up.weight"].clone(), up)
-    assert "3 tensors in 1 files" in capsys.readouterr().out
+    assert "3 tensors in 1 file:" in capsys.readouterr().out

@@ -177,7 +177,7 @@ def test_a_split_file_that_lacks_parts_or_mixes_them_is_refused(tmp_path: Path) 
     paths[2].write_bytes(paths[0].read_bytes())
     with pytest.raises(ValueError, match=r"split.no and split.count are 0 and 3, expected 2 and 3"):
         dormant.open_checkpoint(paths[0])
-    with pytest.raises(ValueError, match="part 9 of a file in 3 parts"):
+    with pytest.raises(ValueError, match="part 9 of 3 according to its name"):
         paths[0].rename(tmp_path / "m-00009-of-00003.gguf")
         dormant.open_checkpoint(tmp_path / "m-00009-of-00003.gguf")
 

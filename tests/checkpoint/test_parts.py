@@ -36,7 +36,7 @@ def test_one_part_of_a_set_is_opened_as_it_is(tmp_path: Path) -> None:
 
 def test_parts_are_merged_by_the_given_rules(tmp_path: Path) -> None:
     paths = write_set(tmp_path, "consolidated.{:02}.pth", [{"x": torch.ones(2, 2)}] * 2)
-    with pytest.raises(KeyError, match="no rule fits"):
+    with pytest.raises(KeyError, match="no rule matches"):
         dormant.open_checkpoint(paths)
     opened = dormant.open_checkpoint(paths, rules={"x": tensor_parallel.ROW})
     assert_holds(opened, {"x": torch.ones(2, 4)})
@@ -50,7 +50,9 @@ def test_a_set_without_all_parts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks parts \[2\]"):
         dormant.open_checkpoint(tmp_path)
     paths[1].rename(tmp_path / "consolidated.07-of-03.model.pth")
-    with pytest.raises(ValueError, match=r"lacks parts \[1, 2\] and has parts \[7\] beside its 3"):
+    with pytest.raises(
+        ValueError, match=r"lacks parts \[1, 2\] and has parts \[7\] in addition to its 3"
+    ):
         dormant.open_checkpoint(tmp_path)
 
 
@@ -95,6 +97,6 @@ def test_differences_of_another_model(tmp_path: Path) -> None:
     write_set(tmp_path / "base", "consolidated.{:02}.pth")
     write_set(tmp_path / "diff", "consolidated.{:02}-of-02.model-diff.pth", PARTS[:2])
     with pytest.raises(
-        ValueError, match=r"do not fit.*'layers\.0\.attention\.w. ?.*shape \(8, 6\)"
+        ValueError, match=r"do not match.*'layers\.0\.attention\.w. ?.*shape \(8, 6\)"
     ):
         dormant.open_checkpoint([tmp_path / "base", tmp_path / "diff"])

@@ -110,14 +110,14 @@ def test_weights_of_a_function_are_those_of_calling_it(cli: Cli, code: Path) -> 
 @pytest.mark.parametrize(
     ("model", "code_expected", "message"),
     [
-        ("absent_module:build", 2, "no module 'absent_module'"),
+        ("absent_module:build", 2, "no module named 'absent_module'"),
         ("random_model:absent", 2, "no function 'absent'"),
         ("random_model:number", 1, "returned int, expected a torch.nn.Module"),
-        ("nothing", 2, "nothing lies at 'nothing'"),
+        ("nothing", 2, "no such file or folder: 'nothing'"),
         (".", 1, "no config.json"),
-        ("random_model.py", 1, "is no JSON"),
-        ("list.json", 1, "holds a list"),
-        ("", 2, "nothing lies at ''"),
+        ("random_model.py", 1, "is not JSON"),
+        ("list.json", 1, "contains a list"),
+        ("", 2, "no such file or folder: ''"),
     ],
 )
 def test_what_is_no_model_is_said_to_be_none(

@@ -92,7 +92,7 @@ def test_arguments_that_cannot_be_used_together_are_exit_code_2(
 def test_an_error_is_one_block_and_a_json_object(cli: Cli, tmp_path: Path) -> None:
     run = cli("inspect", tmp_path / "absent")
     assert (run.code, run.out) == (3, "")
-    assert run.err.startswith("dormant inspect: open_checkpoint: nothing lies at ")
+    assert run.err.startswith("dormant inspect: no such file or folder: ")
     assert "Traceback" not in run.err
     run = cli("inspect", tmp_path / "absent", "--json")
     assert run.json["command"] == "inspect"
@@ -139,7 +139,7 @@ def test_a_result_that_cannot_be_printed(tmp_path: Path, where: str, expected: i
     assert ran.returncode == expected, ran.stderr
     assert "Traceback" not in ran.stderr
     assert "Exception ignored" not in ran.stderr
-    assert ("the result cannot be printed: No space left" in ran.stderr) == (expected == 3)
+    assert ("cannot print the result: No space left" in ran.stderr) == (expected == 3)
 
 
 def test_names_and_lines_beyond_the_terminal_s_encoding_are_replaced(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_refuses_other_types_of_decode(folder: Path, decode: Any) -> None:
 
 @pytest.mark.parametrize("decode", [torch.int32, torch.float8_e4m3fn])
 def test_refuses_dtypes_that_nothing_is_computed_in(folder: Path, decode: torch.dtype) -> None:
-    with pytest.raises(ValueError, match="a dtype that weights are computed in"):
+    with pytest.raises(ValueError, match="a floating-point dtype of at least 16 bits"):
         dormant.open_checkpoint(folder, decode=decode)
 
 

@@ -206,7 +206,7 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
         load_tensor_parallel_model_list(got, [diff])
     with pytest.raises(ValueError, match=r"weights\.pth, expected consolidated"):
         load_tensor_parallel_model_list(got, [other])
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="not a folder"):
         load_tensor_parallel_model_list(got, [tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="rank 3 of 2"):
         load_tensor_parallel_model_list(got, [diff], rank=3, world_size=2)

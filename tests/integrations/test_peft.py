@@ -180,7 +180,7 @@ def test_from_pretrained_of_transformers_takes_the_folder_of_an_adapter(
     )
     assert_same(expected, got, memory=False)
     assert_same_output(expected, got, WORDS)
-    with pytest.raises(ValueError, match=r"holds an adapter of peft.*load_adapter"):
+    with pytest.raises(ValueError, match=r"contains a peft adapter.*load_adapter"):
         from_pretrained(auto, tmp_path / "adapter", quantization_config="nf4")
 
 

@@ -222,7 +222,7 @@ def test_names_can_be_refused(tmp_path: Path) -> None:
 
 def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
     kind = transformers.LlamaForCausalLM
-    with pytest.raises(FileNotFoundError, match="expected the folder of a model"):
+    with pytest.raises(FileNotFoundError, match="expected a local folder"):
         from_pretrained(kind, tmp_path / "nowhere")
     with pytest.raises(ValueError, match="missing must be one of"):
         from_pretrained(kind, tmp_path, missing="ignore")  # type: ignore[arg-type]

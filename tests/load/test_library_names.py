@@ -319,11 +319,11 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], tuple[str, 
     ),
     "half an expert is missing": (
         without(FILE.format(11, "w3")),
-        ("lacks 1 tensor of", STACK.format("gate_up_proj"), FILE.format(11, "w3")),
+        ("lacks 1 tensor that", STACK.format("gate_up_proj"), FILE.format(11, "w3")),
     ),
     "an expert has another number": (
         renumbered,
-        ("lacks 1 tensor of", STACK.format("down_proj"), FILE.format(4, "w2")),
+        ("lacks 1 tensor that", STACK.format("down_proj"), FILE.format(4, "w2")),
     ),
     "an expert has a far number": (far, ("lacks", FILE.format(12, "w2"), ", ...")),
     "a name has what is no number": (not_a_number, ("cannot sort the names",)),
@@ -341,7 +341,7 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], tuple[str, 
         twice,
         (
             "'model.layers.0.block_sparse_moe.gate.weight' and 'model.layers.0.mlp.gate.weight'",
-            "both 'model.layers.0.mlp.gate.weight' in MixtralForCausalLM",
+            "both become 'model.layers.0.mlp.gate.weight' of MixtralForCausalLM",
         ),
     ),
 }

@@ -140,7 +140,7 @@ def test_a_prefix_that_would_help_is_proposed(
     with pytest.raises(KeyError) as caught:
         dormant.load(model, path)
     count = len(state)
-    assert f"{count} of {count} fit with rename={rename!r}." in caught.value.args[0]
+    assert f"{count} of {count} names match with rename={rename!r}." in caught.value.args[0]
     dormant.load(model, path, rename=rename, missing="error")
     expected = {ours + name: tensor for name, tensor in state.items()}
     assert_same_model(eager_loaded(build, expected), model)

@@ -192,7 +192,7 @@ def test_after_an_answer_that_was_cut_off_the_rest_is_asked_for(data: bytes) -> 
     [
         (Answer(status=500), OSError, errno.EIO, "answers 500 Internal Server Error. It was tried"),
         (Answer(reset=True), OSError, errno.EIO, "It was tried 6 times"),
-        (Answer(bytes_sent=0), OSError, errno.EIO, "ended the answer after 0 of"),
+        (Answer(bytes_sent=0), OSError, errno.EIO, "ended the response after 0 of"),
         (Answer(status=403), PermissionError, errno.EACCES, "403 Forbidden"),
         (Answer(status=404), FileNotFoundError, errno.ENOENT, "404 Not Found"),
         (Answer(status=418), OSError, errno.EIO, "answers 418"),
@@ -261,7 +261,7 @@ def test_login_and_headers_are_sent(data: bytes) -> None:
             f"{server.url}/{NAME}", storage_options={"headers": {"X-Token": "t"}}
         )
         assert server.requests[-1].headers["X-Token"] == "t"
-        with pytest.raises(ValueError, match="mean nothing for http"):
+        with pytest.raises(ValueError, match="not supported for http"):
             dormant.open_checkpoint(f"{server.url}/{NAME}", storage_options={"anon": True})
 
 
@@ -299,7 +299,7 @@ def test_a_redirect_is_followed_without_the_login_and_asked_again_when_it_expire
 def test_redirects_in_a_circle_end(data: bytes) -> None:
     with serving({NAME: data}) as server:
         server.misbehave = lambda request: Answer(302, {"Location": f"/{NAME}"})
-        with pytest.raises(OSError, match="leads on more than 8 times"):
+        with pytest.raises(OSError, match="redirects more than 8 times"):
             dormant.open_checkpoint(f"{server.url}/{NAME}")
 
 

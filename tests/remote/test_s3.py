@@ -71,5 +71,5 @@ def test_an_object_that_was_replaced_is_noticed(
 
 def test_what_is_not_there(bucket: s3fs.S3FileSystem, options: dict[str, str]) -> None:
     for url in ("s3://bucket/absent", "s3://absent/model"):
-        with pytest.raises(FileNotFoundError, match=f"nothing lies at {url}"):
+        with pytest.raises(FileNotFoundError, match=f"no such file or folder: {url}"):
             dormant.open_checkpoint(url, storage_options=options)

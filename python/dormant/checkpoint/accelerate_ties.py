@@ -1,4 +1,4 @@
-"""Tied parameters of a lazy model that accelerate loads."""
+"""Tied parameters of a lazy model that is loaded by accelerate."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Function = Callable[..., Any]
 def _tie_to_what_was_loaded(original: Function) -> Function:
     """Accelerate's `retie_parameters`, which ties a group to its first tensor that is not meta.
 
-    It expects that only what was loaded is on a device. A lazy tensor is, too: so a tensor that is
-    still only initialized gives way to one that accelerate has put in its place, or sent to disk.
+    It assumes that only loaded tensors are on a device. A lazy tensor is also on a device, so a
+    tensor that is only initialized is skipped in favor of one that accelerate loaded or offloaded.
     """
 
     @functools.wraps(original)

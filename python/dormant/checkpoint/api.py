@@ -29,17 +29,18 @@ from dormant.recording import patches
 from dormant.reporting.progress import Callback
 from dormant.tensor_parallel.rules import Rules
 from dormant.tensors.targets import MadeAnew
-from dormant.text.table import format_bytes, format_html_table
+from dormant.text.table import format_bytes, format_count, format_html_table
 
 PathLike = str | os.PathLike[str]
 
 
 class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
-    """The tensors of checkpoint files by name; made by `open_checkpoint`.
+    """A mapping from names to the lazy tensors of checkpoint files; created by `open_checkpoint`.
 
-    A tensor is made when it is asked for, is lazy, and is read when it is materialized. Tensors
-    that share memory in a file share it here as long as one of them is held, so `dict(checkpoint)`
-    keeps ties. The files stay open while the checkpoint or one of its lazy tensors lives.
+    Each access creates a lazy tensor, whose data is read when it is materialized. Tensors that
+    share memory in a file also share it here as long as one of them is referenced, so
+    `dict(checkpoint)` keeps ties. The files stay open while the checkpoint or one of its lazy
+    tensors exists.
 
     Example:
         >>> import pathlib, tempfile, torch, dormant
@@ -70,7 +71,7 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
 
     @property
     def are_differences(self) -> bool:
-        """Whether the tensors are differences, to be added to those of another checkpoint."""
+        """Whether the tensors are differences that must be added to another checkpoint."""
         return self._are_differences
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -100,39 +101,39 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """For each name the dtype, the shape, and where the bytes lie."""
+        """The dtype, the shape and the position of the bytes for each name."""
         return MappingProxyType(self._entries)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the index and the files say of themselves; of several values the first."""
+        """The metadata of the index and the files; the first value if several have the same key."""
         return MappingProxyType(self._metadata_of_files)
 
     @property
     def files(self) -> tuple[Path | str, ...]:
-        """The files that hold tensors, in the order in which they were opened.
+        """The files that contain tensors, in the order in which they were opened.
 
-        One at a URL, or of a reader, is its URL or name as a string, without secrets.
+        For a file at a URL or of a reader, this is its URL or name as a string, without secrets.
         """
         return tuple(place_of(content.file) for content in self._contents)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the elements of all tensors, shared ones counted for each name."""
+        """Bytes of the elements of all tensors; shared elements are counted for each name."""
         return sum(entry.nbytes for entry in self._entries.values())
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What files of torch.save hold beside tensors by name: numbers, an optimizer's state.
+        """Other contents of files of torch.save: numbers, the state of an optimizer.
 
-        Objects of classes that are not plain are records that say what they hold: their class,
-        arguments and attributes, with lazy tensors in them. A pickled module is such a record, too.
-        It is made anew for each access, with lazy tensors in it. Of several files' values under one
-        name it has the first.
+        Objects of plain classes are values. All others, including pickled modules, are records
+        (`dormant.checkpoint.inert.Record`) with their class, arguments and attributes. Both may
+        contain lazy tensors. Each access creates the values again. If several files have the same
+        name, the first value is used.
 
         Raises:
-            ValueError: it has a tensor whose bytes are not in the file, or nests without end.
-            NotImplementedError: it has a tensor that is no view of bytes in the file.
+            ValueError: a tensor's bytes are not in the file, or the values nest too deeply.
+            NotImplementedError: a tensor is not a view of bytes in the file.
         """
         found: dict[str, Any] = {}
         with patches.in_use():
@@ -142,30 +143,31 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
 
     @property
     def foreign(self) -> tuple[str, ...]:
-        """What files of torch.save name and weights-only loading refuses: classes and functions.
+        """Classes and functions that files of torch.save name and weights-only loading refuses.
 
-        None of them was imported or called: what they would make are records in `extra`
-        (`dormant.checkpoint.inert.Record`).
+        None of them was imported or called. The objects that they would create are records in
+        `extra` (`dormant.checkpoint.inert.Record`).
         """
         return tuple(sorted({name for content in self._contents for name in content.foreign}))
 
     def verify(self, *, progress: bool | Callback | None = None) -> Verification:
         """Reads every byte of the files and compares it with the files' checksums.
 
-        Files of torch.save have a CRC-32 for each storage; other formats have none, so that only
-        their existence is verified.
+        Files of torch.save have a CRC-32 for each storage. Other formats have none, so `verify`
+        only checks that their bytes can be read.
 
         Args:
-            progress: True shows a progress bar, False none; a function is called with (done, total)
-                bytes; None shows a bar where stderr is a terminal and it takes over a second.
+            progress: True shows a progress bar, False does not; a function is called with
+                (done, total) bytes; None shows a bar if stderr is a terminal and it takes longer
+                than a second.
 
         Returns:
             What was read.
 
         Raises:
-            ValueError: checksums that do not fit, all of them listed; or a file changed since it
-                was opened.
-            OSError: the system could not read a file; with its errno.
+            ValueError: checksums do not match (the message lists all of them), or a file changed
+                since it was opened.
+            OSError: the system could not read a file; has its errno.
 
         Example:
             >>> import pathlib, tempfile, torch, dormant
@@ -179,26 +181,26 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         return verify(self._contents, progress)
 
     def for_model(self, model: torch.nn.Module) -> Checkpoint:
-        """The tensors under the names and in the layouts of a model of transformers, still lazy.
+        """Converts the names and layouts to those of a transformers model; the tensors stay lazy.
 
-        They are converted by the rules of the installed transformers, as its `from_pretrained`
-        does: names change, experts that the files have one by one become stacks, and so on.
-        `load` does this by itself; here the result can be looked at and changed before.
+        The rules are those of the installed transformers, as in its `from_pretrained`: names
+        change, experts that are separate in the files become stacks, and so on. `load` does this
+        automatically; use this method to inspect or change the result before loading it.
 
         Args:
-            model: the model, lazy or real, of which only configuration, names and shapes are used;
-                the result refers to it. For a model of another library, and where the checkpoint
-                has the model's own names and shapes, nothing changes.
+            model: the model, lazy or real. Only its configuration, names and shapes are used; the
+                result refers to it. Nothing changes for a model of another library, or if the
+                checkpoint already has the model's names and shapes.
 
         Returns:
-            The checkpoint by the model's names; `entries` says of which parts of files a tensor is
-            made. Names that no rule makes the model's stay as they are.
+            The checkpoint under the model's names; `entries` says which parts of the files each
+            tensor is made from. Names that no rule converts stay as they are.
 
         Raises:
             TypeError: `model` is not a module.
-            ValueError: the rules cannot be applied: the checkpoint lacks some of the tensors that
-                are put together, or two of its names get one name in the model. The message has
-                the checkpoint's names and the model's.
+            ValueError: the rules cannot be applied, because the checkpoint lacks some of the
+                tensors that a rule needs, or two of its names get the same name in the model. The
+                message has the checkpoint's names and the model's.
 
         Example:
             >>> import tempfile, transformers, dormant
@@ -229,11 +231,11 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
 
     @property
     def is_decoded(self) -> bool:
-        """Whether tensors are shown that are kept encoded in the files."""
+        """Whether the checkpoint decodes tensors that are encoded in the files."""
         return any(map(is_decoded, self._items.values()))
 
     def keeping_packed(self, keep: Callable[[str], bool]) -> Checkpoint:
-        """The same, with what bitsandbytes packed as it is in the files, where `keep(name)`."""
+        """The same checkpoint, with weights packed by bitsandbytes left packed if `keep(name)`."""
         return Checkpoint(
             with_packed(self._items, keep),
             self._contents,
@@ -243,7 +245,7 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
 
     @property
     def _metadata(self) -> dict[str, Any] | None:
-        """What `load_state_dict` looks for: the versions of the modules that were saved."""
+        """The versions of the saved modules, which `load_state_dict` reads."""
         versions = [content.versions for content in self._contents if content.versions is not None]
         if not versions:
             return None
@@ -254,7 +256,7 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
 
     @property
     def naming(self) -> Naming | None:
-        """How its names become a model's, where the format has names of its own."""
+        """How names become those of a model, for formats with their own names; else None."""
         found = (content.naming for content in self._contents)
         return next((naming for naming in found if naming is not None), None)
 
@@ -263,13 +265,14 @@ class Checkpoint(MadeAnew, Mapping[str, torch.Tensor]):
         return f"Checkpoint({files[0] if len(files) == 1 else f'{len(files)} files'})"
 
     def __repr__(self) -> str:
-        """One line; reads nothing."""
+        """A one-line description; reads nothing."""
         files = ", ".join(repr(str(path)) for path in self.files[:3])
         more = f", ... {len(self.files)} files" if len(self.files) > 3 else ""
-        return f"Checkpoint({files}{more}: {len(self)} tensors, {format_bytes(self.nbytes)})"
+        tensors = format_count(len(self), "tensor")
+        return f"Checkpoint({files}{more}: {tensors}, {format_bytes(self.nbytes)})"
 
     def _repr_html_(self) -> str:
-        """A table of the tensors, as notebooks show it; reads nothing."""
+        """A table of the tensors for notebooks; reads nothing."""
         rows = [
             (
                 name,
@@ -293,67 +296,69 @@ def open_checkpoint(
     storage_options: Mapping[str, Any] | None = None,
     reader: object = None,
 ) -> Checkpoint:
-    """Opens checkpoint files as a mapping of names to lazy tensors.
+    """Opens checkpoint files as a mapping from names to lazy tensors.
 
-    Everything in them but the tensors' bytes is read and checked at once. (Of a tensor-parallel set
-    the tensors that every rank has whole are compared, which reads those.)
+    Everything in the files except the data of the tensors is read and checked at once. (For a
+    tensor-parallel set, the tensors that every rank has whole are also read, to compare them.)
 
     Args:
-        path_or_paths: a safetensors file; a GGUF file, of a split one any part; a file of
-            torch.save, zip or older layout, of which nothing is imported or called; an index of a
-            sharded checkpoint (`*.index.json`, `*.index.VARIANT.json`, also accelerate's flat one);
-            or a folder, in which are looked for, in this order: model.safetensors,
-            model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json, a
-            tensor-parallel set (consolidated.00.pth, ...; consolidated.00-of-02.model.pth, ...),
-            one of torch.distributed.checkpoint (.metadata, whose path can be given as well), and
-            the only checkpoint *.safetensors, *.bin, *.pth, *.pt or *.gguf, of several variants
-            (model.fp16.bin) the one without a variant. An index comes before its files. Several
-            paths are opened in order: their names must differ, except that differences
-            (consolidated.00-of-02.model-diff.pth, ...) are added to what comes before. Each may be
-            a URL as well: http:// and https:// (in a folder the first four names are tried), or
-            any of fsspec: hf://ORG/REPO, s3://, gs://, memory://. Its bytes are read when tensors
-            are, in large ranges.
-        key: which mapping or module in a file of torch.save holds the tensors, "" the file's own.
-            None takes the only one, the file's own or one in it ("model" or "state_dict", often),
-            that holds more than one tensor, or any. A pickled module has the names of its
-            `state_dict()`; nested containers have names with dots, where nothing else has tensors.
-            In a folder of torch.distributed.checkpoint it is a mapping of the state dict that was
-            saved ("model", or nested "app.model"); None and "" take all tensors under their full
-            names.
+        path_or_paths: one of these: a safetensors file; a GGUF file, or any part of a split one; a
+            file of torch.save in the zip or older layout, from which nothing is imported or called;
+            an index of a sharded checkpoint (`*.index.json`, `*.index.VARIANT.json`, also
+            accelerate's flat index); a folder. In a folder, the first that exists is opened:
+            model.safetensors, model.safetensors.index.json, pytorch_model.bin,
+            pytorch_model.bin.index.json, a tensor-parallel set (consolidated.00.pth, ...;
+            consolidated.00-of-02.model.pth, ...), a checkpoint of torch.distributed.checkpoint
+            (.metadata, whose path can also be given), or the only checkpoint *.safetensors, *.bin,
+            *.pth, *.pt or *.gguf. A file without a variant comes before its variants
+            (model.fp16.bin), and an index before its files. Several paths are opened in order.
+            Their names must differ, except that differences (consolidated.00-of-02.model-diff.pth,
+            ...) are added to the tensors of the paths before them. Each path may also be a URL:
+            http:// and https:// (in a folder, the first four names are tried), or any that fsspec
+            supports: hf://ORG/REPO, s3://, gs://, memory://. The bytes of a tensor are read when it
+            is materialized, in large ranges.
+        key: the name of the mapping or module in a file of torch.save that holds the tensors; ""
+            is the top level of the file. None selects the only mapping, at the top level or in it
+            (often "model" or "state_dict"), that holds more than one tensor, or the only one that
+            holds any. A pickled module has the names of its `state_dict()`. Nested containers have
+            names with dots, if nothing else holds tensors. In a folder of
+            torch.distributed.checkpoint, `key` is a mapping of the saved state dict ("model", or
+            nested "app.model"); None and "" select all tensors under their full names.
         rules: how tensor-parallel parts are merged, as for `dormant.tensor_parallel.merge`; None
-            means LLaMA's.
-        decode: True shows tensors that are kept encoded (fp8 and mxfp4 with their scales, 4-bit
-            codes, ...) as the plain tensors that they stand for, under the plain name and in the
-            dtype that the library concerned decodes to; a dtype asks for that one instead. They are
-            decoded in small pieces when they are materialized. False shows the tensors as they are
-            in the files. `entries` names the encoding.
-        foreign: what becomes of objects of classes that `torch.load(weights_only=True)` does not
-            know: "inert" makes them records that say what they hold, as `extra` shows; "error"
-            refuses the file.
-        storage_options: what the filesystem of a URL gets, as fsspec takes it; for HTTP {"headers":
+            uses LLaMA's rules.
+        decode: True shows encoded tensors (fp8 and mxfp4 with their scales, 4-bit codes, ...) as
+            plain tensors, under the plain name and in the dtype that the encoding's library decodes
+            to; a dtype selects that dtype instead. They are decoded in small pieces when they are
+            materialized. False shows the tensors as they are in the files. `entries` names the
+            encoding.
+        foreign: what to do with objects of classes that `torch.load(weights_only=True)` refuses:
+            "inert" shows them in `extra` as records of their contents; "error" refuses the file.
+        storage_options: options for the filesystem of a URL, as in fsspec; for HTTP {"headers":
             {name: value}}.
-        reader: an object to read one file from, in place of a path: with `size`, its bytes;
-            `pread(offset, count)`, which returns exactly those bytes as `bytes` or another buffer,
-            and which any number of threads call at a time; and, if it likes, `name`, for messages.
+        reader: an object to read one file from, instead of a path. It has `size`, the number of
+            bytes; `pread(offset, count)`, which returns exactly those bytes as `bytes` or another
+            buffer, and which any number of threads may call at the same time; and optionally
+            `name`, for messages.
 
     Returns:
         The checkpoint.
 
     Warns:
-        UserWarning: config.json says that tensors are encoded, and none is.
+        UserWarning: config.json says that tensors are encoded, but none is.
 
     Raises:
-        TypeError: `decode` is of another type; a path and `reader` are given, or neither; or
-            `reader` is not such an object.
-        ImportError: what a URL needs (s3fs, gcsfs, huggingface_hub, ...) is not installed.
-        ValueError: a path is empty; a server sends whole files only, or a URL's file is not what it
-            was; a file is damaged, contradicts itself or the index, or holds no tensors by name, or
+        TypeError: `decode` has another type; a path and `reader` are given, or neither; or `reader`
+            is not such an object.
+        ImportError: a library that the URL needs (s3fs, gcsfs, huggingface_hub, ...) is not
+            installed.
+        ValueError: a path is empty; a server sends only whole files, or the file at a URL changed;
+            a file is damaged, contradicts itself or the index, holds no tensors by name, or holds
             several mappings of them; `foreign` is "error" and a file has such objects; a folder has
-            nothing to open or several choices; a name is in two files; encoded tensors lack a part,
-            or contradict config.json; `decode` is a dtype that nothing is computed in.
-        KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule fits.
-        NotImplementedError: torch's tar layout, tensors that are not strided.
-        OSError: the system, or a server, does not let a file be read; with its errno.
+            nothing to open or several choices; a name is in two files; encoded tensors lack a part
+            or contradict config.json; `decode` is a dtype that weights cannot have.
+        KeyError: a file has no mapping `key`; tensor-parallel parts lack names, or no rule matches.
+        NotImplementedError: the file has torch's tar layout, or tensors that are not strided.
+        OSError: the system or a server does not allow a file to be read; has its errno.
 
     Example:
         >>> import pathlib, tempfile, torch, dormant
@@ -407,8 +412,8 @@ def open_each(
 
     Args:
         paths: as for `open_checkpoint`; the parts of a tensor-parallel set make one checkpoint.
-        fits: how many of the names that it is given a model has, which chooses among the mappings
-            in a file of torch.save.
+        fits: returns how many of the given names a model has; used to choose among the mappings in
+            a file of torch.save.
         foreign: as for `open_checkpoint`.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Tensors put together from several: merged from parts, joined, summed, converted for a model.
+"""Tensors that are made from several: merged from parts, joined, summed, converted for a model.
 
-What is kept for a name is how to make its tensor, which is made anew for each access: a checkpoint
-must not keep tensors alive that somebody brings to life.
+A checkpoint keeps how to make the tensor of a name, and makes a new one for each access, because it
+must not keep materialized tensors alive.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from dormant.checkpoint.entry import Entry, Item
 from dormant.checkpoint.pretrained import Naming, Step, find_conversion
 from dormant.tensor_parallel.rules import Rules, llama_rules
 from dormant.tensor_parallel.sets import apply_diffs, merge
+from dormant.text.table import format_count
 
 
 @dataclass(frozen=True)
 class _Merged:
-    """A tensor that tensor-parallel ranks have parts of."""
+    """A tensor of which tensor-parallel ranks have parts."""
 
     name: str
     parts: tuple[Item, ...]
@@ -33,7 +34,7 @@ class _Merged:
 
 @dataclass(frozen=True)
 class _Sum:
-    """A tensor and what is added to it."""
+    """A tensor and the differences that are added to it."""
 
     name: str
     base: Item
@@ -47,7 +48,7 @@ class _Sum:
 
 @dataclass(frozen=True)
 class _Converted:
-    """A tensor that a rule of transformers makes of several, or of one in another layout."""
+    """A tensor that a rule of transformers makes from several, or from one in another layout."""
 
     name: str
     step: Step
@@ -64,7 +65,7 @@ class _Converted:
 def converted(
     items: Mapping[str, Item], model: torch.nn.Module, naming: Naming | None = None
 ) -> dict[str, Item] | None:
-    """`items` under the names and in the layouts of a model; None where they have them already.
+    """`items` under the names and in the layouts of a model; None if they already have them.
 
     Raises:
         ValueError: as by `find_conversion` and `Conversion.apply`.
@@ -88,10 +89,10 @@ def converted(
 
 
 def merged_parts(ranks: Sequence[Mapping[str, Item]], rules: Rules | None) -> dict[str, Item]:
-    """What the parts of all ranks make together.
+    """The whole tensors, merged from the parts of all ranks.
 
     Raises:
-        ValueError: as `dormant.tensor_parallel.merge`.
+        ValueError: as by `dormant.tensor_parallel.merge`.
         KeyError: likewise.
     """
     # Merging all of them once checks everything; the tensors are not kept.
@@ -123,7 +124,7 @@ def join(items: dict[str, Item], more: dict[str, Item]) -> None:
     """Adds `more` to `items`.
 
     Raises:
-        ValueError: names that are in both.
+        ValueError: both have the same name.
     """
     twice = [
         f"{name!r} in {_home(items[name].entry)} and {_home(more[name].entry)}"
@@ -132,18 +133,18 @@ def join(items: dict[str, Item], more: dict[str, Item]) -> None:
     ]
     if twice:
         raise ValueError(
-            f"open_checkpoint: {len(twice)} tensors are in two of the paths: "
-            f"{'; '.join(twice[:20])}. Open each checkpoint for itself and combine the mappings as "
-            "wanted, the later over the earlier: {**dict(first), **dict(second)}."
+            f"open_checkpoint: found {format_count(len(twice), 'tensor')} in two of the paths: "
+            f"{'; '.join(twice[:20])}. Open each checkpoint separately and combine the mappings; "
+            "the later one replaces the earlier: {**dict(first), **dict(second)}."
         )
     items.update(more)
 
 
 def add_differences(items: dict[str, Item], differences: dict[str, Item]) -> None:
-    """Lets `items` be sums with `differences`; a name that is new is taken as it is.
+    """Adds `differences` to `items`; a new name is taken unchanged.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: shapes differ.
     """
     wrong = [
         f"{name!r} has shape {difference.entry.shape} in {_home(difference.entry)}, "
@@ -153,8 +154,8 @@ def add_differences(items: dict[str, Item], differences: dict[str, Item]) -> Non
     ]
     if wrong:
         raise ValueError(
-            f"open_checkpoint: {len(wrong)} differences do not fit what they are added to: "
-            f"{'; '.join(wrong)}. Are they of this model?"
+            f"open_checkpoint: the shapes of {format_count(len(wrong), 'difference')} do not match "
+            f"the base: {'; '.join(wrong)}. Check that the differences belong to this model."
         )
     for name, difference in differences.items():
         base = items.get(name)

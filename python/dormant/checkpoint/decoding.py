@@ -1,6 +1,6 @@
-"""Encoded tensors of a checkpoint, such as fp8 and its scales, as the plain tensors that they are.
+"""Encoded tensors of a checkpoint, such as fp8 with its scales, shown as plain tensors.
 
-Which raw tensors make one is found in C++ (csrc/checkpoint/encodings), as for
+C++ finds which raw tensors encode one plain tensor (csrc/checkpoint/encodings), as for
 `dormant/checkpoint.h`; here they become items of a checkpoint.
 """
 
@@ -26,7 +26,7 @@ from dormant.tensors.storage import realize
 Decode: TypeAlias = "bool | torch.dtype"
 
 _CONFIG = "config.json"
-# In which AutoGPTQ and AutoAWQ state what config.json states elsewhere.
+# AutoGPTQ and AutoAWQ write their configuration to these files instead of config.json.
 _QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json")
 # Of which nothing but plain weights and counters is made.
 _PLAIN_DTYPES = frozenset(
@@ -38,15 +38,15 @@ _LONGEST_CONFIG = 1 << 24
 
 @dataclass(frozen=True)
 class DecodedTensor:
-    """A plain tensor, made of the tensors that encode it.
+    """A plain tensor, made from the tensors that encode it.
 
     Attributes:
-        entry: what it is; its parts are those of the files.
-        parts: what the decoder takes, in order.
-        decoder: makes it of them.
-        transposed: the last two dimensions of what the decoder gives are swapped.
-        raw: all tensors of the files that are shown as this one, by name: the parts, and those
-            that only who keeps it encoded needs.
+        entry: its description, whose parts are the entries in the files.
+        parts: the inputs of the decoder, in order.
+        decoder: makes the plain tensor from them.
+        transposed: whether the last two dimensions of the decoder's result are swapped.
+        raw: all tensors of the files that this one replaces, by name: the parts, and those that
+            are needed only if it stays encoded.
     """
 
     entry: Entry
@@ -64,7 +64,7 @@ class DecodedTensor:
 
 
 def check_decode(decode: object, operation: str) -> None:
-    """Raises TypeError or ValueError where `decode` is neither a bool nor a dtype of floats."""
+    """Raises TypeError or ValueError if `decode` is neither a bool nor a floating-point dtype."""
     if isinstance(decode, bool):
         return
     if not isinstance(decode, torch.dtype):
@@ -74,23 +74,23 @@ def check_decode(decode: object, operation: str) -> None:
         )
     if not decode.is_floating_point or decode.itemsize < 2:
         raise ValueError(
-            f"{operation}: decode={decode}, expected a dtype that weights are computed in, such as "
-            "torch.bfloat16."
+            f"{operation}: decode={decode}, expected a floating-point dtype of at least 16 bits, "
+            "such as torch.bfloat16."
         )
 
 
 def decoded(
     items: Mapping[str, Item], contents: Iterable[Contents], decode: Decode
 ) -> dict[str, Item]:
-    """`items`, the encoded ones among them as plain tensors, in the order of their first parts.
+    """`items` with encoded tensors replaced by plain ones, in the order of their first parts.
 
     Args:
-        items: by name; those that are decoded stay as they are.
-        contents: the files that they are of, beside which config.json may lie.
-        decode: False decodes nothing; a dtype is that of what is decoded.
+        items: by name; those that are already decoded stay as they are.
+        contents: the files that contain them, beside which config.json may be.
+        decode: False decodes nothing; a dtype is the dtype of decoded tensors.
 
     Warns:
-        UserWarning: config.json says that tensors are encoded, and none is.
+        UserWarning: config.json says that tensors are encoded, but none is.
 
     Raises:
         ValueError: tensors and config.json contradict each other, or parts are missing.
@@ -157,11 +157,11 @@ def decoded(
 
 
 def with_packed(items: Mapping[str, Item], keep: Callable[[str], bool]) -> dict[str, Item]:
-    """`items`, what bitsandbytes packed as it is in the files, where its name is to be kept so.
+    """`items`, with weights that bitsandbytes packed left packed if `keep` says so.
 
     Args:
         items: by name.
-        keep: whether to keep the tensor of this name packed.
+        keep: returns whether to keep the tensor of a name packed.
     """
     found: dict[str, Item] = {}
     for name, item in items.items():
@@ -173,7 +173,7 @@ def with_packed(items: Mapping[str, Item], keep: Callable[[str], bool]) -> dict[
 
 
 def is_decoded(item: Item) -> bool:
-    """Whether an item is made of encoded tensors, however it was put together then."""
+    """Whether an item is made from encoded tensors, in any way."""
     return _is_decoded(item.entry)
 
 
@@ -186,7 +186,7 @@ def _is_packed(name: str, raw: Mapping[str, Item]) -> bool:
 
 
 def _owners(spent: Iterable[str], plain: Iterable[str]) -> dict[str, list[str]]:
-    """The tensors that are left out, by the plain tensor that they belong to."""
+    """The tensors that are left out, grouped by the plain tensor that they belong to."""
     by_name = {name: name for name in plain}
     by_module = {name.rpartition(".")[0]: name for name in by_name}
     owners: dict[str, list[str]] = {}
@@ -201,7 +201,7 @@ def _owners(spent: Iterable[str], plain: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _folders(contents: Iterable[Contents], items: Iterable[Item]) -> list[Path | Url]:
-    """Where configurations may lie. URLs are not asked where no tensor can be encoded."""
+    """The folders that may contain configurations; without URLs if no tensor can be encoded."""
     may_be_encoded = any(
         item.entry.encoding or item.entry.dtype not in _PLAIN_DTYPES for item in items
     )
@@ -220,7 +220,7 @@ def _beside(
     """The configurations of these names in folders, and their paths.
 
     Raises:
-        OSError: one that is there cannot be read. Without it, weights may look like plain ones.
+        OSError: an existing one cannot be read. Without it, encoded weights may look plain.
     """
     for folder in folders:
         for name in names:
@@ -235,7 +235,7 @@ def _beside(
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name is text; those of files of torch.save may be anything."""
+    """Whether a name is text; names in files of torch.save may be any object."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint: each tensor is put together from the ranks' parts."""
+"""Folders of torch.distributed.checkpoint: each tensor is assembled from the parts of the ranks."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ ValuePath = tuple[str | int, ...]
 def read_distributed(
     metadata: Path, *, key: str | None = None, fits: Fits | None = None
 ) -> list[Contents]:
-    """Reads a `.metadata`; where tensors lie in the files that it names is looked up when needed.
+    """Reads a `.metadata`; the positions of tensors in its files are looked up when needed.
 
     Args:
         metadata: its path.
-        key: the mapping in the state dict that was saved whose tensors are wanted, nested ones
-            with dots between ("app.model"); "" and None mean all tensors, by their full names.
-        fits: how many of the names that it is given are wanted; with None as `key` it chooses.
+        key: the mapping in the saved state dict whose tensors are wanted; nested mappings are
+            separated by dots ("app.model"). "" and None mean all tensors, by their full names.
+        fits: returns how many of the given names are wanted; chooses the mapping if `key` is None.
 
     Returns:
-        The metadata's contents, which has all tensors, and those of each data file.
+        The contents of the metadata, which has all tensors, and those of each data file.
 
     Raises:
         ValueError, NotImplementedError, OSError: as by `open_checkpoint`.
@@ -53,7 +53,7 @@ def read_distributed(
 def read_distributed_safetensors(
     paths: Sequence[Path], *, key: str | None = None, fits: Fits | None = None
 ) -> list[Contents]:
-    """The same of safetensors files whose headers say which parts they hold."""
+    """Does the same for safetensors files whose headers say which parts they contain."""
     files = [_C.File(path) for path in paths]
     return _contents(None, _C.distributed_safetensors_entries(files), key, fits)
 
@@ -131,7 +131,7 @@ def _nbytes(shape: tuple[int, ...], itemsize: int) -> int:
 
 
 def _below(path: ValuePath, prefix: str) -> str | None:
-    """The name of a value in the mapping `prefix`; None where it is not in it."""
+    """The name of a value in the mapping `prefix`; None if it is not in it."""
     for depth in range(1, len(path)):
         if ".".join(map(str, path[:depth])) == prefix:
             return ".".join(map(str, path[depth:]))
@@ -144,7 +144,7 @@ def _chosen(
     key: str | None,
     fits: Fits | None,
 ) -> str:
-    """Which mapping holds the tensors that are wanted; "" stands for all."""
+    """The mapping that holds the wanted tensors; "" means all."""
     if key == "" or (key is None and fits is None):
         return ""
     candidates: dict[str, list[str]] = {"": []}
@@ -163,20 +163,20 @@ def _chosen(
         return key
     assert fits is not None
     fitting = {prefix: fits(names) for prefix, names in candidates.items()}
-    # Of several that fit as well the outermost.
+    # If several match equally well, the outermost.
     return max(fitting, key=lambda prefix: (fitting[prefix], -prefix.count("."), -len(prefix)))
 
 
 @dataclass(frozen=True)
 class _Object:
-    """A value that is not a tensor, as torch.save wrote it, within a file."""
+    """A value in a file that is not a tensor, as torch.save wrote it."""
 
     file: _C.File
     offset: int
     length: int
 
     def read(self) -> Any:
-        """The value, with lazy tensors in it; the bytes where they are not of torch.save."""
+        """The value, which may contain lazy tensors; its bytes if torch.save did not write it."""
         part = self.file.part(self.offset, self.length)
         first = part.read(0, min(self.length, 512))
         if is_torch_file(first):
@@ -190,7 +190,7 @@ class _Object:
 
 
 class _LateChecksums(Sequence[Checksum]):
-    """Checksums that are looked up when somebody wants them."""
+    """Checksums that are looked up when they are first needed."""
 
     @cached_property
     def _found(self) -> list[Checksum]:
@@ -215,7 +215,7 @@ class _LateChecksums(Sequence[Checksum]):
 
 
 class _ArchiveChecksums(_LateChecksums):
-    """Those of all archives in a file."""
+    """The checksums of all archives in a file."""
 
     def __init__(self, file: _C.File, ranges: tuple[tuple[int, int], ...]) -> None:
         self._file = file
@@ -234,7 +234,7 @@ class _ArchiveChecksums(_LateChecksums):
 
 
 class _MetadataChecksums(_LateChecksums):
-    """That of the metadata, after comparing all of it with the files."""
+    """The checksum of the metadata, after comparing all of it with the files."""
 
     def __init__(self, file: _C.File, storages: Sequence[_C.FileStorage]) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""What a checkpoint file holds: tensors that are known by where their bytes lie."""
+"""The contents of a checkpoint file: tensors, described by the positions of their bytes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Entry:
         dtype: its element type.
         shape: its sizes.
         nbytes: bytes of its elements.
-        file: the file that holds it; of a URL that, without secrets, as a string; None where it is
-            put together from `parts`.
-        offset: where its first element begins in `file`, in bytes; None where it has `parts`.
-        strides: in elements, where it is not contiguous; else None.
-        parts: the entries that it is put together from, in order.
-        encoding: how the parts encode it, such as "fp8 e4m3, blocks of 128x128"; of one that is in
-            a file, how that file's format says that it is encoded; "" where it is plain.
+        file: the file that holds it; for a URL, the URL without secrets as a string; None if the
+            tensor is made from `parts`.
+        offset: the position of its first element in `file`, in bytes; None if it has `parts`.
+        strides: in elements, if it is not contiguous; else None.
+        parts: the entries that it is made from, in order.
+        encoding: how the parts encode it, such as "fp8 e4m3, blocks of 128x128"; for a tensor in
+            one file, how the file's format encodes it; "" if it is plain.
     """
 
     dtype: torch.dtype
@@ -42,11 +42,11 @@ class Entry:
 
 
 class Item(Protocol):
-    """What a checkpoint keeps for a name: enough to make its tensor, but not the tensor."""
+    """What a checkpoint keeps for a name: enough to create its tensor, but not the tensor."""
 
     @property
     def entry(self) -> Entry:
-        """What the files say about it."""
+        """The description in the file."""
 
     def tensor(self) -> torch.Tensor:
         """A lazy tensor."""
@@ -107,9 +107,9 @@ class Contents:
         metadata: what the file says about itself.
         versions: the `_metadata` of a module's state dict: versions by module name.
         extra: makes what is in the file beside the tensors.
-        naming: how its names become a model's, where the format has names of its own.
+        naming: how its names become those of a model, if the format has its own names.
         foreign: the classes and functions that it names and weights-only loading does not know.
-        folder: where its configuration lies, if that is at a URL.
+        folder: the folder of its configuration, if that is at a URL.
     """
 
     file: _C.File
@@ -124,7 +124,7 @@ class Contents:
 
 
 def place_of(file: _C.File) -> Path | str:
-    """Where a file lies: a path, or the URL or name of a file elsewhere."""
+    """The place of a file: a path, or the URL or name of a remote file."""
     return file.path if file.is_remote else Path(file.path)
 
 

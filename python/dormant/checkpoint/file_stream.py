@@ -25,7 +25,7 @@ class _FileStream(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
         if base + offset < 0:
-            raise OSError(22, f"dormant: a position of {base + offset} in {self._file.path}")
+            raise OSError(22, f"dormant: negative position {base + offset} in {self._file.path}")
         self._position = base + offset
         return self._position
 
@@ -38,5 +38,5 @@ class _FileStream(io.RawIOBase):
 
 
 def open_stream(file: _C.File) -> io.BufferedReader:
-    """A stream over `file`, through its own descriptor: whatever lies at its path now."""
+    """A stream over `file` through its own descriptor, even if its path was replaced since."""
     return io.BufferedReader(_FileStream(file))

@@ -1,6 +1,6 @@
-"""What lies at a path or URL: a file, the index of several, or the parts of a tensor-parallel set.
+"""What is at a path or URL: a file, the index of several, or the parts of a tensor-parallel set.
 
-Only names are looked at.
+Only names are used.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _KINDS = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
 # older libraries, model-00001-of-00004.fp16.safetensors.
 _SHARD = re.compile(r".*-\d+-of-\d+(\.[^.]+)?", re.ASCII | re.DOTALL)
 
-# torch.distributed.checkpoint: what leads to the files of all ranks; and, where there is no such
-# file, safetensors files of its HuggingFaceStorageWriter.
+# torch.distributed.checkpoint: the file that refers to the files of all ranks; and, if there is no
+# such file, safetensors files of its HuggingFaceStorageWriter.
 _DISTRIBUTED = ".metadata"
 _DISTRIBUTED_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 
@@ -58,16 +58,16 @@ _SHOWN = 200  # characters of a path that is too long
 
 @dataclass(frozen=True)
 class Group:
-    """Files that together are one mapping of names to tensors.
+    """Files that together form one mapping from names to tensors.
 
     Attributes:
-        kind: "file"; "index": JSON that names the file of each tensor; "parts": those of all
-            tensor-parallel ranks; "differences": the same, to be added to what is opened before;
-            "distributed": of torch.distributed.checkpoint; "split": those of a GGUF file that was
-            split.
-        files: the file, the index, or the parts in order; of torch.distributed.checkpoint its
-            metadata, or all files where it has none.
-        position: which of the paths it comes from, or begins with, counted from 0.
+        kind: "file"; "index": JSON that names the file of each tensor; "parts": the files of all
+            tensor-parallel ranks; "differences": the same, to be added to the tensors opened
+            before; "distributed": of torch.distributed.checkpoint; "split": the parts of a split
+            GGUF file.
+        files: the file, the index, or the parts in order; for torch.distributed.checkpoint its
+            metadata, or all files if it has none.
+        position: the index of the path that it comes from, or of its first path.
     """
 
     kind: Kind
@@ -80,12 +80,12 @@ def find_groups(
 ) -> list[Group]:
     """Finds what to open, in the order of `paths`, which may be URLs; `options` are for fsspec.
 
-    Files of one tensor-parallel set that are listed one by one make one group, where the first of
-    them stands.
+    Files of one tensor-parallel set that are listed separately form one group, at the position of
+    the first.
 
     Raises:
-        OSError: nothing lies at a path, or the system does not let it be looked at.
-        ValueError: a path is empty; a folder has nothing to open or more than one choice, or parts
+        OSError: there is no file or folder at a path, or the system does not allow access.
+        ValueError: a path is empty; a folder has nothing to open or more than one choice; or parts
             are missing.
     """
     groups: list[Group] = []
@@ -125,16 +125,16 @@ def _is_folder(place: Place) -> bool:
 
 
 def _existing(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Place:
-    """The path, at which something lies; or the URL, at which something may."""
+    """The path, which exists; or the URL, which may exist."""
     text = os.fspath(path)
     if isinstance(text, str) and is_url(text):
         if not text.lower().startswith("file://"):
             return Url(text, options)
         path = url2pathname(urlsplit(text).path)
-    if not text:  # which would stand for the current folder
+    if not text:  # Path("") is the current folder
         raise ValueError(
-            "open_checkpoint: got an empty path. Expected that of a checkpoint file, an index or a "
-            "folder; '.' is the current one."
+            "open_checkpoint: got an empty path, expected the path of a checkpoint file, an index "
+            "or a folder ('.' is the current folder)."
         )
     try:
         found = Path(path)
@@ -142,14 +142,13 @@ def _existing(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Place
     except FileNotFoundError:
         raise FileNotFoundError(
             errno.ENOENT,
-            f"dormant: open_checkpoint: nothing lies at {text!r}. Expected a checkpoint file, an "
-            "index or a folder",
+            f"dormant: open_checkpoint: no such file or folder: {text!r}",
         ) from None
     except OSError as error:
-        what = f"dormant: open_checkpoint: cannot look at {text[:_SHOWN]!r}: {error.strerror}"
+        what = f"dormant: open_checkpoint: cannot access {text[:_SHOWN]!r}: {error.strerror}"
         raise OSError(error.errno, what) from error
     except ValueError as error:
-        raise ValueError(f"open_checkpoint: {text!r} is no path: {error}.") from error
+        raise ValueError(f"open_checkpoint: {text!r} is not a path: {error}.") from error
     return found
 
 
@@ -174,9 +173,9 @@ def _find_at(folder: Url) -> Group:
 
 
 def _choose(names: Sequence[str], folder: Place) -> Group:
-    """What to open of the files in a folder."""
+    """Which of the files in a folder to open."""
     for name in _FIRST:
-        if name in names:  # of a path, a save put one of them in the place of another meanwhile
+        if name in names:  # a save has replaced one of them by another in the meantime
             return _single(folder / name)
     sets: dict[str, list[Place]] = {}
     for name in names:
@@ -196,13 +195,13 @@ def _choose(names: Sequence[str], folder: Place) -> Group:
     hint = "Pass the path of a file."
     if any(name.endswith(".distcp") for name in names):
         hint = (
-            f"It is one of torch.distributed.checkpoint without its {_DISTRIBUTED}: the save did "
-            "not end, or was done with use_collectives=False, which only torch's own load reads."
+            f"It is a folder of torch.distributed.checkpoint without {_DISTRIBUTED}: the save did "
+            "not finish, or used use_collectives=False, which only torch's own load can read."
         )
     raise ValueError(
         f"open_checkpoint: the folder {str(folder)!r} holds no checkpoint; files: "
-        f"{names[:20]}. Expected one of {', '.join(_FIRST)}, consolidated.00.pth and its like, or "
-        f"a single file *{' or *'.join(_KINDS)} or its index. {hint}"
+        f"{names[:20]}. Expected one of {', '.join(_FIRST)}, a tensor-parallel set "
+        f"(consolidated.00.pth, ...), or a single file *{' or *'.join(_KINDS)} or its index. {hint}"
     )
 
 
@@ -210,8 +209,8 @@ def _single(path: Place) -> Group:
     if path.name == _DISTRIBUTED:
         if isinstance(path, Url):
             raise NotImplementedError(
-                f"open_checkpoint: {path} is of a folder of torch.distributed.checkpoint, expected "
-                "one of this machine. Copy the folder and pass its path."
+                f"open_checkpoint: {path} belongs to a folder of torch.distributed.checkpoint, "
+                "which can only be opened from a local path. Copy the folder and pass its path."
             )
         return Group("distributed", (path,))
     if found := _SPLIT.fullmatch(path.name):
@@ -225,23 +224,23 @@ def is_index(name: str) -> bool:
 
 
 def _choices(names: Sequence[str], kind: str) -> list[str]:
-    """The checkpoints of one kind among the names of files: indices, and files that stand alone."""
+    """The checkpoints of one kind among the names of files: indices, and files without an index."""
     files = [name for name in names if name.endswith(kind)]
     indices = [name for name in names if is_index(name) and f"{kind}.index." in name]
     if indices:
         stems = {name.partition(kind)[0] for name in indices}
         alone = [f for f in files if not _SHARD.fullmatch(f.removesuffix(kind))]
-        # What is called otherwise is one of the files that an index names.
+        # Any other name is one of the files that an index names.
         return [*indices, *(f for f in alone if any(f.startswith(f"{s}.") for s in stems))]
     if kind == ".gguf":
-        # Of a split file the part that is there first stands for all.
+        # The first part of a split file that exists represents all parts.
         first_parts: dict[str, str] = {}
         for name in files:
             split = _SPLIT.fullmatch(name)
             first_parts.setdefault(f"{split['stem']}-of-{split['of']}" if split else name, name)
         return list(first_parts.values())
     if len(files) > 1:
-        # accelerate has an index of files that are called anything: weight_map.index.json.
+        # accelerate has an index of files with any names: weight_map.index.json.
         of_kinds = tuple(f"{each}.index.json" for each in _KINDS)
         others = [n for n in names if n.endswith(".index.json") and not n.endswith(of_kinds)]
         return others or files
@@ -252,7 +251,7 @@ def _plain(choices: Sequence[str], folder: Place, kind: str) -> str:
     """The only choice, or the one of which all others are variants.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such choice.
     """
     if len(choices) == 1:
         return choices[0]
@@ -271,16 +270,16 @@ def _is_variant(name: str, stem: str, kind: str) -> bool:
 
 
 def _split(path: Place, stem: str, number: int, count: int) -> Group:
-    """All parts of a split file, whichever is asked for, if none is missing."""
+    """All parts of a split file, whichever part is given, if none is missing."""
     names = [f"{stem}-{each:05}-of-{count:05}.gguf" for each in range(1, count + 1)]
     missing: list[str] = []
-    if isinstance(path, Path):  # opening what a URL leads to says whether it is there
+    if isinstance(path, Path):  # opening a URL says whether it exists
         folder = path.parent
         missing = [*islice((name for name in names if not (folder / name).exists()), _NAMED)]
     if missing or not 1 <= number <= count:
         raise ValueError(
-            f"open_checkpoint: {str(path)!r} is part {number} of a file in {count} parts by its "
-            f"name, and the folder lacks {missing}. Get them all."
+            f"open_checkpoint: {str(path)!r} is part {number} of {count} according to its name, "
+            f"and the folder lacks {missing}. Get all parts."
         )
     return Group("split", tuple(path.parent / name for name in names))
 
@@ -320,8 +319,8 @@ def _parts(files: Sequence[Place], folder: Place) -> Group:
         raise ValueError(
             f"open_checkpoint: the tensor-parallel set of {len(ranks)} parts in {str(folder)!r} "
             f"lacks parts {missing}"
-            + (f" and has parts {extra[:_NAMED]} beside its {count}" if extra else "")
-            + ". Get them all."
+            + (f" and has parts {extra[:_NAMED]} in addition to its {count}" if extra else "")
+            + ". Get all parts."
         )
     differences = next(iter(ranks.values())).name.endswith("model-diff.pth")
     kind: Kind = "differences" if differences else "parts"

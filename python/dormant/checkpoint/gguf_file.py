@@ -26,9 +26,9 @@ _SHOWN = 4  # elements of an array in its repr
 
 
 class StoredArray(Sequence[Any]):
-    """An array of a GGUF file's metadata, read when its elements are first asked for.
+    """An array in the metadata of a GGUF file, read when its elements are first accessed.
 
-    Those of a vocabulary have hundreds of thousands of elements that few ever look at.
+    The arrays of a vocabulary have hundreds of thousands of elements that are rarely needed.
     """
 
     def __init__(self, stored: _C.GgufArray) -> None:
@@ -67,11 +67,11 @@ class StoredArray(Sequence[Any]):
 
 
 def read_gguf(file: _C.File) -> Contents:
-    """What a GGUF file holds: of tensors in blocks the bytes, a row of blocks for each row.
+    """The contents of a GGUF file; packed tensors are shown as bytes, one row of blocks per row.
 
     Raises:
         ValueError: the file is damaged, or contradicts itself.
-        NotImplementedError: it is of version 1, or of a big-endian machine.
+        NotImplementedError: it has version 1, or was written by a big-endian machine.
         OSError: the system cannot read it.
     """
     entries, values = _C.gguf_entries(file)
@@ -104,14 +104,14 @@ def check_split(contents: Sequence[Contents]) -> None:
         if got != (number, len(contents)):
             raise ValueError(
                 f"open_checkpoint: {content.file.path}: split.no and split.count are {got[0]} and "
-                f"{got[1]}, expected {number} and {len(contents)} by the names of the files. Are "
-                "they of one split file? Get them again."
+                f"{got[1]}, expected {number} and {len(contents)} from the names of the files. "
+                "Check that they belong to one split file, or get them again."
             )
     count = contents[0].metadata.get("split.tensors.count")
     found = sum(len(content.tensors) for content in contents)
     if count is not None and count != found:
         raise ValueError(
             f"open_checkpoint: {contents[0].file.path}: split.tensors.count is {count}, and the "
-            f"{len(contents)} files have {found} tensors. Are they of one split file? Get them "
-            "again."
+            f"{len(contents)} files have {found} tensors. Check that they belong to one split "
+            "file, or get them again."
         )

@@ -1,12 +1,12 @@
 """The tensors of GGUF files under the names and in the layouts of transformers' models.
 
-llama.cpp's converters rename tensors, and change some: they permute the rows of queries and keys,
-stack experts, add one to norms. The installed transformers has tables that undo it, of two kinds.
-Those of newer architectures are rules as it has for its own checkpoints
-(transformers/integrations/gguf/gguf_conversion_mapping.py). Those of the others are names, which
-it finds with the package gguf, and "processors", functions of numpy arrays
-(transformers/modeling_gguf_pytorch_utils.py). The processors run here as they are, on lazy tensors:
-in a copy of their module whose `np` and `torch` are the few functions below.
+llama.cpp's converters rename tensors and change some: they permute the rows of queries and keys,
+stack experts, and add one to norms. The installed transformers has two kinds of tables that undo
+this. For newer architectures, they are rules like those for its own checkpoints
+(transformers/integrations/gguf/gguf_conversion_mapping.py). For the others, they are names, which
+it finds with the package gguf, and "processors", which are functions of numpy arrays
+(transformers/modeling_gguf_pytorch_utils.py). The processors run here unchanged on lazy tensors, in
+a copy of their module whose `np` and `torch` are the few functions below.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from dormant.text.printable import printable
 
 _ARCHITECTURE = "general.architecture"
 _TABLES = "transformers.modeling_gguf_pytorch_utils"
-# What a model computes from its configuration, and transformers leaves out.
+# Tensors that a model computes from its configuration, and that transformers leaves out.
 _COMPUTED = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.", "attn_rot_embd.")
-# Modules within modules that are looked at for names: a model's base model, and that of it.
+# How many nested modules are searched for names: a model's base model, and its base model.
 _DEEP = 2
 
 
@@ -40,7 +40,7 @@ class GgufNames:
     """How the tensors of one GGUF file become those of a model.
 
     Attributes:
-        architecture: what the file calls it; "" where it does not say.
+        architecture: the architecture that the file names; "" if it names none.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ class GgufNames:
         self.architecture = str(metadata.get(_ARCHITECTURE, ""))
 
     def transforms(self, model: Any) -> list[Any] | None:
-        """The rules of transformers for the architecture; None where it has none of that kind."""
+        """The rules of transformers for the architecture; None if it has no rules for it."""
         try:
             library: Any = importlib.import_module("transformers.integrations.gguf")
             known = library.GGUF_ARCHS
@@ -62,7 +62,7 @@ class GgufNames:
     def steps(
         self, model: Any, own: Mapping[str, Any], shapes: Mapping[str, Sequence[int] | None]
     ) -> list[Step]:
-        """How each tensor of a model is made, by the tables of names and the processors.
+        """How each tensor of a model is made, according to the tables of names and processors.
 
         Args:
             model: a model of transformers.
@@ -103,8 +103,8 @@ class GgufNames:
         kind = tables.TENSOR_PROCESSORS.get(self.architecture, tables.TensorProcessor)
         if config is None:
             raise NotImplementedError(
-                f"the installed transformers knows no GGUF files of architecture "
-                f"{self.architecture!r} for models of type {model.config.model_type!r}. Give the "
+                f"the installed transformers has no table for GGUF files of architecture "
+                f"{self.architecture!r} and models of type {model.config.model_type!r}. Give the "
                 "tensors the model's names with load(..., rename=...), or upgrade transformers."
             )
         return kind(config=config)
@@ -112,8 +112,8 @@ class GgufNames:
     def _names(self, tables: Any, model: Any, own: Mapping[str, Any]) -> dict[str, str]:
         if importlib.util.find_spec("gguf") is None:
             raise ImportError(
-                "the names of GGUF files of architecture "
-                f"{self.architecture!r} are in Python's package gguf. Run `pip install gguf`."
+                "the table of names for GGUF files of architecture "
+                f"{self.architecture!r} is in the Python package gguf. Run `pip install gguf`."
             )
         processor = tables.TensorProcessor()
         processor = tables.TENSOR_PROCESSORS.get(self.architecture, type(processor))()
@@ -132,19 +132,19 @@ class GgufNames:
 
 @dataclass(frozen=True)
 class _Processing:
-    """A processor of transformers, and what it looks names up in."""
+    """A processor of transformers, and the table in which it looks up names."""
 
     processor: Any
     names: dict[str, str]
 
     def run(self, name: str, value: torch.Tensor) -> tuple[dict[str, torch.Tensor], bool]:
-        """What becomes of a tensor, by the model's names, and whether it is just renamed."""
+        """The results for a tensor, by the model's names, and whether it is only renamed."""
         made: dict[str, torch.Tensor] = {}
         self.add(name, value, made)
         return made, len(made) == 1 and next(iter(made.values())) is value
 
     def add(self, name: str, value: torch.Tensor, made: dict[str, torch.Tensor]) -> None:
-        """Lets the processor add to `made`, or to a tensor in it."""
+        """Calls the processor, which adds to `made` or to a tensor in it."""
         with lazy_init(), torch.no_grad():
             result = self.processor.process(
                 weights=value,
@@ -156,7 +156,7 @@ class _Processing:
             made[self.names[result.name]] = result.weights
 
     def targets(self, name: str, shape: Sequence[int]) -> tuple[list[str], bool]:
-        """The names in the model that a tensor becomes part of, and whether it is just renamed."""
+        """The model's names that a tensor becomes part of, and whether it is only renamed."""
         with lazy_init(), _tracing():
             stand_in = torch.empty(tuple(shape), dtype=torch.float32)
             try:
@@ -166,7 +166,7 @@ class _Processing:
         return list(made), same
 
     def failure(self, name: str, value: torch.Tensor, error: Exception) -> Exception:
-        """The error of a processor as ours."""
+        """The error of a processor, with our message."""
         if is_exhausted_memory(error):
             return error
         return ValueError(
@@ -177,7 +177,7 @@ class _Processing:
 
 
 class _Processed(Step):
-    """A tensor that a processor makes of one or several."""
+    """A tensor that a processor makes from one or several."""
 
     def apply(self, model: Any, values: Mapping[str, Any], operation: str) -> dict[str, Any]:
         processing: _Processing = self.rule
@@ -194,15 +194,15 @@ class _Processed(Step):
                 raise type(failure)(f"{operation}: {failure}") from error
         if self.target not in made:
             raise ValueError(
-                f"{operation}: transformers makes {self.target!r} of {type(model).__name__} of "
-                f"{listing(self.origins)} of the checkpoint, which gave {listing(list(made))}. Get "
-                "the whole checkpoint of this model."
+                f"{operation}: transformers makes {self.target!r} of {type(model).__name__} from "
+                f"{listing(self.origins)} of the checkpoint, but these gave {listing(list(made))}. "
+                "Get the whole checkpoint of this model."
             )
         return {self.target: made[self.target]}
 
 
 class _Shown:
-    """What the tables look at of a model: its configuration, and names as its modules have them."""
+    """The part of a model that the tables use: its configuration, and the names of its modules."""
 
     def __init__(self, config: Any, names: Sequence[str], deep: int) -> None:
         self.config = config
@@ -235,9 +235,9 @@ def _layers(config: Any) -> int:
 def _configuration(
     tables: Any, architecture: str, model_type: str, metadata: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """What a processor looks at; None where there is no table for the architecture.
+    """The values that a processor uses; None if there is no table for the architecture.
 
-    The names of the values depend on the model's type, the keys on what the file calls it.
+    The names of the values depend on the model's type; the keys depend on the file's architecture.
     """
     all_keys: Mapping[str, Mapping[str, str | None]] = tables.GGUF_TO_TRANSFORMERS_MAPPING["config"]
     names = (model_type, model_type.removesuffix("_text"), architecture)
@@ -260,7 +260,7 @@ _TRACING: ContextVar[bool] = ContextVar("tracing", default=False)
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Lets processors run on tensors that have no values."""
+    """Makes processors run on tensors without values."""
     token = _TRACING.set(True)
     try:
         yield
@@ -272,7 +272,9 @@ class _Arrays:
     """The functions of numpy that processors use, for lazy tensors."""
 
     def __getattr__(self, name: str) -> Any:
-        raise NotImplementedError(f"numpy.{name} of a lazy tensor; this dormant does not know it")
+        raise NotImplementedError(
+            f"numpy.{name} of a lazy tensor is not supported by this release of dormant"
+        )
 
     @staticmethod
     def expand_dims(array: torch.Tensor, axis: int) -> torch.Tensor:
@@ -291,12 +293,12 @@ class _Arrays:
 
     @staticmethod
     def copy(array: torch.Tensor) -> torch.Tensor:
-        """The tensor itself: nobody writes to it."""
+        """The tensor itself, since nothing writes to it."""
         return array
 
     @staticmethod
     def log(array: torch.Tensor) -> torch.Tensor:
-        """By numpy, on values: torch's logarithm has other last bits. Such tensors are small."""
+        """Computed by numpy on values, since torch's last bits differ. Such tensors are small."""
         if _TRACING.get():
             return torch.empty_like(array)
         import numpy
@@ -305,14 +307,14 @@ class _Arrays:
 
 
 class _Tensors:
-    """torch, for what processors make of arrays."""
+    """The functions of torch that processors call on arrays."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
 
     @staticmethod
     def from_numpy(array: torch.Tensor) -> torch.Tensor:
-        """What is a tensor already."""
+        """The argument, which already is a tensor."""
         return array
 
     @staticmethod
@@ -326,7 +328,7 @@ _copies: dict[str, ModuleType] = {}
 
 
 def _tables() -> Any:
-    """A copy of the module of transformers with the tables, that works on lazy tensors."""
+    """A copy of the module of transformers with the tables, which works on lazy tensors."""
     with _lock:
         copy = _copies.get(_TABLES)
         if copy is None:

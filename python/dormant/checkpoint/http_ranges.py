@@ -1,7 +1,7 @@
-"""Ranges of bytes by HTTP, each answer checked: status, range, length, and that it is one file.
+"""Ranges of bytes by HTTP. Each response is checked: status, range, length, and file version.
 
-Python's own client, because what a general one hides is what has to be looked at, and because it
-reads straight into memory that it is given. Connections are kept and used again by any thread.
+This uses Python's own client, because general clients hide what must be checked here, and because
+it reads directly into given memory. Connections are kept and can be reused by any thread.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _RETRIED = (408, 425, 429, 500, 502, 503, 504)
 # Of a link that was handed out for a time, where a redirect led to one.
 _EXPIRED = (400, 401, 403, 404, 410)
 _MOST_IDLE = 32
-_LONGEST_REST = 1 << 16  # of an answer that nobody wants, read so that the connection can be kept
+_LONGEST_REST = 1 << 16  # of a response that is not needed, read so that the connection can be kept
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 _NO_RANGE = re.compile(r"bytes \*/(\d{1,19})", re.ASCII)
 
 
 @dataclass(frozen=True)
 class _Identity:
-    """What a file that nobody replaced keeps."""
+    """Properties that stay the same unless the file is replaced."""
 
     size: int
     version: str | None  # its ETag, or the time of its last change
@@ -114,7 +114,7 @@ class HttpRanges:
             raise
 
     def check(self) -> None:
-        """Nothing: every answer is checked, and what is kept is of the file that was opened."""
+        """Does nothing: every response is checked, and kept data is from the opened file."""
 
     def _check_same(self, response: http.client.HTTPResponse) -> None:
         opened = self._identity
@@ -138,7 +138,7 @@ class HttpRanges:
             )
 
     def _ask(self, wanted: str) -> tuple[_Http | _Https, http.client.HTTPResponse]:
-        """The answer to a request for a range, redirects followed; its body is not read yet."""
+        """The response to a range request after redirects; its body is not read yet."""
         target = self._target
         connection, response = _follow(target, self._url, self._headers, wanted)
         if response.status in _EXPIRED and target != self._url:
@@ -159,7 +159,7 @@ class HttpRanges:
             raise FailedError(FileNotFoundError, f"answers {_status(response)}: no such file")
         if response.status in (401, 403, 407):
             raise FailedError(
-                PermissionError, f"answers {_status(response)}: it wants other credentials, or none"
+                PermissionError, f"answers {_status(response)}: check the credentials"
             )
         if response.status not in (200, 206, 416):
             raise FailedError(OSError, f"answers {_status(response)}, expected 206")
@@ -171,12 +171,12 @@ class HttpRanges:
 
 
 class _Connection:
-    """What can be closed by another thread; a mixin of http.client's."""
+    """A connection that another thread can close; a mixin for those of http.client."""
 
     asked_for = ""
 
     def abort(self) -> None:
-        """Lets whoever reads from it fail at once."""
+        """Makes a thread that reads from it fail at once."""
         sock = getattr(self, "sock", None)
         if sock is not None:
             with contextlib.suppress(OSError):  # it is closed already
@@ -192,7 +192,7 @@ class _Https(_Connection, http.client.HTTPSConnection):
 
 
 class _Pool:
-    """Connections that nobody uses, by where they lead; and those in use, to be aborted at exit."""
+    """Idle connections by target, and connections in use, which are aborted at exit."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -201,7 +201,7 @@ class _Pool:
         self._tls: ssl.SSLContext | None = None
 
     def take(self, where: tuple[str, str]) -> _Http | _Https | None:
-        """One that was used before, if there is one."""
+        """An idle connection, if there is one."""
         with self._lock:
             idle = self._idle.get(where)
             found = idle.pop() if idle else None
@@ -210,12 +210,12 @@ class _Pool:
             return found
 
     def add(self, connection: _Http | _Https) -> None:
-        """Of a connection that was just made."""
+        """Adds a new connection."""
         with self._lock:
             self._used.add(connection)
 
     def give_back(self, where: tuple[str, str], connection: _Http | _Https) -> None:
-        """After an answer that was read to its end."""
+        """Returns a connection whose response was read completely."""
         with self._lock:
             self._used.discard(connection)
             idle = self._idle.setdefault(where, [])
@@ -225,20 +225,20 @@ class _Pool:
         connection.close()
 
     def drop(self, connection: _Http | _Https) -> None:
-        """Of one that is of no use any more."""
+        """Removes a connection that cannot be used any more."""
         with self._lock:
             self._used.discard(connection)
         connection.close()
 
     def abort(self) -> None:
-        """Lets every thread that waits for an answer fail."""
+        """Makes every thread that waits for a response fail."""
         with self._lock:
             used = list(self._used)
         for connection in used:
             connection.abort()
 
     def tls(self) -> ssl.SSLContext:
-        """What certificates are judged by: the system's, or the file that a variable names."""
+        """The certificates to trust: those of the system, or of a file named by a variable."""
         with self._lock:
             if self._tls is None:
                 named = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
@@ -254,7 +254,7 @@ _pool = _Pool()
 
 
 def _after_fork() -> None:
-    # Another process talks through these connections, and a thread may have held the lock.
+    # The parent process uses these connections, and another thread may have held the lock.
     global _pool
     _pool = _Pool()
 
@@ -264,7 +264,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def abort_all() -> None:
-    """Lets every request that is under way fail, for the end of the process."""
+    """Makes every request in progress fail, for the end of the process."""
     _pool.abort()
 
 
@@ -282,13 +282,15 @@ def _follow(
         place = response.getheader("Location")
         _finish(connection, response)
         if place is None:
-            raise FailedError(OSError, f"answers {_status(response)} without saying where to")
+            raise FailedError(OSError, f"answers {_status(response)} without a Location")
         following = urljoin(url, place)
         scheme = urlsplit(following).scheme
         if scheme not in ("http", "https") or (parts.scheme == "https" and scheme == "http"):
-            raise FailedError(OSError, f"leads from {parts.scheme} to {scheme}, which is refused")
+            raise FailedError(
+                OSError, f"redirects from {parts.scheme} to {scheme}, which is refused"
+            )
         url = following
-    raise FailedError(OSError, f"leads on more than {_MOST_REDIRECTS} times")
+    raise FailedError(OSError, f"redirects more than {_MOST_REDIRECTS} times")
 
 
 def _send(
@@ -311,7 +313,7 @@ def _send(
             return connection, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             _pool.drop(connection)
-            # A server closes connections that were idle for long: that says nothing about it.
+            # A server closes connections that were idle for long; this is not a failure.
             if again and isinstance(error, ConnectionError | http.client.BadStatusLine):
                 continue
             raise
@@ -340,7 +342,7 @@ def _proxy_for(parts: SplitResult) -> SplitResult | None:
 
 
 def _finish(connection: _Http | _Https, response: http.client.HTTPResponse) -> None:
-    """Lets the connection be used again, where little of the answer is left."""
+    """Makes the connection reusable if little of the response is left."""
     rest = response.length
     if not response.isclosed():
         if rest is not None and rest <= _LONGEST_REST:
@@ -372,7 +374,7 @@ def _fill(response: http.client.HTTPResponse, view: memoryview) -> None:
             what = f"broke off after {done} of {len(view)} bytes: {type(error).__name__}: {error}"
             raise TransientError(what, got=done) from error
         if not count:
-            raise TransientError(f"ended the answer after {done} of {len(view)} bytes", got=done)
+            raise TransientError(f"ended the response after {done} of {len(view)} bytes", got=done)
         done += count
 
 
@@ -396,7 +398,7 @@ def _wrong_range(response: http.client.HTTPResponse, begin: int, end: int) -> Fa
 
 
 def _whole_size(response: http.client.HTTPResponse, count: int) -> int:
-    """Of a file that is sent whole."""
+    """The size of a file that is sent whole."""
     stated = response.getheader("Content-Length", "")
     if stated.isascii() and stated.isdigit() and int(stated) <= count:
         return int(stated)  # all of it is what was asked for

@@ -1,6 +1,6 @@
-"""What a pickle says, as values that do nothing: classes and functions are names, calls are notes.
+"""The contents of a pickle as inert values: classes and functions are names, calls are records.
 
-Nothing that a pickle asks for is imported or called, whoever wrote it.
+Nothing that a pickle names is imported or called.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Global:
     """A class or function that a pickle names.
 
     Attributes:
-        module: where it would be imported from.
-        name: what it is called there.
+        module: the module that it would be imported from.
+        name: its name in the module.
     """
 
     module: str
@@ -34,10 +34,10 @@ class Global:
 
 @dataclass(frozen=True)
 class PersistentId:
-    """What a pickle refers to and does not hold, such as a storage.
+    """An object that a pickle refers to and does not contain, such as a storage.
 
     Attributes:
-        value: what the program that wrote it calls the object.
+        value: the identifier that the writing program uses for the object.
     """
 
     value: Any
@@ -47,16 +47,16 @@ class PersistentId:
 
 @dataclass(eq=False)
 class Record:
-    """An object of a class that is not made: what the pickle would make it from.
+    """An object that is not created: a record of what the pickle would create it from.
 
     Attributes:
-        callable: what would be called, a `Global` in all but odd pickles.
-        arguments: what it would be called with.
-        keywords: arguments by name.
-        state: what would become the object's state: of most objects, a dict of its attributes.
-        items: what would be appended to it, as to a list.
-        entries: (key, value) that would be set in it, as in a dict.
-        is_new: whether it would be made by the class's `__new__`, without `__init__`.
+        callable: what would be called; a `Global` except in unusual pickles.
+        arguments: its positional arguments.
+        keywords: its keyword arguments.
+        state: the state that the object would get; for most objects, a dict of its attributes.
+        items: values that would be appended to it, as to a list.
+        entries: (key, value) pairs that would be set in it, as in a dict.
+        is_new: whether it would be created by the class's `__new__`, without `__init__`.
     """
 
     callable: Any
@@ -69,7 +69,7 @@ class Record:
 
     @property
     def class_(self) -> Any:
-        """The class of the object, also where it would be made by a function of copyreg."""
+        """The class of the object, even if a function of copyreg would create it."""
         name = str(self.callable)
         if name in ("copyreg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__"):
             return self.arguments[0] if self.arguments else self.callable
@@ -83,19 +83,20 @@ class Record:
 
 
 def read_pickle(data: bytes, where: str) -> Any:
-    """What a pickle holds, in any protocol: nothing is imported, and nothing is called.
+    """Reads a pickle of any protocol as data: nothing is imported, and nothing is called.
 
     Args:
         data: its bytes.
-        where: names it in messages.
+        where: its name in messages.
 
     Returns:
         None, bool, int, float, str, bytes, bytearray, list, tuple, dict, set, frozenset; `Global`
-        for a class or function, `Record` for what a call would make, `PersistentId` for what lies
-        elsewhere. What the pickle has once is one object; containers may contain themselves.
+        for a class or function, `Record` for the result of a call, `PersistentId` for an object
+        that is stored elsewhere. An object that occurs once in the pickle is one object here;
+        containers may contain themselves.
 
     Raises:
-        ValueError: it is damaged, or no dict can have one of its keys.
+        ValueError: the pickle is damaged, or has a key that a dict cannot have.
 
     Example:
         >>> import pickle, datetime

@@ -1,4 +1,4 @@
-"""How the files of one group are opened: what is read of each, and whether they fit together."""
+"""How the files of one group are opened, and how it is checked that they belong together."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ from dormant.checkpoint.stores import open_url, open_urls
 from dormant.checkpoint.torch_file import Fits, Foreign, is_torch_file, read_torch_file
 from dormant.checkpoint.url import Url
 from dormant.tensor_parallel.rules import Rules
+from dormant.text.table import format_count
 
-# What is often taken for a checkpoint, by its first bytes.
+# Files that are often mistaken for checkpoints, by their first bytes.
 _OTHER_FILES = {
     b"version https://git-lfs": "It is a pointer of Git LFS: run 'git lfs pull' to get the file.",
     b"<": "It looks like a web page: the download asked for a login, or the wrong address.",
@@ -43,9 +44,9 @@ _OTHER_FILES = {
     b"\x80": "It is a pickle, but not of torch.save: load it with the program that wrote it.",
 }
 
-# How often an index may be replaced while its files are opened.
+# How many times an index may be replaced while its files are opened.
 _ROUNDS = 20
-# Contradictions that a message spells out: a hostile index has any number.
+# How many contradictions a message lists: a hostile index may have any number.
 _NAMED = 20
 
 
@@ -55,8 +56,8 @@ class Opened:
 
     Attributes:
         items: the tensors by name, as they are in the files.
-        contents: of each file.
-        metadata: what the files, and their index, say of themselves.
+        contents: the contents of each file.
+        metadata: the metadata of the files and their index.
     """
 
     items: dict[str, Item]
@@ -78,8 +79,8 @@ def open_group(
         group: the files.
         key: as for `open_checkpoint`.
         rules: as for `open_checkpoint`.
-        fits: chooses among the mappings in a file of torch.save, where `key` is None.
-        decode: as for `open_checkpoint`; what is encoded stays so, but in tensor-parallel parts.
+        fits: chooses among the mappings in a file of torch.save if `key` is None.
+        decode: as for `open_checkpoint`; only tensor-parallel parts are decoded here.
         foreign: as for `open_checkpoint`.
 
     Raises:
@@ -103,7 +104,7 @@ def open_group(
         for content in contents:
             join(items, dict(content.tensors))
         return Opened(items, contents, metadata)
-    # Codes and scales of a rank belong together, whichever way its part of the tensor was cut.
+    # The codes and scales of a rank belong together, however the tensor was divided.
     parts = [decoded(content.tensors, [content], decode) for content in contents]
     return Opened(merged_parts(parts, rules), contents, metadata)
 
@@ -128,7 +129,7 @@ def _read_all(
 def read_remote(
     remote: RangeFile, name: str, key: str | None, fits: Fits | None, foreign: Foreign
 ) -> Contents:
-    """Reads what a file holds whose ranges are asked for, all that is needed but the tensors.
+    """Reads everything except the data of the tensors from a remote file.
 
     Raises:
         ValueError, KeyError, NotImplementedError, OSError: as by `open_checkpoint`.
@@ -148,7 +149,7 @@ def _read(
     first = file.read(0, min(file.size, 512))
     hint = next((text for start, text in _OTHER_FILES.items() if first.startswith(start)), None)
     if name.endswith(".safetensors"):
-        # No header of safetensors is so long that these bytes of its length are used.
+        # No safetensors header is so long that it uses these bytes of its length.
         if hint is None or first[4:8] == bytes(4):
             return _read_safetensors(file)
     elif first.startswith(GGUF):
@@ -159,9 +160,8 @@ def _read(
         return _read_safetensors(file)
     got = f"begins with {first[:16]!r} at byte 0" if first else "is empty"
     raise ValueError(
-        f"open_checkpoint: {file.path} {got}, expected a safetensors or GGUF file, or "
-        "one of torch.save. "
-        f"{hint or 'Pass the path of a checkpoint file.'}"
+        f"open_checkpoint: {file.path} {got}, expected a safetensors file, a GGUF file or a file "
+        f"of torch.save. {hint or 'Pass the path of a checkpoint file.'}"
     )
 
 
@@ -193,7 +193,7 @@ def _open_distributed(paths: Sequence[Path], key: str | None, fits: Fits | None)
 
 
 def _opened_at_once(path: Place, open_files: Callable[[], Opened]) -> Opened:
-    """Opens the files that `path` leads to: where a save replaced it meanwhile, the new ones."""
+    """Opens the files that `path` refers to; if a save replaced it meanwhile, the new files."""
     for _ in range(_ROUNDS):
         before = _version_of(path)
         try:
@@ -207,13 +207,13 @@ def _opened_at_once(path: Place, open_files: Callable[[], Opened]) -> Opened:
     raise OSError(
         errno.EBUSY,
         f"dormant: open_checkpoint: {path} was replaced {_ROUNDS} times while its files were "
-        "opened. Next: try again when nobody saves to this folder",
+        "opened. Next: try again when no process saves to this folder",
     )
 
 
 def _version_of(path: Place) -> tuple[int, ...] | None:
     if isinstance(path, Url):
-        return None  # it is asked once
+        return None  # a URL is requested only once
     try:
         status = path.stat()
     except OSError:
@@ -222,7 +222,7 @@ def _version_of(path: Place) -> tuple[int, ...] | None:
 
 
 def _shards_of(path: Place) -> tuple[dict[str, Place], dict[str, object]]:
-    """Which file each tensor is in, and what the index says of itself."""
+    """The file of each tensor, and the metadata of the index."""
     if isinstance(path, Path):
         shards, about = _C.index_entries(path)
         return {name: Path(shard) for name, shard in shards.items()}, about
@@ -243,7 +243,7 @@ def _open_shards(path: Place, key: str | None, fits: Fits | None, foreign: Forei
             if name in owners:
                 raise ValueError(
                     f"open_checkpoint: tensor {name!r} is in two files of {path}: {owners[name]} "
-                    f"and {shard}, expected one. Do not use a mixture of checkpoints."
+                    f"and {shard}, expected one. Do not mix files of different checkpoints."
                 )
             owners[name] = shard
     wrong = [
@@ -254,8 +254,9 @@ def _open_shards(path: Place, key: str | None, fits: Fits | None, foreign: Forei
     if wrong:
         named = "; ".join(wrong[:_NAMED]) + ("; ..." if len(wrong) > _NAMED else "")
         raise ValueError(
-            f"open_checkpoint: {path} does not fit its files in {len(wrong)} tensors: {named}. Are "
-            "they of one checkpoint? Get them again."
+            f"open_checkpoint: {path} does not match its files in "
+            f"{format_count(len(wrong), 'tensor')}: {named}. Check that they belong to one "
+            "checkpoint, or get them again."
         )
     items: dict[str, Item] = {name: contents[shard].tensors[name] for name, shard in shards.items()}
     metadata: dict[str, Any] = dict(about)

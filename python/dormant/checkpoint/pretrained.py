@@ -1,10 +1,10 @@
-"""Names and layouts of transformers' checkpoints, which its `from_pretrained` makes a model's.
+"""Converts names and layouts of transformers' checkpoints, as its `from_pretrained` does.
 
-What `save_pretrained` writes often has the names and the layout of the first release of a model
-(experts apart, "encoder.layer" for "layers"). The rules are those of the installed version
-(transformers/conversion_mapping.py); `convert_and_load_state_dict_in_model` in
-transformers/core_model_loading.py is what is followed here, with lazy tensors in the place of
-bytes that are read.
+The files of `save_pretrained` often have the names and the layout of the first release of a model
+(separate experts, "encoder.layer" instead of "layers"). The rules are those of the installed
+version (transformers/conversion_mapping.py). The code follows
+`convert_and_load_state_dict_in_model` in transformers/core_model_loading.py, with lazy tensors
+instead of data that is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
 from dormant.text.table import format_count
 
-# Names of a checkpoint that a message spells out for one tensor of the model.
+# How many names of a checkpoint a message lists for one tensor of the model.
 _NAMED = 4
 
 
@@ -34,9 +34,9 @@ class Step:
     """Tensors of a checkpoint that one rule makes into tensors of the model.
 
     Attributes:
-        target: the name in the model; of several that a rule makes the first.
-        sources: names in the checkpoint, each with the pattern of the rule that it fits.
-        rule: the rule of transformers; None where only the name changes.
+        target: the name in the model; the first if the rule makes several tensors.
+        sources: names in the checkpoint, each with the pattern of the rule that it matches.
+        rule: the rule of transformers; None if only the name changes.
     """
 
     target: str
@@ -49,10 +49,10 @@ class Step:
         return tuple(name for name, _ in self.sources)
 
     def apply(self, model: Any, values: Mapping[str, Any], operation: str) -> dict[str, Any]:
-        """What the rule makes of `values`, lazily.
+        """Applies the rule to `values`, lazily.
 
         Args:
-            model: the model, whose configuration and shapes rules look at.
+            model: the model, whose configuration and shapes the rules use.
             values: the checkpoint's tensors.
             operation: for messages.
 
@@ -61,7 +61,7 @@ class Step:
         """
         if self.rule is None:
             return {self.target: values[self.origins[0]]}
-        # A rule keeps the tensors that it was given last.
+        # A rule keeps the tensors that were added last.
         rule = copy.deepcopy(self.rule)
         given = [(name, pattern, values[name]) for name, pattern in self.sources]
         for name, pattern, value in given:
@@ -73,7 +73,7 @@ class Step:
             if is_exhausted_memory(error):
                 raise
             raise ValueError(
-                f"{operation}: transformers makes {self.target!r} of {type(model).__name__} of "
+                f"{operation}: transformers makes {self.target!r} of {type(model).__name__} from "
                 f"{listing(self.origins)} of the checkpoint by {_operations(rule)}, which failed: "
                 f"{printable(str(error))}. Their shapes are "
                 f"{_shapes([value for _, _, value in given])}. Get the whole checkpoint of this "
@@ -85,15 +85,15 @@ class Step:
 
 
 class Naming(Protocol):
-    """How transformers makes the names and layouts of another format those of a model."""
+    """How transformers converts the names and layouts of another format to those of a model."""
 
     def transforms(self, model: Any) -> list[Any] | None:
-        """Its rules, if it has them in the form that it has for its own checkpoints."""
+        """Its rules, if they have the form of those for its own checkpoints."""
 
     def steps(
         self, model: Any, own: Mapping[str, Any], shapes: Mapping[str, Sequence[int] | None]
     ) -> list[Step]:
-        """Otherwise: how the model's tensors, `own`, are made of the checkpoint's."""
+        """Otherwise, how the model's tensors, `own`, are made from the checkpoint's."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Conversion:
 
     Attributes:
         steps: in the order of the library.
-        rules: those that fit a name, for which `save_pretrained` looks when the model is saved;
-            None where they are not those of the model's own files.
+        rules: the rules that matched a name, which `save_pretrained` needs when it saves the model;
+            None if they are not those of the model's own files.
     """
 
     steps: tuple[Step, ...]
@@ -116,13 +116,13 @@ class Conversion:
         operation: str,
         places: Mapping[str, int] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Step]]:
-        """The model's tensors, lazily, and the step that made each.
+        """The model's tensors, still lazy, and the step that made each.
 
         Args:
             model: the model.
             values: the checkpoint's tensors.
             operation: for messages.
-            places: which of several checkpoints a name is of; later ones replace earlier ones.
+            places: the checkpoint, of several, that a name is from; later ones replace earlier.
 
         Raises:
             ValueError: a rule cannot be applied, or two steps make one tensor.
@@ -136,8 +136,8 @@ class Conversion:
                 if name in made and not _is_later(step, makers[name], places or {}):
                     one, other = makers[name].origins, step.origins
                     raise ValueError(
-                        f"{operation}: {listing(one)} and {listing(other)} of the checkpoint are "
-                        f"both {name!r} in {type(model).__name__}, by the rules of transformers. "
+                        f"{operation}: {listing(one)} and {listing(other)} of the checkpoint both "
+                        f"become {name!r} of {type(model).__name__} by the rules of transformers. "
                         f"Leave one of them out: rename={{{other[0]!r}: None}}."
                     )
                 made[name] = value
@@ -146,7 +146,7 @@ class Conversion:
 
 
 def _is_later(step: Step, other: Step, places: Mapping[str, int]) -> bool:
-    """Whether all that `step` is made of is of later checkpoints than what `other` is made of."""
+    """Whether all sources of `step` are from later checkpoints than all sources of `other`."""
     first = min(places.get(name, 0) for name in step.origins)
     return first > max(places.get(name, 0) for name in other.origins)
 
@@ -157,18 +157,18 @@ def find_conversion(
     operation: str,
     naming: Naming | None = None,
 ) -> Conversion | None:
-    """The conversion of a checkpoint to a model; None where it has the model's own tensors.
+    """The conversion of a checkpoint to a model; None if it already has the model's own tensors.
 
     Args:
-        model: any module; for those that are not of transformers there is no conversion.
-        shapes: of the checkpoint's tensors by name; None for what is no tensor.
+        model: any module; there is no conversion for modules that are not of transformers.
+        shapes: shapes of the checkpoint's tensors by name; None for a value that is not a tensor.
         operation: for messages.
-        naming: of a checkpoint in a format with names of its own.
+        naming: the naming of a checkpoint in a format with its own names.
 
     Raises:
-        ValueError: the checkpoint lacks some of the tensors that are put together, or has quantized
-            ones that would have to be put together.
-        NotImplementedError: there are no rules that make such names a model's.
+        ValueError: the checkpoint lacks some of the tensors that a rule needs, or has quantized
+            tensors that a rule would have to combine.
+        NotImplementedError: there are no rules for such names.
         ImportError: the rules are in a library that is not installed.
     """
     library: Any = sys.modules.get("transformers.core_model_loading")
@@ -198,9 +198,9 @@ def find_conversion(
         elif new in parts:
             raise ValueError(
                 f"{operation}: {name!r} of the checkpoint is part of a quantized weight that "
-                f"transformers would convert to {new!r} of {type(model).__name__}, which packed "
-                "bytes do not allow. Load the checkpoint that was not quantized, and quantize the "
-                "model with dormant.quantize."
+                f"transformers would convert to {new!r} of {type(model).__name__}, which is not "
+                "possible with packed bytes. Load the checkpoint that was not quantized, and "
+                "quantize the model with dormant.quantize."
             )
         else:
             pending.setdefault(new, (rules.of_pattern[pattern], []))[1].append((name, pattern))
@@ -216,7 +216,7 @@ class Rules:
     """The rules of the installed transformers for the checkpoints of a model, or those given.
 
     Attributes:
-        of_pattern: those that change more than names, by each pattern of names that they fit.
+        of_pattern: the rules that change more than names, by each pattern that they match.
     """
 
     def __init__(self, model: torch.nn.Module, transforms: list[Any] | None = None) -> None:
@@ -236,14 +236,14 @@ class Rules:
         }
 
     def apply_to(self, name: str, known: Mapping[str, Any]) -> tuple[str, str | None]:
-        """The name in the model, and the pattern of the rule that changes more than the name."""
+        """The name in the model, and the pattern of the rule if it changes more than the name."""
         new, pattern = self._rename(name, self._renamings, self._converters, self._prefix, known)
         if new not in known and name in known:
             new, pattern = self._rename(name, [], [], self._prefix, known)
         return new, pattern
 
     def used(self) -> tuple[Any, ...]:
-        """Those that fitted a name."""
+        """The rules that matched a name."""
         return tuple(rule for rule in self._all if rule.was_used())
 
 
@@ -258,10 +258,10 @@ def listing(names: Sequence[str]) -> str:
 
 
 class _AsBuilt:
-    """A model whose modules are of their own classes again.
+    """A model whose modules have their original classes again.
 
-    `fully_shard` gives them classes of its own, which the library takes for a user's code, whose
-    names it does not convert.
+    `fully_shard` gives them new classes, which the library takes for user code, whose names it does
+    not convert.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -271,7 +271,7 @@ class _AsBuilt:
         return getattr(self._model, name)
 
     def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
-        """The modules, those that were sharded as objects of their former class."""
+        """The modules; sharded modules appear as objects of their former class."""
         for name, module in self._model.named_modules():
             if not _is_sharded_class(type(module)):
                 yield name, module
@@ -287,7 +287,7 @@ def _is_sharded(module: torch.nn.Module) -> bool:
 
 
 def _is_sharded_class(kind: type) -> bool:
-    library = sys.modules.get("torch.distributed.fsdp")  # imported by whoever shards
+    library = sys.modules.get("torch.distributed.fsdp")  # imported by code that shards
     return library is not None and issubclass(kind, library.FSDPModule)
 
 
@@ -302,7 +302,7 @@ def _sorted(names: Iterable[str], library: Any, operation: str) -> list[str]:
 
 
 def _takes(tensor: torch.Tensor | None, shape: Sequence[int]) -> bool:
-    """Whether a tensor of the model takes one of the checkpoint as it is."""
+    """Whether a tensor of the checkpoint can be loaded into a tensor of the model unchanged."""
     if tensor is None or torch.nn.parameter.is_lazy(tensor):
         return tensor is not None
     return tuple(tensor.shape) == tuple(shape)
@@ -311,9 +311,9 @@ def _takes(tensor: torch.Tensor | None, shape: Sequence[int]) -> bool:
 def _check_numbers(
     target: str, sources: Iterable[tuple[str, str]], model: torch.nn.Module, operation: str
 ) -> None:
-    """Raises ValueError where the tensors of a list (experts) are not numbered without a gap.
+    """Raises ValueError if the tensors of a list (experts) are not numbered without a gap.
 
-    The library puts together what there is, whatever the numbers.
+    The library combines those that exist, whatever their numbers.
     """
     names: dict[str, list[list[str]]] = {}
     for name, pattern in sources:
@@ -342,8 +342,8 @@ def _check_numbers(
     )
     shown = ", ".join(repr(name) for name in itertools.islice(names_of_them, _NAMED))
     raise ValueError(
-        f"{operation}: the checkpoint lacks {format_count(lacking, 'tensor')} of those that "
-        f"transformers makes {target!r} of {type(model).__name__} of: {shown}"
+        f"{operation}: the checkpoint lacks {format_count(lacking, 'tensor')} that transformers "
+        f"needs for {target!r} of {type(model).__name__}: {shown}"
         f"{', ...' if lacking > _NAMED else ''}. Get the whole checkpoint."
     )
 

@@ -1,8 +1,7 @@
-"""Files elsewhere, read in ranges: tried again, checked, and each byte asked for once.
+"""Remote files, read in ranges: requests are retried and checked, and each byte is requested once.
 
-What knows how to ask (`Ranges`) makes one attempt. `RangeFile` is what the core reads from: it
-tries again, keeps what was read while the file was opened, and says in an error which tensor of
-which file it was about.
+`Ranges` makes one attempt. `RangeFile`, which the core reads from, retries, keeps the data that was
+read while the file was opened, and names the tensor and the file in errors.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Protocol
 
 from dormant._extension import _C
 
-# Bytes of one request while a file is opened: most headers are shorter.
+# Bytes of one request while a file is opened; most headers are shorter.
 _BLOCK = 1 << 16
-# Most of one such request, where a header is read piece by piece, and of all of them.
+# The most bytes of one such request, if a header is read piece by piece, and of all of them.
 _LONGEST_RUN = 1 << 20
 _MOST_KEPT = 1 << 26
-# Of these, what stays once the file is open: bytes of tensors that need not be asked for again.
+# How many of these stay after opening: bytes of tensors that need not be requested again.
 _MOST_STAYING = 1 << 18
 # The longest header that is read at once with the first bytes (csrc/checkpoint/safetensors.h).
 _LONGEST_HEADER = 100_000_000
@@ -36,11 +35,11 @@ _closing = threading.Event()
 
 
 class TransientError(Exception):
-    """An attempt that failed and is worth another one.
+    """An attempt that failed temporarily and should be retried.
 
     Attributes:
-        seconds: how long to wait, where the server says so.
-        got: bytes that it filled; the next attempt asks for the rest.
+        seconds: how long to wait, if the server says so.
+        got: bytes that it filled; the next attempt requests the rest.
     """
 
     def __init__(self, what: str, seconds: float | None = None, got: int = 0) -> None:
@@ -50,7 +49,7 @@ class TransientError(Exception):
 
 
 class FailedError(Exception):
-    """An attempt that failed for good, as an error of `kind`; `changed` where the file did."""
+    """An attempt that failed permanently, as an error of `kind`; `changed` if the file changed."""
 
     def __init__(self, kind: type[Exception], what: str, *, changed: bool = False) -> None:
         super().__init__(what)
@@ -59,27 +58,27 @@ class FailedError(Exception):
 
 
 class Ranges(Protocol):
-    """How to ask for bytes of one file. Any thread; each call is one attempt.
+    """Requests bytes of one file, from any thread. Each call is one attempt.
 
     Attempts raise TransientError or FailedError with the end of a sentence about the file, such as
-    "answers 404 Not Found"; OSError and what libraries raise else is taken as they mean it.
+    "answers 404 Not Found". OSError and other exceptions of libraries keep their meaning.
     """
 
     def open(self, count: int) -> tuple[int, bytes]:
-        """The size, and the first `count` bytes or all of them. From then on it is that file."""
+        """The size, and the first `count` bytes or all of them. Later calls are for that file."""
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fills `view`."""
 
     def check(self) -> None:
-        """Raises FailedError where it is no longer that file."""
+        """Raises FailedError if it is no longer that file."""
 
 
 class RangeFile:
     """A file read through `Ranges`, as `_C.File.over` wants it.
 
-    Opening it takes one request, and headers are read from what that gave; afterwards `opened`
-    says which bytes are whose.
+    Opening it takes one request, and headers are read from its result. Afterwards, `opened` says
+    which bytes belong to which tensor.
     """
 
     def __init__(self, ranges: Ranges, name: str, *, attempts: int = _ATTEMPTS) -> None:
@@ -118,7 +117,7 @@ class RangeFile:
         return _C.File.over(self, self.name, self.size)
 
     def read_into(self, offset: int, view: memoryview) -> None:
-        """Fills `view`: from what is kept, the rest by requests."""
+        """Fills `view` from the kept data, and the rest by requests."""
         end = offset + len(view)
         if self._opening and len(view) <= _BLOCK:
             self._read_blocks(offset, end)
@@ -140,7 +139,7 @@ class RangeFile:
         self._try(self._ranges.check, "checking")
 
     def opened(self, spans: Iterable[tuple[int, int, str]]) -> None:
-        """Says that the file was parsed, and where tensors lie: begin, end and name of each."""
+        """Says that the file was parsed, with the begin, end and name of each tensor."""
         self._opening = False
         self._spans = sorted(spans)
         self._begins = [begin for begin, _, _ in self._spans]
@@ -156,7 +155,7 @@ class RangeFile:
             self._kept_bytes += len(data)
 
     def _read_blocks(self, offset: int, end: int) -> None:
-        """Keeps what lies in [offset, end) and what comes next, the more the more is read."""
+        """Keeps the bytes in [offset, end) and some after them, more if much is read."""
         while offset < end and self._kept_bytes < _MOST_KEPT:
             found = next(
                 (b + len(kept) for b, kept in self._kept.items() if b <= offset < b + len(kept)),
@@ -169,7 +168,7 @@ class RangeFile:
             begin = offset if offset == last_end else offset // _BLOCK * _BLOCK
             size = min(2 * last_size, _LONGEST_RUN) if offset == last_end else _BLOCK
             size = max(size, _BLOCK)
-            # No byte twice: up to what is kept, and from its end on.
+            # Do not read a byte twice: read up to the kept data, and from its end on.
             begin = max([begin, *(b + len(k) for b, k in self._kept.items() if b <= offset)])
             limit = min([self.size, *(b for b in self._kept if b > offset)])
             data = bytearray(min(begin + size, limit) - begin)
@@ -195,7 +194,7 @@ class RangeFile:
         )
 
     def _names(self, offset: int, count: int) -> str:
-        """The tensors in a range, for a message; "" where there are none."""
+        """The tensors in a range, for a message; "" if there are none."""
         first = bisect_left(self._begins, offset)
         if first > 0 and self._spans[first - 1][1] > offset:
             first -= 1
@@ -211,7 +210,9 @@ class RangeFile:
         for number in range(1, self._attempts + 1):
             seconds = None
             if _closing.is_set():
-                raise self._error(OSError, doing, "was not asked: the process ends", 1, tensors)
+                raise self._error(
+                    OSError, doing, "was not requested, because the process ends", 1, tensors
+                )
             try:
                 return attempt()
             except FailedError as error:
@@ -227,7 +228,7 @@ class RangeFile:
                 cause = error
             if number == self._attempts or _closing.is_set():
                 break
-            # Not all at once, where many threads saw the same failure.
+            # Not all at the same time, if many threads saw the same failure.
             wait = min(delay if seconds is None else seconds, _LONGEST_DELAY)
             _closing.wait(wait * random.uniform(0.5, 1.0) if seconds is None else wait)
             delay *= 2
@@ -276,7 +277,7 @@ _FINAL = (
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether another attempt may succeed: of errors that do not say it, those of a connection."""
+    """Whether another attempt may succeed: TransientError says so; connection errors may."""
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     return not isinstance(error, _FINAL)
@@ -337,12 +338,12 @@ class _UserRanges:
 
 
 def over_reader(reader: object) -> RangeFile:
-    """The file that an object with `size` and `pread(offset, count)` reads.
+    """A file over an object with `size` and `pread(offset, count)`.
 
     Raises:
         TypeError: it has no such method.
-        ValueError: its size is none.
-        OSError: it raises; with its errno.
+        ValueError: its size is not a number of bytes.
+        OSError: it raises an error; has its errno.
     """
     if not callable(getattr(reader, "pread", None)) or not hasattr(reader, "size"):
         raise TypeError(
@@ -350,14 +351,14 @@ def over_reader(reader: object) -> RangeFile:
             f"{type(reader).__name__}."
         )
     name = getattr(reader, "name", None)
-    # Whoever reads in a way of his own knows whether to try again.
+    # A custom reader knows itself whether to retry.
     return RangeFile(
         _UserRanges(reader), name if isinstance(name, str) and name else "reader", attempts=1
     )
 
 
 def give_up() -> None:
-    """Lets nothing be asked for any more, for the end of the process."""
+    """Stops all further requests, for the end of the process."""
     _closing.set()
 
 

@@ -1,7 +1,7 @@
-"""What `safetensors.safe_open` and `torch.load` give inside the context: tensors still in the file.
+"""`safetensors.safe_open` and `torch.load` inside the context: their tensors stay in the file.
 
-So every library that reads checkpoints through them reads lazily: what is cast, cut or put together
-is recorded, and each element is read once, when what is made of it comes to life.
+Every library that reads checkpoints through them therefore reads lazily. Casting, slicing and
+concatenating is recorded, and each element is read once, when the result is materialized.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dormant.tensors.storage import realize
 
 Function = Callable[..., Any]
 
-# What is no floating point number is often read where no operator tells (states of generators,
-# texts as bytes): up to this size it is not worth being lazy.
+# Tensors that are not floating point are often read without an operator (states of generators, text
+# as bytes). Up to this size, they are not made lazy.
 _READ_AT_ONCE = 64 << 10
 
 
 def open_lazily(original: Function) -> Function:
-    """`safetensors.safe_open` whose tensors are lazy where the thread records."""
+    """`safetensors.safe_open`, whose tensors are lazy if the thread records."""
 
     @functools.wraps(original, updated=())
     def replacement(filename: Any, framework: str, device: Any = "cpu", **options: Any) -> Any:
@@ -49,7 +49,7 @@ class LazyFile:
     """A safetensors file as `safe_open` shows it.
 
     Args:
-        opened: what `safe_open` gave, which answers everything but what tensors hold.
+        opened: the result of `safe_open`, which answers everything except the data of tensors.
         tensors: the lazy tensors by name.
     """
 
@@ -69,13 +69,13 @@ class LazyFile:
         return getattr(self._opened, name)
 
     def get_tensor(self, name: str) -> torch.Tensor:
-        """A lazy tensor, with memory of its own when it comes to life."""
+        """A lazy tensor, which gets its own memory when it is materialized."""
         if name not in self._tensors:
             tensor: torch.Tensor = self._opened.get_tensor(name)  # an error that names the others
             return tensor
         tensor = self._tensors[name]
         if not tensor.is_inference():  # such a tensor counts nothing
-            # One made by torch.load counts as written once, one of safetensors as new.
+            # Unlike tensors of torch.load, those of safetensors start at version 0.
             torch._C._autograd._unsafe_set_version_counter((tensor,), (0,))
         if name in self._given:
             tensor = tensor.clone()
@@ -87,7 +87,7 @@ class LazyFile:
         return {name: self.get_tensor(name) for name in self._opened.offset_keys()}
 
     def get_slice(self, name: str) -> LazySlice:
-        """The tensor, of which an index takes a part."""
+        """The tensor, which can be indexed to take a part."""
         return LazySlice(self, name)
 
 
@@ -107,12 +107,12 @@ class LazySlice:
         if index is Ellipsis:
             return whole
         part = whole[index]
-        # A view of the whole would bring all of it to life.
+        # A view of the whole tensor would materialize all of it.
         return part if part.shape == whole.shape else part.clone()[...]
 
 
 def load_lazily(original: Function) -> Function:
-    """`torch.load` of a path whose tensors are lazy where the thread records."""
+    """`torch.load` of a path, whose tensors are lazy if the thread records."""
 
     @functools.wraps(original)
     def replacement(
@@ -148,7 +148,7 @@ def load_lazily(original: Function) -> Function:
 
 
 def in_this_thread(original: Function) -> Function:
-    """Transformers' `spawn_materialize`: what other threads do is not recorded."""
+    """Transformers' `spawn_materialize` in this thread: other threads are not recorded."""
 
     @functools.wraps(original)
     def replacement(thread_pool: Any, *args: Any, **kwargs: Any) -> Any:
@@ -164,9 +164,9 @@ def _is_cpu(device: Any) -> bool:
 
 
 def _is_for_cpu(location: str, map_location: Any) -> bool:
-    """Whether `torch.load` makes on the CPU what was saved from `location`.
+    """Whether `torch.load` puts on the CPU what was saved from `location`.
 
-    False where that is not known, as for functions.
+    False if this is not known, as for functions.
     """
     if isinstance(map_location, dict):
         return bool(dict.get(map_location, location, location) == "cpu")
@@ -174,7 +174,7 @@ def _is_for_cpu(location: str, map_location: Any) -> bool:
 
 
 def _makes_memory() -> bool:
-    """Whether `torch.load` reads values: not as fake tensors, nor without them."""
+    """Whether `torch.load` reads values, and does not make fake tensors or skip the data."""
     return (
         torch._guards.detect_fake_mode(None) is None
         and not torch.serialization._serialization_tls.skip_data
@@ -191,8 +191,8 @@ declare(
     Patch(torch, "load", "reads into memory what is cast or cut next", load_lazily),
     *(
         Patch(module, "safe_open", "reads into memory what is cast or cut next", open_lazily)
-        # For an import inside the context; safetensors' own load_file; and where an import before
-        # has bound the name.
+        # For an import inside the context; for safetensors' own load_file; and for modules that
+        # imported the name before.
         for module in (
             "safetensors",
             "safetensors.torch",

@@ -1,4 +1,4 @@
-"""Where a URL leads: HTTP, the Hugging Face Hub, or a filesystem of fsspec."""
+"""The storage behind a URL: HTTP, the Hugging Face Hub, or a filesystem of fsspec."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dormant.checkpoint.url import Url
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem  # type: ignore[import-untyped]
 
-# What filesystems say about a file that changes when the file does.
+# Attributes of a file that change when the file changes.
 _IDENTITY = (
     "size",
     "ETag",
@@ -61,7 +61,7 @@ class FsspecRanges:
         view[:] = self._read(offset, offset + len(view))
 
     def check(self) -> None:
-        """Raises where the filesystem says anything else about it than when it was opened."""
+        """Raises if the attributes of the file are not those from when it was opened."""
         now = self._look()
         for key, value in self._identity.items():
             if now.get(key) != value:
@@ -87,7 +87,7 @@ class FsspecRanges:
         return {key: about.get(key) for key in _IDENTITY if key == "size" or key in about}
 
     def _usable(self) -> AbstractFileSystem:
-        """The filesystem; in a process made by fork another one like it."""
+        """The filesystem; in a forked process, a new one like it."""
         if self._process != os.getpid():
             old = self._filesystem
             self._filesystem = type(old)(*old.storage_args, **old.storage_options)
@@ -96,12 +96,13 @@ class FsspecRanges:
 
 
 def open_url(url: Url) -> RangeFile:
-    """Opens the file at a URL, by one request or two.
+    """Opens the file at a URL with one or two requests.
 
     Raises:
-        ValueError: the URL is none, or the server sends whole files only, or it contradicts itself.
-        ImportError: what the URL's kind needs is not installed.
-        OSError: it cannot be read; with its errno.
+        ValueError: the URL is not valid; or the server sends only whole files, or contradicts
+            itself.
+        ImportError: a library that the URL needs is not installed.
+        OSError: it cannot be read; has its errno.
     """
     return RangeFile(_ranges(url), str(url))
 
@@ -110,7 +111,7 @@ def open_urls(urls: Sequence[Url]) -> list[RangeFile]:
     """Opens files at the same time, in order.
 
     Raises:
-        ValueError, ImportError, OSError: as by `open_url`, of the first that cannot be opened.
+        ValueError, ImportError, OSError: as by `open_url`, for the first that cannot be opened.
     """
     if len(urls) == 1:
         return [open_url(urls[0])]
@@ -122,11 +123,11 @@ def open_urls(urls: Sequence[Url]) -> list[RangeFile]:
 
 
 def names_at(url: Url) -> list[str] | None:
-    """The names of the files in the folder at a URL, sorted; None where that cannot be asked.
+    """The names of the files in the folder at a URL, sorted; None if it cannot be listed.
 
     Raises:
-        ImportError: what the URL's kind needs is not installed.
-        OSError: it cannot be read; with its errno.
+        ImportError: a library that the URL needs is not installed.
+        OSError: it cannot be read; has its errno.
     """
     if url.is_http:
         return None
@@ -145,11 +146,11 @@ def names_at(url: Url) -> list[str] | None:
 
 
 def is_folder(url: Url) -> bool:
-    """Whether there is a folder at a URL; by HTTP nobody tells, but by its name.
+    """Whether there is a folder at a URL; for HTTP, only its name shows this.
 
     Raises:
-        ImportError: what the URL's kind needs is not installed.
-        OSError: nothing lies there, or it cannot be read; with its errno.
+        ImportError: a library that the URL needs is not installed.
+        OSError: there is no file or folder, or it cannot be read; has its errno.
     """
     if url.is_http:
         return "." not in url.name
@@ -163,24 +164,24 @@ def is_folder(url: Url) -> bool:
 
 
 def exists(url: Url) -> bool:
-    """Whether there is a file at a URL, as far as one is let to know.
+    """Whether there is a file at a URL that can be accessed.
 
     Raises:
-        ImportError: what the URL's kind needs is not installed.
-        OSError, ValueError: nobody answers, or not as expected.
+        ImportError: a library that the URL needs is not installed.
+        OSError, ValueError: there is no response, or not the expected one.
     """
     try:
         open_url(url)
-    except (FileNotFoundError, PermissionError):  # some stores refuse what they do not have
+    except (FileNotFoundError, PermissionError):  # some stores refuse access to missing files
         return False
     return True
 
 
 def read_small(url: Url, most: int) -> bytes | None:
-    """A file of at most so many bytes; None where there is none.
+    """A file of at most so many bytes; None if there is none.
 
     Raises:
-        OSError: it cannot be asked for.
+        OSError: it cannot be requested.
     """
     if not exists(url):
         return None
@@ -193,7 +194,7 @@ def _ranges(url: Url) -> Ranges:
         unknown = sorted(set(url.options) - {"headers"})
         if unknown:
             raise ValueError(
-                f"open_checkpoint: storage_options {unknown} mean nothing for {url.scheme}, "
+                f"open_checkpoint: storage_options {unknown} are not supported for {url.scheme}, "
                 "expected only 'headers'."
             )
         return HttpRanges(url.full, url.options.get("headers"))
@@ -204,7 +205,7 @@ def _ranges(url: Url) -> Ranges:
 
 
 def _on_hub(filesystem: Any, path: str) -> HttpRanges:
-    """A file of the Hub by HTTP, where its ETag is part of every answer."""
+    """A file of the Hub by HTTP, where every response has its ETag."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     token = getattr(filesystem, "token", None)
@@ -226,8 +227,7 @@ def _filesystem(url: Url) -> tuple[AbstractFileSystem, str]:
 def _absent(url: Url) -> FileNotFoundError:
     return FileNotFoundError(
         errno.ENOENT,
-        f"dormant: open_checkpoint: nothing lies at {url}. Expected a checkpoint file, an index or "
-        "a folder",
+        f"dormant: open_checkpoint: no such file or folder: {url}",
     )
 
 
@@ -235,12 +235,12 @@ def _unreadable(url: Url, error: Exception) -> OSError:
     number = getattr(error, "errno", None)
     return OSError(
         number if isinstance(number, int) and number > 0 else errno.EIO,
-        f"dormant: open_checkpoint: cannot look at {url}: {type(error).__name__}: {error}",
+        f"dormant: open_checkpoint: cannot access {url}: {type(error).__name__}: {error}",
     )
 
 
 def _at_exit() -> None:
-    """No thread calls an interpreter that is gone."""
+    """Makes sure that no thread calls an interpreter that has ended."""
     give_up()
     abort_all()
     _C.finish_background()

@@ -1,7 +1,7 @@
-"""Files of torch.save: which tensors they hold under which names, and what else.
+"""Files of torch.save: their tensors by name, and their other contents.
 
 They are read by the core (csrc/checkpoint/torch_archive.h, torch_state.h): no class that a file
-names is imported, nothing that it asks for is called.
+names is imported, and nothing that it names is called.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dormant.checkpoint.entry import (
 )
 from dormant.checkpoint.torch_values import Values, allowed_by_user, module_versions, versions
 
-# How many of these names a model has.
+# Returns how many of these names a model has.
 Fits = Callable[[Iterable[str]], int]
-# What becomes of objects of classes that weights-only loading does not know.
+# What to do with objects of classes that weights-only loading does not know.
 Foreign = Literal["inert", "error"]
 
 is_torch_file = _C.is_torch_file
@@ -41,18 +41,18 @@ def read_torch_file(
     """Finds the tensors of a file of torch.save without reading their bytes.
 
     Args:
-        file: the file; `is_torch_file` is true of it.
-        key: name of the mapping or module in the file that holds the tensors; "" is the file's
-            own. None chooses it.
-        fits: how many of the names that it is given are wanted.
-        foreign: "inert" makes objects of unknown classes records; "error" refuses the file.
+        file: the file, for which `is_torch_file` is true.
+        key: name of the mapping or module in the file that holds the tensors; "" is the top level.
+            None chooses it.
+        fits: returns how many of the given names are wanted.
+        foreign: "inert" shows objects of unknown classes as records; "error" refuses the file.
 
     Raises:
         KeyError: the file has no mapping `key`.
-        ValueError: it is damaged or contradicts itself; or it holds no mapping of names to tensors,
-            or several; or it asks for unknown classes, and `foreign` is "error".
-        NotImplementedError: the layout before torch 0.1.10 (tar), or tensors that are no views of
-            bytes in the file.
+        ValueError: it is damaged or contradicts itself; it holds no mapping from names to tensors,
+            or several; or it names unknown classes, and `foreign` is "error".
+        NotImplementedError: it has the layout from before torch 0.1.10 (tar), or tensors that are
+            not views of bytes in the file.
     """
     path = file.path
     archive = _open(file)
@@ -95,18 +95,18 @@ def read_objects(
     finish: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
     is_for_cpu: Callable[[str], bool] = lambda location: True,
 ) -> Any:
-    """What `torch.load(weights_only=True)` returns, with lazy tensors in it.
+    """Returns what `torch.load(weights_only=True)` returns, but with lazy tensors.
 
     Args:
         file: the file.
-        finish: what each tensor is passed through.
-        is_for_cpu: whether what was saved from a device, of which it gets the name, shall be made
-            on the CPU.
+        finish: a function that is applied to each tensor.
+        is_for_cpu: returns whether storages that were saved from the device of a given name are
+            loaded to the CPU.
 
     Raises:
-        ValueError: as for `read_torch_file`, but for what the containers may be.
-        NotImplementedError: as for `read_torch_file`; or an object that is no plain container has
-            tensors; or not everything shall be made on the CPU.
+        ValueError: as for `read_torch_file`, except that the containers may be of any kind.
+        NotImplementedError: as for `read_torch_file`; or an object that is not a plain container
+            has tensors; or not everything is loaded to the CPU.
     """
     archive = _open(file)
     allowed = allowed_by_user()
@@ -114,8 +114,8 @@ def read_objects(
     for key, location in archive.locations().items():
         if not is_for_cpu(location):
             raise NotImplementedError(
-                f"open_checkpoint: {file.path}: storage {key!r} is of device {location!r}, "
-                "expected one that is made on the CPU. Load it with torch.load."
+                f"open_checkpoint: {file.path}: storage {key!r} was saved from device "
+                f"{location!r} and is not loaded to the CPU. Load it with torch.load."
             )
 
     def make(number: int) -> torch.Tensor:
@@ -129,14 +129,14 @@ def _open(file: _C.File) -> _C.TorchArchive:
     archive = _C.TorchArchive(file)
     if any(name.startswith("dormant.recipes.") for name, _ in archive.globals()):
         raise ValueError(
-            f"open_checkpoint: {archive.where} is a recipe, which says how to make tensors; "
-            "expected their values. Load it with dormant.load_recipe."
+            f"open_checkpoint: {archive.where} is a recipe and has no values of tensors. Load it "
+            "with dormant.load_recipe."
         )
     return archive
 
 
 def _foreign(archive: _C.TorchArchive, allowed: dict[str, Any]) -> dict[str, int]:
-    """What weights-only loading refuses, by name, and the byte of the pickle that names it."""
+    """The names that weights-only loading refuses, with the byte of the pickle that has each."""
     known = _get_allowed_globals()
     return {
         name: offset
@@ -150,14 +150,14 @@ def _refuse_foreign(archive: _C.TorchArchive, unknown: dict[str, int]) -> None:
         name = min(unknown, key=unknown.__getitem__)
         raise ValueError(
             f"open_checkpoint: {archive.where} is refused by weights-only loading at its byte "
-            f"{unknown[name]}: it asks for {name}. Expected tensors and plain containers. Open it "
-            'with foreign="inert", which makes nothing of it, or allow what it asks for with '
-            "torch.serialization.add_safe_globals, if the file is trusted."
+            f"{unknown[name]}: it asks for {name}, expected tensors and plain containers. Open it "
+            'with foreign="inert", which creates no such objects, or allow them with '
+            "torch.serialization.add_safe_globals if you trust the file."
         )
 
 
 def _stored(file: _C.File, archive: _C.TorchArchive, number: int, where: str) -> StoredTensor:
-    """Where a tensor lies, after checking that all of it does."""
+    """The position of a tensor, after checking that all of it is in the file."""
     tensor = archive.tensor(number, where)
     entry = Entry(
         dtype=tensor.dtype,
@@ -185,11 +185,11 @@ def _like(
     *,
     finish: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """What the pickle makes of the elements: a parameter, one that wants a gradient."""
+    """The tensor as the pickle makes it: a parameter, or a tensor that requires a gradient."""
     about = archive.tensor(number, where)
     if about.has_attributes and finish is not None:
         raise NotImplementedError(
-            f"open_checkpoint: {where} has a tensor with attributes or of a class of its own. Load "
+            f"open_checkpoint: {where} has a tensor with Python attributes or of a subclass. Load "
             "it with torch.load."
         )
     tensor = _stored(file, archive, number, where).tensor()

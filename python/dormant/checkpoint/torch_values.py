@@ -1,8 +1,8 @@
-"""What a file of torch.save holds beside its tensors, as Python's values.
+"""The contents of a file of torch.save besides its tensors, as Python values.
 
-Values of plain classes come out as they are: containers, numbers, dates, paths, numpy's arrays.
-Which these are stands in the tables below; a file can add nothing to them. Everything else stays a
-`Record`, with lazy tensors in it.
+Objects of plain classes are shown as values: containers, numbers, dates, paths, numpy arrays. The
+tables below list these classes; a file cannot add to them. Everything else stays a `Record`, which
+may contain lazy tensors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FACTORIES = {
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Bytes, which pickles before protocol 3 have as text."""
+    """Bytes, which pickles before protocol 3 store as text."""
     if encoding not in ("latin1", "latin-1", "iso-8859-1"):
         raise ValueError(encoding)
     return text.encode("latin-1")
@@ -76,7 +76,7 @@ def _of_items(kind: Callable[..., Any]) -> Callable[..., Any]:
 
 def _slice(*bounds: Any) -> slice:
     if not all(bound is None or type(bound) is int for bound in bounds):
-        raise TypeError(bounds)  # what nests is hashed once for each way to its parts
+        raise TypeError(bounds)  # nested values are hashed for each path to them
     return slice(*bounds)
 
 
@@ -86,7 +86,7 @@ def _fraction(numerator: Any, denominator: Any = None) -> fractions.Fraction:
     return fractions.Fraction(numerator, denominator)
 
 
-# What is made of arguments; each checks them or takes none that does harm.
+# Values that are made from arguments; each function checks them, or accepts only harmless ones.
 _MADE: dict[str, Callable[..., Any]] = {
     "_codecs.encode": _encode,
     "builtins.bytearray": _bytearray,
@@ -121,7 +121,7 @@ _MADE: dict[str, Callable[..., Any]] = {
     "torch.device": torch.device,
     "torch.serialization._get_layout": _layout,
 }
-# Of these a call makes an empty one, which is filled afterwards, so they may contain themselves.
+# A call creates an empty one of these, which is filled afterwards, so they may contain themselves.
 _FILLED = frozenset({"collections.OrderedDict", "collections.defaultdict", "collections.Counter"})
 _ERRORS = (TypeError, ValueError, KeyError, OverflowError, ArithmeticError, AttributeError)
 
@@ -136,10 +136,10 @@ class Values:
 
     Args:
         archive: the file.
-        make: makes a lazy tensor of the number that the archive has for it.
-        allowed: classes that the user trusts, by name; what a file makes of them is made.
-        strict: refuses what is not the value that `torch.load` makes.
-        where: names the file in messages.
+        make: makes a lazy tensor, given its number in the archive.
+        allowed: classes that the user trusts, by name; their objects are created.
+        strict: refuses objects that would differ from those of `torch.load`.
+        where: the name of the file in messages.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Values:
             if str(error).startswith("open_checkpoint: "):
                 raise
             raise ValueError(
-                f"open_checkpoint: {self._where} cannot be made: {type(error).__name__}: "
+                f"open_checkpoint: {self._where} cannot be created: {type(error).__name__}: "
                 f"{error!s:.200}. The file is damaged."
             ) from error
 
@@ -257,7 +257,7 @@ class Values:
         return copy
 
     def _trusted(self, value: Record, make: Any, depth: int) -> Any:
-        """What a class makes that the user allows."""
+        """An object of a class that the user allows."""
         arguments = [self._value(item, depth) for item in value.arguments]
         keywords = {name: self._value(item, depth) for name, item in value.keywords.items()}
         made = make.__new__(make, *arguments, **keywords) if value.is_new else make(*arguments)
@@ -314,9 +314,9 @@ def versions(mapping: Any, values: Values) -> dict[str, Any] | None:
 
 
 def module_versions(modules: list[tuple[str, str]]) -> dict[str, Any]:
-    """What `state_dict()` would say of a pickled module's parts, as far as it is known.
+    """The versions that `state_dict()` would give for a pickled module's parts, as far as known.
 
-    Versions stand in the classes; those of torch.nn are loaded already.
+    Versions are attributes of the classes; those of torch.nn are already loaded.
     """
     found: dict[str, Any] = {}
     for name, class_name in modules:
@@ -331,7 +331,7 @@ def _is_torch(module: str) -> bool:
     return module.startswith("torch.nn.modules.")
 
 
-# numpy is optional: where it is not installed, its values stay records.
+# numpy is optional: if it is not installed, its values stay records.
 
 
 def _numpy(name: str) -> Callable[..., Any] | None:
@@ -358,7 +358,7 @@ def _is_numpy(value: Any) -> bool:
 
 
 def _numpy_dtype(name: Any, align: bool = False, copy: bool = True) -> Any:
-    """A dtype of numbers, text or bytes: of objects or records there is none here."""
+    """A dtype of numbers, text or bytes; dtypes of objects or records are refused."""
     import numpy as np
 
     if not isinstance(name, str) or len(name) > 16:
@@ -380,7 +380,7 @@ def _numpy_scalar(dtype: Any, data: Any = None) -> Any:
 
 
 def _numpy_array(kind: Any, shape: Any, code: Any) -> Any:
-    """Of class ndarray, whose state says everything else."""
+    """An object of class ndarray; everything else is in its state."""
     import numpy as np
 
     if str(kind) != "numpy.ndarray":

@@ -1,4 +1,4 @@
-"""Places of checkpoints that are no paths: URLs, as far as names go."""
+"""URLs of checkpoints: their names, without any access."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ HTTP = ("http", "https")
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` names a place by a URL."""
+    """Whether `text` is a URL."""
     return _URL.match(text) is not None
 
 
 def without_secrets(url: str) -> str:
-    """A URL as it may be printed: without user, password and fragment; of a query only that it is.
+    """A URL that may be printed: without user, password and fragment, and with its query hidden.
 
     Example:
         >>> without_secrets("https://me:secret@host/model.safetensors?signature=abc")
@@ -37,11 +37,11 @@ def without_secrets(url: str) -> str:
 
 @dataclass(frozen=True)
 class Url:
-    """A file or folder at a URL, with as much of `pathlib.Path`'s interface as finding files takes.
+    """A file or folder at a URL, with the part of `pathlib.Path`'s interface that is needed here.
 
     Attributes:
-        full: the URL with all that it needs to be asked for, secrets included.
-        options: what the filesystem of fsspec gets besides; for HTTP, `headers`.
+        full: the full URL, including secrets.
+        options: options for the filesystem of fsspec; for HTTP, `headers`.
     """
 
     full: str = field(repr=False)
@@ -49,17 +49,17 @@ class Url:
 
     @property
     def scheme(self) -> str:
-        """What comes before "://", in small letters."""
+        """The part before "://", in lower case."""
         return self.full.partition("://")[0].lower()
 
     @property
     def is_http(self) -> bool:
-        """Whether it is asked for by HTTP."""
+        """Whether it is accessed by HTTP."""
         return self.scheme in HTTP
 
     @property
     def name(self) -> str:
-        """The last part of the path, "" of a folder that ends with a slash."""
+        """The last part of the path; "" for a folder that ends with a slash."""
         if self.is_http:
             return unquote(urlsplit(self.full).path.rpartition("/")[2])
         return self.full.partition("://")[2].rpartition("/")[2]
@@ -74,7 +74,7 @@ class Url:
         return Url(urlunsplit((scheme, place, path.rpartition("/")[0], query, "")), self.options)
 
     def __truediv__(self, name: str) -> Url:
-        """What lies in the folder. What authorizes in its query does so there too, or nowhere."""
+        """The URL of a file in the folder, with the same query, which may authorize the access."""
         if not self.is_http:
             return Url(f"{self.full.rstrip('/')}/{name}", self.options)
         scheme, place, path, query, _ = urlsplit(self.full)
@@ -82,5 +82,5 @@ class Url:
         return Url(urlunsplit((scheme, place, inside, query, "")), self.options)
 
     def __str__(self) -> str:
-        """Without secrets."""
+        """The URL without secrets."""
         return without_secrets(self.full)

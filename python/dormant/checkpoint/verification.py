@@ -1,4 +1,4 @@
-"""`Checkpoint.verify`: reads every byte of the files, and compares it where there is a checksum."""
+"""`Checkpoint.verify`: reads every byte of the files and compares it with the checksums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from dormant.checkpoint.entry import Checksum, Contents
 from dormant.reporting.progress import Callback, following
-from dormant.text.table import format_bytes
+from dormant.text.table import format_bytes, format_count
 
 _BLOCK = 1 << 22
 _PIECE = 1 << 26
@@ -22,15 +22,15 @@ _MOST_THREADS = 8
 
 @dataclass(frozen=True)
 class Verification:
-    """What `Checkpoint.verify` read; nothing of it was wrong.
+    """What `Checkpoint.verify` read without finding an error.
 
     Attributes:
         files: paths of the files.
         tensors: tensors in them.
         nbytes: bytes read.
-        records: runs of bytes with a checksum that they fit.
-        unchecked_nbytes: bytes of runs without one: they exist and can be read.
-        seconds: time taken, on the wall clock.
+        records: runs of bytes whose checksum matches.
+        unchecked_nbytes: bytes of runs without a checksum, which could be read.
+        seconds: wall-clock time.
     """
 
     files: tuple[str, ...]
@@ -48,9 +48,10 @@ class Verification:
         """One line."""
         rate = self.nbytes / self.seconds / 1e9 if self.seconds else 0.0
         return (
-            f"{self.tensors} tensors in {len(self.files)} files: read {format_bytes(self.nbytes)} "
-            f"in {self.seconds:.3f} s ({rate:.1f} GB/s), {self.records} checksums fit, "
-            f"{format_bytes(self.unchecked_nbytes)} have none"
+            f"{format_count(self.tensors, 'tensor')} in {format_count(len(self.files), 'file')}: "
+            f"read {format_bytes(self.nbytes)} in {self.seconds:.3f} s ({rate:.1f} GB/s), "
+            f"{format_count(self.records, 'matching checksum')}, "
+            f"{format_bytes(self.unchecked_nbytes)} without checksum"
         )
 
 
@@ -58,8 +59,9 @@ def verify(contents: Sequence[Contents], progress: bool | Callback | None) -> Ve
     """Reads all runs of all files.
 
     Raises:
-        ValueError: checksums that do not fit, all of them; or a file changed since it was opened.
-        OSError: the system could not read a file; with its errno.
+        ValueError: checksums do not match (all of them are listed), or a file changed since it was
+            opened.
+        OSError: the system could not read a file; has its errno.
     """
     started = time.perf_counter()
     work = [
@@ -119,7 +121,7 @@ def _pieces(checksum: Checksum) -> list[Checksum]:
 
 
 def _read(content: Contents, checksum: Checksum, stop: threading.Event) -> str | None:
-    """What is wrong with a run; None where nothing is."""
+    """What is wrong with a run; None if nothing is."""
     crc = 0
     end = checksum.offset + checksum.nbytes
     for begin in range(checksum.offset, end, _BLOCK):

@@ -1,4 +1,4 @@
-"""Values of arguments that several subcommands take."""
+"""Types of arguments that several subcommands have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPE_NAMES = tuple(_DTYPES)
 
 
 def dtype(text: str) -> torch.dtype:
-    """A floating point dtype by its name."""
+    """A floating-point dtype, given by its name."""
     found = _DTYPES.get(text.removeprefix("torch."))
     if found is None:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(DTYPE_NAMES)}; got {text!r}")
@@ -28,10 +28,10 @@ def dtype(text: str) -> torch.dtype:
 
 
 def default_dtype(text: str) -> torch.dtype:
-    """A dtype in which models can be built."""
+    """A dtype in which PyTorch can construct models."""
     found = dtype(text)
     if found.itemsize < 2:
-        raise argparse.ArgumentTypeError(f"PyTorch cannot build a model in {text}")
+        raise argparse.ArgumentTypeError(f"PyTorch cannot construct a model in {text}")
     return found
 
 
@@ -44,16 +44,16 @@ def size(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """A number from 1."""
+    """A positive integer."""
     if not text.isascii() or not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
     return int(text)
 
 
 def seed(text: str) -> int:
-    """What `torch.manual_seed` takes, without the negative ones."""
+    """A seed for `torch.manual_seed` that is not negative."""
     if not text.isascii() or not text.isdigit() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"expected a number below 2**64, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer below 2**64, got {text!r}")
     return int(text)
 
 
@@ -66,10 +66,10 @@ def renaming(text: str) -> tuple[str, str]:
 
 
 def prefix_or_name(pairs: list[tuple[str, str]]) -> dict[str, str]:
-    """The pairs as `dormant.load` takes a renaming, of which each name is said once.
+    """The pairs as a renaming for `dormant.load`.
 
     Raises:
-        ValueError: a name is renamed twice.
+        ValueError: a name is renamed to two different names.
     """
     renamed: dict[str, str] = {}
     for old, new in pairs:
@@ -85,13 +85,13 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         type=size,
         default=5 * 10**9,
-        help="most bytes in a safetensors file of a folder, such as 500MiB (default: 5GB)",
+        help="largest safetensors file in a folder, such as 500MiB (default: 5GB)",
     )
     parser.add_argument(
         "--memory-budget",
         metavar="SIZE",
         type=size,
-        help="most memory for tensors on their way, such as 64MiB: smaller tiles, fewer threads",
+        help="most memory for tensors in flight, such as 64MiB (uses smaller tiles, fewer threads)",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace OUT, or the weights in the folder OUT"

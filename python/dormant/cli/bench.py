@@ -1,4 +1,4 @@
-"""`dormant bench`: a few measurements of this machine, without a checkout."""
+"""`dormant bench` runs a few measurements without a checkout."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from dormant.reporting.progress import wants_bar
 from dormant.text.table import format_bytes
 
 NAME = "bench"
-SUMMARY = "measure this machine: build, initialize, save, load, quantize, beside eager PyTorch"
+SUMMARY = "measure construct, materialize, save, load and quantize beside eager PyTorch"
 DESCRIPTION = """\
-    Builds a Llama lazily and the ordinary way, and measures time and peak memory. Each run is a
-    process of its own; the ways take turns. What both give is compared, every byte.
+    Constructs a Llama lazily and eagerly, and measures time and peak memory. Each run is a separate
+    process, the runs of both alternate, and every byte of their outputs is compared.
 
-    "mapped" shows the bytes of the file in place, whose pages are read when they are touched, after
-    the time was taken; "copied" reads them. The eager way holds the model in memory before it loads
-    the checkpoint. Measurements beside other libraries are in the source repository: `make bench`.
+    "mapped" maps the bytes of the file, whose pages are read when they are accessed, which is after
+    the measured time; "copied" reads them. "eager" holds the model in memory before it loads the
+    checkpoint. Measurements beside other libraries are in the source repository: `make bench`.
 """
 EXAMPLES = """\
     examples:
@@ -61,25 +61,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what to measure: {', '.join(MEASUREMENTS)} (default: all)",
     )
     parser.add_argument(
-        "--size", choices=list(SHAPES), default="300M", help="of the Llama (default: 300M)"
+        "--size", choices=list(SHAPES), default="300M", help="size of the Llama (default: 300M)"
     )
     parser.add_argument(
-        "--repeat", metavar="N", type=positive, default=1, help="runs of each way (default: 1)"
+        "--repeat", metavar="N", type=positive, default=1, help="number of runs (default: 1)"
     )
     parser.add_argument(
-        "--threads", metavar="N", type=positive, help="of PyTorch (default: its own choice)"
+        "--threads", metavar="N", type=positive, help="PyTorch's threads (default: its own choice)"
     )
     parser.add_argument(
-        "--folder", metavar="PATH", help="where a checkpoint is put meanwhile (default: temporary)"
+        "--folder", metavar="PATH", help="folder for temporary files (default: that of the system)"
     )
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """Times, memory, and whether the outputs were equal."""
+    """The times, the memory, and whether the outputs were equal."""
     unknown = [name for name in options.names if name not in MEASUREMENTS]
     if unknown:
         raise UsageError(
-            f"there is no measurement {unknown[0]!r}; expected {', '.join(MEASUREMENTS)}."
+            f"unknown measurement {unknown[0]!r}, expected one of {', '.join(MEASUREMENTS)}."
         )
     skipped = {}
     results = []
@@ -124,7 +124,7 @@ def _measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
     return {
         "name": name,
         "title": measurement.title,
-        # None where there are no values to compare, as after lazy construction.
+        # None if there are no values to compare, as after lazy construction.
         "equal": None if digests == {None} else len(digests) == 1,
         "ways": {
             way: {
@@ -150,7 +150,7 @@ def _in_new_process(function: Callable[[_T], _R], argument: _T) -> _R:
             return pool.submit(function, argument).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a run was ended by the system, probably for lack of memory. Choose a smaller --size."
+            "the system killed a run, probably because memory ran out. Choose a smaller --size."
         ) from error
 
 

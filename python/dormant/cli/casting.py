@@ -1,4 +1,4 @@
-"""`--dtype`: floating point tensors in another dtype, but for what belongs to quantized weights."""
+"""`--dtype` casts floating-point tensors, except those that belong to quantized weights."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 
 from dormant.tensors.identity import identity
 
-# Dtypes of packed weights. Where a matrix of one of them stands in a module, the floating point
-# tensors beside it are its scales, whatever a quantizer calls them: SCB, scales, weight_scale, ...
+# Dtypes of packed weights. If a module has a matrix of one of them, its floating-point tensors are
+# the scales of the matrix, whatever a quantizer calls them: SCB, scales, weight_scale, ...
 _PACKED = {
     torch.uint8,
     torch.int8,
@@ -20,15 +20,15 @@ _PACKED = {
     torch.float8_e5m2fnuz,
     torch.float4_e2m1fn_x2,
 }
-# Packed as well, but always scales or packed themselves.
+# Also packed, but always scales or packed numbers themselves.
 _NEVER_CAST = {torch.float8_e8m0fnu, torch.float4_e2m1fn_x2}
 
 
 def cast(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Floating point tensors in `dtype`, lazy, those of one storage still of one.
+    """Casts floating-point tensors to `dtype`, lazily; tensors that share a storage still do.
 
-    Quantized weights and what belongs to them stay as they are: a cast would change what they
-    stand for, or even their layout.
+    Quantized weights and their scales stay unchanged, because a cast would change their meaning or
+    even their layout.
     """
     kept = set(_of_quantized_weights(state))
     done: dict[object, torch.Tensor] = {}
@@ -47,13 +47,13 @@ def _of_quantized_weights(state: Mapping[str, torch.Tensor]) -> Iterator[str]:
     modules: dict[str, list[str]] = {}
     for name, tensor in state.items():
         place = name.rpartition(".")[0]
-        # bitsandbytes puts absmax and its like below the weight, others beside it.
+        # bitsandbytes puts absmax and similar tensors below the weight, others put them beside it.
         module = place.rpartition(".")[0] if place in packed else place
         if tensor.is_floating_point() and not name.endswith("bias") and name not in packed:
             modules.setdefault(module, []).append(name)
     for module in {name.rpartition(".")[0] for name in packed}:
         yield from modules.get(module, ())
-    # Without scales beside it an 8-bit float is just a number.
+    # Without scales beside it, an 8-bit float is just a number.
     yield from (name for name in packed if name.rpartition(".")[0] in modules)
 
 

@@ -19,7 +19,7 @@ from dormant.publication.publication import Publication
 _ENDINGS = {".json", ".txt", ".model", ".tiktoken", ".jinja", ".py", ".md"}
 _MOST_BYTES = 1 << 28
 _CONFIG = "config.json"
-# Looked for where a folder cannot be listed.
+# Names that are tried if a folder cannot be listed.
 _USUAL = (
     _CONFIG,
     "chat_template.jinja",
@@ -35,7 +35,7 @@ _USUAL = (
 
 
 def folders_of(paths: Iterable[str]) -> list[Place]:
-    """The folders that a checkpoint was asked for by: themselves, or by the index in them."""
+    """The folders among the paths of a checkpoint, and the folders of the indices among them."""
     folders: list[Place] = []
     for text in paths:
         place: Place = Url(text) if is_url(text) else Path(text)
@@ -47,7 +47,7 @@ def folders_of(paths: Iterable[str]) -> list[Place]:
 
 
 def find_companions(folders: Iterable[Place]) -> dict[str, Place]:
-    """Files to copy, by name; of several with one name the first."""
+    """Files to copy, by name; the first if several have the same name."""
     found: dict[str, Place] = {}
     for folder in folders:
         for name in _names_in(folder):
@@ -67,10 +67,10 @@ def _names_in(folder: Place) -> list[str]:
 
 
 def _read(place: Place) -> bytes:
-    """A small file.
+    """The contents of a small file.
 
     Raises:
-        OSError: it cannot be read, or is not small.
+        OSError: it cannot be read, or is too large.
     """
     if isinstance(place, Path):
         return place.read_bytes()
@@ -89,13 +89,13 @@ def copy_companions(
     dtype: torch.dtype | None = None,
     decoded: bool = False,
 ) -> list[str]:
-    """Copies them, and returns their names.
+    """Copies the files, and returns their names.
 
     Args:
         companions: files by name.
-        folder: where to.
-        dtype: what the weights were cast to, which transformers reads in config.json.
-        decoded: the weights are no longer encoded as config.json says.
+        folder: the destination.
+        dtype: the dtype that the weights were cast to, which transformers reads from config.json.
+        decoded: whether the weights are no longer encoded as config.json says.
     """
     with Publication(folder) as publication:
         for name, path in companions.items():
@@ -112,7 +112,7 @@ def copy_companions(
 
 
 def configuration(folders: Iterable[Place]) -> dict[str, Any]:
-    """What config.json says; empty where there is none or it is no JSON object."""
+    """The contents of config.json; empty if there is none or it is not a JSON object."""
     for folder in folders:
         path = folder / _CONFIG
         if path.is_file() if isinstance(path, Path) else stores.exists(path):
@@ -139,7 +139,7 @@ def _changed(config: bytes, dtype: torch.dtype | None, decoded: bool) -> bytes:
 
 
 def forget_quantization(config: dict[str, Any]) -> None:
-    """Removes what says that the weights are encoded, of the model and of its parts."""
+    """Removes the entries that say that the weights of the model or its parts are encoded."""
     for key in ("quantization_config", "compression_config"):
         config.pop(key, None)
     for key, value in config.items():
@@ -148,7 +148,7 @@ def forget_quantization(config: dict[str, Any]) -> None:
 
 
 def _replace_dtypes(config: dict[str, Any], dtype: str) -> None:
-    """Parts of a model have their own; versions of transformers before 5 write "torch_dtype"."""
+    """Parts of a model have their own dtypes; transformers before version 5 uses "torch_dtype"."""
     for key, value in config.items():
         if key in ("dtype", "torch_dtype") and isinstance(value, str):
             config[key] = dtype

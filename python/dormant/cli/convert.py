@@ -1,4 +1,4 @@
-"""`dormant convert`: another checkpoint made of one, tensor by tensor in a stream."""
+"""`dormant convert` writes another checkpoint from one, streaming tensor by tensor."""
 
 from __future__ import annotations
 
@@ -52,31 +52,31 @@ from dormant.tensor_parallel.rules import LLAMA, LLAMA3
 from dormant.tensor_parallel.sets import split
 from dormant.tensors.names import renamed
 from dormant.tensors.names import renaming as as_function
-from dormant.text.table import format_bytes
+from dormant.text.table import format_bytes, format_count
 
 NAME = "convert"
-SUMMARY = "make another checkpoint: format, dtype, quantized, merged or divided anew"
+SUMMARY = "convert a checkpoint: change its format or dtype, quantize, merge or divide it"
 DESCRIPTION = """\
-    Reads a checkpoint and writes another one. Tensors pass through in small pieces: neither the
-    checkpoint nor its largest tensor has to fit into memory. What OUT is called decides the format:
+    Reads a checkpoint and writes another one. Tensors are processed in small pieces, so neither the
+    checkpoint nor its largest tensor has to fit in memory. The name of OUT determines the format:
 
       OUT.safetensors        one safetensors file
       OUT.pt, .pth, .bin     one file as torch.save writes it
       OUT                    a folder: model.safetensors, or files of --max-shard-size and an index;
-                             with --parts N consolidated.00.pth, ... as LLaMA's parallel sets,
-                             with --format dcp one of torch.distributed.checkpoint
+                             with --parts N, consolidated.00.pth, ... like LLaMA's sets;
+                             with --format dcp, a folder of torch.distributed.checkpoint
 
-    The parts of a tensor-parallel set, and of ranks (.metadata), are merged when they are read. If
-    IN is a folder and OUT one, configurations and tokenizers are copied, and --dtype is noted in
-    config.json. Weights that are kept encoded, as fp8 or mxfp4 with their scales, are decoded,
-    unless --no-decode is given.
+    The parts of a tensor-parallel set, and the parts of ranks (.metadata), are merged when they are
+    read. If IN and OUT are folders, configurations and tokenizers are copied, and --dtype is
+    written to config.json. Weights that are stored encoded, such as fp8 or mxfp4 with their scales,
+    are decoded unless --no-decode is given.
 """
 EXAMPLES = """\
     examples:
       dormant convert pytorch_model.bin model.safetensors
       dormant convert model bf16 --dtype bfloat16 --max-shard-size 2GB
       dormant convert llama-2-13b llama-2-13b-whole
-      dormant convert base finetuned-diffs sum        # LLaMA2-Accessory's differences are added
+      dormant convert base finetuned-diffs sum        # adds LLaMA2-Accessory's differences
       dormant convert llama-2-13b four --parts 4
       dormant convert old.pt new.safetensors --rename module.= --rename head.w=head.weight
       dormant convert llama llama-nf4 --quantize nf4 --dtype bfloat16
@@ -96,32 +96,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         metavar="IN",
         nargs="+",
-        help="a file, an index or a folder, or the URL of one; several make one",
+        help="a file, an index or a folder, or the URL of one; several become one checkpoint",
     )
     parser.add_argument("out", metavar="OUT", help="a file or a folder, see above")
     parser.add_argument(
         "--dtype",
         metavar="DTYPE",
         type=dtype,
-        help=f"cast floating point tensors: {', '.join(DTYPE_NAMES)}",
+        help=f"cast floating-point tensors to one of {', '.join(DTYPE_NAMES)}",
     )
     parser.add_argument(
         "--quantize",
         metavar="SCHEME",
         choices=_SCHEMES,
-        help="nf4, fp4 or int8, as bitsandbytes; a config.json, or a GGUF file itself, says which "
-        "model it is",
+        help="nf4, fp4 or int8, as in bitsandbytes; needs a config.json (or a GGUF file), which "
+        "gives the model class",
     )
     parser.add_argument(
         "--config",
         metavar="PATH",
-        help="with --quantize: a config.json of transformers, or a folder that has one "
+        help="with --quantize: a config.json of transformers, or a folder that contains one "
         "(default: IN)",
     )
     parser.add_argument(
         "--format",
         choices=("safetensors", "torch", "dcp"),
-        help="dcp: a folder of torch.distributed.checkpoint; the others as OUT says (default)",
+        help="dcp: a folder of torch.distributed.checkpoint; the others follow from the name OUT",
     )
     parser.add_argument(
         "--parts", metavar="N", type=positive, help="divide for N ranks of tensor parallelism"
@@ -129,7 +129,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rules",
         choices=sorted(_RULES),
-        help="how tensor-parallel parts are divided (default: LLaMA, the version by the shapes)",
+        help="how tensor-parallel parts are divided (default: LLaMA; shapes tell the version)",
     )
     parser.add_argument(
         "--rename",
@@ -137,23 +137,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=renaming,
         action="append",
         default=[],
-        help="rename a tensor, or, if OLD is empty or ends with a dot, a prefix; may be repeated",
+        help="rename a tensor, or a prefix if OLD is empty or ends with a dot; may be repeated",
     )
     parser.add_argument(
         "--key",
-        help="which mapping in a file of torch.save, or in what ranks saved, holds the tensors "
-        "(default: the only; of ranks all)",
+        help="the mapping that holds the tensors in a file of torch.save (default: the only one) "
+        "or in a checkpoint of ranks (default: all)",
     )
     parser.add_argument(
         "--foreign",
         choices=("inert", "error"),
         default="inert",
-        help="objects of unknown classes in files of torch.save: never made (default), or refused",
+        help="objects of unknown classes in files of torch.save: not created (default) or an error",
     )
     parser.add_argument(
         "--no-decode",
         action="store_true",
-        help="keep tensors that are encoded (fp8, mxfp4, 4-bit codes, ...) as they are",
+        help="keep encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are stored",
     )
     add_output_options(parser)
 
@@ -183,32 +183,32 @@ def run(options: argparse.Namespace) -> Outcome:
 
 def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
     if (options.quantize or options.parts) and not to_folder:
-        raise UsageError(f"--quantize and --parts write a folder; {options.out} names a file.")
+        raise UsageError(f"--quantize and --parts write a folder, but {options.out} is a file.")
     if options.quantize and options.parts:
         raise UsageError(
-            "--quantize and --parts cannot be used together: quantized layers are not divided. "
-            "Divide with --parts, and quantize each rank's model when it is loaded."
+            "--quantize and --parts cannot be used together, because quantized layers cannot be "
+            "divided. Divide with --parts, and quantize each rank's model when you load it."
         )
     if options.format == "dcp" and (options.parts or not to_folder):
         raise UsageError(
-            "--format dcp writes a folder, which torch.distributed.checkpoint divides anew for any "
-            "number of ranks. Leave --parts out, and name a folder."
+            "--format dcp writes a folder, which torch.distributed.checkpoint can load on any "
+            "number of ranks. Leave out --parts, and name a folder."
         )
     if options.quantize and options.no_decode:
-        raise UsageError("--quantize needs plain weights: leave --no-decode out.")
+        raise UsageError("--quantize needs plain weights. Leave out --no-decode.")
     if options.config is not None and not options.quantize:
         raise UsageError(
-            "--config says what the layers are, for --quantize; nothing else needs it."
+            "--config gives the model class for --quantize and has no effect without it."
         )
     if options.quantize and _config_of(options) is None:
         raise UsageError(
-            "--quantize needs a config.json of transformers, or a GGUF file, which say what the "
-            f"layers are; {', '.join(options.paths)} has none. Pass --config."
+            "--quantize needs a config.json of transformers (or a GGUF file), which gives the "
+            f"model class, but {', '.join(options.paths)} has none. Pass --config."
         )
 
 
 def _config_of(options: argparse.Namespace) -> Path | None:
-    """What says which model the checkpoint is of: a folder or a file."""
+    """The folder or file that says which model the checkpoint belongs to."""
     if options.config is not None:
         return Path(options.config)
     folders = [folder for folder in folders_of(options.paths) if isinstance(folder, Path)]
@@ -225,10 +225,10 @@ def _open(
 
     Returns:
         The tensors, whether some of them are kept encoded in the files, and how the names become
-        those of a model, where the format has names of its own.
+        those of a model, if the format has its own names.
     """
     rules = None if options.rules is None else _RULES[options.rules]
-    # Weights are computed in two bytes or more; a cast to less comes after.
+    # Weights are decoded to two bytes or more; a cast to fewer bytes comes afterwards.
     wanted = options.dtype is not None and options.dtype.itemsize > 1
     decode: Decode = not options.no_decode and (options.dtype if wanted else True)
     checkpoint = open_checkpoint(
@@ -238,11 +238,11 @@ def _open(
     rename = prefix_or_name(options.rename)
     unused = [old for old in rename if not _is_used(old, checkpoint)]
     if unused:
-        raise UsageError(f"--rename {unused[0]}={rename[unused[0]]}: no tensor has such a name.")
+        raise UsageError(f"--rename {unused[0]}={rename[unused[0]]}: no tensor has this name.")
     state: dict[str, torch.Tensor] = {}
     made: dict[Entry, torch.Tensor] = {}
     for name, entry in checkpoint.entries.items():
-        # Each access puts a tensor together from its parts anew.
+        # Each access assembles a tensor from its parts again.
         state[name] = made[entry] if entry in made else checkpoint[name]
         if entry.parts:
             made[entry] = state[name]
@@ -260,7 +260,7 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
     is_quantized = "quantization_config" in configuration(folders)
     if options.dtype is not None and is_quantized and not decoded:
         raise UsageError(
-            "the checkpoint is quantized: --dtype would cast its scales. Leave it out."
+            "the checkpoint is quantized, and --dtype would cast its scales. Leave out --dtype."
         )
     if options.dtype is not None:
         state = cast(state, options.dtype)
@@ -297,7 +297,7 @@ def _save_parts(
     parts: Mapping[str, Mapping[str, torch.Tensor]], folder: Path, options: argparse.Namespace
 ) -> None:
     def order(replacement: Replacement) -> None:
-        # Parts of an earlier set of more ranks would be taken for parts of this one.
+        # Parts of an earlier set with more ranks would be mistaken for parts of this one.
         for old in sorted(folder.glob("consolidated.*.pth")):
             if old.name not in parts:
                 replacement.remove(old.name)
@@ -345,12 +345,12 @@ def _nbytes(tensors: Iterable[torch.Tensor]) -> int:
 def _text(data: Mapping[str, Any]) -> str:
     peak = data["peak_memory"]
     lines = [
-        f"{data['tensors']} tensors, {format_bytes(data['nbytes'])} to {data['output']} "
-        f"({len(data['files'])} files) in {data['seconds']:.1f} s"
+        f"wrote {format_count(data['tensors'], 'tensor')}, {format_bytes(data['nbytes'])}, to "
+        f"{data['output']} ({format_count(len(data['files']), 'file')}) in {data['seconds']:.1f} s"
         + ("" if peak is None else f", peak memory {format_bytes(peak)}")
     ]
     if data["copied"]:
         lines.append(f"copied {', '.join(data['copied'])}")
     if data.get("left_out"):
-        lines.append(f"not in the model, left out: {', '.join(data['left_out'])}")
+        lines.append(f"left out, not in the model: {', '.join(data['left_out'])}")
     return "\n".join(lines)

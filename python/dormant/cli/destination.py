@@ -1,4 +1,4 @@
-"""Where a subcommand writes: nothing is overwritten unasked, and nothing incomplete is left."""
+"""The output of a subcommand: overwritten only on request, and never left incomplete."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def output(name: str) -> Path:
     """The path of an output.
 
     Raises:
-        UsageError: the name is empty, which would stand for the current folder.
+        UsageError: the name is empty, which would mean the current folder.
     """
     if not name:
-        raise UsageError("OUT is empty; '.' is the current folder.")
+        raise UsageError("OUT is empty. Pass '.' for the current folder.")
     return Path(name)
 
 
 def is_folder(path: Path, file_endings: Iterable[str]) -> bool:
-    """Whether an output of this name is a folder: it is one, or has no ending of a file."""
+    """Whether an output of this name is a folder: it exists as one, or has no suffix of a file."""
     return path.is_dir() or path.suffix not in file_endings
 
 
 @contextlib.contextmanager
 def new_file(path: Path, *, force: bool) -> Iterator[Path]:
-    """`path`, for somebody who writes it in one step, as `Publication` does.
+    """`path`, for a caller that writes it in one step, as `Publication` does.
 
     Raises:
         UsageError: it exists, and `force` is false.
@@ -42,28 +42,28 @@ def new_file(path: Path, *, force: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
-    """A folder that gets the name `path` when all is done; what ends it early removes it.
+    """A folder that is renamed to `path` when everything is done; an error removes it.
 
-    An empty folder that is there gets the files then. With `force` and a folder that has files it
-    is that folder, whose files are replaced one by one.
+    If `path` is an empty folder, the files are moved into it at the end. With `force`, and if
+    `path` has files, it is that folder, whose files are replaced one by one.
 
     Raises:
         UsageError: it is a file, or it has files and `force` is false.
     """
     if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file, and a folder is to be written. Choose another name.")
+        raise UsageError(f"{path} is a file, but the output is a folder. Choose another name.")
     place = path if path.is_dir() else path.parent
     remove_abandoned(place)
     if path.is_dir() and any(path.iterdir()):
         if not force:
             raise UsageError(
-                f"the folder {path} has files. Choose another name, or pass --force to replace "
+                f"the folder {path} is not empty. Choose another name, or pass --force to replace "
                 "the weights in it."
             )
         yield path
         return
-    # The current folder, a mounted one or a link cannot be replaced, and a mounted one is on a
-    # device of its own.
+    # The current folder, a mounted folder or a link cannot be replaced, and a mounted folder is on
+    # another device.
     exists = path.is_dir()
     with _parents(path), staging_folder(place) as staging:
         yield staging.files
@@ -76,19 +76,19 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _parents(path: Path) -> Iterator[None]:
-    """Makes the folders above `path`; those that are new go again with what ends it early."""
+    """Creates the parent folders of `path`; an error removes those that are new."""
     above = next((folder for folder in path.parents if folder.exists()), path.parent)
     if not above.is_dir():
-        raise UsageError(f"{above} is a file, so nothing can be written to {path}.")
+        raise UsageError(f"cannot write {path}: {above} is a file.")
     with made_folder(path.parent):
         yield
 
 
 def check_apart(out: Path, inputs: Iterable[Path | str]) -> None:
-    """Refuses to write where it is read; what is no path is a URL.
+    """Refuses to overwrite inputs; inputs that are strings are URLs.
 
     Raises:
-        UsageError: an input is the output, or lies in it.
+        UsageError: an input is the output, or is inside it.
     """
     place = out.resolve()
     for path in inputs:
@@ -97,11 +97,11 @@ def check_apart(out: Path, inputs: Iterable[Path | str]) -> None:
         found = path.resolve()
         if found == place or place in found.parents:
             raise UsageError(
-                f"{path} is read, so nothing is written to {out}. Choose another output."
+                f"the output {out} would overwrite the input {path}. Choose another output."
             )
 
 
 def files_below(path: Path) -> list[dict[str, object]]:
-    """Path and bytes of a file, or of the files in a folder, as `--json` shows them."""
+    """The path and bytes of a file, or of the files in a folder, for `--json`."""
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     return [{"path": str(file), "nbytes": file.stat().st_size} for file in files]

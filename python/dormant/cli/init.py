@@ -1,4 +1,4 @@
-"""`dormant init`: a checkpoint of random weights, of a model that never exists."""
+"""`dormant init` writes a checkpoint with random weights for a model that is never in memory."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from dormant.integrations.transformers import from_config
 from dormant.recording.context import lazy_init
 from dormant.reporting.memory import PeakMemory
 from dormant.saving.api import save
-from dormant.text.table import format_bytes
+from dormant.text.table import format_bytes, format_count
 
 NAME = "init"
-SUMMARY = "write a checkpoint with random weights of a model, as eager construction would"
+SUMMARY = "write a checkpoint with the random weights of eager construction"
 DESCRIPTION = """\
-    Builds a model lazily and streams its initial weights to safetensors: those that eager
-    construction gives under the same seed, bit for bit. The model never has to fit into memory.
+    Constructs a model lazily and streams its initial weights to safetensors. They equal those of
+    eager construction with the same seed, bit for bit. The model does not have to fit in memory.
 
-    MODEL is a config.json of transformers, a folder that has one, or module:callable, which is
-    imported (the current folder included) and called without arguments to get the model.
+    MODEL is a config.json of transformers, a folder that contains one, or module:callable, which is
+    imported (with the current folder on the path) and called without arguments to get the model.
 """
 EXAMPLES = """\
     examples:
@@ -44,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="see above")
     parser.add_argument("out", metavar="OUT", help="a folder, or a file NAME.safetensors")
     parser.add_argument(
-        "--seed", metavar="N", type=seed, default=0, help="of torch.manual_seed (default: 0)"
+        "--seed", metavar="N", type=seed, default=0, help="seed for torch.manual_seed (default: 0)"
     )
     parser.add_argument(
         "--dtype",
         metavar="DTYPE",
         type=default_dtype,
-        help="the dtype in which the model is built: float64, float32, float16 or bfloat16 "
-        "(default: the configuration's, else float32)",
+        help="dtype of the model: float64, float32, float16 or bfloat16 (default: that of the "
+        "configuration, otherwise float32)",
     )
     add_output_options(parser)
 
@@ -67,8 +67,8 @@ def run(options: argparse.Namespace) -> Outcome:
         config = read_config(options.model)
     elif ":" not in options.model:
         raise UsageError(
-            f"nothing lies at {options.model!r}, and it is no module:callable. Pass a config.json "
-            "of transformers, a folder that has one, or a function like train:build_model."
+            f"no such file or folder: {options.model!r}. Pass a config.json of transformers, a "
+            "folder that contains one, or a module:callable such as train:build_model."
         )
     with (new_folder if to_folder else new_file)(out, force=options.force) as target:
         torch.manual_seed(options.seed)
@@ -95,9 +95,9 @@ def run(options: argparse.Namespace) -> Outcome:
         "peak_memory": peak.result(),
     }
     text = (
-        f"{data['model']} of {data['elements']:,} parameters: {data['tensors']} tensors, "
-        f"{format_bytes(data['nbytes'])} to {data['output']} ({len(data['files'])} files) in "
-        f"{data['seconds']:.1f} s"
+        f"wrote {data['model']} with {data['elements']:,} parameters: "
+        f"{format_count(len(report.tensors), 'tensor')}, {format_bytes(data['nbytes'])}, to "
+        f"{data['output']} ({format_count(len(data['files']), 'file')}) in {data['seconds']:.1f} s"
         + ("" if data["peak_memory"] is None else f", peak {format_bytes(data['peak_memory'])}")
     )
     return Outcome(data, text)
@@ -112,7 +112,7 @@ def _from_config(config: Any, dtype: torch.dtype | None) -> torch.nn.Module:
 
 def _call(reference: str, dtype: torch.dtype | None) -> torch.nn.Module:
     name, _, attribute = reference.partition(":")
-    # As with `python -m`; a console script has its own folder in this place.
+    # As with `python -m`; a console script has its own folder at this position.
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
@@ -121,17 +121,17 @@ def _call(reference: str, dtype: torch.dtype | None) -> torch.nn.Module:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise
-            raise UsageError(f"there is no module {name!r}; MODEL was {reference!r}.") from None
+            raise UsageError(f"no module named {name!r} (MODEL is {reference!r}).") from None
         for part in attribute.split("."):
             build = getattr(build, part, None)
         if not callable(build):
-            raise UsageError(f"the module {name!r} has no function {attribute!r}.")
+            raise UsageError(f"module {name!r} has no function {attribute!r}.")
         with lazy_init(dtype=dtype):
             model = build()
     except SystemExit as error:
         raise RuntimeError(
-            f"{reference} ended the program with sys.exit({error.code}). A module that is a script "
-            'needs `if __name__ == "__main__":` before what only the script does.'
+            f"{reference} called sys.exit({error.code}). If the module is a script, put the code "
+            'of the script under `if __name__ == "__main__":`.'
         ) from error
     finally:
         sys.path.remove(here)

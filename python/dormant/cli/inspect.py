@@ -1,4 +1,4 @@
-"""`dormant inspect`: what is in a checkpoint."""
+"""`dormant inspect` shows the contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from dormant.cli.tree import Row, dtype_name, tree_rows
 from dormant.materialization.api import materialize
 from dormant.reporting.progress import Callback, following
 from dormant.text.printable import printable
-from dormant.text.table import format_bytes
+from dormant.text.table import format_bytes, format_count
 
 NAME = "inspect"
-SUMMARY = "what is in a checkpoint: tensors, dtypes, sizes, duplicates, parts"
+SUMMARY = "show the contents of a checkpoint: tensors, dtypes, sizes, duplicates, parts"
 DESCRIPTION = """\
-    Shows what is in a checkpoint as a tree of modules with totals: tensors, elements, bytes, dtypes
-    and shapes. Numbered siblings that look the same are one row, whose counts are of all of them.
-    Only descriptions are read, not the tensors (unless --hash asks for it, or a tensor-parallel set
-    has tensors that all parts must hold alike), of a URL also: some kilobytes of each file.
+    Shows the contents of a checkpoint as a tree of modules with totals: tensors, elements, bytes,
+    dtypes and shapes. Numbered siblings with equal contents share one row, whose counts include all
+    of them. Only the descriptions of tensors are read (some kilobytes of each file, also for URLs),
+    except with --hash, and for tensors that all parts of a tensor-parallel set must have equal.
 """
 EXAMPLES = """\
     examples:
@@ -43,7 +43,7 @@ EXAMPLES = """\
       dormant inspect checkpoint --json | jq '.totals.nbytes'
 """
 _SHOWN = 20
-# Bytes of a tensor that come to life at a time to be hashed.
+# Bytes of a tensor that are materialized at a time to be hashed.
 _PIECE = 16 << 20
 
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         metavar="PATH",
         nargs="+",
-        help="a file, an index or a folder, or the URL of one; several make one",
+        help="a file, an index or a folder, or the URL of one; several become one checkpoint",
     )
     parser.add_argument(
         "--depth", metavar="N", type=positive, help="show N levels of the tree (default: all)"
@@ -64,26 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hash",
         action="store_true",
-        help="read all tensors; find those of equal contents, too, and list SHA-256 in --json",
+        help="read all tensors, also find tensors with equal contents, and add SHA-256 to --json",
     )
     parser.add_argument(
-        "--key", help="which mapping in a file of torch.save holds the tensors (default: the only)"
+        "--key",
+        help="the mapping that holds the tensors in a file of torch.save (default: the only one)",
     )
     parser.add_argument(
         "--foreign",
         choices=("inert", "error"),
         default="inert",
-        help="objects of unknown classes in files of torch.save: never made (default), or refused",
+        help="objects of unknown classes in files of torch.save: not created (default) or an error",
     )
     parser.add_argument(
         "--no-decode",
         action="store_true",
-        help="show encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are in the files",
+        help="show encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are stored",
     )
 
 
 def run(options: argparse.Namespace) -> Outcome:
-    """What is in the checkpoint."""
+    """The contents of the checkpoint."""
     checkpoint = open_checkpoint(
         options.paths,
         key=options.key,
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
 
 def _shown(value: Any) -> Any:
-    """Metadata for --json: of a long array, such as a vocabulary, the beginning."""
+    """Metadata for --json; a long array, such as a vocabulary, is shortened."""
     if not isinstance(value, StoredArray):
         return value
     return list(value) if len(value) <= _SHOWN else repr(value)
@@ -153,7 +154,7 @@ def _totals(entries: Mapping[str, Entry]) -> dict[str, Any]:
 
 
 def _encodings(entries: Mapping[str, Entry]) -> dict[str, dict[str, int]]:
-    """How many tensors are encoded in which way, and the bytes that they take in the files."""
+    """The number of tensors with each encoding, and their bytes in the files."""
     found: dict[str, dict[str, int]] = {}
     for entry in entries.values():
         if entry.encoding:
@@ -180,8 +181,8 @@ def _hashes(checkpoint: Checkpoint, progress: bool | Callback | None) -> dict[st
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[bytes]:
-    """The bytes of the elements in logical order, a piece in memory at a time."""
-    # On a lazy tensor the one that has nothing to resolve would bring it to life.
+    """The bytes of the elements in logical order, with one piece in memory at a time."""
+    # On a lazy tensor, a call that has nothing to resolve would materialize it.
     if tensor.is_conj():
         tensor = tensor.resolve_conj()
     if tensor.is_neg():
@@ -189,7 +190,7 @@ def _pieces(tensor: torch.Tensor) -> Iterator[bytes]:
     flat = tensor.contiguous().reshape(-1)
     step = _PIECE // tensor.element_size()
     for begin in range(0, flat.numel(), step):
-        # A copy: what is lazy comes to life for this piece only.
+        # A copy, so that only this piece of a lazy tensor is materialized.
         piece = flat[begin : begin + step].clone()
         # Pages of a mapped file would stay resident until the last piece is read.
         materialize(piece, mmap="never", progress=False)
@@ -197,7 +198,7 @@ def _pieces(tensor: torch.Tensor) -> Iterator[bytes]:
 
 
 def _duplicates(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Names of tensors over the same bytes of a file, or, with `hashes`, of equal contents."""
+    """Names of tensors with the same bytes of a file or, with `hashes`, with equal contents."""
     groups: dict[object, list[str]] = {}
     for name, entry in entries.items():
         if not entry.nbytes:
@@ -227,14 +228,15 @@ def _head(checkpoint: Checkpoint) -> list[str]:
     if len(files) > _SHOWN:
         lines.append(f"... {len(files) - _SHOWN} more files")
     if checkpoint.are_differences:
-        lines.append("differences, to be added to another checkpoint")
+        lines.append("contains differences, which must be added to another checkpoint")
     for key, value in checkpoint.metadata.items():
         text = printable(str(value))
         lines.append(f"{printable(str(key))}: {text if len(text) < 100 else text[:100] + '...'}")
     if names := [printable(name) for name in checkpoint.foreign]:
         more = f", ... {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         lines.append(
-            f"the file names, and nothing imported or called: {', '.join(names[:_SHOWN])}{more}"
+            f"classes and functions that the file names (not imported or called): "
+            f"{', '.join(names[:_SHOWN])}{more}"
         )
     return lines
 
@@ -247,19 +249,20 @@ def _foot(
         for dtype, total in totals["dtypes"].items()
     )
     lines = [
-        f"{totals['tensors']} tensors, {totals['elements']:,} elements, "
+        f"{format_count(totals['tensors'], 'tensor')}, {totals['elements']:,} elements, "
         f"{format_bytes(totals['nbytes'])}" + (f": {kinds}" if kinds else "")
     ]
     lines += [
-        f"encoded as {encoding}: {total['tensors']} tensors, {format_bytes(total['nbytes'])}"
+        f"encoded as {encoding}: {format_count(total['tensors'], 'tensor')}, "
+        f"{format_bytes(total['nbytes'])}"
         for encoding, total in totals["encodings"].items()
     ]
     merged = [e for e in checkpoint.entries.values() if e.parts and not e.encoding]
     if merged:
         most = max(len(entry.parts) for entry in merged)
-        lines.append(f"{len(merged)} tensors are put together from up to {most} parts")
+        lines.append(f"{format_count(len(merged), 'tensor')} merged from up to {most} parts")
     for duplicate in duplicates[:_SHOWN]:
-        what = "one place" if duplicate["same_bytes_of_the_file"] else "equal contents"
+        what = "same bytes" if duplicate["same_bytes_of_the_file"] else "equal contents"
         names = ", ".join(map(printable, duplicate["names"]))
         lines.append(f"duplicates ({what}, {format_bytes(duplicate['nbytes'])}): {names}")
     if len(duplicates) > _SHOWN:

@@ -1,4 +1,4 @@
-"""`main`: the command `dormant`, from its arguments to its exit code."""
+"""`main` runs the command `dormant`, from its arguments to its exit code."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from dormant.cli.signals import Terminated, ending_raises
 from dormant.reporting.progress import Callback
 
 _DESCRIPTION = """\
-Checkpoints of any size, on a machine of any size: what is in them, whether they can be read, and
-other ones made of them. Tensors are streamed; none has to fit into memory.
+Inspects, verifies, converts and writes checkpoints of any size. Tensors are streamed, so neither a
+checkpoint nor its largest tensor has to fit in memory.
 
 A checkpoint is a safetensors file, a file of torch.save, an index (*.index.json), a folder that
-has one of these, or a tensor-parallel set (consolidated.00.pth, ...).
+contains one of these, or a tensor-parallel set (consolidated.00.pth, ...).
 """
 _EXAMPLES = """\
 examples:
   dormant inspect model.safetensors
   dormant verify checkpoint-folder
   dormant convert pytorch_model.bin model.safetensors --dtype bfloat16
-  dormant convert llama-2-13b merged          # tensor-parallel parts to one checkpoint
-  dormant convert merged four --parts 4       # and to four parts
+  dormant convert llama-2-13b merged          # merge tensor-parallel parts
+  dormant convert merged four --parts 4       # divide into four parts
   dormant convert llama llama-nf4 --quantize nf4
   dormant init llama/config.json random-llama --seed 0
   dormant bench
 
-`dormant COMMAND --help` says more.
+`dormant COMMAND --help` lists the options of a command.
 
 """
 
@@ -56,15 +56,15 @@ def main(arguments: Sequence[str] | None = None, *, progress: bool | Callback | 
     """Runs the command.
 
     Args:
-        arguments: what follows the name of the program; None takes them from `sys.argv`.
-        progress: for who runs it from Python, as for `dormant.save`: a function is called with
-            (done, total) bytes, True shows a bar, False none; None shows one on a terminal.
+        arguments: the arguments after the name of the program; None takes them from `sys.argv`.
+        progress: for calls from Python, as for `dormant.save`: a function is called with (done,
+            total) bytes; True shows a bar, False does not; None shows one on a terminal.
 
     Returns:
         The exit code, which `dormant --help` explains.
 
     Raises:
-        SystemExit: `--help` and `--version`, when they have printed (0).
+        SystemExit: after `--help` and `--version` have printed (0).
 
     Example:
         >>> main(["inspect", "/nowhere", "--json"])  # doctest: +ELLIPSIS
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None, *, progress: bool | Callback | 
     given = sys.argv[1:] if arguments is None else list(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Names in files and lines of tables may be beyond what a terminal can show.
+            # Names in files and lines of tables may have characters that a terminal cannot show.
             stream.reconfigure(errors="replace")
     try:
         options = _parser().parse_args(given)
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None, *, progress: bool | Callback | 
         return _failed(UsageError(str(error)), options)
     options.progress = progress
     try:
-        # What imported code prints must not come between the lines of the result.
+        # Output of imported code must not be mixed with the result.
         with ending_raises(), contextlib.redirect_stdout(sys.stderr):
             outcome: Outcome = options.run(options)
     except KeyboardInterrupt as error:
@@ -118,11 +118,11 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"dormant {importlib.metadata.version('dormant')}"
     )
     everywhere = _Parser(add_help=False)
-    common = everywhere.add_argument_group("everywhere")
+    common = everywhere.add_argument_group("options of all commands")
     common.add_argument(
-        "--json", action="store_true", help="print a JSON object, also if it fails (see the docs)"
+        "--json", action="store_true", help="print a JSON object, even if the command fails"
     )
-    common.add_argument("--debug", action="store_true", help="show where in the code it failed")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     commands.required = True
     for command in (inspect, verify, convert, init, bench):
@@ -145,7 +145,7 @@ def _print(outcome: Outcome, options: argparse.Namespace) -> int:
     try:
         _show(text, sys.stdout)
     except OSError as error:
-        reason = OSError(error.errno, f"the result cannot be printed: {error.strerror}")
+        reason = OSError(error.errno, f"cannot print the result: {error.strerror}")
         return _failed(reason, options)
     return outcome.code
 
@@ -155,9 +155,9 @@ def _failed(error: Exception, options: argparse.Namespace) -> int:
     if options.debug:
         traceback.print_exception(error)
     prefix = _name(options)
-    text = f"{prefix}: {message_of(error).removeprefix(f'{options.command}: ')}"
+    text = f"{prefix}: {message_of(error)}"
     if code == FAILED and not isinstance(error, OSError | ImportError | NotImplementedError):
-        text += f"\n({type(error).__name__}; --debug shows where)"
+        text += f"\n({type(error).__name__}; --debug shows the traceback)"
     _end(text, describe(error), code, options)
     return code
 
@@ -183,8 +183,8 @@ def _end(text: str, error: Mapping[str, object], code: int, options: argparse.Na
 
 
 def _show(text: str, stream: TextIO | None) -> None:
-    """Prints; a reader who has enough, as `| head`, is no error."""
-    if stream is None:  # closed by who started the process
+    """Prints; a reader that closes the pipe early, as `| head` does, is not an error."""
+    if stream is None:  # closed by the parent process
         return
     try:
         print(text, file=stream, flush=True)

@@ -1,6 +1,6 @@
-"""What `dormant bench` measures: each way of each measurement, run in a process of its own.
+"""The measurements of `dormant bench`. Each way of a measurement runs in a separate process.
 
-Times begin when libraries are imported and end when the result is there; then outputs are hashed.
+Timing starts after libraries are imported and ends when the result exists; then outputs are hashed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SHAPES = {
 
 
 class _Layer(nn.Module):
-    """The parameters of a Llama's layer. Nothing is computed with them here."""
+    """The parameters of a layer of Llama. Nothing is computed with them here."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -73,14 +73,14 @@ class _Model(nn.Module):
 
 @dataclass(frozen=True)
 class Job:
-    """One run: which way of which measurement, on what.
+    """One run of one way of a measurement.
 
     Attributes:
         measurement: a key of `MEASUREMENTS`.
         way: a key of its ways.
         size: a key of `SHAPES`.
-        folder: for files; it has `CHECKPOINT`.
-        threads: of PyTorch; None leaves its own choice.
+        folder: the folder for files, which contains `CHECKPOINT`.
+        threads: the number of PyTorch's threads; None leaves PyTorch's default.
     """
 
     measurement: str
@@ -92,12 +92,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one run took.
+    """The result of one run.
 
     Attributes:
-        seconds: on the wall clock.
-        peak_bytes: the most memory above that before the run; None where the system does not tell.
-        digest: of the output; None where it has no values.
+        seconds: wall-clock time.
+        peak_bytes: the peak memory minus the memory before the run; None if it is not known.
+        digest: the digest of the output; None if the output has no values.
     """
 
     seconds: float
@@ -109,7 +109,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def run_job(job: Job) -> Sample:
-    """Runs a job in this process, which should be a fresh one."""
+    """Runs a job in this process, which should be new."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     way = MEASUREMENTS[job.measurement].ways[job.way]
@@ -126,7 +126,7 @@ def run_job(job: Job) -> Sample:
 
 
 def write_checkpoint(job: Job) -> int:
-    """Writes the file that jobs load, and returns the number of the model's parameters."""
+    """Writes the file that jobs load, and returns the number of parameters of the model."""
     torch.manual_seed(1)
     model = _lazy(job)
     save(model, job.folder / CHECKPOINT, progress=False)
@@ -225,12 +225,12 @@ def _digest(result: nn.Module | Path) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Ways to the same result, the ordinary one first.
+    """Several ways to the same result; the eager one is first.
 
     Attributes:
         title: what is measured.
-        ways: functions that are timed, by name.
-        library: what has to be installed; None where nothing has to.
+        ways: the functions that are timed, by name.
+        library: the library that must be installed, or None.
     """
 
     title: str
@@ -238,7 +238,7 @@ class Measurement:
     library: str | None = None
 
     def obstacle(self) -> str | None:
-        """Why it cannot run here; None where it can."""
+        """The reason why it cannot run here; None if it can."""
         if self.library is None or importlib.util.find_spec(self.library) is not None:
             return None
         return f"{self.library} is not installed"
@@ -246,21 +246,21 @@ class Measurement:
 
 MEASUREMENTS = {
     "construct": Measurement(
-        "build the model", {"eager": _eager_construct, "dormant": _lazy_construct}
+        "construct the model", {"eager": _eager_construct, "dormant": _lazy_construct}
     ),
     "materialize": Measurement(
-        "build it with its initial values", {"eager": _eager, "dormant": _lazy_materialize}
+        "construct it with its initial values", {"eager": _eager, "dormant": _lazy_materialize}
     ),
     "save": Measurement(
-        "build it and write it to a file", {"eager": _eager_save, "dormant": _lazy_save}
+        "construct it and write it to a file", {"eager": _eager_save, "dormant": _lazy_save}
     ),
     "load": Measurement(
-        "build it and load a checkpoint",
-        # Mapped pages are read when they are touched, which is after the time was taken.
+        "construct it and load a checkpoint",
+        # Mapped pages are read when they are accessed, which is after the measured time.
         {"eager": _eager_load, "dormant, mapped": _lazy_load, "dormant, copied": _lazy_load_copied},
     ),
     "quantize": Measurement(
-        "build it, load a checkpoint, quantize to nf4",
+        "construct it, load a checkpoint, quantize to nf4",
         {"eager": _eager_quantize, "dormant": _lazy_quantize},
         library="bitsandbytes",
     ),

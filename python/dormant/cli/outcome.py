@@ -1,4 +1,4 @@
-"""What a subcommand returns, and the exit codes."""
+"""The result of a subcommand, and the exit codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 
 from dormant.text.printable import printable
 
-_PREFIX = re.compile(r"(\[Errno \d+\] )?(dormant: )?")
+# What the message of an error of the library begins with. The command names itself instead.
+_PREFIX = re.compile(
+    r"(\[Errno \d+\] )?(dormant: )?"
+    r"((open_checkpoint|verify|load|save|quantize|materialize|split|convert): )?"
+)
 
 OK = 0
 NOT_OK = 1
@@ -19,13 +23,14 @@ INTERRUPTED = SIGNALLED + 2
 
 EXIT_CODES = """\
 exit codes:
-  0    done; what was checked is fine
-  1    what was read is not fine: a damaged file, contents or names that do not fit
-  2    wrong usage: arguments, or an output that exists (see --force)
-  3    it could not be done: a file that cannot be read or written, a library that is not
-       installed, something that is not supported
+  0    the command succeeded, and everything that it checked is fine
+  1    the input is not fine: a damaged file, contents or names that do not match
+  2    wrong usage: invalid arguments, or an output that exists (see --force)
+  3    the command failed: a file cannot be read or written, a library is not installed, or
+       a feature is not supported
   130  interrupted with Ctrl-C; no incomplete output is left
-  143  ended by SIGTERM, as from kill or a scheduler (129: a closed terminal); likewise
+  143  terminated by SIGTERM, as sent by kill and schedulers (129: the terminal was closed);
+       no incomplete output is left
 """
 
 
@@ -38,9 +43,9 @@ class Outcome:
     """The result of a subcommand.
 
     Attributes:
-        data: what `--json` prints besides "command" and "ok"; its keys are stable.
-        text: what is printed otherwise.
-        code: the exit code; "ok" is true where it is 0.
+        data: what `--json` prints in addition to "command" and "ok"; its keys are stable.
+        text: what is printed without `--json`.
+        code: the exit code; "ok" is true if it is 0.
     """
 
     data: dict[str, Any]
@@ -64,10 +69,10 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an error, one that a terminal shows as it is."""
+    """The text of an error without its prefixes, with only characters that a terminal can show."""
     # str of a KeyError is the repr of its argument, unless its class says otherwise.
     plain = type(error) is KeyError and error.args and isinstance(error.args[0], str)
     text = str(error.args[0]) if plain else str(error)
-    # OSError puts "[Errno 2]" before our text; `describe` has the number.
+    # OSError puts "[Errno 2]" before our text; `describe` gives the number.
     text = _PREFIX.sub("", text, count=1)
     return "\n".join(printable(line) for line in (text or type(error).__name__).splitlines())

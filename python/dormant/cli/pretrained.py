@@ -21,7 +21,7 @@ GGUF_ENDING = ".gguf"
 
 
 def model_class(config: Any) -> Any:
-    """The class that a configuration names in "architectures", else `AutoModel`.
+    """The class that a configuration names in "architectures", otherwise `AutoModel`.
 
     Raises:
         NotImplementedError: the installed transformers has no such class.
@@ -32,7 +32,7 @@ def model_class(config: Any) -> Any:
     if found is None:
         raise NotImplementedError(
             f"the architecture {names[0]!r} of config.json is not part of transformers "
-            f"{library.__version__}. Code beside the weights is not run here; build the model in "
+            f"{library.__version__}. Code beside the weights is never run. Construct the model in "
             "Python, and use dormant.quantize and dormant.save."
         )
     return found
@@ -42,12 +42,12 @@ def read_config(path: str | os.PathLike[str]) -> Any:
     """The configuration in a folder or a file, which may be a GGUF file.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a configuration.
         OSError: it cannot be read.
         ImportError: transformers is not installed.
     """
     library = imported("transformers")
-    # Its bar counts tensors that become lazy; ours counts bytes.
+    # The library's bar counts tensors that become lazy; ours counts bytes.
     imported("transformers.utils.logging").disable_progress_bar()
     place = Path(path)
     if place.is_dir():
@@ -59,15 +59,15 @@ def read_config(path: str | os.PathLike[str]) -> Any:
     try:
         read = json.loads(place.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is no JSON, expected a config.json: {error}") from error
+        raise ValueError(f"{place} is not JSON, expected a config.json: {error}") from error
     if not isinstance(read, dict):
-        raise ValueError(f"{place} holds a {type(read).__name__}, expected a JSON object.")
+        raise ValueError(f"{place} contains a {type(read).__name__}, expected a JSON object.")
     return library.AutoConfig.from_pretrained(os.fspath(path), local_files_only=True)
 
 
 def _config_of_gguf(path: Path) -> Any:
-    """The configuration that transformers makes of the metadata of a GGUF file."""
-    open_checkpoint(path)  # which refuses what the library would trust
+    """The configuration that transformers makes from the metadata of a GGUF file."""
+    open_checkpoint(path)  # checks the file, which the library would trust
     imported("gguf")
     config = imported("transformers").AutoConfig.from_pretrained(
         os.fspath(path.parent), gguf_file=path.name, local_files_only=True
@@ -94,21 +94,21 @@ def quantized_model(
     """The model of a configuration with the weights of `state`, quantized and lazy.
 
     Args:
-        config: of a model of transformers.
+        config: the configuration of a transformers model.
         state: weights by name.
-        dtype: that of the model; None means float32.
+        dtype: the dtype of the model; None means float32.
         scheme: how it is quantized.
-        naming: how the names become the model's, where they are those of another format.
+        naming: how the names become the model's, if they are those of another format.
 
     Returns:
         The model, and the names in `state` that it does not have.
 
     Raises:
         ValueError: nothing in the model can be quantized.
-        KeyError: names that `state` lacks, all of them listed.
-        RuntimeError: tensors have other shapes than the model's.
+        KeyError: names are missing from `state`; the message lists all of them.
+        RuntimeError: tensors do not have the shapes of the model.
     """
-    imported("transformers.modeling_utils")  # before the context, which patches what is imported
+    imported("transformers.modeling_utils")  # before the context, which patches imported modules
     kind = model_class(config)
     if naming is not None:
         with lazy_init():
@@ -124,7 +124,7 @@ def quantized_model(
         )
     if info["missing_keys"]:
         raise NamesError(
-            "the checkpoint does not fit the model of config.json."
+            "the checkpoint does not match the model of config.json."
             + listed("missing in the checkpoint", sorted(info["missing_keys"]))
             + listed("not in the model", sorted(info["unexpected_keys"]))
             + "\nRename tensors with --rename."

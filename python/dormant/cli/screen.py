@@ -16,7 +16,7 @@ _WIDTH_OF_A_PIPE = 160
 def format_columns(
     header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()
 ) -> str:
-    """All rows in columns, those of `right` aligned to the right; without a newline at its end."""
+    """All rows in columns; those in `right` are right-aligned. Has no newline at its end."""
     require_rich()
     from rich import box
     from rich.console import Console

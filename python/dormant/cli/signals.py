@@ -1,4 +1,4 @@
-"""Requests to end as exceptions, so that incomplete outputs are removed."""
+"""Turns signals that end the process into exceptions, so that incomplete outputs are removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-# What `kill`, schedulers and a closed terminal send.
+# The signals of `kill`, schedulers and a closed terminal.
 _ENDING = ("SIGTERM", "SIGHUP")
 
 
@@ -16,7 +16,7 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end.
 
     Attributes:
-        number: of the signal.
+        number: the number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -26,9 +26,9 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def ending_raises() -> Iterator[None]:
-    """Lets signals that would end the process raise `Terminated` in the main thread instead.
+    """Makes signals that would end the process raise `Terminated` in the main thread instead.
 
-    A signal that is ignored, as under nohup, or has a handler already stays as it is.
+    A signal that is ignored, as under nohup, or already has a handler is not changed.
     """
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint as a tree of modules, equal siblings as one row."""
+"""The tensors of a checkpoint as a tree of modules; equal siblings are one row."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from itertools import groupby
 
 from dormant.checkpoint.entry import Entry
 
-# Names come from files: one of a thousand dots must not become a thousand levels.
+# Names come from files: a name with a thousand dots must not become a thousand levels.
 _MOST_LEVELS = 32
 
 
 @dataclass(frozen=True)
 class Row:
-    """A module, a tensor, or a run of numbered siblings that look the same.
+    """A module, a tensor, or a run of numbered siblings with equal contents.
 
     Attributes:
-        name: below its parent; "layers.[0-31]" for siblings.
-        level: how deep it is; 0 for the outermost.
-        tensors: in it.
-        elements: of these tensors.
-        nbytes: likewise.
+        name: its name below its parent; "layers.[0-31]" for siblings.
+        level: its depth; 0 for the outermost.
+        tensors: the number of tensors in it.
+        elements: the number of elements of these tensors.
+        nbytes: the bytes of these tensors.
         dtypes: their dtypes, the one with most bytes first.
-        shape: of a tensor; None for a module.
-        siblings: how many it stands for; all counts are of all of them.
+        shape: the shape of a tensor; None for a module.
+        siblings: the number of siblings in the row; all counts include all of them.
     """
 
     name: str
@@ -55,8 +55,8 @@ def tree_rows(entries: Mapping[str, Entry], depth: int | None) -> list[Row]:
     """Rows of the tree, outermost first.
 
     Args:
-        entries: by full name.
-        depth: how many levels; what is deeper is only counted. None shows all.
+        entries: the entries by full name.
+        depth: the number of levels; deeper tensors are only counted. None shows all.
     """
     root = _Node()
     for name, entry in entries.items():
@@ -66,7 +66,7 @@ def tree_rows(entries: Mapping[str, Entry], depth: int | None) -> list[Row]:
 
 
 def dtype_name(entry: Entry) -> str:
-    """Such as "float32"."""
+    """The name of the dtype, such as "float32"."""
     return str(entry.dtype).removeprefix("torch.")
 
 
@@ -120,7 +120,7 @@ def _rows(node: _Node, level: int, siblings: int, depth: int | None) -> Iterator
 
 
 def _groups(node: _Node) -> Iterator[tuple[list[str], _Node]]:
-    """Children in order, numbered ones by number; equal ones that follow each other together."""
+    """Children in order, numbered ones by number; consecutive equal children are grouped."""
     children = node.children.items()
     numbered = sorted((c for c in children if _is_number(c[0])), key=lambda c: int(c[0]))
     for child in children:

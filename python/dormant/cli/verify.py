@@ -1,4 +1,4 @@
-"""`dormant verify`: whether checkpoints can be read, every byte of them."""
+"""`dormant verify` checks whether every byte of checkpoints can be read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dormant.cli.outcome import OK, Outcome, code_of, describe
 from dormant.text.printable import printable
 
 NAME = "verify"
-SUMMARY = "read every byte, and compare it with the checksums that the files have"
+SUMMARY = "read every byte and compare it with the checksums of the files"
 DESCRIPTION = """\
     Opens each PATH, which checks everything that the files say about their tensors, and reads all
-    bytes. Files of torch.save have a checksum for each storage, which is compared; safetensors has
-    none, so only the description and that every byte can be read are verified. All paths are
-    tried, whatever is wrong with the first.
+    bytes. Files of torch.save have a checksum for each storage, which is compared. Safetensors
+    files have none, so only their descriptions are checked, and that every byte can be read. All
+    paths are checked, even if the first one is damaged.
 """
 EXAMPLES = """\
     examples:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paths",
         metavar="PATH",
         nargs="+",
-        help="a file, an index or a folder, or the URL of one; each for itself",
+        help="a file, an index or a folder, or the URL of one; each is checked separately",
     )
 
 

@@ -1,4 +1,4 @@
-"""Other libraries' ways to build and load models, lazily; each is imported when it is used.
+"""Lazy versions of other libraries' functions for models; each module is imported when it is used.
 
 Example:
     >>> from dormant import integrations

@@ -1,4 +1,4 @@
-"""Lazy models on accelerate's device maps; `init_empty_weights` that keeps what it records."""
+"""Lazy models with accelerate's device maps, and an `init_empty_weights` that records values."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from dormant.tensors.identity import is_wrapper
 
 
 def init_empty_weights(include_buffers: bool | None = None) -> LazyInit:
-    """A context with accelerate's name in which models are lazy instead of on the meta device.
+    """Accelerate's context of this name, but models are lazy instead of on the meta device.
 
-    What is built inside takes no memory either, but remembers its initialization: it can be used
-    at once, loaded by `dormant.load`, quantized, or dispatched by `dispatch_model`. Code that
-    insists on `accelerate.init_empty_weights` keeps working inside `dormant.lazy_init`, too, and
-    gets its meta tensors.
+    Models that are constructed inside take no memory either, but their initialization is recorded.
+    They can be used at once, loaded with `dormant.load`, quantized, or dispatched with
+    `dispatch_model`. Code that calls `accelerate.init_empty_weights` itself also works inside
+    `dormant.lazy_init` and gets its meta tensors.
 
     Args:
-        include_buffers: accepted for compatibility; buffers are lazy, and cost nothing, either way.
+        include_buffers: accepted for compatibility; buffers are always lazy and cost nothing.
 
     Returns:
         The context, `dormant.lazy_init()`.
@@ -55,20 +55,20 @@ def dispatch_model(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> torch.nn.Module:
-    """Brings a lazy model to life where a device map wants it, as `accelerate.dispatch_model`.
+    """Materializes a lazy model on the devices of a device map, as `accelerate.dispatch_model`.
 
-    What goes to disk is made and written one tensor at a time and never lies in memory as a whole.
-    The rest comes to life on the CPU, from where accelerate moves it.
+    Modules that go to disk are computed and written one tensor at a time, and are never in memory
+    as a whole. The others are materialized on the CPU, from where accelerate moves them.
 
     Args:
         model: the model, lazy, real or mixed; quantize or load it (`materialize=False`) before.
-        device_map: module names to devices, "cpu" or "disk", as
-            `accelerate.infer_auto_device_map` makes them.
-        offload_dir: the folder for what goes to disk. It must not hold offloaded weights yet.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
+        device_map: module names to devices, "cpu" or "disk", as returned by
+            `accelerate.infer_auto_device_map`.
+        offload_dir: the folder for modules on disk. It must not contain offloaded weights yet.
+        memory_budget: the memory that this may use besides the final tensors, in bytes or as text
+            like "2GiB"; None sets no limit.
         progress: as for `dormant.materialize`.
-        **options: what `accelerate.dispatch_model` takes besides.
+        **options: other arguments of `accelerate.dispatch_model`.
 
     Returns:
         `model`, with accelerate's hooks.
@@ -76,9 +76,9 @@ def dispatch_model(
     Raises:
         ImportError: accelerate is not installed.
         TypeError: `memory_budget` is not a number or text.
-        ValueError: the device map leaves out tensors; or sends some to disk without an
-            `offload_dir`, with one that is in use, or that accelerate cannot bring back, as
-            quantized ones. The model is as it was.
+        ValueError: the device map leaves out tensors; or it sends tensors to disk without an
+            `offload_dir`, to one that is in use, or tensors that accelerate cannot load back, such
+            as quantized ones. The model is unchanged.
         OSError: the system could not write the offloaded tensors.
 
     Example:
@@ -102,7 +102,7 @@ def dispatch_model(
     if folder is None or pending_layers(model):
         bring_to_life([("", model)], how, Together("materialize", ()))
     if folder is not None:
-        _check_accelerate_can_offload(model, on_disk)  # those that were pending, too
+        _check_accelerate_can_offload(model, on_disk)  # also layers that were pending
         offloaded = _offload(model, on_disk, folder)
         rest = [item for item in _tensors(model).items() if item[0] not in offloaded]
         bring_to_life(list(rest), how, Together("materialize", ()))
@@ -118,8 +118,8 @@ def _free_folder(
         return None
     if offload_dir is None:
         raise ValueError(
-            f"dispatch_model: the device map sends {', '.join(map(repr, on_disk))} to disk; pass "
-            "the folder for it as offload_dir."
+            f"dispatch_model: the device map sends {', '.join(map(repr, on_disk))} to disk. Pass a "
+            "folder for it as offload_dir."
         )
     if "" in on_disk and len(devices) > 1:  # accelerate looks for all of its parts on disk
         others = ", ".join(repr(name) for name in devices if name)
@@ -137,15 +137,15 @@ def _free_folder(
 
 
 def _below(name: str, modules: list[str]) -> bool:
-    """Whether a tensor belongs to one of `modules`, of which "" is the whole model."""
+    """Whether a tensor belongs to one of `modules`, where "" is the whole model."""
     return any(not module or name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _check_accelerate_can_offload(model: torch.nn.Module, on_disk: list[str]) -> None:
-    """Raises ValueError where a tensor that is to go to disk is more than its elements.
+    """Raises ValueError if a tensor for the disk consists of more than its elements.
 
-    accelerate keeps on disk what numpy sees of a tensor. Statistics that a quantized weight holds
-    besides are lost, and what is left fails in the first forward pass.
+    accelerate stores on disk what numpy sees of a tensor. The statistics of a quantized weight are
+    lost, and the model fails in the first forward pass.
     """
     refused = [
         f"{name} ({type(tensor).__name__})"
@@ -163,7 +163,7 @@ def _check_accelerate_can_offload(model: torch.nn.Module, on_disk: list[str]) ->
 
 
 def _offload(model: torch.nn.Module, on_disk: list[str], folder: Path) -> set[str]:
-    """Writes what accelerate looks for on disk; returns the names of the parameters among it."""
+    """Writes the files that accelerate expects on disk; returns the names of their parameters."""
     offload = imported("accelerate.utils.offload")
     wanted = {name: tensor for name, tensor in model.state_dict().items() if _below(name, on_disk)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def _offload(model: torch.nn.Module, on_disk: list[str], folder: Path) -> set[st
         for name, tensor in wanted.items():
             if is_lazy(tensor):
                 with lazy_init():
-                    # The model's own tensor stays lazy, and goes when accelerate drops it.
+                    # The model's own tensor stays lazy, and is freed when accelerate drops it.
                     tensor = tensor.clone()
             index = offload.offload_weight(tensor, name, str(folder), index=index)
     offload.save_offload_index(index, str(folder))

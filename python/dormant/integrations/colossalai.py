@@ -15,18 +15,17 @@ _Module = TypeVar("_Module", bound=torch.nn.Module)
 
 
 class LazyInitContext:
-    """The usage of `colossalai.lazy.LazyInitContext` on top of `lazy_init` and `materialize`.
+    """The interface of `colossalai.lazy.LazyInitContext`, with `lazy_init` and `materialize`.
 
-    Unlike the original it nests, is limited to the calling thread, and its tensors are ordinary
-    tensors and parameters.
+    Unlike the original, it can be nested, is limited to the calling thread, and its tensors are
+    ordinary tensors and parameters.
 
     Args:
-        tensor_cls: the tensor class of ColossalAI's own implementation; only None is possible.
-        default_device: the device that factories use when none is given.
+        tensor_cls: the tensor class of ColossalAI's own implementation; must be None.
+        default_device: the device that factory functions use if none is given.
 
     Raises:
-        ValueError: `tensor_cls` is not None.
-        NotImplementedError: `default_device` is a GPU and this machine has none.
+        ValueError: `tensor_cls` is not None, or tensors cannot be created on `default_device`.
 
     Example:
         >>> import torch, dormant
@@ -45,8 +44,8 @@ class LazyInitContext:
     ) -> None:
         if tensor_cls is not None:
             raise ValueError(
-                f"LazyInitContext: tensor_cls={tensor_cls!r} is not possible: lazy tensors are "
-                "ordinary torch.Tensor objects here. Leave it out."
+                f"LazyInitContext: tensor_cls={tensor_cls!r} is not supported, because lazy "
+                "tensors are ordinary torch.Tensor objects. Leave it out."
             )
         self._context = lazy_init(device=default_device)
 
@@ -68,13 +67,13 @@ class LazyInitContext:
 
         Args:
             module: the module.
-            verbose: print how much was still lazy, on rank 0 of a distributed job.
+            verbose: print how many tensors were still lazy, on rank 0 of a distributed job.
 
         Returns:
             `module` itself.
 
         Raises:
-            As `dormant.materialize`.
+            The same exceptions as `dormant.materialize`.
         """
         lines = _lazy_rate(module) if verbose and _is_first_rank() else []
         materialize(module)
@@ -98,7 +97,7 @@ def _lazy_rate(module: torch.nn.Module) -> list[str]:
 
 
 class _Count:
-    """How many of some tensors are lazy."""
+    """The number of tensors, and how many of them are lazy."""
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         self.tensors = self.lazy = self.numel = self.real_numel = 0

@@ -1,4 +1,4 @@
-"""Models and pipelines of diffusers from local folders, read and cast once."""
+"""Models and pipelines of diffusers from local folders; each tensor is read and cast once."""
 
 from __future__ import annotations
 
@@ -34,35 +34,36 @@ def from_pretrained(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
-    """The model or pipeline that `model_class.from_pretrained(folder)` gives, bit for bit.
+    """Loads the same model or pipeline as `model_class.from_pretrained(folder)`, bit for bit.
 
     Args:
         model_class: a model class of diffusers, such as `diffusers.UNet2DConditionModel`, or a
             pipeline class, such as `diffusers.DiffusionPipeline`.
-        folder: a folder with config.json and weights, as `save_pretrained` writes, or the name of a
-            model in the Hub's cache; one of a pipeline takes `subfolder="unet"`, too.
-        dtype: of the parameters, as `torch_dtype` of the library; None means float32.
-        quantization_config: of a model: what `dormant.quantize` takes. Configurations of the
-            library's other quantizers, and those of pipelines, go to the library.
-        missing: keys that the checkpoint of a model lacks: "init" initializes them, "error"
-            refuses.
-        unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
-        materialize: False leaves it lazy.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
+        folder: a folder with config.json and weights, as written by `save_pretrained`, or the name
+            of a model in the Hub's cache. For the folder of a pipeline, `subfolder="unet"` selects
+            a model.
+        dtype: dtype of the parameters, like `torch_dtype` of the library; None means float32.
+        quantization_config: for a model, what `dormant.quantize` takes. Configurations of other
+            quantizers of the library, and those of pipelines, are passed to the library.
+        missing: what to do with missing keys: "init" initializes them, "error" raises an error.
+        unexpected: what to do with unexpected keys: "ignore" leaves them out, "error" raises an
+            error.
+        materialize: False leaves the model lazy.
+        memory_budget: the memory that this may use besides the final tensors, in bytes or as text
+            like "2GiB"; None sets no limit.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
-        **options: what the library's `from_pretrained` takes besides.
+        **options: other arguments of the library's `from_pretrained`.
 
     Returns:
-        The model, in evaluation mode; or the pipeline, whose models are.
+        The model, in evaluation mode; or the pipeline, whose models are in evaluation mode.
 
     Raises:
         ImportError: diffusers is not installed.
-        TypeError: an argument is of a type that cannot be used.
-        ValueError: a file is damaged or does not fit the model; or an option is not possible for a
-            pipeline.
-        KeyError: keys that are refused, all of them listed.
+        TypeError: an argument has a type that is not supported.
+        ValueError: a file is damaged or does not match the model; or an option is not supported for
+            a pipeline.
+        KeyError: there are missing or unexpected keys that are errors; all of them are listed.
         OSError: there is no such folder, and no cached model of that name; or the system could not
             read a file.
 

@@ -1,4 +1,4 @@
-"""What every integration does: import its library, find a folder, bring the result to life."""
+"""Shared by all integrations: importing the library, finding a folder, materializing the result."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def imported(module: str) -> Any:
         if error.name is None or error.name.partition(".")[0] != library:
             raise
         raise ImportError(
-            f"dormant.integrations.{library}: the library {library} is not installed. Install it "
-            f"with: pip install {library}",
+            f"dormant.integrations.{library}: {library} is not installed. Install it: pip install "
+            f"{library}",
             name=library,
         ) from error
 
@@ -44,15 +44,15 @@ def local_folder(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """The folder of a model: the one named, or that of a Hub name in the Hub's cache.
+    """The folder of a model: the given one, or that of a Hub name in the Hub's cache.
 
-    Nothing is downloaded: the library looks the name up in the cache in the same way.
+    Nothing is downloaded: the library looks up the name in the cache in the same way.
 
     Args:
         name: a folder, or a name of the Hub such as "org/model".
-        operation: for the message.
-        revision: which commit, branch or tag of the cached model.
-        cache_dir: the cache, where it is not the Hub library's own.
+        operation: the name of the operation in messages.
+        revision: the commit, branch or tag of the cached model.
+        cache_dir: the cache, if it is not the default one of the Hub library.
 
     Raises:
         OSError: there is no such folder, and no cached model of that name.
@@ -74,13 +74,13 @@ def local_folder(
         errno.ENOTDIR if exists else errno.ENOENT,
         f"dormant: {operation}: {os.fspath(name)!r} is "
         f"{'a file' if exists else 'neither a folder nor a model in the cache of the Hub'}, "
-        "expected the folder of a model on this machine or a cached model's name. Nothing is "
-        "downloaded here; get the model first (hf download)",
+        "expected a local folder or the name of a cached model. Nothing is downloaded; get the "
+        "model first (hf download)",
     )
 
 
 def is_ours(quantization_config: Any) -> bool:
-    """Whether `dormant.quantize` takes it: anything but a configuration of another quantizer."""
+    """Whether `dormant.quantize` handles it; configurations of other quantizers are not ours."""
     return (
         not hasattr(quantization_config, "quant_method")
         or type(quantization_config).__name__ == "BitsAndBytesConfig"
@@ -100,7 +100,7 @@ def check_names(
     refused += listed("not in the model", sorted(unexpected))
     if refused:
         raise NamesError(
-            f"{operation}: the checkpoint in {os.fspath(path)} does not fit the model.{refused}\n"
+            f"{operation}: the checkpoint in {os.fspath(path)} does not match the model.{refused}\n"
             f"{advice}"
         )
 
@@ -112,7 +112,7 @@ def finish(
     materialize: bool,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Brings what is lazy in `model` to life, where it is wanted."""
+    """Materializes `model` if `materialize` is true."""
     if materialize:
         bring_to_life([("", model)], options, Together("materialize", ()), dtype=dtype)
     elif dtype is not None:

@@ -1,7 +1,7 @@
-"""LLaMA2-Accessory's two functions for large models, by their own names.
+"""LLaMA2-Accessory's two functions for large models, under their own names.
 
-`default_tensor_type` builds its models lazily; `load_tensor_parallel_model_list` loads its
-checkpoints, Meta's and its own, whatever number of ranks they were saved by.
+`default_tensor_type` constructs models lazily; `load_tensor_parallel_model_list` loads checkpoints
+of Meta and of LLaMA2-Accessory that were saved by any number of ranks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dormant.tensor_parallel import REPLICATED, Rule, Rules, Sharded
 # Meta's files lack the prefix of LLaMA2-Accessory's MetaModel (accessory/util/tensor_parallel.py).
 _PREFIX = "llma."
 
-# fairscale's layers, and the dimension in which each of their tensors is divided.
+# fairscale's layers, and the dimension along which each of their tensors is divided.
 _DIVIDED: dict[str, dict[str, int]] = {
     "ColumnParallelLinear": {"weight": 0, "bias": 0},
     "RowParallelLinear": {"weight": 1},
@@ -50,14 +50,12 @@ class default_tensor_type:
 
     Args:
         dtype: the default dtype inside; None keeps the surrounding one.
-        device: "cpu" or "cuda", where tensors are made; None keeps the surrounding one.
-        is_meta: accepted for compatibility: what would be on the meta device is lazy, and what
-            would be real is lazy, too.
+        device: "cpu" or "cuda", the device of new tensors; None keeps the surrounding one.
+        is_meta: accepted for compatibility; models are lazy for any value.
 
     Raises:
-        NotImplementedError: `device` is a GPU and this machine has none.
-        TypeError: `dtype` is not a floating point dtype.
-        ValueError: `device` is another device.
+        TypeError: `dtype` is not a floating-point dtype.
+        ValueError: `device` is another device, or "cuda" and there is no GPU.
 
     Example:
         >>> import torch, dormant
@@ -97,7 +95,7 @@ class default_tensor_type:
 
     @staticmethod
     def get_current_materialization_device() -> torch.device:
-        """The device of this thread's innermost context; the CPU outside of all."""
+        """The device of this thread's innermost context; the CPU outside of any context."""
         return torch.device(_devices.open[-1])
 
 
@@ -112,33 +110,33 @@ def load_tensor_parallel_model_list(
     memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
 ) -> dict[str, list[str]]:
-    """Loads checkpoints one over the other into this rank's part of a model, in one pass.
+    """Loads several checkpoints in order into this rank's part of a model, in one pass.
 
-    A folder of Meta's (consolidated.00.pth, ...) or LLaMA2-Accessory's files
-    (consolidated.00-of-02.model.pth, ...) replaces what came before; one of differences
-    (consolidated.00-of-02.model-diff.pth, ...) is added to it, in the model's dtype. Each element
-    is read once, and only those of this rank's part, whatever number of ranks saved it.
+    A folder of Meta's files (consolidated.00.pth, ...) or LLaMA2-Accessory's files
+    (consolidated.00-of-02.model.pth, ...) replaces the tensors before it; a folder of differences
+    (consolidated.00-of-02.model-diff.pth, ...) is added to them, in the model's dtype. Only the
+    elements of this rank's part are read, each once, for any number of ranks that saved them.
 
     Args:
-        model: the model, lazy or real. Its layers of fairscale (ColumnParallelLinear,
-            RowParallelLinear, ParallelEmbedding) tell which tensors are divided.
-        path_list: the folders, in the order of loading; or a single one.
+        model: the model, lazy or real. Its fairscale layers (ColumnParallelLinear,
+            RowParallelLinear, ParallelEmbedding) determine which tensors are divided.
+        path_list: the folders, in the order of loading; or a single folder.
         verbose: print the report.
-        rank: this rank of model parallelism; None asks fairscale, or is 0 where it is not in use.
-        world_size: how many there are; None asks fairscale, or is 1.
-        rules: how tensors are divided; None means as the model's layers tell, or as LLaMA's where
-            it has none of fairscale's.
+        rank: this rank of model parallelism; None uses fairscale's, or 0 if fairscale is not used.
+        world_size: the number of ranks; None uses fairscale's, or 1.
+        rules: how tensors are divided; None means as the model's layers say, or LLaMA's rules if
+            the model has no fairscale layers.
         memory_budget: as for `dormant.load`.
         progress: as for `dormant.load`.
 
     Returns:
-        "missing_keys": names of the model that no checkpoint has; "unexpected_keys": those that
-        the model lacks; sorted.
+        "missing_keys": names of the model that no checkpoint has; "unexpected_keys": names that
+        the model does not have; sorted.
 
     Raises:
-        ValueError: a folder holds no such checkpoint, or the first one holds differences; shapes do
-            not fit, or what all ranks hold whole differs between them.
-        KeyError: names of another shape than in the model, or ranks that lack names.
+        ValueError: a folder has no such checkpoint, or the first one has differences; shapes do not
+            match, or a tensor that all ranks hold whole differs between them.
+        KeyError: tensors do not have the shapes of the model, or ranks lack names.
         OSError: there is no such folder, or the system could not read a file.
 
     Example:
@@ -201,7 +199,7 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _rules(model: torch.nn.Module) -> Rules | None:
-    """How the model's layers divide their tensors; None where none of them does."""
+    """How the model's layers divide their tensors; None if none of them does."""
     rules: dict[str, Rule] = {}
     for prefix, module in model.named_modules():
         kinds = (kind.__name__ for kind in type(module).__mro__)
@@ -212,11 +210,11 @@ def _rules(model: torch.nn.Module) -> Rules | None:
 
 
 def _open(path: str | os.PathLike[str]) -> tuple[list[Mapping[str, torch.Tensor]], bool]:
-    """What each rank saved, by the names of LLaMA2-Accessory, and whether it is to be added."""
+    """The tensors of each rank, by LLaMA2-Accessory's names, and whether they are differences."""
     if not Path(path).is_dir():
         raise ValueError(
-            f"load_tensor_parallel_model_list: {os.fspath(path)} is no folder; expected one with "
-            "consolidated.*.pth in it."
+            f"load_tensor_parallel_model_list: {os.fspath(path)} is not a folder; expected one "
+            "with consolidated.*.pth in it."
         )
     (group,) = find_groups([path])
     if not all(file.name.startswith("consolidated.") for file in group.files):
@@ -237,5 +235,5 @@ def _part(file: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _cast(tensor: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
-    """Sums are taken and rounded in the model's dtype."""
+    """Casts to the model's dtype, in which sums are computed and rounded."""
     return tensor if like is None else tensor.to(like.dtype)

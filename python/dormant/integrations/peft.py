@@ -1,4 +1,4 @@
-"""Adapters of peft on models that are still lazy, quantized ones included."""
+"""Adapters of peft on lazy models, including quantized ones."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ def get_peft_model(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
-    """Puts a new adapter on a model, as `peft.get_peft_model` under the same seed.
+    """Adds a new adapter to a model, as `peft.get_peft_model` does with the same seed.
 
     Args:
-        model: the base, lazy or real. Quantize it first (`dormant.quantize`, or
-            `quantization_config=` of the transformers integration): the adapter then gets peft's
-            layers for it.
+        model: the base model, lazy or real. If you quantize it first (`dormant.quantize`, or
+            `quantization_config=` of the transformers integration), the adapter gets peft's layers
+            for quantized models.
         config: a configuration of peft, such as `peft.LoraConfig`.
         adapter_name: the adapter's name.
         materialize: False leaves base and adapter lazy.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
+        memory_budget: the memory that this may use besides the final tensors, in bytes or as text
+            like "2GiB"; None sets no limit.
         progress: as for `dormant.materialize`.
-        **options: what `peft.get_peft_model` takes besides (mixed, autocast_adapter_dtype, ...).
+        **options: other arguments of `peft.get_peft_model` (mixed, autocast_adapter_dtype, ...).
 
     Returns:
         The PeftModel.
 
     Raises:
         ImportError: peft is not installed.
-        TypeError: an argument is of a type that cannot be used.
-        ValueError: an option is not one of those possible, or the adapter does not fit the model.
+        TypeError: an argument has a type that is not supported.
+        ValueError: an option has a value that is not supported, or the adapter does not match the
+            model.
 
     Example:
         >>> import peft, torch, dormant
@@ -73,27 +74,28 @@ def load_adapter(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
-    """Puts a saved adapter on a model, as `peft.PeftModel.from_pretrained`.
+    """Adds a saved adapter to a model, as `peft.PeftModel.from_pretrained` does.
 
     Args:
         model: the base, lazy or real; or a PeftModel, which gets one more adapter.
-        folder: where `save_pretrained` of a PeftModel wrote, or the name of an adapter in the Hub's
-            cache.
+        folder: a folder written by `save_pretrained` of a PeftModel, or the name of an adapter in
+            the Hub's cache.
         adapter_name: the adapter's name.
         materialize: False leaves base and adapter lazy.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
+        memory_budget: the memory that this may use besides the final tensors, in bytes or as text
+            like "2GiB"; None sets no limit.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
-        **options: what peft takes besides (is_trainable, ...).
+        **options: other arguments of peft (is_trainable, ...).
 
     Returns:
-        The PeftModel; `model` itself where it is one.
+        The PeftModel; `model` itself if it already is one.
 
     Raises:
         ImportError: peft is not installed.
-        TypeError: an argument is of a type that cannot be used.
-        ValueError: an option is not one of those possible, or the adapter does not fit the model.
+        TypeError: an argument has a type that is not supported.
+        ValueError: an option has a value that is not supported, or the adapter does not match the
+            model.
         OSError: there is no such folder, and no cached adapter of that name; or the system could
             not read a file.
 

@@ -1,4 +1,4 @@
-"""Models of timm from checkpoint files, read once and straight into their final memory."""
+"""Models of timm from checkpoint files; each tensor is read once, into its final memory."""
 
 from __future__ import annotations
 
@@ -28,34 +28,36 @@ def create_model(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> torch.nn.Module:
-    """The model that `timm.create_model(name, checkpoint_path=...)` gives, bit for bit.
+    """Creates the same model as `timm.create_model(name, checkpoint_path=...)`, bit for bit.
 
     Args:
-        name: of the architecture.
-        checkpoint_path: a safetensors file or one of torch.save: a state dict or a mapping with one
-            under "state_dict_ema", "model_ema", "state_dict" or "model", as timm reads them. The
-            empty path loads none: the model is initialized.
-        dtype: of floating point tensors, as `model.to(dtype)`; None keeps what timm makes.
+        name: name of the architecture.
+        checkpoint_path: a safetensors file or a file of torch.save, which contains a state dict, or
+            a mapping with one under "state_dict_ema", "model_ema", "state_dict" or "model", as timm
+            reads them. If the path is empty, the model is initialized.
+        dtype: dtype of floating-point tensors, as `model.to(dtype)`; None keeps timm's dtypes.
         quantization_config: what `dormant.quantize` takes.
-        missing: names that the checkpoint lacks: "error" refuses, as timm; "init" initializes them.
-        unexpected: names that the model lacks: "error" refuses, as timm; "ignore" leaves them out.
+        missing: what to do with missing keys: "error" raises an error, as timm does; "init"
+            initializes them.
+        unexpected: what to do with unexpected keys: "error" raises an error, as timm does; "ignore"
+            leaves them out.
         materialize: False leaves the model lazy.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
+        memory_budget: the memory that this may use besides the final tensors, in bytes or as text
+            like "2GiB"; None sets no limit.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
-        **options: what `timm.create_model` takes besides (num_classes, img_size, ...).
+        **options: other arguments of `timm.create_model` (num_classes, img_size, ...).
 
     Returns:
-        The model, in training mode as the library's.
+        The model, in training mode, as from the library.
 
     Raises:
         ImportError: timm is not installed.
-        TypeError: an argument is of a type that cannot be used.
-        ValueError: an option is not one of those possible.
-        KeyError: names that are missing or unexpected, all of them listed.
-        RuntimeError: the model is unknown, or tensors have other shapes than the model's; from timm
-            and torch.
+        TypeError: an argument has a type that is not supported.
+        ValueError: an option has a value that is not supported.
+        KeyError: keys are missing or unexpected; all of them are listed.
+        RuntimeError: the model is unknown, or tensors do not have the shapes of the model; raised
+            by timm and torch.
         OSError: there is no such file, or the system could not read it.
 
     Example:

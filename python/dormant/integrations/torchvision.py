@@ -1,4 +1,4 @@
-"""Models of torchvision from checkpoint files, read once and straight into their final memory."""
+"""Models of torchvision from checkpoint files; each tensor is read once, into its final memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
 from dormant.tensors.names import Rename
 
-# Files of DenseNet from before torchvision 0.2 have "norm.1" for "norm1" (densenet.py there).
+# DenseNet files from before torchvision 0.2 have "norm.1" instead of "norm1" (densenet.py there).
 _OLD_DENSENET = re.compile(
     r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))"
 )
@@ -37,38 +37,38 @@ def get_model(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> torch.nn.Module:
-    """The model that `torchvision.models.get_model(name)` and `load_state_dict` give.
+    """Creates the same model as `torchvision.models.get_model(name)` and `load_state_dict`.
 
     Args:
-        name: of the architecture, as "resnet50".
-        checkpoint: a file of the state dict, such as those that torchvision publishes, or of a
-            mapping with it in it, as its training scripts write; or what `dormant.load` takes
-            besides: of a file with averaged weights, too, those are
-            `dormant.open_checkpoint(path, key="model_ema")`. None loads none: the model is
-            initialized.
-        missing: names that the checkpoint lacks: "error" refuses, "init" initializes them, "warn"
-            does so with a warning that names them.
-        unexpected: names that the model lacks: "error" refuses, "ignore" leaves them out.
+        name: name of the architecture, such as "resnet50".
+        checkpoint: a file with a state dict, such as those that torchvision publishes, or a file
+            with a mapping that contains one, as its training scripts write; or anything else that
+            `dormant.load` takes. For the averaged weights of such a file, pass
+            `dormant.open_checkpoint(path, key="model_ema")`. If None, the model is initialized.
+        missing: what to do with missing keys: "error" raises an error, "init" initializes them,
+            "warn" does so with a warning that names them.
+        unexpected: what to do with unexpected keys: "error" raises an error, "ignore" leaves them
+            out.
         rename: as for `dormant.load`; {"module.": ""} for averaged weights. None means the model's
-            own names, and for DenseNet those of old files, too.
-        dtype: floating point tensors get this dtype; None keeps float32.
+            own names, and for DenseNet also those of old files.
+        dtype: dtype of floating-point tensors; None keeps float32.
         quantization_config: what `dormant.quantize` takes.
         materialize: False leaves the model lazy.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
+        memory_budget: the memory that this may use besides the final tensors, in bytes or as text
+            like "2GiB"; None sets no limit.
         mmap: as for `dormant.load`.
         progress: as for `dormant.load`.
-        **options: what `torchvision.models.get_model` takes besides (num_classes, ...).
+        **options: other arguments of `torchvision.models.get_model` (num_classes, ...).
 
     Returns:
-        The model, in training mode as the library's.
+        The model, in training mode, as from the library.
 
     Raises:
         ImportError: torchvision is not installed.
-        TypeError: an argument is of a type that cannot be used.
-        ValueError: the model is unknown, an option is not one of those possible, or the file is
-            damaged.
-        KeyError: names that are missing, unexpected or of another shape, all of them listed.
+        TypeError: an argument has a type that is not supported.
+        ValueError: the model is unknown, an option has a value that is not supported, or the file
+            is damaged.
+        KeyError: keys are missing, unexpected or have another shape; all of them are listed.
         OSError: the system could not read the file.
 
     Example:
@@ -83,7 +83,7 @@ def get_model(
     check_choice(unexpected, ("error", "ignore"), "unexpected", "get_model")
     library = imported("torchvision")
     with lazy_init():
-        # An architecture's own download of a backbone is not wanted here.
+        # Prevents an architecture from downloading a backbone.
         model: torch.nn.Module = library.models.get_model(name, **{"weights": None, **options})
     if quantization_config is not None:
         quantize(model, quantization_config)

@@ -1,7 +1,7 @@
-"""Models of transformers from local folders and configurations: read, cast and quantized once.
+"""Models of transformers from local folders and configurations, read, cast and quantized once.
 
-The library's own code runs, on lazy tensors: its renames and conversions of weights, its rules for
-missing keys, ties, dtypes and generation settings are those of the installed version.
+The library's own code runs on lazy tensors, so conversions of weights and rules for missing keys,
+tied weights, dtypes and generation settings are those of the installed version.
 """
 
 from __future__ import annotations
@@ -44,53 +44,54 @@ def from_pretrained(
     library_values: bool = False,
     **options: Any,
 ) -> Any:
-    """The model that `model_class.from_pretrained(folder)` gives, bit for bit, where it is right.
+    """Loads the same model as `model_class.from_pretrained(folder)`, if the library is correct.
 
-    Each tensor goes from the file to its final memory once: cast, converted to the library's
-    layout and quantized on the way. What the checkpoint lacks is initialized by `_init_weights`, as
-    by the library, from the same random numbers. Since transformers 5 the library leaves what no
-    such rule sets unwritten, and overwrites loaded tensors where a rule does not ask; here the
-    former keep the values of the constructor, as do non-persistent buffers, and the latter what was
-    loaded, with a warning.
+    Each tensor goes from the file to its final memory once, and is cast, converted to the library's
+    layout and quantized on the way. Parameters missing from the checkpoint are initialized by
+    `_init_weights` with the same random numbers as in the library. Since transformers 5, the
+    library leaves parameters uninitialized if no such rule sets them, and overwrites loaded tensors
+    if a rule does not check for them. Here, the former keep the values of the constructor, as
+    non-persistent buffers do, and the latter keep the loaded values, with a warning.
 
     Args:
         model_class: a model class or an auto class, such as `transformers.AutoModelForCausalLM`.
-        folder: a folder with config.json and weights, as `save_pretrained` writes; or the name of
-            a model in the Hub's cache, with `revision=` and `cache_dir=` as in the library.
-        config: a configuration to take instead of the folder's, or its path.
-        dtype: of the parameters; "auto" and None mean the configuration's, else the checkpoint's,
-            as in the library.
+        folder: a folder with config.json and weights, as written by `save_pretrained`; or the name
+            of a model in the Hub's cache, with `revision=` and `cache_dir=` as in the library.
+        config: a configuration to use instead of the folder's, or its path.
+        dtype: dtype of the parameters; "auto" and None mean that of the configuration, otherwise
+            that of the checkpoint, as in the library.
         quantization_config: what `dormant.quantize` takes ("nf4", "int8", a BitsAndBytesConfig,
             ...), or a configuration of another quantizer of transformers. A folder that is already
-            quantized needs none. Modules that `device_map` sends to disk, or only some to the CPU,
-            keep full precision, by the library's own rule: a BitsAndBytesConfig with
-            `llm_int8_enable_fp32_cpu_offload=True` allows that.
-        missing: keys that the checkpoint lacks: "init" initializes them, "error" refuses.
-        unexpected: keys that the model lacks: "ignore" leaves them out, "error" refuses.
-        mismatched: other shapes than the model's: "error" refuses, "init" initializes them.
+            quantized needs none. If `device_map` sends modules to disk, or only some modules to the
+            CPU, these keep full precision by the library's own rule, which a BitsAndBytesConfig
+            must allow with `llm_int8_enable_fp32_cpu_offload=True`.
+        missing: what to do with missing keys: "init" initializes them, "error" raises an error.
+        unexpected: what to do with unexpected keys: "ignore" leaves them out, "error" raises an
+            error.
+        mismatched: what to do with other shapes than the model's: "error" raises an error, "init"
+            initializes these parameters.
         materialize: False leaves the model lazy, for `dormant.materialize` and its report, or for
             `dormant.save`.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
-        mmap: whether tensors that keep the file's dtype may show its bytes in place; see
-            `dormant.load`.
+        memory_budget: the memory that this may use besides the final tensors, in bytes or as text
+            like "2GiB"; None sets no limit.
+        mmap: whether tensors that keep the file's dtype may map its bytes; see `dormant.load`.
         progress: as for `dormant.load`.
-        library_values: True gives what the library gives, right or wrong.
-        **options: what the library's `from_pretrained` takes besides (attn_implementation,
+        library_values: True gives the values of the library, even if they are wrong.
+        **options: other arguments of the library's `from_pretrained` (attn_implementation,
             key_mapping, generation_config, subfolder, device_map, ...).
 
     Returns:
-        The model, in evaluation mode; a pair of it and a dictionary with
-        `output_loading_info=True`, as in the library.
+        The model, in evaluation mode; with `output_loading_info=True`, the model and a dictionary,
+        as in the library.
 
     Raises:
-        ImportError: transformers, or what the quantizer needs, is not installed.
-        TypeError: an argument is of a type that cannot be used.
-        ValueError: an option is not one of those possible; a file is damaged; the folder is
-            already quantized by another scheme, or holds an adapter that is to be quantized; or
+        ImportError: transformers, or a library that the quantizer needs, is not installed.
+        TypeError: an argument has a type that is not supported.
+        ValueError: an option has a value that is not supported; a file is damaged; the folder is
+            already quantized with another scheme, or has an adapter and is to be quantized; or
             `device_map` has quantized weights on disk, or some of them on the CPU.
-        KeyError: keys that are refused, all of them listed.
-        RuntimeError: tensors have other shapes than the model's; from the library.
+        KeyError: there are keys that are errors; all of them are listed.
+        RuntimeError: tensors do not have the shapes of the model; raised by the library.
         OSError: there is no such folder, and no cached model of that name; or the system could not
             read a file.
 
@@ -156,27 +157,28 @@ def from_config(
     progress: bool | Callback | None = None,
     **options: Any,
 ) -> Any:
-    """The model that `model_class.from_config(config)` gives, initialized as under the same seed.
+    """Constructs the same model as `model_class.from_config(config)` with the same seed.
 
     Args:
         model_class: a model class or an auto class.
         config: a configuration, a folder with config.json, or the name of a model in the Hub's
             cache.
-        dtype: of the parameters; "auto" and None mean the configuration's, else torch's default.
+        dtype: dtype of the parameters; "auto" and None mean that of the configuration, otherwise
+            torch's default.
         quantization_config: what `dormant.quantize` takes.
         materialize: False leaves the model lazy.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
+        memory_budget: the memory that this may use besides the final tensors, in bytes or as text
+            like "2GiB"; None sets no limit.
         progress: as for `dormant.materialize`.
-        **options: what the library takes besides (attn_implementation, ...).
+        **options: other arguments of the library (attn_implementation, ...).
 
     Returns:
-        The model, in training mode as the library's.
+        The model, in training mode, as from the library.
 
     Raises:
-        ImportError: transformers, or what the quantizer needs, is not installed.
-        TypeError: an argument is of a type that cannot be used.
-        ValueError: an option is not one of those possible, or no model class fits the
+        ImportError: transformers, or a library that the quantizer needs, is not installed.
+        TypeError: an argument has a type that is not supported.
+        ValueError: an option has a value that is not supported, or no model class matches the
             configuration.
         OSError: there is no such folder, and no cached model of that name.
 
@@ -207,20 +209,20 @@ def from_config(
 
 
 def _why_not_fused(config: Any, folder: Path, device_map: Any) -> str:
-    """Why a folder has to be quantized by the library itself; empty where it need not be."""
+    """Why a folder must be quantized by the library itself; empty if it need not be."""
     if Path(folder, "adapter_config.json").is_file():
         return (  # peft has other layers for a base that is already quantized
-            "holds an adapter of peft. Load its base with quantization_config= and "
+            "contains a peft adapter. Load its base with quantization_config= and "
             "materialize=False, then the adapter with dormant.integrations.peft.load_adapter."
         )
     if _is_quantized(config, folder):
-        return "is already quantized: leave quantization_config out."
+        return "is already quantized. Leave out quantization_config."
     places = {str(place) for place in device_map.values()} if isinstance(device_map, dict) else {}
     if "disk" in places or ("cpu" in places and len(places) > 1):
         return (  # bitsandbytes has no weights there that come and go
-            f"goes to {', '.join(sorted(places))} by device_map, where weights can only stay in "
-            "full precision: pass a BitsAndBytesConfig with llm_int8_enable_fp32_cpu_offload=True, "
-            "or leave quantization_config out."
+            f"is sent to {', '.join(sorted(places))} by device_map, where weights can only stay in "
+            "full precision. Pass a BitsAndBytesConfig with llm_int8_enable_fp32_cpu_offload=True, "
+            "or leave out quantization_config."
         )
     return ""
 
@@ -244,7 +246,7 @@ def _quantize(model: torch.nn.Module, scheme: Scheme) -> None:
         module: Any = model.get_submodule(layer.name)
         kind, weight = before[layer.name]
         if "bitsandbytes" in type(module).__module__:
-            # What the library notes: the class it replaces, and that the weight is loaded.
+            # The library records the class that it replaces, and that the weight is loaded.
             module.source_cls = kind
             if hasattr(weight, "_is_hf_initialized"):
                 module.weight._is_hf_initialized = True

@@ -1,1 +1,1 @@
-"""How files replace others: whole, together, and so that a kill leaves nothing behind for long."""
+"""Replaces files completely and together, so that a kill leaves nothing behind for long."""

@@ -1,4 +1,4 @@
-"""Work that an interrupt must not stop half-way."""
+"""Work that an interrupt must not stop halfway."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 
 def uninterrupted(work: Callable[[], None]) -> None:
-    """Runs `work` to its end; an interrupt meanwhile is raised afterwards.
+    """Runs `work` to its end; an interrupt during it is raised afterwards.
 
-    Python raises KeyboardInterrupt, and what handlers of signals raise, in its main thread only,
-    between any two instructions, those that undo something too.
+    Python raises KeyboardInterrupt, and exceptions of signal handlers, only in its main thread, but
+    between any two instructions, including those that undo something.
     """
     if threading.current_thread() is not threading.main_thread():
         work()

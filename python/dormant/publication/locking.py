@@ -1,4 +1,4 @@
-"""One at a time in a folder."""
+"""A lock on a folder, so that one thread or process at a time works in it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-# Only where folders cannot be locked; whoever has the lock removes it.
+# Used only if folders cannot be locked; the owner of the lock removes it.
 _LOCK_FILE = ".dormant-lock.tmp"
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """An open folder that nobody else has from here, of any thread or process.
+    """An open folder that no other thread or process has opened with this function.
 
-    The lock is the folder's own (flock): it needs no file, and a killed process holds none. NFS
-    and others lock files only, since they want what is locked open for writing; there it is a
-    file. Where files have no locks either, nobody waits.
+    The lock is on the folder itself (flock): it needs no file, and a killed process holds none. NFS
+    and others can lock only files, because the locked object must be open for writing; there, the
+    lock is on a file. If files cannot be locked either, nothing waits.
 
     Raises:
         OSError: the folder cannot be opened.
@@ -44,7 +44,7 @@ def _lock_file(folder: int, stack: contextlib.ExitStack) -> None:
         if not stat.S_ISREG(os.fstat(lock).st_mode):
             return
         with contextlib.suppress(OSError):
-            # Whoever may write to the folder may lock it.
+            # Everyone who may write to the folder may lock it.
             os.fchmod(lock, os.fstat(folder).st_mode & 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

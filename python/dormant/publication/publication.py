@@ -1,4 +1,4 @@
-"""Files that appear in a folder whole and together, or not at all."""
+"""Files that appear in a folder completely and together, or not at all."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dormant.publication.locking import locked
 from dormant.publication.staging import Staging, remove_abandoned, staging_folder
 from dormant.text.table import format_bytes
 
-# What systems answer where a filesystem gives a file one name only, as FAT does.
+# The errors of filesystems without hard links, such as FAT.
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
-# And where it has nothing to do for a folder that shall reach the device.
+# The errors of filesystems that cannot sync a folder.
 _NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF}
 
 
@@ -26,7 +26,7 @@ def write_bytes(descriptor: int, data: bytes, offset: int, path: Path) -> None:
     """Writes all of `data` at an offset of an open file.
 
     Raises:
-        OSError: the system refused; with its errno, and `path` in its message.
+        OSError: the system refused; has its errno, and `path` in its message.
     """
     done = 0
     while done < len(data):
@@ -42,10 +42,10 @@ def write_bytes(descriptor: int, data: bytes, offset: int, path: Path) -> None:
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder and those above it; those that are new go again with what ends it early.
+    """Creates a folder and its parents; an exception removes those that are new.
 
     Raises:
-        OSError: the system refused, or a file lies there.
+        OSError: the system refused, or a file has this name.
     """
     absent = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -61,13 +61,13 @@ def made_folder(folder: Path) -> Iterator[None]:
 class Publication:
     """New files of one folder, in a hidden folder there until `publish` gives them their names.
 
-    As a context manager it removes what was not published, whatever ends it. A killed process
-    leaves its hidden folder, earlier contents of files among what is in it, for the next
-    publication in the same folder to remove.
+    As a context manager, it removes files that were not published, however it ends. A killed
+    process leaves its hidden folder, which may contain earlier contents of files; the next
+    publication in the same folder removes it.
 
     Args:
         folder: an existing folder.
-        operation: what errors call that which writes.
+        operation: the name of the operation in errors.
 
     Attributes:
         folder: the same.
@@ -90,10 +90,10 @@ class Publication:
         self._stack.close()
 
     def check_room(self, nbytes: int) -> None:
-        """Checks that the device has room for so many bytes, before hours go into writing them.
+        """Checks that the device has room for so many bytes, before they are written for hours.
 
         Raises:
-            OSError: it has less (ENOSPC).
+            OSError: it has less room (ENOSPC).
         """
         try:
             status = os.statvfs(self.folder)
@@ -110,7 +110,7 @@ class Publication:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[int]:
-        """A file to be written: yields its descriptor, and has its bytes on the device at the end.
+        """A file to write: yields its descriptor, and syncs its bytes to the device at the end.
 
         The descriptor can also be read.
 
@@ -129,10 +129,10 @@ class Publication:
 
     @contextlib.contextmanager
     def create_path(self, name: str) -> Iterator[Path]:
-        """The same for what opens its file itself: yields a path that ends in `name`.
+        """The same for code that opens its file itself: yields a path that ends in `name`.
 
         Raises:
-            OSError: as `create` does, or there is no file at the end.
+            OSError: as for `create`, or there is no file at the end.
         """
         with self._errors_name(name):
             mode = _mode_of(self.folder / name)
@@ -144,22 +144,22 @@ class Publication:
         self._waiting[name] = path
 
     def path_of(self, name: str) -> Path:
-        """Where a file that was created waits for its name."""
+        """The path of a created file before it gets its name."""
         return self._waiting[name]
 
     def adopt(self, name: str, path: Path, nbytes: int) -> None:
-        """Takes over a file that another process created in the same folder and waits with.
+        """Takes over a file that another process created in its hidden folder in the same folder.
 
         The other process keeps its hidden folder until this one has published.
 
         Args:
-            name: that it shall get.
-            path: where it waits.
+            name: the name that the file will get.
+            path: its path in the hidden folder.
             nbytes: its size.
 
         Raises:
-            OSError: it is not there, as on a device that only the other process has, or of another
-                size.
+            OSError: it does not exist, as on a device that only the other process has, or it has
+                another size.
         """
         with self._errors_name(name):
             found = os.stat(path).st_size  # noqa: PTH116
@@ -172,7 +172,7 @@ class Publication:
         self._waiting[name] = path
 
     def temporary_path(self) -> Path:
-        """A path that nothing has, in the hidden folder.
+        """An unused path in the hidden folder.
 
         Raises:
             OSError: nothing can be created in the folder.
@@ -182,7 +182,7 @@ class Publication:
         return self._staging.files / f"{next(self._numbers)}.tmp"
 
     def keep(self) -> Path | None:
-        """Leaves the hidden folder there for good, and says where."""
+        """Keeps the hidden folder permanently, and returns its path."""
         return self._staging.keep() if self._staging is not None else None
 
     @contextlib.contextmanager
@@ -201,7 +201,7 @@ class Publication:
         """Creates a file with these bytes.
 
         Raises:
-            OSError: as `create` does, or the system refused to write.
+            OSError: as for `create`, or the system refused to write.
         """
         with self.create(name) as descriptor:
             write_bytes(descriptor, data, 0, self.folder / name)
@@ -209,19 +209,19 @@ class Publication:
     def publish(self, order: Callable[[Replacement], None] | None = None) -> None:
         """Gives the files their names.
 
-        Who publishes in one folder at the same time waits for the other. Where this raises, the
-        folder has the files that it had. An interrupt is raised when all is done.
+        Two publications in one folder wait for each other. If this raises, the folder has the same
+        files as before. An interrupt is raised after everything is done.
 
         Args:
-            order: what happens in which order, by steps of the `Replacement` that it gets; by
-                default every file is put in its place, in the order in which they were created.
+            order: calls the steps of the `Replacement` that it gets, in some order; by default,
+                every file is put in its place, in the order in which they were created.
 
         Raises:
-            OSError: the folder does not let files be renamed or removed.
+            OSError: files in the folder cannot be renamed or removed.
         """
 
         def publish() -> None:
-            # The lock first: what was replaced may take long to remove.
+            # Release the lock first, because removing replaced files may take long.
             with self._stack, locked(self.folder) as folder:
                 replacement = Replacement(self, folder, self._waiting)
                 with replacement:
@@ -234,10 +234,10 @@ class Publication:
 class Replacement:
     """Steps that give new files their names, each of which can be undone.
 
-    As a context manager it undoes all steps in reverse order where an exception ends it: what a
-    step replaces or removes keeps a temporary name until then. Each step is a rename or a removal,
-    so after a kill the folder is what the steps so far made of it. Where a filesystem has no
-    second names, what is replaced cannot be put back; the steps before an error then stay.
+    As a context manager, it undoes all steps in reverse order if an exception ends it: files that a
+    step replaces or removes keep a temporary name until then. Each step is a rename or a removal,
+    so after a kill, the folder has the result of the steps so far. On a filesystem without hard
+    links, replaced files cannot be put back; the steps before an error then stay.
     """
 
     def __init__(self, publication: Publication, folder: int, waiting: dict[str, Path]) -> None:
@@ -272,7 +272,7 @@ class Replacement:
             ) from error
 
     def place_all(self) -> None:
-        """Puts every file that is not in its place there, the last one when the others are safe."""
+        """Puts every file in its place that is not there yet; the last one after the others."""
         names = list(self._waiting)
         for name in names[:-1]:
             self.place(name)
@@ -281,14 +281,14 @@ class Replacement:
             self.place(name)
 
     def place(self, name: str) -> None:
-        """Gives a file its name, in place of what has it."""
+        """Gives a file its name, and replaces the file that has it."""
         path = self.folder / name
         self._set_aside(path, replaced=True)
         os.replace(self._waiting[name], path)  # noqa: PTH105  (tests let system calls fail)
         del self._waiting[name]
 
     def place_also(self, name: str, other: str) -> bool:
-        """Gives a file another name besides; whether the filesystem has such second names."""
+        """Gives a file a second name; returns whether the filesystem has hard links."""
         path = self.folder / other
         self._undo.callback(_remove, [path])
         try:
@@ -300,15 +300,15 @@ class Replacement:
         return True
 
     def rename(self, name: str, other: str) -> None:
-        """Says that a file shall have another name than the one it was created for."""
+        """Changes the name that a file will get."""
         self._waiting[other] = self._waiting.pop(name)
 
     def write(self, name: str, data: bytes) -> None:
-        """Creates one more small file, not yet in its place."""
+        """Creates one more small file, which is not in its place yet."""
         self._publication.write(name, data)
 
     def remove(self, name: str) -> None:
-        """Removes a file; one that is not there is no error."""
+        """Removes a file, if it exists."""
         path = self.folder / name
         if os.path.lexists(path):
             self._set_aside(path)
@@ -316,7 +316,7 @@ class Replacement:
                 os.unlink(path)  # noqa: PTH108
 
     def sync(self) -> None:
-        """Has all steps so far on the device."""
+        """Syncs all steps so far to the device."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
@@ -324,7 +324,7 @@ class Replacement:
                 raise
 
     def _set_aside(self, path: Path, *, replaced: bool = False) -> None:
-        """Keeps what is about to be replaced or removed; undoing puts it back."""
+        """Keeps a file that is about to be replaced or removed; undoing puts it back."""
         if not os.path.lexists(path):
             self._undo.callback(_remove, [path])
             return
@@ -354,14 +354,14 @@ class Replacement:
 def written_aside(path: Path, operation: str) -> Iterator[Path]:
     """A path of the same name, whose file replaces `path` at the end.
 
-    Where an exception ends it, `path` is what it was. A symbolic link stays one.
+    If an exception ends it, `path` is unchanged. A symbolic link stays a symbolic link.
 
     Args:
-        path: of a file, which need not exist.
-        operation: what errors call that which writes.
+        path: the path of a file, which need not exist.
+        operation: the name of the operation in errors.
 
     Raises:
-        OSError: the folder, or the file that is there, cannot be written to.
+        OSError: the folder or the existing file cannot be written to.
     """
     final = path.resolve()
     with Publication(final.parent, operation) as publication:
@@ -372,7 +372,7 @@ def written_aside(path: Path, operation: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _finished(descriptor: int, mode: int | None) -> Iterator[None]:
-    """Gives an open file its permissions, has it on the device at the end, and closes it."""
+    """Gives an open file its permissions, syncs it to the device, and closes it."""
     try:
         if mode is not None:
             with contextlib.suppress(OSError):  # some filesystems know no modes
@@ -384,7 +384,7 @@ def _finished(descriptor: int, mode: int | None) -> Iterator[None]:
 
 
 def _mode_of(path: Path) -> int | None:
-    """The permissions of the file that one of this name will replace; None where there is none.
+    """The permissions of the existing file of this name; None if there is none.
 
     Raises:
         PermissionError: it must not be written.

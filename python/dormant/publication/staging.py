@@ -1,11 +1,11 @@
-"""Hidden folders for files that have no name yet, and their removal when their maker was killed.
+"""Hidden folders for files that have no name yet, and their removal after a process was killed.
 
-The maker holds a lock (flock) on a file in the folder for as long as the folder is in use, and the
-system releases it with the process. So what nobody holds is abandoned. That conclusion is right
-only where the locks of all makers are seen: not from another machine, nor through another mount of
-a filesystem that keeps locks to itself. Therefore the name says on which boot of the system and on
-which mounted filesystem the folder was made, and folders made elsewhere are left alone, as are
-those that were made where there are no locks.
+The process that creates a folder holds a lock (flock) on a file in it as long as the folder is in
+use, and the system releases the lock with the process. A folder that no process holds is therefore
+abandoned. This is only true if the locks of all processes are visible: not from another machine,
+and not through another mount of a filesystem with local locks. Therefore, the name contains the
+boot of the system and the mounted filesystem on which the folder was created. Folders that were
+created elsewhere are left alone, and so are those that were created without locks.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 @contextlib.contextmanager
 def staging_folder(folder: Path) -> Iterator[Staging]:
-    """A new hidden folder in `folder`; it is removed at the end.
+    """A new hidden folder in `folder`, which is removed at the end.
 
-    What a killed process leaves of it, `remove_abandoned` removes.
+    If the process is killed, `remove_abandoned` removes what is left of it.
 
     Raises:
         OSError: nothing can be created in `folder`.
@@ -58,16 +58,16 @@ def staging_folder(folder: Path) -> Iterator[Staging]:
                 yield hidden
                 return
             finally:
-                # A process that was forked meanwhile does not own it.
+                # A process that was forked in the meantime does not own it.
                 if os.getpid() == maker and not hidden.is_kept:
                     hidden.remove()
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes what killed processes of this user left in `folder`; errors leave it there.
+    """Removes what killed processes of this user left in `folder`; errors are ignored.
 
-    Whatever else has such a name stays: what a living process uses, what may have been made on
-    another machine, links, folders of other users.
+    Anything else with such a name stays: folders that a living process uses, folders that may have
+    been created on another machine, links, and folders of other users.
     """
     with contextlib.suppress(OSError):
         place = _place_of(folder)
@@ -79,7 +79,7 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def _place_of(folder: Path) -> str:
-    """Stands for all processes that see each other's locks on files in `folder`."""
+    """Identifies all processes that see each other's locks on files in `folder`."""
     try:
         boot = _BOOT.read_text()
     except OSError:
@@ -91,13 +91,13 @@ def _place_of(folder: Path) -> str:
 
 
 class Staging:
-    """A hidden folder. All happens in the folder that was opened, wherever its path leads by now.
+    """A hidden folder. All operations use the folder that was opened, even if its path changed.
 
-    It holds the lock, if there is one, and the folder `files`, which is made last and removed
-    first: without a lock there is nothing to lose.
+    It contains the lock, if there is one, and the folder `files`, which is created last and removed
+    first: without a lock, there is nothing to lose.
 
     Attributes:
-        files: a folder for whatever shall get its name later.
+        files: a folder for files that get their names later.
         is_kept: whether it stays at the end.
     """
 
@@ -118,10 +118,10 @@ class Staging:
             os.close(self._lock)
 
     def lock(self) -> bool:
-        """Makes the lock and takes it; False where the system has none.
+        """Creates the lock and takes it; False if the system has no locks.
 
         Raises:
-            FileNotFoundError: another process was faster, and removes the folder.
+            FileNotFoundError: another process was faster, and is removing the folder.
         """
         self._open_lock(os.O_CREAT | os.O_EXCL)
         try:
@@ -135,24 +135,24 @@ class Staging:
         return True
 
     def make_files(self) -> None:
-        """Makes the folder of what is to be published."""
+        """Creates the folder for the files to publish."""
         os.mkdir(_FILES, dir_fd=self._folder)
 
     def remove_if_abandoned(self) -> None:
-        """Removes it where its maker is known to be gone."""
+        """Removes it if the process that created it is known to be gone."""
         if os.fstat(self._folder).st_uid != os.geteuid():
             return
         try:
             self._open_lock(0)
         except FileNotFoundError:
-            # Its maker may live and be about to make the lock; then it is no longer empty.
+            # Its owner may be alive and about to create the lock; then it is no longer empty.
             os.rmdir(self._path)  # noqa: PTH106
             return
         if self._take_lock():
             self.remove()
 
     def keep(self) -> Path:
-        """Has nobody ever remove it, and returns where it is."""
+        """Keeps it permanently, and returns its path."""
         self.is_kept = True
         kept = self._path.with_name(f".dormant-kept-{secrets.token_hex(8)}.tmp")
         try:
@@ -162,7 +162,7 @@ class Staging:
         return kept
 
     def remove(self) -> None:
-        """Removes the folder and what is in it, as far as the system lets it."""
+        """Removes the folder and its contents, as far as the system allows."""
         with contextlib.suppress(OSError):
             with contextlib.suppress(FileNotFoundError):
                 self._remove_files()

@@ -1,1 +1,1 @@
-"""Where construction is recorded: the context, and what Python functions do with lazy tensors."""
+"""The recording context, and how Python functions handle lazy tensors."""

@@ -1,4 +1,4 @@
-"""Methods that make tensors of the type of a given one, and do not know the type of a lazy one."""
+"""Methods that create tensors of the type of another one, and do not support lazy tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _ask_a_real_tensor(original: Function) -> Function:
     def replacement(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         _C.settle(self)
         if _C.carries_key(self):
-            # Only the type, dtype and device of `self` count for what is created.
+            # The new tensor depends only on the type, dtype and device of `self`.
             stand_in = torch.tensor([], dtype=self.dtype, device=self.device)
             return original(stand_in.as_subclass(type(self)), *args, **kwargs)
         return original(self, *args, **kwargs)

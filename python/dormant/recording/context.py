@@ -1,4 +1,4 @@
-"""`lazy_init`: where construction is recorded instead of run."""
+"""`lazy_init`, the context in which construction is recorded instead of run."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _R = TypeVar("_R")
 
 
 class _DefaultDtype:
-    """The process's default dtype while open.
+    """The default dtype of the process while the context is open.
 
     Contexts of several threads, or of tasks that take turns, may end in any order: the last one
-    restores what was there before the first.
+    restores the dtype from before the first.
     """
 
     _lock = threading.Lock()
     _open: ClassVar[list[_DefaultDtype]] = []
 
-    # A child must not find it held by a thread that it does not have.
+    # In a forked child, the lock must not be held by a thread that does not exist there.
     os.register_at_fork(
         before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
     )
@@ -56,7 +56,7 @@ class _DefaultDtype:
 
 
 class _Recording(threading.local):
-    """Recording in this thread, on until the last of its contexts has ended, in whatever order."""
+    """Recording in this thread, which is on until the last of its contexts ends, in any order."""
 
     def __init__(self) -> None:
         self._open = 0
@@ -77,7 +77,7 @@ _recording = _Recording()
 
 
 class LazyInit:
-    """What `lazy_init` gives: a context manager, which may be entered again, and a decorator."""
+    """The result of `lazy_init`: a context manager, which may be entered again, and a decorator."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class LazyInit:
     ) -> None:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(
-                "lazy_init: dtype sets the default floating point dtype; expected one like "
+                "lazy_init: dtype sets the default floating-point dtype; expected one like "
                 f"torch.bfloat16, got {dtype!r}."
             )
         self._device = check_device(device, "lazy_init", takes_meta=True)
@@ -113,18 +113,18 @@ class LazyInit:
         stacks = self._stacks()
         if not stacks:
             raise RuntimeError(
-                "lazy_init: left in a thread that did not enter it: recording belongs to the "
-                "thread of `with`. A generator that is suspended inside the context has to be "
-                "resumed or closed by the thread that started it."
+                "lazy_init: the context was left in a thread that did not enter it, but recording "
+                "belongs to the thread of `with`. If a generator is suspended inside the context, "
+                "the thread that started it must resume or close it."
             )
         stacks.pop().__exit__(kind, error, traceback)
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
-        """Decorates `function`: each call runs inside a context of its own."""
+        """Decorates `function`, so that each call runs inside a new context."""
         if inspect.isclass(function):
             raise TypeError(
-                f"lazy_init: cannot decorate the class {function.__qualname__}: it would no longer "
-                "be a class. Decorate the function that builds it, or its __init__."
+                f"lazy_init: cannot decorate the class {function.__qualname__}, because it would "
+                "no longer be a class. Decorate the function that constructs it, or its __init__."
             )
         if (
             inspect.isgeneratorfunction(function)
@@ -132,8 +132,9 @@ class LazyInit:
             or inspect.isasyncgenfunction(function)
         ):
             raise TypeError(
-                f"lazy_init: cannot decorate {function.__qualname__}: its body runs after the call "
-                "has returned, outside the context. Use `with dormant.lazy_init():` in its body."
+                f"lazy_init: cannot decorate {function.__qualname__}, because its body runs after "
+                "the call has returned, outside the context. Use `with dormant.lazy_init():` in "
+                "its body."
             )
 
         @functools.wraps(function)
@@ -157,27 +158,28 @@ def lazy_init(
     device: torch.device | str | int | None = None, dtype: torch.dtype | None = None
 ) -> LazyInit: ...
 def lazy_init(device: Any = None, dtype: torch.dtype | None = None) -> Any:
-    """Records how tensors are built instead of building them: a context manager and a decorator.
+    """Records the construction of tensors instead of running it.
 
-    Inside, everything that creates or initializes tensors returns at once and takes no memory; the
-    random generators advance as in eager construction. It nests, applies to the calling thread
-    only, and leaves no trace after an exception. What was built lazily stays so after the context
-    ends, until `dormant.materialize` or the first computation that reads its values. Code that
-    takes turns in one thread (generators, tasks of asyncio) is recorded while any of its contexts
-    is open.
+    It is a context manager and a decorator. Inside, everything that creates or initializes tensors
+    returns at once and takes no memory; the random generators advance as in eager construction. The
+    context can be nested, applies to the calling thread only, and leaves no trace after an
+    exception. Tensors that were constructed lazily stay lazy after the context ends, until
+    `dormant.materialize` or the first computation that reads their values. Code that takes turns in
+    one thread (generators, tasks of asyncio) is recorded while any of its contexts is open.
 
     Args:
-        function: what is decorated where there are no parentheses, `@dormant.lazy_init`.
-        device: the device that factories use when none is given, as in `with torch.device(device)`.
-            Tensors for the meta device are left to PyTorch.
-        dtype: the default floating point dtype inside, restored afterwards. PyTorch keeps the
-            default dtype per process, so other threads see it while the context is open.
+        function: the decorated function, if it is used without parentheses (`@dormant.lazy_init`).
+        device: the device that factory functions use if none is given, as in `with
+            torch.device(device)`. Tensors for the meta device are left to PyTorch.
+        dtype: the default floating-point dtype inside the context, restored afterwards. In PyTorch,
+            the default dtype belongs to the process, so other threads see it while the context is
+            open.
 
     Raises:
-        ValueError: `device` is not a device PyTorch knows, or no tensor can be made there.
-        RuntimeError: the context is left in another thread than it was entered.
-        TypeError: `dtype` is not a floating point `torch.dtype`; or, as a decorator, what is
-            decorated is a class, a generator or a coroutine function.
+        ValueError: PyTorch does not know `device`, or cannot create tensors there.
+        RuntimeError: the context is left in a thread that did not enter it.
+        TypeError: `dtype` is not a floating-point `torch.dtype`; or the decorated object is a
+            class, a generator function or a coroutine function.
 
     Example:
         >>> import torch, dormant
@@ -191,7 +193,7 @@ def lazy_init(device: Any = None, dtype: torch.dtype | None = None) -> Any:
         >>> dormant.is_lazy(build())
         True
     """
-    # A torch.device can be called, too: it is a decorator itself.
+    # A torch.device is callable, because it is a decorator itself.
     if callable(device) and not isinstance(device, torch.device):
         return LazyInit(dtype=dtype)(device)
     return LazyInit(device, dtype)

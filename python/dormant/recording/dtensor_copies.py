@@ -1,4 +1,4 @@
-"""What keeps the parts of sharded modules lazy while `load_state_dict` writes to them."""
+"""Keeps the parts of sharded modules lazy while `load_state_dict` writes to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Function = Callable[..., Any]
 
 
 def own_part(whole: torch.Tensor, like: DTensor) -> DTensor:
-    """This rank's part of a tensor that every rank has; nothing is sent and nothing is read."""
+    """This rank's part of a tensor that every rank has. Nothing is sent or read."""
     with torch.no_grad():
         return torch.distributed.tensor.distribute_tensor(
             whole.detach(), like.device_mesh, like.placements, src_data_rank=None
@@ -30,10 +30,11 @@ def own_part(whole: torch.Tensor, like: DTensor) -> DTensor:
 
 
 def copy_parts(original: Function) -> Function:
-    """`copy_` of DTensors: where parts are lazy, a copy of this rank's part is recorded.
+    """`copy_` of DTensors, which records a copy of this rank's part if the parts are lazy.
 
-    It computes the same: parts that are divided alike need no communication. A whole tensor that is
-    lazy, as a checkpoint gives it, is divided like the target, since every rank has the same.
+    The result is the same, because parts that are divided alike need no communication. A whole lazy
+    tensor, such as one of a checkpoint, is divided like the target, because every rank has the same
+    tensor.
     """
 
     @functools.wraps(original)
@@ -57,9 +58,10 @@ def copy_parts(original: Function) -> Function:
 
 
 def keep_lazy_part(original: Function) -> Function:
-    """FSDP2's `reset_sharded_param`, which has nothing to do where the part is still the same.
+    """FSDP2's `reset_sharded_param`, which does nothing if the part is still the same.
 
-    It looks by the data pointer, for which a lazy part would come to life; the storage tells, too.
+    The original compares data pointers, which would materialize a lazy part; this one compares
+    storages.
     """
 
     @functools.wraps(original)
@@ -67,7 +69,7 @@ def keep_lazy_part(original: Function) -> Function:
         held = self._module_info
         parameter = getattr(held.module, held.param_name)
         if not is_dtensor(parameter):
-            return  # the weight in full precision stands for a quantized one while it is loaded
+            return  # during a load, a full-precision weight replaces a quantized one
         part = _part(parameter)
         if part is None or not _C.is_lazy(part):
             original(self)
@@ -88,7 +90,7 @@ def keep_lazy_part(original: Function) -> Function:
 
 
 def _part(tensor: object) -> torch.Tensor | None:
-    """The tensor that has the memory."""
+    """The tensor that holds the memory."""
     found = getattr(tensor, "_local_tensor", tensor)
     return found if isinstance(found, torch.Tensor) else None
 

@@ -1,9 +1,9 @@
 """Operators on DTensors whose parts are lazy.
 
-A DTensor calls operators on its parts with every dispatch key off that comes before its own, ours
-among them (pythonFallback, aten/src/ATen/core/PythonFallbackKernel.cpp), so they would meet a
-tensor without memory. Parts are materialized before that; what only looks at a DTensor leaves them
-lazy, and initializers are recorded (dtensor_initialization.py).
+A DTensor calls operators on its parts with every earlier dispatch key off, including ours
+(pythonFallback, aten/src/ATen/core/PythonFallbackKernel.cpp), so they would get a tensor without
+memory. The parts are therefore materialized before, except for functions that only inspect a
+DTensor. Initializers are recorded (dtensor_initialization.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LOOKING = frozenset(
         *("is_inference", "is_same_size", "is_set_to", "is_shared", "is_pinned", "get_device"),
         *("detach", "detach_", "requires_grad_", "retain_grad", "register_hook"),
         *("register_post_accumulate_grad_hook", "untyped_storage", "has_names"),
-        # Of these only the shape and dtype count.
+        # These depend only on the shape and dtype.
         *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
         *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
     )
@@ -40,9 +40,9 @@ _LOOKING = frozenset(
 
 
 class PartsFirst:
-    """`DTensor.__torch_function__` while lazy tensors are alive.
+    """`DTensor.__torch_function__` while lazy tensors exist.
 
-    Not a function: looked up on an object, that would become a method of it.
+    It is not a function, because a function would be bound to the object as a method.
     """
 
     def __init__(self, original: Function) -> None:
@@ -55,7 +55,7 @@ class PartsFirst:
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """`function(*args, **kwargs)`, whose parts have their values where it needs them."""
+        """Calls `function(*args, **kwargs)` after materializing the parts that it needs."""
         made = dtensor_initialization.recorded(function, args, kwargs or {})
         if made is not NotImplemented:
             return made

@@ -1,4 +1,4 @@
-"""Deep copies of lazy tensors, lazy themselves."""
+"""Deep copies of lazy tensors, which are also lazy."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dormant.tensors.geometry import geometry_of, lay_out
 
 
 def deepcopy_tensor(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
-    """What `Tensor.__deepcopy__` gives, for a lazy leaf tensor, without running its history.
+    """`Tensor.__deepcopy__` for a lazy leaf tensor, without running its history.
 
-    Views of one storage stay views of one copied storage, also where `memo` knows the storage from
-    a deep copy of the storage itself.
+    Views of one storage become views of one copied storage, even if `memo` has the storage from a
+    deep copy of the storage itself.
     """
     if id(tensor) in memo:
         known: torch.Tensor = memo[id(tensor)]

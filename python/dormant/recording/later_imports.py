@@ -1,4 +1,4 @@
-"""Calls back when one of some modules has been imported."""
+"""Calls a function after certain modules have been imported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 
 class LaterImports(importlib.abc.MetaPathFinder):
-    """A finder that is among the others (`sys.meta_path`) while it waits for any module.
+    """A finder that is in `sys.meta_path` while it waits for any module.
 
     Args:
-        then: called after each of the modules has been executed, in the thread that imports it.
+        then: a function that is called after each of the modules was executed, in the thread that
+            imports it.
     """
 
     def __init__(self, then: Callable[[], None]) -> None:
@@ -22,7 +23,7 @@ class LaterImports(importlib.abc.MetaPathFinder):
         self._names: frozenset[str] = frozenset()
 
     def wait_for(self, names: Iterable[str]) -> None:
-        """Waits for these modules, and for no others any more."""
+        """Waits for these modules, and no longer for any others."""
         self._names = frozenset(names)
         if not self._names:
             if self in sys.meta_path:
@@ -31,7 +32,7 @@ class LaterImports(importlib.abc.MetaPathFinder):
             sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
-        """What the next finder gives; it is loaded as ever, and then called back."""
+        """Returns the spec of the next finder; after the module is loaded, `then` is called."""
         if fullname not in self._names:
             return None
         for finder in list(sys.meta_path):

@@ -1,9 +1,9 @@
-"""The life of the Python functions that dormant replaces; which ones, each feature declares itself.
+"""Installs and removes the Python functions that Dormant replaces; each feature declares its own.
 
-They are in place only while somebody in the process makes lazy tensors (`in_use`), or some are
-alive. Each replacement looks first whether a lazy tensor is concerned, and otherwise calls the
-original; so one that another library has wrapped meanwhile, and that therefore stays, does no harm.
-How a function is replaced without being seen is in replacement.py.
+They are in place only while code in the process creates lazy tensors (`in_use`), or some exist.
+Each replacement first checks whether a lazy tensor is concerned, and otherwise calls the original.
+If another library has wrapped a replacement in the meantime, it stays in place and does no harm.
+replacement.py contains how a function is replaced without being noticed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Function = Callable[..., Any]
 class Patch:
     """One replaced function: `owner.name` becomes `wrap(original)`.
 
-    `owner` is the name of a module ("module:Class" for a class in it) that not everybody imports:
-    nothing is replaced in one before it is imported.
+    `owner` is an object, or the name of a module ("module:Class" for a class in it) that may not be
+    imported: nothing is replaced in it before it is imported.
     """
 
     owner: Any
@@ -37,13 +37,13 @@ class Patch:
     wrap: Callable[[Function], Function]
 
 
-# Held while the patches are put in place or taken away, and while the process forks: a child
-# finds all of them or none. Reentrant: a garbage collection meanwhile may end a context.
+# Held while the patches are installed or removed, and while the process forks, so that a child has
+# all of them or none. Reentrant, because a garbage collection in the meantime may end a context.
 _lock = threading.RLock()
 _users = 0
 _declared: list[Patch] = []
 _installed: list[tuple[Patch, Undo]] = []
-_waiting: list[Patch] = []  # for what is not imported yet, or not in this release
+_waiting: list[Patch] = []  # whose owner is not imported yet, or not in this release
 
 os.register_at_fork(
     before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
@@ -51,9 +51,9 @@ os.register_at_fork(
 
 
 def declare(*patches: Patch) -> None:
-    """Adds patches to those that are in place while lazy tensors are made or alive.
+    """Adds patches to those that are in place while lazy tensors are created or exist.
 
-    For modules of this package, when they are imported; all of them are before anything is lazy.
+    Modules of this package call it when they are imported, which is before anything is lazy.
     """
     _declared.extend(patches)
 
@@ -62,8 +62,9 @@ def declare(*patches: Patch) -> None:
 def in_use() -> Iterator[None]:
     """Keeps the patches in place while open, and afterwards until no lazy tensor is left.
 
-    Whoever makes lazy tensors, a context or a checkpoint, does it in here: then another thread that
-    materializes the last one meanwhile does not take the patches away. Any thread; it nests.
+    Code that creates lazy tensors, such as a context or a checkpoint, does so inside this context.
+    Another thread that materializes the last lazy tensor then does not remove the patches. Any
+    thread may use it, and it can be nested.
     """
     global _users
     with _lock:
@@ -78,7 +79,7 @@ def in_use() -> Iterator[None]:
 
 
 def _install() -> None:
-    """Puts in place what is not."""
+    """Installs the patches that are not in place."""
     with _lock:
         if not _installed:
             _waiting[:] = _declared
@@ -113,20 +114,20 @@ def _owner(patch: Patch) -> Any:
 
 
 def declared() -> tuple[Patch, ...]:
-    """Every patch, each with its reason."""
+    """Every declared patch, with its reason."""
     return tuple(_declared)
 
 
 def installed() -> list[Patch]:
-    """The patches in place now."""
+    """The patches that are in place now."""
     with _lock:
         return [patch for patch, _ in _installed]
 
 
 def uninstall_if_idle() -> None:
-    """Takes the patches away where nobody uses them and no lazy tensor is alive."""
+    """Removes the patches if they are not in use and no lazy tensor exists."""
     if not _installed or _users or _C.live_storages():
-        return  # the usual case, seen without the lock
+        return  # the usual case, checked without the lock
     with _lock:
         if _users or _C.live_storages():
             return

@@ -1,4 +1,4 @@
-"""What reads or moves memory without a dispatched operator: the tensor gets its values first."""
+"""Functions that read or move memory without a dispatched operator: they materialize first."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _no_for_lazy_storages(original: Function) -> Function:
 def _assign_one_dimension(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(self: torch.Tensor, index: Any, value: Any) -> None:
-        # Of a value of one dimension torch looks at no pointer, and it broadcasts the same.
+        # For a value with one dimension, torch reads no pointer, and the value broadcasts equally.
         if (
             is_tensor(value)
             and value.dim() == 0

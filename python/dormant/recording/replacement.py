@@ -1,10 +1,10 @@
-"""How a function is replaced so that who looks at it sees what was there before.
+"""Replaces a function so that code that inspects it sees the original.
 
-A function that Python defines stays the object that it is and only runs other code, so its
-identity, `pickle`, `inspect`, the names that any module has bound it to, and what torch.compile and
-torch.jit keep of it by identity stay right. A method that C defines is replaced for the objects of
-its class only: who asks the class (torch.compile keeps such a list for good) gets the original.
-Whatever else there is, functions of C in a module and classes, becomes another object for the time.
+A Python function stays the same object and only runs other code, so its identity, `pickle`,
+`inspect`, the names that any module has bound it to, and the tables of torch.compile and torch.jit
+stay correct. A method implemented in C is replaced only for the objects of its class: access
+through the class (torch.compile keeps such a list permanently) gives the original. Anything else,
+such as C functions in a module and classes, temporarily becomes another object.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Undo = Callable[[], None]
 
 
 def replace(owner: Any, name: str, wrap: Wrap) -> Undo:
-    """Puts `wrap(original)` in the place of `owner.name`.
+    """Replaces `owner.name` by `wrap(original)`.
 
     Args:
-        owner: a module or class, which has the name.
-        name: what is replaced.
-        wrap: makes the replacement of the original, under which it can always be called.
+        owner: a module or class that has the name.
+        name: the name of the function.
+        wrap: returns the replacement of the original, which the replacement can always call.
 
     Returns:
-        What takes it back; where somebody else has replaced it meanwhile, theirs stays.
+        A function that restores the original, unless other code has replaced it in the meantime.
     """
     own = vars(owner).get(name)
     if isinstance(own, (classmethod, staticmethod)):
@@ -49,11 +49,11 @@ def replace(owner: Any, name: str, wrap: Wrap) -> Undo:
     return _rebind(owner, name, wrap)
 
 
-# --- functions of Python ---
+# --- Python functions ---
 
 
 class _Code:
-    """The two codes of a function, and what they do as functions of their own."""
+    """The two code objects of a function, each also as a separate function."""
 
     def __init__(self, function: types.FunctionType, wrap: Wrap) -> None:
         self.code = function.__code__
@@ -76,16 +76,16 @@ class _Code:
 
 
 _keys = itertools.count()
-# A code that is running, or somebody has kept, may ask for its replacement at any time.
+# Code that is running, or that was kept elsewhere, may need its replacement at any time.
 _by_key: dict[int, _Code] = {}
 _codes: weakref.WeakKeyDictionary[types.FunctionType, _Code] = weakref.WeakKeyDictionary()
 
 
 def call(key: int, *args: Any, **kwargs: Any) -> Any:
-    """What a function whose code is exchanged runs."""
+    """Runs the original or the replacement, for a function whose code was exchanged."""
     code = _by_key[key]
-    # What torch.compile traces is the original. Unlike is_compiling, which is true for all threads
-    # while one compiles, this is true only where dynamo reads this very line.
+    # torch.compile traces the original. Unlike is_compiling, which is true for all threads while
+    # one compiles, this is true only if dynamo reads this very line.
     return (code.original if torch.compiler.is_dynamo_compiling() else code.replacement)(
         *args, **kwargs
     )
@@ -106,7 +106,7 @@ def _exchange_code(function: types.FunctionType, wrap: Wrap) -> Undo:
 
 
 def _calling(key: int, code: types.CodeType) -> types.CodeType:
-    """Code with the parameters of `code` that gives them to `call`; looked at, it is `code`'s."""
+    """Code with the parameters of `code` that passes them to `call`, and looks like `code`."""
     names = iter(code.co_varnames)
     positional = list(itertools.islice(names, code.co_argcount))
     only_by_name = list(itertools.islice(names, code.co_kwonlyargcount))
@@ -121,8 +121,8 @@ def _calling(key: int, code: types.CodeType) -> types.CodeType:
         *named,
     ]
     given = [*positional, *several, *(f"{name}={name}" for name in only_by_name), *named]
-    # It has the same variables of the function around it, since a function can only be given code
-    # with as many; named where nothing runs, so that a debugger that looks at the frame finds them.
+    # It has the same free variables, because a function can only be given code with as many. They
+    # are named in a branch that never runs, so that a debugger finds them in the frame.
     free = ", ".join(code.co_freevars)
     source = (
         f"def around({free}):\n"
@@ -143,11 +143,11 @@ def _calling(key: int, code: types.CodeType) -> types.CodeType:
     )
 
 
-# --- methods of C, and inherited ones ---
+# --- methods implemented in C, and inherited methods ---
 
 
 class _ForObjects:
-    """Stands in a class for a method: objects get the replacement, the class gets the original."""
+    """Replaces a method in a class: objects get the replacement, the class gets the original."""
 
     def __init__(self, original: Any, replacement: Function) -> None:
         self._original = original
@@ -166,14 +166,14 @@ _in_place: dict[int, tuple[Any, Any]] = {}  # id of a replacement: it and its or
 
 def _rebind(owner: Any, name: str, wrap: Wrap) -> Undo:
     found = getattr(owner, name)
-    # A module that is imported meanwhile binds what stands for the original elsewhere.
+    # A module that is imported in the meantime may have bound the replacement.
     _, original = _in_place.get(id(found), (found, found))
     replacement = wrap(original)
     if isinstance(replacement, types.FunctionType):
-        # Pickled by reference, it is what the other process finds there.
+        # It is pickled by reference, and another process finds the original under this name.
         replacement.__module__ = owner.__name__
         replacement.__qualname__ = name
-        # torch.compile takes it for this (torch/_dynamo/utils.py, unwrap_if_wrapper).
+        # torch.compile unwraps this attribute (torch/_dynamo/utils.py, unwrap_if_wrapper).
         replacement._torchdynamo_inline = original  # type: ignore[attr-defined]
     before = frozenset(sys.modules)
     set_back = _set(owner, name, replacement, original if name in vars(owner) else None)
@@ -196,7 +196,7 @@ def _set(owner: Any, name: str, value: Any, before: Any) -> Undo:
 
     def undo() -> None:
         if vars(owner).get(name) is not value:
-            return  # wrapped by someone else meanwhile, who still calls ours
+            return  # other code has wrapped it in the meantime and still calls ours
         if before is None:
             delattr(owner, name)  # it was inherited
         else:

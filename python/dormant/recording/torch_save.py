@@ -1,11 +1,11 @@
 """`torch.save` and `pickle` of lazy tensors: they write values, and the tensors stay lazy.
 
-Each storage gets its values when it is written, in memory that is freed before the next one. Only
-`pickle` keeps them all, since it makes one object of everything.
+The values of each storage are computed when it is written, in memory that is freed before the next
+one. Only `pickle` keeps all of them, because it makes one object of everything.
 
-PyTorch opens the file that it saves to, and so empties it, before it looks at what is saved. Lazy
-tensors may be read from that very file, or may fail to get their values. So as long as anything is
-lazy, what replaces a file is written beside it and takes its name when it is whole.
+PyTorch opens the file that it saves to, and thereby empties it, before it reads the saved tensors.
+Lazy tensors may be read from that very file, or may fail to materialize. As long as anything is
+lazy, a new file is therefore written beside the old one, and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Function = Callable[..., Any]
 
 
 def _twin(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    """A storage of its own with the values that a lazy one will have."""
+    """A separate storage with the values that a lazy storage will have."""
     twin = _C.clone_storage(_C.tensor_over(storage))
     realize(twin)
     return twin.untyped_storage()
 
 
 class _Writer:
-    """A writer of PyTorch's zip files, which gives a lazy storage its values when it comes to it.
+    """A writer of PyTorch's zip files that computes the values of a lazy storage when it writes it.
 
     Args:
-        writer: PyTorch's own.
+        writer: PyTorch's own writer.
     """
 
     def __init__(self, writer: Any) -> None:
@@ -54,7 +54,7 @@ class _Writer:
 
 
 def _is_replaced(target: Any) -> bool:
-    """Whether `target` is the path of a file, which shall be replaced and not rewritten."""
+    """Whether `target` is the path of an existing file, which is replaced and not rewritten."""
     return (
         isinstance(target, str | os.PathLike)
         and Path(target).is_file()
@@ -102,7 +102,7 @@ def _write_twin(original: Function) -> Function:
 
 
 def _identity_while_saving(original: Function) -> Function:
-    # torch/serialization.py compares the pointers of storages to know which are the same.
+    # torch/serialization.py compares the pointers of storages to find equal ones.
     saving = vars(torch.serialization)
 
     @functools.wraps(original)

@@ -1,10 +1,10 @@
-"""How `nn.init.trunc_normal_` is recorded, which looks at the values it drew.
+"""Records `nn.init.trunc_normal_`, which reads the values that it drew.
 
-Since torch 2.12 it draws normals until all lie within the bounds, and reads the values to know.
-A draw cannot be arbitrarily far out: it comes from a uniform number with a smallest step. Where
-both bounds lie beyond the farthest draw, one round is always enough, and it is plain `normal_`.
-Nearer bounds are tried out: how many rounds the values need is seen on memory that goes away again,
-and what is recorded takes the same decisions.
+Since torch 2.12, it draws normal numbers until all are within the bounds, and reads the values to
+check this. A draw cannot be arbitrarily far from the mean, because it comes from a uniform number
+with a smallest step. If both bounds are beyond the farthest draw, one round is always enough, and
+the function equals `normal_`. Closer bounds are tried in temporary memory to find out how many
+rounds the values need, and the recorded calls take the same decisions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dormant.tensors.storage import unrecorded
 
 # sqrt(-2 log u) for the smallest u of each way in which ATen draws on the CPU
 # (ATen/native/cpu/DistributionTemplates.h): in blocks of 16 from 24 random bits for float32 and
-# narrower, else one by one, or in float64, from 53.
+# narrower dtypes; otherwise, and in float64, one by one from 53 bits.
 _FARTHEST_BLOCK = math.sqrt(2 * 24 * math.log(2))
 _FARTHEST_SERIAL = math.sqrt(2 * 53 * math.log(2))
 # For the rounding of log, sqrt, cos, and of mean + z * std in float32: a few units of 2^-24.
@@ -36,17 +36,17 @@ TruncNormal = Callable[..., torch.Tensor]
 def one_round_suffices(
     tensor: torch.Tensor, mean: float, std: float, low: float, high: float
 ) -> bool:
-    """Whether no normal draw for `tensor` can lie outside [low, high].
+    """Whether no normal draw for `tensor` can be outside [low, high].
 
     Args:
-        tensor: what is to be filled; only its dtype, device, size and strides are looked at.
+        tensor: the tensor to fill; only its dtype, device, size and strides are used.
         mean: mean of the normal distribution.
         std: its standard deviation.
         low: lower bound.
         high: upper bound.
 
     Returns:
-        False also where it is not known: other devices, dtypes, or arguments that are an error.
+        False also if this is not known: for other devices or dtypes, or invalid arguments.
     """
     if tensor.device.type != "cpu" or tensor.dtype not in (
         torch.float32,
@@ -57,7 +57,7 @@ def one_round_suffices(
         return False
     if not (std > 0 and math.isfinite(mean) and math.isfinite(std)):
         return False
-    # A finite bound that the dtype cannot hold is an error in some versions.
+    # A finite bound that the dtype cannot represent is an error in some versions.
     largest = torch.finfo(tensor.dtype).max
     if any(math.isnan(bound) or largest < abs(bound) < math.inf for bound in (low, high)):
         return False
@@ -70,16 +70,16 @@ def one_round_suffices(
 def fill_in_one_round(
     tensor: torch.Tensor, mean: float, std: float, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """What `trunc_normal_` does to `tensor` where `one_round_suffices`."""
+    """`trunc_normal_` of `tensor` if `one_round_suffices`."""
     with torch.no_grad():
         return tensor.normal_(mean, std, generator=generator)
 
 
 @functools.cache
 def draws_plain_normals(trunc_normal: TruncNormal) -> bool:
-    """Whether this torch's `trunc_normal_` is plain `normal_` where one round is enough.
+    """Whether `trunc_normal_` of this torch equals `normal_` if one round is enough.
 
-    torch 2.11 and older drew in another way, and the next one may again, so it is tried out once.
+    torch 2.11 and older draw in another way, and a later release may too, so it is tried once.
 
     Args:
         trunc_normal: `torch.nn.init._no_grad_trunc_normal_`.
@@ -95,14 +95,14 @@ def draws_plain_normals(trunc_normal: TruncNormal) -> bool:
     for fill in (in_rounds, in_one_round):
         generator = torch.Generator()
         generator.manual_seed(7)
-        # torch.tensor is real inside a context too.
+        # torch.tensor is real even inside a context.
         values.append(fill(torch.tensor([0.0] * 40), generator).tolist())
         states.append(generator.get_state().tolist())
     return values[0] == values[1] and states[0] == states[1]
 
 
 class _Answers(TorchFunctionMode):
-    """Notes what `any` answers, or gives the answers noted before."""
+    """Records the results of `any`, or returns the results recorded before."""
 
     def __init__(self, given: list[bool] | None = None) -> None:
         super().__init__()
@@ -130,16 +130,16 @@ def fill_in_tried_rounds(
     high: float,
     generator: torch.Generator | None,
 ) -> torch.Tensor:
-    """`trunc_normal_` of a lazy tensor on the CPU, recorded with the decisions that eager takes.
+    """`trunc_normal_` of a lazy tensor on the CPU, recorded with the decisions of eager mode.
 
     Args:
         trunc_normal: `torch.nn.init._no_grad_trunc_normal_`.
-        tensor: what is filled; it stays lazy.
+        tensor: the tensor to fill; it stays lazy.
         mean: mean of the normal distribution.
         std: its standard deviation.
         low: lower bound.
         high: upper bound.
-        generator: where the numbers come from; None means the global one.
+        generator: the generator of the numbers; None means the global one.
 
     Returns:
         `tensor`.
@@ -157,10 +157,10 @@ def fill_in_tried_rounds(
             refused = error
         del trial
     try:
-        # One that eager refuses, perhaps half-way, is refused there again.
+        # A call that eager mode refuses, perhaps halfway, is refused here at the same point.
         with _Answers(answers.noted):
             return trunc_normal(tensor, mean, std, low, high, generator=generator)
-    except StopIteration:  # the trial got no further, for want of memory
+    except StopIteration:  # the trial ended here, because memory ran out
         assert refused is not None
         raise refused from None
 
@@ -185,7 +185,7 @@ def _record_the_rounds(original: Callable[..., Any]) -> Callable[..., Any]:
             and draws_plain_normals(original)
         ):
             return fill_in_one_round(tensor, mean, std, generator)
-        # A generator of another device cannot be tried out: its position is not known.
+        # A generator of another device cannot be tried, because its position is not known.
         if _C.is_lazy(tensor) and _C.recording() and tensor.device.type == "cpu":
             return fill_in_tried_rounds(original, tensor, mean, std, a, b, generator)
         filled: torch.Tensor = original(tensor, mean, std, a, b, generator=generator)

@@ -1,1 +1,1 @@
-"""What an operation did and what a model is: reports, summaries, progress, memory, pictures."""
+"""Reports, summaries, progress, memory and plots of operations and models."""

@@ -1,4 +1,4 @@
-"""Memory of this process, as the system counts it: what it takes, and what it may still have."""
+"""The memory of this process as the system counts it: what it uses, and what is available."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class MemorySample(NamedTuple):
 
     Attributes:
         seconds: since the first sample.
-        resident: bytes of physical memory that the process takes.
-        mapped: those of them that are pages of files or shared memory. The system may take pages
-            of files back, as it has their bytes on disk.
+        resident: bytes of physical memory that the process uses.
+        mapped: the part of these that are pages of files or shared memory. The system may reclaim
+            pages of files, because their bytes are on disk.
     """
 
     seconds: float
@@ -27,16 +27,16 @@ class MemorySample(NamedTuple):
 
 
 def resident_bytes() -> int | None:
-    """Bytes of physical memory this process takes now; None where the system does not tell."""
+    """Bytes of physical memory that this process uses now; None if the system does not say."""
     found = resident_and_mapped_bytes()
     return None if found is None else found[0]
 
 
 def resident_and_mapped_bytes(process: int | None = None) -> tuple[int, int] | None:
-    """What `MemorySample` holds, of this process or another of this user; None if nobody tells."""
+    """The bytes of `MemorySample`, for this process or another one of this user, or None."""
     name = "self" if process is None else str(process)
     try:
-        # One short line, where /proc/self/status would be formatted anew with fifty of them.
+        # One short line; /proc/self/status would be formatted with fifty lines for each read.
         with Path(f"/proc/{name}/statm").open("rb") as file:
             resident, mapped = file.read().split()[1:3]
         page = os.sysconf("SC_PAGE_SIZE")
@@ -46,7 +46,7 @@ def resident_and_mapped_bytes(process: int | None = None) -> tuple[int, int] | N
 
 
 def highest_resident_bytes() -> int | None:
-    """The most `resident_bytes` since the process started; None where the system does not tell."""
+    """The highest `resident_bytes` since the process started; None if the system does not say."""
     try:
         with Path("/proc/self/status").open("rb") as file:
             for line in file:
@@ -58,9 +58,9 @@ def highest_resident_bytes() -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Bytes that this process could still have, without swap; None where the system does not tell.
+    """Bytes that this process could still allocate without swap; None if the system does not say.
 
-    The least of what the machine has, its control group (a container) and `ulimit -v` allow.
+    The minimum of what the machine, the control group (a container) and `ulimit -v` allow.
     """
     rooms = [_of_machine(), _of_control_group(), _of_limit()]
     return min((max(0, room) for room in rooms if room is not None), default=None)
@@ -106,8 +106,8 @@ class PeakMemory:
     """The highest resident memory between two points in time.
 
     The system's own high-water mark is exact, but covers the whole life of the process. Resetting
-    it would spoil other measurements in the same process, so where an earlier peak was higher the
-    figure is the highest of the samples taken by `sample`.
+    it would disturb other measurements in the same process. If an earlier peak was higher, the
+    result is therefore the highest of the samples taken by `sample`.
     """
 
     _INTERVAL = 0.001  # seconds; a sample costs some 10 microseconds
@@ -118,7 +118,7 @@ class PeakMemory:
         self._next = time.monotonic()
 
     def sample(self) -> None:
-        """Looks at the memory now, unless it did so within the last millisecond."""
+        """Takes a sample, unless the last one was taken less than a millisecond ago."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -126,7 +126,7 @@ class PeakMemory:
         self._note(resident_bytes())
 
     def result(self) -> int | None:
-        """The peak in bytes; None where the system does not tell."""
+        """The peak in bytes; None if the system does not say."""
         after = highest_resident_bytes()
         if after is not None and self._before is not None and after > self._before:
             return after
@@ -139,15 +139,15 @@ class PeakMemory:
 
 
 class MemoryTrace:
-    """Resident memory over time, looked at by a thread of its own while the context is open.
+    """Resident memory over time, sampled by a background thread while the context is open.
 
     Args:
         enabled: False does nothing.
-        process: of which process; None for this one.
+        process: the process to sample; None for this one.
     """
 
     _INTERVAL = 0.005  # seconds
-    # Beyond it, two neighbors become the higher of them, and samples are taken half as often.
+    # If there are more, each two neighbors are merged, and samples are taken half as often.
     _MOST = 4096
 
     def __init__(self, enabled: bool = True, process: int | None = None) -> None:
@@ -180,7 +180,7 @@ class MemoryTrace:
 
     @property
     def samples(self) -> tuple[MemorySample, ...]:
-        """What was seen, in order of time; nothing where the system does not tell."""
+        """The samples in order of time; empty if the system does not say."""
         return tuple(self._samples)
 
     def _watch(self) -> None:
@@ -198,6 +198,6 @@ class MemoryTrace:
 
 
 def thinned(samples: list[MemorySample]) -> list[MemorySample]:
-    """Half as many samples with the same peak: of each two neighbors the higher."""
+    """Half as many samples with the same peak: the higher of each two neighbors."""
     pairs = (samples[at : at + 2] for at in range(0, len(samples), 2))
     return [max(pair, key=lambda sample: sample.resident) for pair in pairs]

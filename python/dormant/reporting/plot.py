@@ -1,4 +1,4 @@
-"""Pictures of reports and summaries; the only module that imports matplotlib."""
+"""Plots of reports and summaries; the only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dormant.reporting.report import Report
     from dormant.reporting.summaries import Summary
 
-_PARTS = 12  # bars; more could not be read
-# Okabe and Ito's colors, which people with any color vision can tell apart.
+_PARTS = 12  # bars; more would not be readable
+# Okabe and Ito's colors, which people with any color vision can distinguish.
 _COLORS = {
     "checkpoint": "#0072B2",
     "initialized": "#E69F00",
@@ -64,19 +64,19 @@ def new_figure(operation: str, columns: int) -> Figure:
     """An empty figure with axes side by side.
 
     Args:
-        operation: who draws, for the error.
+        operation: the operation that draws, for the error.
         columns: number of axes.
 
     Raises:
-        ImportError: matplotlib is not installed; says how to install it.
+        ImportError: matplotlib is not installed; the message says how to install it.
     """
     try:
-        # Not pyplot, which would choose a window system and keep the figure alive.
+        # Not pyplot, which would select a window system and keep the figure alive.
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            f"{operation}: matplotlib is needed to draw, and it could not be imported ({error}). "
-            "Install it with: pip install 'dormant[plots]'"
+            f"{operation}: matplotlib is required and cannot be imported ({error}). Install it: "
+            "pip install 'dormant[plots]'"
         ) from error
     figure = Figure(figsize=(6.4 * columns, 4.8), dpi=120, layout="constrained")
     figure.subplots(1, columns)
@@ -90,11 +90,12 @@ def by_part(tensors: Sequence[tuple[str, str, int]]) -> dict[str, dict[str, int]
         tensors: name, kind and bytes of each.
 
     Returns:
-        For each part, in the model's order, its bytes by kind. Parts are modules as deep in the
-        model as at most twelve of them allow; else the largest, and the rest as one.
+        For each part, in the model's order, its bytes by kind. Parts are modules at the deepest
+        level that has at most twelve of them; if there is no such level, they are the largest
+        modules, and one part for the rest.
     """
     found: dict[str, dict[str, int]] = {}
-    # A deeper level has no fewer parts, and the deepest has the tensors themselves.
+    # A deeper level has at least as many parts, and the deepest level has the tensors themselves.
     for depth in range(1, 1 + max((name.count(".") + 1 for name, _, _ in tensors), default=0)):
         deeper = _by_prefix(tensors, depth)
         if found and len(deeper) > _PARTS:
@@ -120,7 +121,7 @@ def _by_prefix(tensors: Sequence[tuple[str, str, int]], depth: int) -> dict[str,
 
 
 def _draw_parts(axes: Axes, parts: Mapping[str, Mapping[str, int]]) -> None:
-    """A bar for each part, divided by kind, the first one on top."""
+    """Draws a bar for each part, divided by kind, with the first part on top."""
     places = range(len(parts))
     left = [0.0] * len(parts)
     for kind, color in _COLORS.items():
@@ -143,18 +144,18 @@ def draw_memory(
     color: str = "#0072B2",
     label: str = "resident",
 ) -> None:
-    """Memory over time: a line for all of it, and below it, filled, what is no page of a file.
+    """Draws memory over time: a line for the total, and a filled area without pages of files.
 
     Args:
-        axes: of matplotlib.
-        samples: in order of time.
-        above: bytes that count as nothing, as those that a process had before.
-        color: of line and area.
-        label: of the line in the legend.
+        axes: axes of matplotlib.
+        samples: samples in order of time.
+        above: bytes to subtract, such as those that the process used before.
+        color: color of line and area.
+        label: label of the line in the legend.
     """
     seconds = [sample.seconds for sample in samples]
     resident = [float(sample.resident - above) for sample in samples]
-    # Pages of libraries were there before: only those that came since belong to the files read.
+    # Pages of libraries existed before; only new pages belong to the files that were read.
     libraries = min((sample.mapped for sample in samples), default=0)
     private = [
         total - (sample.mapped - libraries) for total, sample in zip(resident, samples, strict=True)
@@ -164,7 +165,7 @@ def draw_memory(
         seconds, private, color=color, alpha=0.25, linewidth=0, label=f"{label}, without files"
     )
     axes.set_xlabel("seconds")
-    # Of everything drawn so far, as there may be several timelines.
+    # The limits of everything drawn so far, because there may be several timelines.
     lowest, highest = sorted(axes.dataLim.intervaly)
     label_bytes(axes.yaxis, highest)
     axes.set_ylim(min(0.0, lowest), 1.05 * max(highest, 1.0))

@@ -16,12 +16,12 @@ _PATIENCE = 1.0  # seconds before the bar appears
 
 @contextlib.contextmanager
 def following(progress: bool | Callback | None, title: str) -> Iterator[Callback | None]:
-    """What an operation calls with (done, total) bytes; None where nobody wants to know.
+    """The function that an operation calls with (done, total) bytes, or None.
 
     Args:
-        progress: the option of that name: a function; True for a bar, False for none; None for a
-            bar where stderr is a terminal.
-        title: what the bar shows.
+        progress: the option of this name: a function; True for a bar, False for none; None for a
+            bar if stderr is a terminal.
+        title: the title of the bar.
     """
     if callable(progress):
         yield progress
@@ -37,14 +37,14 @@ def following(progress: bool | Callback | None, title: str) -> Iterator[Callback
 
 def wants_bar(progress: bool | None) -> bool:
     """Whether `progress` asks for the built-in bar: True, or None on a terminal."""
-    # A process that was started with its stderr closed has none.
+    # sys.stderr is None if the process was started with stderr closed.
     return progress is True or (progress is None and sys.stderr is not None and sys.stderr.isatty())
 
 
 class _Bar:
-    """A bar on stderr, or in a notebook, once the work has taken a second.
+    """A bar on stderr or in a notebook, shown after one second.
 
-    tqdm is not imported for shorter work; where it is not installed there is no bar.
+    tqdm is not imported for shorter work; if it is not installed, there is no bar.
     """
 
     def __init__(self, title: str) -> None:
@@ -58,7 +58,7 @@ class _Bar:
                 return
             try:
                 from tqdm.auto import tqdm  # type: ignore[import-untyped]
-            except ImportError:  # a bar is not worth stopping the work
+            except ImportError:  # a missing bar must not stop the work
                 self._begin = math.inf
                 return
             self._bar = tqdm(
@@ -68,6 +68,6 @@ class _Bar:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self._bar is not None:
             self._bar.close()

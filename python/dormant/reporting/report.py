@@ -1,4 +1,4 @@
-"""`Report`: what an operation did to each tensor, and what it cost."""
+"""`Report` says what an operation did to each tensor, and what it cost."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ class TensorReport:
     """One tensor of a `Report`.
 
     Attributes:
-        names: every name that leads to it: more than one for tied tensors and aliases.
+        names: every name that leads to it; tied tensors and aliases have several.
         shape: its sizes.
         dtype: its dtype as text, "float32".
         nbytes: bytes of its elements; 0 on the meta device.
-        origin: "checkpoint" (its elements are made of what a file holds), "initialized" (its
-            history was run), "quantized" (a statistic of a quantized weight), "empty" (memory
-            without values), "real" (it had memory before), or "meta" (on the meta device: it has
-            no values).
-        operators: recorded operators run for its storage; 0 where it was already real.
-        storage: identity of its storage: equal for views of one storage.
-        way: how its storage came to life: "tiles" (piece by piece, in parallel), "mapped" (the
-            file's bytes are shown in place), "replay" (its history has an operator that only runs
-            whole), "received" (another rank read it, see `share_reads`); None where it was already
-            real.
-        files: paths of the files it was read from.
+        origin: "checkpoint" (its elements were made from a file), "initialized" (its history was
+            run), "quantized" (a statistic of a quantized weight), "empty" (memory without values),
+            "real" (it had memory before), or "meta" (it is on the meta device and has no values).
+        operators: recorded operators that were run for its storage; 0 if it was already real.
+        storage: identity of its storage, which is equal for views of one storage.
+        way: how its storage was materialized: "tiles" (piece by piece, in parallel), "mapped" (the
+            bytes of the file are mapped), "replay" (its history has an operator that runs only on
+            whole tensors), "received" (another rank read it, see `share_reads`); None if it was
+            already real.
+        files: paths of the files that it was read from.
     """
 
     names: tuple[str, ...]
@@ -58,29 +57,30 @@ class Report:
     """What `materialize`, `load` or `save` did.
 
     Attributes:
-        tensors: every distinct tensor of the target, tied ones once.
-        storages: distinct storages among them.
+        tensors: every distinct tensor of the target; tied tensors are listed once.
+        storages: the number of distinct storages among them.
         nbytes: bytes of these storages.
-        lazy_nbytes: bytes of those that had no memory before.
-        operators: recorded operators run, those that several storages share counted for each.
-        seconds: time taken, on the wall clock.
-        peak_memory: highest resident memory of the process meanwhile, in bytes; None where the
-            system does not tell. Exact where it was the highest since the process started, else
-            the highest sample between storages.
+        lazy_nbytes: bytes of the storages that had no memory before.
+        operators: recorded operators that were run; an operator that several storages share is
+            counted for each.
+        seconds: wall-clock time.
+        peak_memory: highest resident memory of the process during the operation, in bytes; None if
+            the system does not say. It is exact if it was the highest since the process started;
+            otherwise, it is the highest sample between storages.
         value_reads: operators that needed values while this thread recorded, with the bytes that
-            had to be computed early for them.
-        random_path: which code draws random numbers on this machine, in words.
-        values: which values lazy tensors were given, as `materialize` was asked.
-        read_bytes: bytes of the elements that were made from what files hold.
-        initialized_bytes: bytes of the elements that were drawn or filled, those included that
-            something else overwrote.
-        missing_keys: names that the model has and the checkpoint lacks: what `load` left to their
-            own initialization, or as they were.
-        unexpected_keys: names that the checkpoint has and the model lacks.
-        mismatched_keys: names that both have in different shapes, with the shape in the checkpoint
-            and the one in the model; none of them is among the missing.
-        memory_trace: the memory of the process over time, where `trace_memory=True` asked for it
-            and the system tells.
+            were computed early for them.
+        random_path: a description of the code that draws random numbers on this machine.
+        values: the argument `values` of `materialize`.
+        read_bytes: bytes of the elements that were made from files.
+        initialized_bytes: bytes of the elements that were drawn or filled, including elements that
+            were overwritten later.
+        missing_keys: names that the model has and the checkpoint does not; `load` initialized them,
+            or left them unchanged.
+        unexpected_keys: names that the checkpoint has and the model does not.
+        mismatched_keys: names that both have with different shapes, with the shape in the
+            checkpoint and the shape in the model; they are not in `missing_keys`.
+        memory_trace: the memory of the process over time, if `trace_memory=True` was passed and the
+            system provides it.
     """
 
     tensors: list[TensorReport]
@@ -102,12 +102,12 @@ class Report:
 
     @property
     def lazy_rate(self) -> float:
-        """Share of the bytes that had no memory before; 1.0 where there are no bytes."""
+        """Share of the bytes that had no memory before; 1.0 if there are no bytes."""
         return self.lazy_nbytes / self.nbytes if self.nbytes else 1.0
 
     @property
     def bytes_per_second(self) -> float:
-        """Bytes made from files, per second; 0.0 where there were none."""
+        """Bytes made from files per second; 0.0 if there were none."""
         return self.read_bytes / self.seconds if self.seconds > 0 else 0.0
 
     def count(self, origin: Origin) -> int:
@@ -120,7 +120,7 @@ class Report:
         return sum(tensor.origin == origin for tensor in self.tensors)
 
     def count_way(self, way: Way) -> int:
-        """Number of tensors whose storages came to life in one way.
+        """Number of tensors whose storages were materialized in one way.
 
         Raises:
             ValueError: there is no such way.
@@ -129,19 +129,19 @@ class Report:
         return sum(tensor.way == way for tensor in self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole report in plain dicts, lists, numbers and strings, as for JSON."""
+        """The whole report as plain dicts, lists, numbers and strings, for JSON."""
         return {**asdict(self), "lazy_rate": self.lazy_rate}
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draws the bytes of the model's parts by origin and, where traced, memory over time.
+        """Plots the bytes of the model's parts by origin and, if traced, memory over time.
 
         Args:
-            path: the picture to write; its suffix chooses the format (.png, .svg, .pdf, ...).
+            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...).
 
         Raises:
             ImportError: matplotlib is not installed.
             ValueError: there is no such format.
-            OSError: the system refused to write.
+            OSError: the system cannot write the file.
 
         Example:
             >>> import pathlib, tempfile, torch, dormant
@@ -157,7 +157,7 @@ class Report:
         plot_report(self, path)
 
     def __repr__(self) -> str:
-        """One line: how many tensors, their bytes, where they came from."""
+        """One line: the number of tensors, their bytes and their origins."""
         counts = ", ".join(
             f"{count} {origin}" for origin in get_args(Origin) if (count := self.count(origin))
         )
@@ -167,11 +167,11 @@ class Report:
         )
 
     def __str__(self) -> str:
-        """A short table: one line for each origin and dtype, then totals."""
+        """A short table with one line for each origin and dtype, and totals."""
         return format_table(_HEADER, *self._table())
 
     def _repr_html_(self) -> str:
-        """The same as notebooks show it."""
+        """The same table for notebooks."""
         return format_html_table(_HEADER, *self._table())
 
     def _table(self) -> tuple[list[Sequence[str]], list[str]]:
@@ -212,7 +212,7 @@ class Report:
         for title, names in (
             ("missing in the checkpoint", self.missing_keys),
             ("unexpected in the checkpoint", self.unexpected_keys),
-            ("of another shape in the checkpoint", [name for name, _, _ in self.mismatched_keys]),
+            ("different shape in the checkpoint", [name for name, _, _ in self.mismatched_keys]),
         ):
             if names:
                 shown = grouped(names)
@@ -238,7 +238,7 @@ def _check_name(method: str, kind: str, name: object, known: tuple[str, ...]) ->
 
 
 def with_memory_trace(report: Report, samples: Sequence[MemorySample]) -> Report:
-    """The report with a timeline of memory; its peak is at least that of the timeline."""
+    """The report with a timeline of memory; its peak memory is at least that of the timeline."""
     highest = [sample.resident for sample in samples]
     if report.peak_memory is not None:
         highest.append(report.peak_memory)

@@ -1,4 +1,4 @@
-"""`summary`: what of a model is lazy, and what it will take."""
+"""`summary` says which tensors of a model are lazy, and how much memory it will take."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class TensorSummary:
         dtype: its dtype as text, "float32".
         nbytes: bytes of its elements; 0 on the meta device.
         lazy: whether its storage has no memory yet.
-        operators: recorded operators in the history of its storage; 0 where it is real.
-        storage: identity of its storage: equal for views of one storage.
-        meta: whether it is on the meta device: it has no values and never gets any.
+        operators: recorded operators in the history of its storage; 0 if it is real.
+        storage: identity of its storage, which is equal for views of one storage.
+        meta: whether it is on the meta device, where it has no values and never gets any.
     """
 
     names: tuple[str, ...]
@@ -48,7 +48,7 @@ class TensorSummary:
 
     @property
     def state(self) -> str:
-        """What the table says: "real", "meta", or how many operators are recorded."""
+        """The state in the table: "real", "meta", or the number of recorded operators."""
         if self.lazy:
             return format_count(self.operators, "operator")
         return "meta" if self.meta else "real"
@@ -56,13 +56,13 @@ class TensorSummary:
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """What a model holds; `str()` is a table.
+    """The tensors of a model; `str()` is a table.
 
     Attributes:
-        tensors: every distinct tensor, tied ones once.
+        tensors: every distinct tensor; tied tensors are listed once.
         bytes_now: bytes of the storages that have memory.
-        bytes_after: bytes of all storages once everything is materialized.
-        random_path: which code will draw PyTorch's random numbers on this machine, in words.
+        bytes_after: bytes of all storages after everything is materialized.
+        random_path: a description of the code that draws random numbers on this machine.
     """
 
     tensors: list[TensorSummary]
@@ -72,36 +72,36 @@ class Summary:
 
     @property
     def lazy_rate(self) -> float:
-        """Share of the bytes that has no memory yet; 1.0 where there are no bytes."""
+        """Share of the bytes that have no memory yet; 1.0 if there are no bytes."""
         return 1.0 - self.bytes_now / self.bytes_after if self.bytes_after else 1.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole summary in plain dicts, lists, numbers and strings, as for JSON."""
+        """The whole summary as plain dicts, lists, numbers and strings, for JSON."""
         return {**asdict(self), "lazy_rate": self.lazy_rate}
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draws the bytes of the model's parts: those that have memory, and those that will.
+        """Plots the bytes of the model's parts: those that have memory, and those that will.
 
         Args:
-            path: the picture to write; its suffix chooses the format (.png, .svg, .pdf, ...).
+            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...).
 
         Raises:
             ImportError: matplotlib is not installed.
             ValueError: there is no such format.
-            OSError: the system refused to write.
+            OSError: the system cannot write the file.
         """
         plot_summary(self, path)
 
     def __repr__(self) -> str:
-        """One line: how many tensors, how many lazy, the bytes now and after."""
+        """One line: the number of tensors, how many are lazy, and the bytes now and later."""
         return f"Summary({self._totals()})"
 
     def __str__(self) -> str:
-        """A table: one line for each tensor, then totals."""
+        """A table with one line for each tensor, and totals."""
         return format_table(_HEADER, *self._table())
 
     def _repr_html_(self) -> str:
-        """The same as notebooks show it."""
+        """The same table for notebooks."""
         return format_html_table(_HEADER, *self._table())
 
     def _table(self) -> tuple[list[Sequence[str]], list[str]]:
@@ -134,9 +134,9 @@ class Summary:
 
 
 def summary(target: Target) -> Summary:
-    """Lists what `target` holds: what is lazy, the bytes it takes now and will take.
+    """Lists the tensors of `target`: whether they are lazy, and their bytes now and later.
 
-    Nothing is materialized by it.
+    It materializes nothing.
 
     Args:
         target: a module, a tensor, a mapping such as a state dict or a `Checkpoint`, or an iterable

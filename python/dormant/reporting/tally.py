@@ -1,4 +1,4 @@
-"""Progress of work that takes several calls, told as one."""
+"""Progress of work that takes several calls, reported as one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dormant.reporting.progress import Callback
 
 
 class Tally:
-    """Counts the bytes of several parts towards one total.
+    """Adds up the bytes of several parts towards one total.
 
     Args:
         total: bytes of the whole.
-        tell: is called with (done, total) bytes.
+        tell: a function that is called with (done, total) bytes.
 
     Example:
         >>> from dormant.reporting.tally import Tally
@@ -28,18 +28,18 @@ class Tally:
         self._done = 0
 
     def part(self, nbytes: int) -> Callback:
-        """What the next part calls with its own (done, total); it counts for `nbytes`."""
+        """The function for the next part to call with its own (done, total); it has `nbytes`."""
         nbytes = min(nbytes, self._total - self._begun)
         before = self._begun
         self._begun += nbytes
 
         def on_step(done: int, of: int) -> None:
-            # A call begins again where another thread was faster.
+            # A call begins again if another thread was faster.
             self._done = max(self._done, before + nbytes * done // max(of, 1))
             self._tell(self._done, self._total)
 
         return on_step
 
     def rest(self) -> Callback:
-        """`part` of all that is left."""
+        """`part` for the remaining bytes."""
         return self.part(self._total - self._begun)

@@ -1,1 +1,1 @@
-"""Writing models and state dicts to files, each tensor as it is materialized."""
+"""Writes models and state dicts to files; lazy tensors are computed while they are written."""

@@ -1,4 +1,4 @@
-"""`save`: streams a model to safetensors or a file of torch.save; lazy tensors stay lazy."""
+"""`save` streams a model to safetensors or a file of torch.save; lazy tensors stay lazy."""
 
 from __future__ import annotations
 
@@ -56,70 +56,71 @@ def save(
     memory_budget: int | str | None = None,
     progress: bool | Callback | None = None,
 ) -> Report:
-    """Writes a model to files, as eager construction and saving would.
+    """Writes the same files as eager construction and saving would; lazy tensors stay lazy.
 
-    The path says what is written: a file of safetensors where it ends in ".safetensors", a file of
-    `torch.save` where it ends in ".pt", ".pth" or ".bin", else a folder of safetensors files.
-    Folders that do not exist are made.
+    The path determines the format: a safetensors file if it ends in ".safetensors", a file of
+    `torch.save` if it ends in ".pt", ".pth" or ".bin", otherwise a folder of safetensors files.
+    Missing folders are created.
 
-    Lazy tensors are computed piece by piece on their way to the file: they take no memory and are
-    lazy afterwards. (The statistics of one that is quantized, and one with a history that can only
-    be replayed whole, exist for as long as they are written.)
+    Lazy tensors are computed piece by piece on their way to the file: they take no memory and stay
+    lazy. (The statistics of a quantized tensor, and a tensor whose history can only be replayed
+    whole, exist while they are written.)
 
-    Safetensors: every tensor is written contiguously; exactly tied ones once, under the name that
-    transformers keeps (a module's `_tied_weights_keys`), else the first; other views of one storage
-    each as a tensor of its own. A folder of a model of transformers gets the files that its
-    `save_pretrained` writes with the same `max_shard_size`, config.json included.
+    Safetensors: every tensor is written contiguously. Tied tensors are written once, under the name
+    that transformers keeps (a module's `_tied_weights_keys`) or else the first name; other views of
+    one storage are written as separate tensors. For a transformers model, a folder gets the files
+    that its `save_pretrained` writes with the same `max_shard_size`, including config.json.
 
-    Files of `torch.save`: what `torch.load(path, weights_only=True)` gives is what it gives of
-    `torch.save(model.state_dict(), path)`, strides and ties included. Values that are no tensors
-    are written too.
+    Files of `torch.save`: `torch.load(path, weights_only=True)` gives the same result as for
+    `torch.save(model.state_dict(), path)`, including strides and ties. Values that are not tensors
+    are also written.
 
-    A folder of torch.distributed.checkpoint (`format="dcp"`) is what its `save` makes of the same
-    values, and its `load` reads it: all ranks of the default process group call this together, each
-    writes the parts that it has of DTensors, and of tensors that several ranks have one writes it.
-    Mappings and lists may be nested, values need not be tensors, and modules and optimizers in a
-    mapping are replaced by their state dicts. Ties of one rank are written once. The files get
-    their names when those of all ranks are complete, `.metadata` last: a rank that fails leaves the
-    earlier checkpoint as it was. The folder must be on a filesystem that all ranks share.
+    Folders of torch.distributed.checkpoint (`format="dcp"`): the result equals that of its `save`,
+    and its `load` reads it. All ranks of the default process group call this function together.
+    Each rank writes its own parts of DTensors; a tensor that several ranks have is written by one
+    of them. Mappings and lists may be nested, values need not be tensors, and modules and
+    optimizers in a mapping are replaced by their state dicts. Ties of one rank are written once.
+    The files get their names when the files of all ranks are complete, `.metadata` last, so if a
+    rank fails, the earlier checkpoint is unchanged. All ranks must share the filesystem.
 
     Files are written under temporary names, synced and then renamed, so a model that reads the
-    files that it is saved to goes on reading their earlier contents. Whatever stops it leaves no
-    file that looks whole, and an error leaves those of an earlier save as they were. Who reads a
-    folder after the process was killed finds the earlier save or this one, whole; the next save
-    there removes what was left. A symbolic link is replaced, not followed.
+    files that it is saved to continues to read their earlier contents. If saving is stopped, no
+    file looks complete, and after an error, the files of an earlier save are unchanged. If the
+    process is killed, the folder has either the earlier save or this one, complete; the next save
+    removes what was left behind. A symbolic link is replaced, not followed.
 
     Args:
-        model_or_state: a module, of which the state dict is saved, or a dict of tensors.
-        path: of the file or folder. A folder gets the file names that transformers uses, in place
-            of such files of an earlier save.
-        format: "safetensors", "torch" or "dcp"; None lets the path say it. A file or folder of
-            another format is refused where `path` says otherwise.
-        max_shard_size: most bytes of tensors in a file of a folder, a number or text like "5GB" or
-            "500MiB"; a larger tensor gets a file of its own. A single file takes everything.
-        memory_budget: bytes that saving may take besides tensors that are real, a number or text
-            like "2GiB"; None sets no bound. Tensors get smaller tiles, and fewer threads, to fit.
-            The process takes some MiB more, for threads and what the C library keeps of freed
-            memory.
-        progress: True shows a progress bar, False none; a function is called with (done, total)
-            bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
+        model_or_state: a module, whose state dict is saved, or a dict of tensors.
+        path: the path of the file or folder. A folder gets the file names that transformers uses,
+            which replace such files of an earlier save.
+        format: "safetensors", "torch" or "dcp"; None determines it from the path. A format that
+            contradicts `path` is an error.
+        max_shard_size: the most bytes of tensors in one file of a folder, a number or text like
+            "5GB" or "500MiB"; a larger tensor gets its own file. A single file takes everything.
+        memory_budget: the memory that saving may use besides tensors that are real, in bytes or as
+            text like "2GiB"; None sets no limit. To stay below it, tiles become smaller and fewer
+            threads run. The process uses some MiB more, for threads and for freed memory that the C
+            library keeps.
+        progress: True shows a progress bar, False does not; a function is called with (done, total)
+            bytes; None shows a bar if stderr is a terminal and it takes longer than a second.
 
     Returns:
-        What was written, of several ranks by this one: "initialized" and "checkpoint" are the
+        What was written, by this rank if there are several. "initialized" and "checkpoint" are the
         tensors that were lazy, and still are.
 
     Raises:
-        TypeError: `model_or_state` is neither, a name is no string, or `memory_budget` not a size.
-        ValueError: a tensor or value that the format cannot hold (sparse, meta; in safetensors
-            complex128 and extra state), all of them listed; the path is empty; transformers cannot
-            save how the model is quantized; `max_shard_size` is not a size; `format` is unknown or
-            does not fit the path; or `memory_budget` is
-            too small to work in; the message says the minimum, and nothing was written.
-        NotImplementedError: a tensor subclass made of other tensors, as DTensor is, in another
-            format than "dcp"; or an operator that cannot be replayed.
-        OSError: the system refused to write, as on a full device or onto a read-only file; with
-            its errno.
-        RuntimeError: another rank failed for a reason that is none of these, as an interrupt.
+        TypeError: `model_or_state` is neither; a name is not a string; or `memory_budget` is not a
+            size.
+        ValueError: the format cannot store a tensor or value (sparse, meta; in safetensors also
+            complex128 and extra state), and all of them are listed; the path is empty; transformers
+            cannot save how the model is quantized; `max_shard_size` is not a size; `format` is
+            unknown or does not match the path; or `memory_budget` is too small: the message gives
+            the minimum, and nothing was written.
+        NotImplementedError: a tensor subclass is made of other tensors, like DTensor, and the
+            format is not "dcp"; or an operator cannot be replayed.
+        OSError: the system refused to write, as on a full device or to a read-only file; has its
+            errno.
+        RuntimeError: another rank failed for another reason, such as an interrupt.
         KeyboardInterrupt: the user interrupted it.
 
     Example:
@@ -138,12 +139,12 @@ def save(
     memory_budget = check_memory_budget(memory_budget, "save")
     target, kind = _target(path, format)
     if isinstance(model_or_state, torch.nn.Module):
-        # A function was promised the bytes of the files only.
+        # The contract of a progress function covers only the bytes of the files.
         shown = False if callable(progress) else progress
         compute_offsets(model_or_state, memory_budget=memory_budget, progress=shown)
     if kind == "dcp":
         return _save_distributed(model_or_state, target, memory_budget, progress, started)
-    # Subclasses may refuse even to tell their size.
+    # Subclasses may refuse even to return their size.
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         plan = _plan(model_or_state, target, kind, limit)
         if memory_budget is not None:
@@ -212,8 +213,8 @@ def _target(path: str | os.PathLike[str], format: Format | None) -> tuple[Path, 
     if kind not in fitting[format]:
         is_file = "a file, which ends in '.safetensors', '.pt', '.pth' or '.bin'"
         raise ValueError(
-            f"save: format={format!r} does not fit {text!r}, which names "
-            f"{'a folder' if kind == 'folder' else is_file}. Leave format out, or name another "
+            f"save: format={format!r} does not match {text!r}, which names "
+            f"{'a folder' if kind == 'folder' else is_file}. Leave out format, or pass another "
             "path."
         )
     return target, "dcp" if format == "dcp" else kind
@@ -221,13 +222,13 @@ def _target(path: str | os.PathLike[str], format: Format | None) -> tuple[Path, 
 
 @dataclass(frozen=True)
 class _Plan:
-    """All that is written.
+    """Everything that is written.
 
     Attributes:
-        tensors: for the report.
+        tensors: the tensors, for the report.
         files: the large files by name.
-        small_files: the others.
-        order: how they replace others; None where there is only one.
+        small_files: the other files.
+        order: how they replace other files; None if there is only one.
     """
 
     tensors: list[SavedTensor]
@@ -265,7 +266,7 @@ def _safetensors_plan(tensors: list[SavedTensor], metadata: Mapping[str, str]) -
 
 
 def _torch_plan(state: Mapping[str, object], name: str) -> _Plan:
-    # What weights_only lets through.
+    # The types that weights_only allows.
     value = state if type(state) in (dict, OrderedDict) else dict(state)
     file = plan_torch_archive(value)
     tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
@@ -287,7 +288,7 @@ def _bytes_of(size: int | str) -> int:
 
 
 class _Account:
-    """What a `Report` needs, taken before anything is written."""
+    """The data for a `Report`, collected before anything is written."""
 
     def __init__(self, tensors: list[SavedTensor]) -> None:
         self._inventory = Inventory()

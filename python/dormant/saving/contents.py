@@ -1,4 +1,4 @@
-"""What is saved of a model or a state dict: each tensor once, under which name, and what cannot."""
+"""The contents of a save: each tensor once, under one name, and what cannot be saved."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dormant.tensors.inventory import element_bytes
 
 @dataclass
 class SavedTensor:
-    """A tensor to be written, under the first of its names.
+    """A tensor to write, under the first of its names.
 
     Attributes:
-        names: all of them.
-        tensor: it.
-        block: equal for tensors that go to one file; None where that does not matter.
-        counted: bytes by which it fills a file; the first of a block stands for all.
+        names: all its names.
+        tensor: the tensor.
+        block: equal for tensors that must go to the same file; None if it does not matter.
+        counted: the bytes by which it fills a file; the first tensor of a block counts for all.
     """
 
     names: list[str]
@@ -37,19 +37,19 @@ class SavedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements."""
+        """The bytes of its elements."""
         return element_bytes(self.tensor)
 
 
 @dataclass
 class Contents:
-    """What a folder or a file of safetensors gets.
+    """The contents of a folder or a file of safetensors.
 
     Attributes:
-        tensors: in the order in which files are filled.
-        stem: what names of files begin with.
-        metadata: of each file.
-        index_metadata: of an index, besides the size.
+        tensors: the tensors, in the order in which files are filled.
+        stem: the beginning of the names of files.
+        metadata: the metadata of each file.
+        index_metadata: the metadata of an index, besides the size.
         files: small files beside the weights, by name.
     """
 
@@ -61,10 +61,10 @@ class Contents:
 
 
 def state_of(model_or_state: object) -> Mapping[str, object]:
-    """The state dict of a module, or the mapping itself, whose names are strings.
+    """The state dict of a module, or the mapping itself, whose names must be strings.
 
     Raises:
-        TypeError: it is neither, or a name is no string.
+        TypeError: it is neither, or a name is not a string.
     """
     if isinstance(model_or_state, torch.nn.Module):
         state: Mapping[str, object] = model_or_state.state_dict()
@@ -83,11 +83,11 @@ def state_of(model_or_state: object) -> Mapping[str, object]:
 
 
 def checked_tensors(state: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    """`state`, if safetensors can hold all of it.
+    """`state`, if safetensors can store all of it.
 
     Raises:
-        ValueError: what it cannot hold, all of it listed.
-        NotImplementedError: a tensor subclass made of other tensors.
+        ValueError: safetensors cannot store some entries; all of them are listed.
+        NotImplementedError: a tensor subclass is made of other tensors.
     """
     tensors: dict[str, torch.Tensor] = {}
     refused = []
@@ -114,15 +114,15 @@ def checked_tensors(state: Mapping[str, object]) -> dict[str, torch.Tensor]:
 def obstacle(
     tensor: torch.Tensor, name: str, of_format: Callable[[torch.Tensor], str | None]
 ) -> str | None:
-    """Why a tensor cannot be saved; None where it can.
+    """Why a tensor cannot be saved; None if it can.
 
     Args:
-        tensor: any.
-        name: of it, for messages.
-        of_format: the reasons of the format.
+        tensor: any tensor.
+        name: its name, for messages.
+        of_format: returns the reason of the format.
 
     Raises:
-        NotImplementedError: a tensor subclass made of other tensors.
+        NotImplementedError: a tensor subclass is made of other tensors.
     """
     if torch.nn.parameter.is_lazy(tensor):
         return "its shape is not known yet; run the module once"
@@ -151,10 +151,10 @@ def obstacle(
 
 
 def tied_patterns(module: torch.nn.Module) -> list[str]:
-    """Patterns of names that are not saved where their tensor has another name.
+    """Patterns of names that are not saved if their tensor has another name.
 
-    transformers declares them per module and matches them with `re.search`, below the module's own
-    name (`remove_tied_weights_from_state_dict` in transformers/modeling_utils.py).
+    transformers declares them per module and matches them with `re.search` below the module's name
+    (`remove_tied_weights_from_state_dict` in transformers/modeling_utils.py).
     """
     return [
         f"{name}.{pattern}" if name else pattern
@@ -182,7 +182,7 @@ def groups_of_ties(state: Mapping[str, torch.Tensor]) -> list[list[str]]:
 
 
 def kept_name(names: list[str], tied: list[str]) -> str:
-    """Of the names of one tensor the one that transformers keeps."""
+    """The name that transformers keeps among the names of one tensor."""
     duplicates = duplicate_names(names, tied)
     if len(duplicates) == len(names):
         return duplicates[-1]
@@ -190,7 +190,7 @@ def kept_name(names: list[str], tied: list[str]) -> str:
 
 
 def duplicate_names(names: list[str], tied: list[str]) -> list[str]:
-    """Those that a model declares to be second names of a tensor, sorted."""
+    """The names that a model declares to be second names of a tensor, sorted."""
     if len(names) == 1:
         return []
     return [name for name in sorted(names) if any(re.search(p, name) for p in tied)]

@@ -1,10 +1,10 @@
-"""Checkpoints of torch.distributed.checkpoint, each rank's part in a stream, published by one rank.
+"""Checkpoints of torch.distributed.checkpoint: each rank streams its part, one rank publishes.
 
-`save` imports this when it is used: torch.distributed.checkpoint takes time to import.
+`save` imports this when it is used, because importing torch.distributed.checkpoint takes time.
 
-What is written where is planned by torch's own planner, so a folder is what its `save` makes of the
-same values; only the writing is ours. The files of all ranks wait in hidden folders until the
-coordinator gives them their names and then `.metadata`, which leads to them, its own.
+torch's own planner decides what is written where, so a folder equals the result of torch's `save`;
+only the writing is ours. The files of all ranks stay in hidden folders until the coordinator gives
+them their names, and then `.metadata`, which refers to them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from dormant.tensors.identity import identity
 
 METADATA = ".metadata"
 _DATA = re.compile(r"__\d+_\d+\.distcp")
-# Elements of a tensor that begin at such an offset can be shown in place.
+# A tensor whose elements begin at a multiple of this offset can be mapped.
 _ALIGNMENT = 64
 
 
@@ -57,19 +57,19 @@ def save_distributed(
     """Writes this rank's part of `state`; all ranks of the default group call it together.
 
     Args:
-        state: values by name, mappings and lists nested as they may be; what has a `state_dict` is
-            replaced by it.
-        folder: of the checkpoint.
+        state: values by name, with any nesting of mappings and lists; an object with a `state_dict`
+            is replaced by it.
+        folder: the folder of the checkpoint.
         memory_budget: as for `dormant.save`.
-        progress: as for `dormant.save`, of this rank.
-        sample: called many times meanwhile.
+        progress: as for `dormant.save`, for this rank.
+        sample: a function that is called many times during the work.
 
     Returns:
         The tensors that this rank wrote.
 
     Raises:
-        ValueError, TypeError, NotImplementedError, OSError: as by `dormant.save`, on every rank
-            where one fails.
+        ValueError, TypeError, NotImplementedError, OSError: as by `dormant.save`, on every rank if
+            one rank fails.
         RuntimeError: another rank failed for another reason.
     """
     values = {
@@ -77,7 +77,7 @@ def save_distributed(
         for name, value in state.items()
     }
     together = dist.is_available() and dist.is_initialized()
-    # Whatever fails from here on has to be known to all ranks, or they would wait for each other.
+    # All ranks must learn of a failure from here on, or they would wait for each other.
     with contextlib.ExitStack() as stack:
         writer = StreamWriter(folder, stack, memory_budget, progress, sample)
         try:
@@ -91,11 +91,11 @@ class StreamWriter(StorageWriter):
     """Writes the items of a plan to one file of this rank.
 
     Args:
-        folder: of the checkpoint; it need not exist.
-        stack: what ends the publication, after all ranks are done.
+        folder: the folder of the checkpoint; it need not exist.
+        stack: ends the publication after all ranks are done.
         memory_budget: as for `dormant.save`.
         progress: as for `dormant.save`.
-        sample: called many times meanwhile.
+        sample: a function that is called many times during the work.
 
     Attributes:
         saved: the tensors that this rank wrote.
@@ -121,7 +121,7 @@ class StreamWriter(StorageWriter):
         self._rank = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Begins a new checkpoint, elsewhere where `checkpoint_id` says so."""
+        """Begins a new checkpoint, in the folder `checkpoint_id` if it is given."""
         self._folder = Path(checkpoint_id) if checkpoint_id else self._folder
         self._save_id = str(uuid.uuid4())
 
@@ -131,31 +131,31 @@ class StreamWriter(StorageWriter):
         return "://" not in os.fspath(checkpoint_id)
 
     def storage_meta(self) -> StorageMeta | None:
-        """What `.metadata` says about this checkpoint; where it lies may change."""
+        """The metadata of this checkpoint in `.metadata`; its folder may be moved."""
         return StorageMeta(save_id=self._save_id)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Makes the folder."""
+        """Creates the folder."""
         self._rank = int(kwargs.get("rank") or 0)
         self._stack.enter_context(made_folder(self._folder))
         self._publication = self._stack.enter_context(Publication(self._folder))
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """The plan is good as it is."""
+        """Returns the plan unchanged."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """The plans are good as they are: files get their names at the end."""
+        """Returns the plans unchanged: files get their names at the end."""
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Writes everything that is this rank's, and waits with it."""
+        """Writes everything that belongs to this rank, without giving it its name."""
         done: Future[list[WriteResult]] = Future()
         done.set_result(self._write(plan, planner))
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Publishes the files of all ranks: called by the coordinator when all are complete."""
+        """Publishes the files of all ranks; the coordinator calls it when all are complete."""
         assert self._publication is not None
         publication = self._publication
         metadata.version = CURRENT_DCP_VERSION
@@ -221,11 +221,11 @@ class StreamWriter(StorageWriter):
 
 
 class _Content:
-    """What one file holds: archives of torch.save, one for each item, tied tensors once.
+    """The contents of one file: archives of torch.save, one for each item, with ties written once.
 
     Attributes:
-        places: (item, offset, length).
-        nbytes: of the file.
+        places: (item, offset, length) of each item.
+        nbytes: the size of the file.
     """
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ class _Content:
         self._saved: dict[object, SavedTensor] = {}
 
     def add(self, item: WriteItem, data: torch.Tensor | io.BytesIO) -> None:
-        """Gives an item its place.
+        """Gives an item its place in the file.
 
         Raises:
             ValueError, NotImplementedError: as by `lay_out_archive`.
@@ -266,13 +266,13 @@ class _Content:
         self.places.append((item, *self._known[key]))
 
     def saved(self) -> list[SavedTensor]:
-        """The tensors, each once."""
+        """The distinct tensors."""
         return list(self._saved.values())
 
     def plan(self) -> FilePlan:
         """How the file is written."""
         file = plan_archives(self._archives) if self._archives else FilePlan([], [], 0)
-        # Behind the last record there may be bytes that are no archive.
+        # The bytes after the last record may not belong to an archive.
         texts = [*file.texts, *self._bytes]
         ends = [offset + len(text) for offset, text in texts]
         return dataclasses.replace(file, texts=texts, nbytes=max([*ends, file.nbytes]))
@@ -284,7 +284,7 @@ class _Content:
 
 
 def _free_names(ranks: Mapping[str, int], present: set[str]) -> dict[str, str]:
-    """A name for each rank's file that no file of the folder has, in the manner of torch."""
+    """A name for each rank's file, in torch's format, that no file of the folder has."""
     number = 0
     while any(f"__{rank}_{number}.distcp" in present for rank in ranks.values()):
         number += 1
@@ -292,7 +292,7 @@ def _free_names(ranks: Mapping[str, int], present: set[str]) -> dict[str, str]:
 
 
 def _of_this_rank(error: CheckpointException, own: int) -> BaseException:
-    """What went wrong here, or else on another rank."""
+    """The error of this rank, or otherwise that of another rank."""
     failures = {rank: failure[0] for rank, failure in error.failures.items()}
     if own in failures:
         return failures[own]

@@ -1,4 +1,4 @@
-"""A folder of safetensors files: which tensors are in which, and how they replace others."""
+"""A folder of safetensors files: which tensors are in which file, and how files are replaced."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dormant.publication.publication import Replacement
 from dormant.saving.contents import Contents, SavedTensor
 
 _SUFFIX = ".safetensors"
-# transformers gives this name to the index of an adapter's files, too.
+# transformers also gives this name to the index of an adapter's files.
 _INDEX = "model.safetensors.index.json"
-# Shards, and those of a save that was killed while it gave shards the names of earlier ones.
+# Shards, and shards of a save that was killed while it gave shards the names of earlier ones.
 _SHARD = r"-\d{5}-of-\d{5}(\.[0-9a-f]{8})?\.safetensors"
 
 
@@ -23,9 +23,9 @@ class Division:
     """The files of a folder.
 
     Attributes:
-        shards: the tensors of each, by name of the file.
-        whole: the name that a single file has.
-        index: JSON that says which tensor is in which file; None of a single file.
+        shards: the tensors of each shard, by name of the file.
+        whole: the name of a single file.
+        index: JSON that says which tensor is in which file; None for a single file.
         others: names of small files beside the weights.
     """
 
@@ -85,13 +85,13 @@ def divide(contents: Contents, limit: int) -> Division:
 
 
 def replace_earlier(replacement: Replacement, division: Division) -> None:
-    """Puts the files in the place of those of an earlier save.
+    """Replaces the files of an earlier save.
 
-    Whoever reads the folder after this process was killed finds one of the two saves whole.
-    Readers take the single file before the index, and what the index says before shards. So one
-    rename, of the single file or the index, or one removal, of the single file, is the step from
-    the earlier save to this one. Where shards have the names of earlier ones there are two such
-    steps: first the index leads to the new shards under other names, then to their own names.
+    If this process is killed, the folder still has one of the two saves, complete. Readers prefer
+    the single file to the index, and the index to shards without one. Therefore one rename (of the
+    single file or the index) or one removal (of the single file) is the step from the earlier save
+    to this one. If shards have the names of earlier shards, there are two such steps: first the
+    index refers to the new shards under other names, then to their final names.
     """
     present = {path.name for path in replacement.folder.iterdir()}
     shard_of_this_model = re.compile(re.escape(division.whole.removesuffix(_SUFFIX)) + _SHARD)
@@ -109,7 +109,7 @@ def replace_earlier(replacement: Replacement, division: Division) -> None:
 
 
 def _place_shards(replacement: Replacement, division: Division, present: set[str]) -> set[str]:
-    """Returns names of shards that nothing leads to then."""
+    """Returns the names of shards that nothing refers to afterwards."""
     taken = [name for name in division.shards if name in present]
     if not taken:
         _place(replacement, [*division.shards, *division.others])
@@ -137,7 +137,7 @@ def _place_shards(replacement: Replacement, division: Division, present: set[str
 
 
 def _switch(replacement: Replacement, division: Division, index: bytes) -> None:
-    """Puts an index in its place, and has it count."""
+    """Puts an index in its place, so that it becomes valid."""
     replacement.write(_INDEX, index)
     replacement.place(_INDEX)
     replacement.sync()

@@ -1,7 +1,7 @@
-"""A model of transformers as its own `save_pretrained` writes it: which tensors, names and files.
+"""The tensors, names and files that `save_pretrained` of a transformers model writes.
 
 It follows `PreTrainedModel.save_pretrained` in transformers/modeling_utils.py, and calls the
-library wherever that asks for no address: lazy tensors have none, which rules out
+library unless the library needs addresses, which lazy tensors do not have. This excludes
 `remove_tied_weights_from_state_dict` and the ids of huggingface_hub's
 `split_torch_state_dict_into_shards`.
 """
@@ -34,21 +34,22 @@ from dormant.tensors.identity import identity
 
 
 def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
-    """What `model.save_pretrained` would write; of lazy tensors lazy ones.
+    """What `model.save_pretrained` would write; lazy tensors stay lazy.
 
     Args:
         model: a `transformers.PreTrainedModel`.
-        configuration: whether config.json and its like are wanted.
+        configuration: whether config.json and similar files are included.
 
     Raises:
-        ValueError: the library cannot save how it is quantized, or the format its tensors.
-        NotImplementedError: a tensor subclass made of other tensors; or the class of a model with
-            adapters has a `save_pretrained` of its own.
+        ValueError: the library cannot save how the model is quantized, or the format cannot store
+            its tensors.
+        NotImplementedError: a tensor subclass is made of other tensors; or the class of a model
+            with adapters overrides `save_pretrained`.
     """
     adapters = bool(getattr(model, "_hf_peft_config_loaded", False))
     if adapters and _has_own_way(model):
         raise NotImplementedError(
-            f"save: {type(model).__name__} saves adapters by a save_pretrained of its own. "
+            f"save: {type(model).__name__} overrides save_pretrained to save adapters. "
             "Materialize the model and call model.save_pretrained(folder)."
         )
     state, metadata = _quantized_state(model, adapters)
@@ -71,7 +72,7 @@ def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
         tensors = checked_tensors(loading.revert_weight_conversion(model, tensors))
     return Contents(
         [
-            # The library counts a storage once, and all of it, where tensors share one.
+            # The library counts all of a storage, once, if tensors share it.
             SavedTensor(names.get(name, [name]), t, _C.storage_id(t), _C.storage_nbytes(t))
             for name, t in tensors.items()
         ],
@@ -83,7 +84,7 @@ def pretrained_contents(model: Any, *, configuration: bool) -> Contents:
 
 
 def _quantized_state(model: Any, adapters: bool) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """State dict and metadata of a quantizer that has its own; else None."""
+    """The state dict and metadata of a quantizer that provides them; else None."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None:
         return None, {}
@@ -98,7 +99,7 @@ def _quantized_state(model: Any, adapters: bool) -> tuple[dict[str, Any] | None,
 
 
 def _with_offloaded(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state` with what accelerate has offloaded to files of safetensors, lazily."""
+    """`state` with the tensors that accelerate offloaded to safetensors files, lazily."""
     load = sys.modules["transformers.integrations.accelerate"].load_offloaded_parameter
     loaded: dict[object, torch.Tensor] = {}
 
@@ -119,8 +120,9 @@ def _with_offloaded(model: Any, state: Mapping[str, Any]) -> dict[str, Any]:
 def _without_ties(state: Mapping[str, torch.Tensor], tied: list[str]) -> list[SavedTensor]:
     """Each tensor under the names that the library keeps.
 
-    Where it would refuse (names of one tensor that the model does not declare to be tied, tensors
-    that overlap), reading the file again must give all of them: each is written by itself.
+    In cases that the library refuses (names of one tensor that the model does not declare to be
+    tied, tensors that overlap), reading the file must give all of them, so each is written
+    separately.
     """
     shared = {name for names in by_storage(state).values() if len(names) > 1 for name in names}
     position = {name: place for place, name in enumerate(state)}
@@ -138,7 +140,7 @@ def _without_ties(state: Mapping[str, torch.Tensor], tied: list[str]) -> list[Sa
 
 
 def _configuration(model: Any, adapters: bool) -> dict[str, bytes]:
-    """The small files, by name. The model stays as it is."""
+    """The small files, by name. The model is not changed."""
     with tempfile.TemporaryDirectory() as folder:
         if adapters:
             active = model.active_adapters()
@@ -175,7 +177,7 @@ def _has_own_way(model: Any) -> bool:
 
 
 def _save_without_tensors(model: Any, folder: str) -> None:
-    """Runs the `save_pretrained` of a class that has its own, for the small files that it adds."""
+    """Runs a class's own `save_pretrained` for the small files that it adds."""
     twin = copy.copy(model)
     for name in ("config", "generation_config"):  # which the library changes
         if name in vars(model):

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: which tensor's bytes lie where.
+"""The header of a safetensors file, which gives the positions of the tensors' bytes.
 
 A file is the length of the header (8 bytes, little endian), the header (JSON), and the tensors'
 bytes, one after the other (https://github.com/huggingface/safetensors, "Format").
@@ -13,21 +13,21 @@ import torch
 
 from dormant._extension import _C
 
-# The format's dtypes, and how many of its elements each one of PyTorch's is.
+# The format's dtypes, and how many of its elements one element of PyTorch is.
 _DTYPES = _C.safetensors_dtypes()
 
 METADATA_KEY = "__metadata__"
-# What readers that serve several frameworks ask for.
+# The metadata that readers for several frameworks need.
 PYTORCH = {"format": "pt"}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything in one file lies.
+    """The positions of everything in one file.
 
     Attributes:
         prefix: the bytes before the first tensor.
-        offsets: for each name the place in the file of its first byte.
+        offsets: the position of the first byte of each name.
         nbytes: size of the file.
     """
 
@@ -37,7 +37,7 @@ class Layout:
 
 
 def obstacle(tensor: torch.Tensor) -> str | None:
-    """Why the format cannot hold a tensor of this dtype and shape; None where it can."""
+    """Why the format cannot store a tensor of this dtype and shape; None if it can."""
     if tensor.dtype not in _DTYPES:
         return f"the format has no {tensor.dtype}"
     if _DTYPES[tensor.dtype] > 1 and tensor.dim() == 0:
@@ -48,11 +48,11 @@ def obstacle(tensor: torch.Tensor) -> str | None:
 def lay_out_file(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> Layout:
-    """Lays tensors out in a file; looks at their dtypes and shapes only.
+    """Lays out tensors in a file; uses only their dtypes and shapes.
 
     Args:
-        tensors: by name; none has an `obstacle`.
-        metadata: what the header says besides; by default that PyTorch's tensors are in the file.
+        tensors: the tensors by name; none has an `obstacle`.
+        metadata: the metadata in the header; by default, it says that the tensors are of PyTorch.
 
     Raises:
         ValueError: the header would be longer than readers accept, or a name is not Unicode.

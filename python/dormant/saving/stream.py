@@ -1,4 +1,4 @@
-"""Files whose layout is known before anything is written, filled in a stream."""
+"""Streams data to files whose layout is known before anything is written."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dormant._extension import _C
 from dormant.publication.publication import Publication, write_bytes
 from dormant.reporting.progress import Callback, following
 
-# Of an open file (descriptor, path for messages); told how many bytes it has gone through.
+# Takes an open file (descriptor, path for messages); calls back with the number of bytes read.
 Seal = Callable[[int, Path, Callable[[int], None]], None]
 
 
 @dataclass(frozen=True)
 class FilePlan:
-    """What one file will hold.
+    """The planned contents of one file.
 
     Attributes:
-        texts: bytes, each with the place in the file of the first.
-        tensors: the same of tensors; lazy ones stay lazy.
-        nbytes: size of the file, as far as it is not the matter of `seal`.
+        texts: bytes, each with its position in the file.
+        tensors: tensors, each with its position in the file; lazy ones stay lazy.
+        nbytes: size of the file, without the part that `seal` writes.
         seal: finishes a file whose tensors are written; it reads all of them again.
     """
 
@@ -35,7 +35,7 @@ class FilePlan:
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of the tensors."""
+        """The bytes of the tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor, _ in self.tensors)
 
 
@@ -51,16 +51,16 @@ def write_files(
     """Creates and fills files; `publication` gives them their names later.
 
     Args:
-        publication: of their folder.
-        plans: by name of the file.
-        title: of the progress bar.
+        publication: the publication of their folder.
+        plans: the plans by name of the file.
+        title: the title of the progress bar.
         memory_budget: as for `dormant.save`.
         progress: as for `dormant.save`, in bytes of tensors.
-        sample: called many times meanwhile.
+        sample: a function that is called many times during the work.
 
     Raises:
-        OSError: the system refused to write, as on a full device; with its errno.
-        ValueError: `memory_budget` is too small to work in.
+        OSError: the system refused to write, as on a full device; has its errno.
+        ValueError: `memory_budget` is too small.
     """
     total = sum(plan.tensor_bytes for plan in plans.values())
     publication.check_room(sum(plan.nbytes for plan in plans.values()))
@@ -85,7 +85,7 @@ def _fill(
     memory_budget: int | None,
     on_step: Callable[[int], None],
 ) -> None:
-    # Bytes that are read again count half when they are written.
+    # If bytes are read again, half of their progress counts when they are written.
     rounds = 1 if plan.seal is None else 2
     for offset, text in plan.texts:
         write_bytes(descriptor, text, offset, path)
@@ -100,7 +100,7 @@ def _fill(
     if written != plan.nbytes:
         raise OSError(
             f"save: {path} has {written} bytes after writing, expected {plan.nbytes}. Another "
-            "process changed it meanwhile; save again."
+            "process changed it; save again."
         )
     if plan.seal is not None:
         read = 0

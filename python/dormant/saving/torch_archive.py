@@ -1,4 +1,4 @@
-"""Files as torch.save writes them, of lazy tensors, in a stream.
+"""Streams lazy tensors to files in the format of torch.save.
 
 The layout is that of PyTorch's caffe2/serialize/inline_container.h: a zip file without compression
 whose record `data.pkl` refers to records `data/KEY` with the bytes of storages.
@@ -34,13 +34,13 @@ _PROTOCOL = 2  # that of torch.save
 
 @dataclass(frozen=True)
 class Archive:
-    """What a file of torch.save will hold, before it has a place.
+    """The planned contents of a file of torch.save.
 
     Attributes:
         texts: the small records, each with its offset in the archive.
-        tensors: the same of tensors.
-        layout: where the records lie.
-        nbytes: size of the whole.
+        tensors: the tensors, each with its offset in the archive.
+        layout: the positions of the records.
+        nbytes: size of the archive.
     """
 
     texts: list[tuple[int, bytes]]
@@ -50,13 +50,13 @@ class Archive:
 
     @property
     def end_of_records(self) -> int:
-        """Where the last record ends, behind which there is the directory."""
+        """The end of the last record, which is followed by the directory."""
         last = self.layout.records[-1]
         return last.offset + last.nbytes
 
 
 def plan_torch_archive(value: Any) -> FilePlan:
-    """Lays out the file that torch.save would write of an object, with all tensors in it.
+    """Lays out the file that torch.save would write for an object and all tensors in it.
 
     Raises:
         ValueError, NotImplementedError: as by `lay_out_archive`.
@@ -65,7 +65,7 @@ def plan_torch_archive(value: Any) -> FilePlan:
 
 
 def plan_archives(archives: Sequence[tuple[int, Archive]]) -> FilePlan:
-    """A file of archives, each with the offset at which it begins, in order."""
+    """Lays out a file of several archives, given with their offsets in order."""
     begin, last = archives[-1]
 
     def seal(descriptor: int, path: Path, on_read: Callable[[int], None]) -> None:
@@ -88,19 +88,19 @@ def plan_archives(archives: Sequence[tuple[int, Archive]]) -> FilePlan:
 def lay_out_archive(value: Any, *, location: str | None = None) -> Archive:
     """Lays out an archive of an object with all tensors in it.
 
-    Tensors that share elements share them when they are loaded, with their strides. A tensor
-    beside which nothing sees its storage gets just its elements, where torch.save writes all of
-    the storage.
+    Tensors that share elements also share them after loading, with their strides. If only one
+    tensor uses a storage, only its elements are written, whereas torch.save writes the whole
+    storage.
 
     Args:
-        value: names to tensors, or whatever can be pickled.
-        location: the device that tensors are loaded to unless the reader says otherwise; None
-            means that on which each is.
+        value: names to tensors, or any object that can be pickled.
+        location: the device to which tensors are loaded by default; None means the device of each
+            tensor.
 
     Raises:
-        ValueError: tensors without values or of other layouts, all of them listed, or something
-            that cannot be pickled.
-        NotImplementedError: a tensor subclass made of other tensors.
+        ValueError: tensors have no values or another layout (all of them are listed), or something
+            cannot be pickled.
+        NotImplementedError: a tensor subclass is made of other tensors.
     """
     named = value.items() if isinstance(value, Mapping) else ()
     found = _Found({id(tensor): repr(name) for name, tensor in named})
@@ -170,10 +170,10 @@ class _Record:
 
 
 class _Records:
-    """Which elements are written, and where the tensors lie in them.
+    """The elements that are written, and the positions of the tensors in them.
 
     Args:
-        tensors: all that are written.
+        tensors: all tensors that are written.
         location: as for `lay_out_archive`.
     """
 
@@ -184,7 +184,7 @@ class _Records:
         distinct = {identity(tensor): tensor for tensor in tensors}
         storages: dict[object, list[torch.Tensor]] = {}
         for key, tensor in distinct.items():
-            # Bits of a view say how its elements are to be read; their values are written.
+            # The bits of a view say how to read its elements; the resulting values are written.
             alone = tensor.is_conj() or tensor.is_neg() or tensor.numel() == 0
             of_one = key if alone else (_C.storage_id(tensor), tensor.dtype)
             storages.setdefault(of_one, []).append(tensor)
@@ -193,7 +193,7 @@ class _Records:
                 self._add(run)
 
     def _add(self, run: list[torch.Tensor]) -> None:
-        """Writes tensors that share elements."""
+        """Adds tensors that share elements."""
         first = run[0]
         begin, end = int(first.storage_offset()), max(map(_end, run))
         if len(run) == 1 and not _is_dense(first):
@@ -230,7 +230,7 @@ class _Records:
 
 
 def _end(tensor: torch.Tensor) -> int:
-    """Behind the last element that a tensor, which has some, sees in its storage."""
+    """The end of the last element of a non-empty tensor in its storage."""
     extent = sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
@@ -238,7 +238,7 @@ def _end(tensor: torch.Tensor) -> int:
 
 
 def _overlapping(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Runs of tensors of one storage whose elements lie between each other."""
+    """Groups of tensors of one storage whose ranges of elements overlap."""
     runs: list[list[torch.Tensor]] = []
     end = 0
     for tensor in sorted(tensors, key=lambda tensor: int(tensor.storage_offset())):
@@ -251,7 +251,7 @@ def _overlapping(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements of a tensor are all that lies between its first and its last one."""
+    """Whether a tensor has all elements between its first and its last one."""
     if tensor.numel() == 0 or tensor.is_conj() or tensor.is_neg():
         return False
     expected = 1
@@ -265,7 +265,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles tensors by a function, and records by their persistent ids."""
+    """Pickles tensors with a function, and records by their persistent ids."""
 
     def __init__(self, file: io.BytesIO, reduce: Callable[[torch.Tensor], Reduced]) -> None:
         super().__init__(file, _PROTOCOL)
@@ -302,8 +302,8 @@ def _checksum(
         if len(data) != count:
             raise OSError(
                 errno.EIO,
-                f"dormant: save: {path} gave {len(data)} of {count} bytes at offset {begin} after "
-                "writing. Another process changed it meanwhile",
+                f"dormant: save: read {len(data)} of {count} bytes of {path} at offset {begin} "
+                "after writing. Another process changed the file",
             )
         checksum = zlib.crc32(data, checksum)
         on_read(count)

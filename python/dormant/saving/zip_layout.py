@@ -1,7 +1,7 @@
-"""A zip file without compression: where each record lies, and the headers around them.
+"""The layout of a zip file without compression: the positions of records, and their headers.
 
-The format is that of PKWARE's APPNOTE.TXT; what is beyond 4 GiB takes its zip64 extension. Sizes
-are known before anything is written, so records can be written in any order.
+The format is that of PKWARE's APPNOTE.TXT, with its zip64 extension for more than 4 GiB. Sizes are
+known before anything is written, so records can be written in any order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Record:
         name: its name.
         nbytes: its size.
         header: offset of its header.
-        offset: of its first byte.
+        offset: offset of its first byte.
     """
 
     name: bytes
@@ -48,12 +48,12 @@ class ZipLayout:
 
     @property
     def nbytes(self) -> int:
-        """Size of the file, with everything that `headers` gives."""
+        """Size of the file, including everything that `headers` returns."""
         *_, (offset, directory) = self.headers([0] * len(self.records))
         return offset + len(directory)
 
     def add(self, name: str, nbytes: int) -> Record:
-        """A record after the others, at an aligned place."""
+        """Adds a record after the others, at an aligned position."""
         encoded = name.encode("ascii")
         fixed = _LOCAL_HEADER.size + len(encoded) + len(_zip64_sizes(nbytes)) + 4
         header = self._end
@@ -89,7 +89,7 @@ class ZipLayout:
 
 
 def _zip64_sizes(nbytes: int) -> bytes:
-    """The field with both sizes of a record, where its header has no room for them."""
+    """The field with both sizes of a record, if its header has no room for them."""
     return struct.pack("<HHQQ", _ZIP64_TAG, 16, nbytes, nbytes) if nbytes >= _MOST_32 else b""
 
 

@@ -1,8 +1,8 @@
-"""Tensor-parallel sets: parts of a model merged, split and divided anew, lazily.
+"""Tensor-parallel sets: merges, splits and reshards the parts of a model, lazily.
 
-A set is a list with a mapping of names to tensors for each rank, as LLaMA's `consolidated.NN.pth`
-files hold them. Everything here composes `narrow`, `cat` and `clone`: of lazy tensors the results
-are lazy, and reading one of them reads only the bytes it is made of.
+A set is a list with one mapping from names to tensors for each rank, as in LLaMA's
+`consolidated.NN.pth` files. Everything here composes `narrow`, `cat` and `clone`, so the results of
+lazy tensors are lazy, and materializing one of them reads only the bytes that it is made from.
 
 Example:
     >>> import torch

@@ -1,4 +1,4 @@
-"""Replicas: whether parts that should hold the same tensor do, bit for bit."""
+"""Checks that parts which should hold the same tensor do so, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _BLOCK_BYTES = 8 << 20  # of all replicas together, so large ones never exist wh
 def check_replicas(operation: str, name: str, replicas: Sequence[torch.Tensor]) -> None:
     """Fails unless all replicas of a tensor have the same bits.
 
-    Lazy tensors stay lazy: blocks of them are computed and dropped.
+    Lazy tensors stay lazy: their blocks are computed and dropped.
 
     Args:
-        operation: who asks, for the message.
+        operation: the operation that the user called, for the message.
         name: the tensor's name.
         replicas: one tensor for each part, of one dtype and shape.
 
     Raises:
-        ValueError: they differ; says where first.
+        ValueError: they differ; the message says where they first do.
 
     Example:
         >>> import torch
@@ -36,7 +36,7 @@ def check_replicas(operation: str, name: str, replicas: Sequence[torch.Tensor]) 
 part 0's, pass check=False.
     """
     first = replicas[0]
-    # What an unsharded model gave to all parts needs no look.
+    # A tensor that an unsharded model gave to all parts need not be checked.
     others = {
         part: replica
         for part, replica in enumerate(replicas)
@@ -63,7 +63,7 @@ part 0's, pass check=False.
 
 def _block(tensor: torch.Tensor, begin: int, count: int) -> torch.Tensor:
     flat = tensor.detach().reshape(-1).narrow(0, begin, count)
-    # A copy comes to life without the tensor.
+    # A copy can be materialized without the tensor.
     return flat.clone() if _C.is_lazy(tensor) else flat
 
 

@@ -1,4 +1,4 @@
-"""Rules: how the tensors of a model are divided among the ranks of tensor parallelism."""
+"""Rules say how the tensors of a model are divided among the ranks of tensor parallelism."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 @dataclass(frozen=True)
 class Sharded:
-    """Each part holds a run of a dimension, in the order of the parts.
+    """Each part holds a contiguous range of a dimension, in the order of the parts.
 
-    Where the parts cannot be equal, the first ones are larger, as in `torch.tensor_split`.
+    If the parts cannot be equal, the first ones are larger, as in `torch.tensor_split`.
 
     Attributes:
         dim: the dimension that is divided.
-        unit: a part holds a multiple of this many indices: the size of a head, say, where parts
+        unit: a part holds a multiple of this many indices, such as the size of a head if parts
             must hold whole heads.
     """
 
@@ -51,8 +51,8 @@ VOCABULARY = Sharded(0)
 
 REPLICATED = Replicated()
 
-# Which classes LLaMA's and LLaMA2-Accessory's models are made of, and along which dimension these
-# divide: facebookresearch/llama, llama/model.py; Alpha-VLLM/LLaMA2-Accessory,
+# The classes of LLaMA's and LLaMA2-Accessory's models, and the dimensions along which they divide,
+# are in facebookresearch/llama, llama/model.py; Alpha-VLLM/LLaMA2-Accessory,
 # accessory/model/LLM/*.py, accessory/model/peft.py and accessory/util/tensor_parallel.py.
 LLAMA: Rules = {
     # Encoders that every rank holds; they come first, since they too have layers named "norm".
@@ -98,15 +98,15 @@ LLAMA3: Rules = {**LLAMA, "tok_embeddings.weight": VOCABULARY}
 
 
 def match(rules: Rules, name: str) -> Rule | None:
-    """The first rule whose pattern fits a tensor's name.
+    """The first rule whose pattern matches a tensor's name.
 
     Args:
         rules: patterns to rules, in order. A pattern is as in `fnmatch`, where `*` stands for any
-            text; it has to fit the whole name, or all of it that follows one of its dots.
+            text; it must match the whole name, or everything after one of its dots.
         name: the tensor's name.
 
     Returns:
-        The rule; None where no pattern fits.
+        The rule; None if no pattern matches.
 
     Example:
         >>> match({"w[qkv].weight": COLUMN}, "layers.0.attention.wq.weight")
@@ -119,13 +119,13 @@ def match(rules: Rules, name: str) -> Rule | None:
 
 
 def llama_rules(parts: Sequence[Mapping[str, torch.Tensor]]) -> Rules:
-    """LLaMA's rules, those of its version 3 where the shapes of several parts tell so.
+    """LLaMA's rules, or those of its version 3 if the shapes of several parts show this.
 
     Args:
-        parts: what the ranks hold. One part alone has the same shapes in every version.
+        parts: the tensors of each rank. A single part has the same shapes in every version.
 
     Returns:
-        `LLAMA3` where each part's embedding has as many features as the norm; else `LLAMA`.
+        `LLAMA3` if the embedding of each part has as many features as the norm; else `LLAMA`.
     """
     if len(parts) < 2:
         return LLAMA

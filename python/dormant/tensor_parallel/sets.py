@@ -1,4 +1,4 @@
-"""Parts of a model merged, split and divided anew, lazily."""
+"""Merges, splits and reshards the parts of a model, lazily."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ State = Mapping[str, torch.Tensor]
 def merge(
     parts: Sequence[State], *, rules: Rules | None = None, check: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Joins the parts of all ranks to the whole model.
+    """Merges the parts of all ranks to the whole model.
 
     Args:
-        parts: what each rank holds, in the order of the ranks.
-        rules: how each tensor is divided, by patterns of names (see `parallel_rules.match`); None
-            means LLaMA's, whose version is told by the shapes.
-        check: compare replicated tensors, which are read for that, block by block. False takes
-            part 0's.
+        parts: the tensors of each rank, in the order of the ranks.
+        rules: how each tensor is divided, by patterns of names. A pattern must match the whole
+            name, or everything after one of its dots. None means LLaMA's rules; the shapes tell the
+            version.
+        check: compares replicated tensors, which are read block by block for this. False skips the
+            check and takes the tensors of part 0.
 
     Returns:
-        Names to whole tensors, in the order of part 0; lazy where the parts are lazy. What is
+        Names to whole tensors, in the order of part 0; lazy if the parts are lazy. A tensor that is
         replicated, or has only one part, is the same tensor as in part 0.
 
     Raises:
-        KeyError: names that some parts lack, or that no rule fits; all of them.
-        ValueError: there are no parts, they do not fit together (all tensors that do not are
-            listed), or a replicated tensor differs between them (part and first element).
+        KeyError: some parts lack names, or no rule matches a name; the message lists all of them.
+        ValueError: there are no parts; parts do not match each other (all tensors are listed); or a
+            replicated tensor differs between them (the message gives the part and first element).
 
     Example:
         >>> import torch
@@ -55,23 +56,24 @@ def merge(
 def split(state: State, count: int, *, rules: Rules | None = None) -> list[dict[str, torch.Tensor]]:
     """Divides a whole model among ranks.
 
-    Where a size is a multiple of `count`, the parts are those of fairscale and Megatron; where it
-    is not, which these refuse, those of `torch.tensor_split`: the first parts have one more.
+    If a size is a multiple of `count`, the parts are those of fairscale and Megatron. Otherwise,
+    which these libraries refuse, they are those of `torch.tensor_split`: the first parts have one
+    more index.
 
     Args:
         state: the whole model, by names.
-        count: how many parts.
-        rules: as for `merge`; None means those of LLaMA 1 and 2, since the shapes of a whole model
-            do not tell the version. For LLaMA 3 pass `LLAMA3`.
+        count: the number of parts.
+        rules: as for `merge`; None means the rules of LLaMA 1 and 2, because the shapes of a whole
+            model do not tell the version. For LLaMA 3, pass `LLAMA3`.
 
     Returns:
-        What each rank holds; lazy where `state` is. What is cut gets memory of its own, what is not
-        is the same tensor as in `state`, in all parts.
+        The tensors of each rank; lazy if `state` is lazy. Divided tensors get their own memory;
+        tensors that are not divided are the same tensor as in `state`, in all parts.
 
     Raises:
-        KeyError: names that no rule fits; all of them.
-        ValueError: `count` is less than one, or tensors cannot be divided by their rule; all of
-            them.
+        KeyError: no rule matches a name; the message lists all such names.
+        ValueError: `count` is less than one, or tensors cannot be divided by their rule (all of
+            them are listed).
 
     Example:
         >>> import torch
@@ -84,21 +86,22 @@ def split(state: State, count: int, *, rules: Rules | None = None) -> list[dict[
 def reshard(
     parts: Sequence[State], count: int, *, rules: Rules | None = None, check: bool = True
 ) -> list[dict[str, torch.Tensor]]:
-    """Divides anew what other ranks held: equal to `split(merge(parts), count)`.
+    """Divides a set of parts for another number of ranks, as `split(merge(parts), count)`.
 
-    No tensor is formed whole, not even one that is real.
+    No whole tensor is created, even from real parts.
 
     Args:
-        parts: what each rank held, in the order of the ranks.
-        count: how many parts are wanted.
+        parts: the tensors of each old rank, in the order of the ranks.
+        count: the number of new parts.
         rules: as for `merge`.
         check: as for `merge`.
 
     Returns:
-        What each rank holds; lazy where the parts are. A rank takes its own and drops the rest.
+        The tensors of each new rank; lazy if the parts are lazy. A rank takes its own part and
+        drops the others.
 
     Raises:
-        KeyError: names that some parts lack, or that no rule fits; all of them.
+        KeyError: some parts lack names, or no rule matches a name; the message lists all of them.
         ValueError: as for `merge` and `split`.
 
     Example:
@@ -111,20 +114,20 @@ def reshard(
 
 
 def apply_diffs(base: State, diffs: Sequence[State]) -> dict[str, torch.Tensor]:
-    """Adds differences to a model, one after another, as LLaMA2-Accessory's model-diff files.
+    """Adds differences, such as LLaMA2-Accessory's model-diff files, to a model, one by one.
 
-    Each sum is taken and rounded in the dtype of `base`, to which the difference is cast.
+    Each sum is computed and rounded in the dtype of `base`, to which the difference is cast.
 
     Args:
         base: names to tensors.
-        diffs: differences to add, in order. A name that is new is taken as it is, and later ones
-            are added to it.
+        diffs: differences to add, in order. A name that is not in `base` is taken unchanged, and
+            later differences are added to it.
 
     Returns:
-        Names to sums, first those of `base`; lazy where a summand is. `base` stays as it is.
+        Names to sums, first those of `base`; lazy if a summand is lazy. `base` is not changed.
 
     Raises:
-        ValueError: shapes differ, or a value is no tensor; all names are listed.
+        ValueError: shapes differ, or a value is not a tensor; the message lists all names.
 
     Example:
         >>> import torch
@@ -156,7 +159,7 @@ def apply_diffs(base: State, diffs: Sequence[State]) -> dict[str, torch.Tensor]:
 
 
 def _sum(tensor: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
-    # Outside the context a sum of lazy tensors would bring them to life.
+    # Outside the context, a sum of lazy tensors would materialize them.
     with lazy_init():
         return tensor + difference.to(tensor.dtype)
 
@@ -168,7 +171,7 @@ def _reshard(
         raise ValueError(f"{operation}: count must be at least 1, got {count}.")
     if not parts:
         raise ValueError(f"{operation}: there are no parts; pass one mapping for each rank.")
-    # A checkpoint makes a tensor for each access; all that follows has to see the same ones.
+    # A checkpoint creates a tensor for each access; all later code has to use the same tensors.
     parts = [dict(part) for part in parts]
     _check_names(operation, parts)
     _check_values(operation, parts)
@@ -201,22 +204,22 @@ def _divide(
     divided = rule(tensors, count)
     if len(divided) != count or any(_no_tensor(tensor) for tensor in divided):
         raise ValueError(
-            f"{operation}: the rule of {name!r} gave "
+            f"{operation}: the rule for {name!r} returned "
             f"{[type(tensor).__name__ for tensor in divided]}, expected {count} tensors. "
-            "A rule of one's own takes the parts and how many are wanted."
+            "A function as a rule takes the parts and the number of parts to return."
         )
     return divided
 
 
 def _cuts(size: int, count: int, unit: int) -> list[int]:
-    """Where parts begin, and where the last ends."""
+    """The beginnings of the parts, and the end of the last."""
     units = size // unit
     share, more = divmod(units, count)
     return [(index * share + min(index, more)) * unit for index in range(count + 1)]
 
 
 def _run(tensors: list[torch.Tensor], dim: int, begin: int, end: int) -> torch.Tensor:
-    """Indices [begin, end) of the parts laid end to end; a copy, unless it is one part."""
+    """Indices [begin, end) of the concatenated parts; a copy, unless it is exactly one part."""
     pieces = []
     offset = 0
     for tensor in tensors:
@@ -231,7 +234,7 @@ def _run(tensors: list[torch.Tensor], dim: int, begin: int, end: int) -> torch.T
     if pieces and any(pieces[0] is tensor for tensor in tensors):
         return pieces[0]
     piece = pieces[0] if pieces else tensors[0].narrow(dim, 0, 0)
-    # A view would keep, and bring to life, the whole.
+    # A view would keep the whole tensor and materialize it.
     return piece.clone(memory_format=torch.contiguous_format)
 
 
@@ -245,7 +248,7 @@ def _check_names(operation: str, parts: Sequence[State]) -> None:
     if lacking:
         raise NamesError(
             f"{operation}: {len(lacking)} of {len(names)} names are missing: {'; '.join(lacking)}. "
-            "All parts must hold the same names: are these the parts of one model?"
+            "All parts must have the same names. Check that they belong to one model."
         )
 
 
@@ -258,8 +261,8 @@ def _check_values(operation: str, parts: Sequence[State]) -> None:
     ]
     if problems:
         raise ValueError(
-            f"{operation}: {len(problems)} values are no tensors: {'; '.join(problems)}. Leave "
-            "them out, or unwrap the mapping that holds the tensors."
+            f"{operation}: these values are not tensors: {'; '.join(problems)}. Leave them out, or "
+            "pass the mapping that holds the tensors."
         )
 
 
@@ -268,9 +271,9 @@ def _match_all(operation: str, rules: Rules, part: State) -> dict[str, Rule]:
     unknown = [repr(name) for name, rule in found.items() if rule is None]
     if unknown:
         raise NamesError(
-            f"{operation}: no rule fits {len(unknown)} of {len(found)} names: "
-            f"{', '.join(unknown)}. Add patterns for them, or, if every rank holds them whole: "
-            'rules={**LLAMA, "*": REPLICATED}.'
+            f"{operation}: no rule matches {len(unknown)} of {len(found)} names: "
+            f"{', '.join(unknown)}. Add patterns for them, or pass "
+            'rules={**LLAMA, "*": REPLICATED} if every rank holds them whole.'
         )
     return {name: rule for name, rule in found.items() if rule is not None}
 
@@ -285,14 +288,14 @@ def _check_shapes(
     ]
     if problems:
         raise ValueError(
-            f"{operation}: {len(problems)} of {len(tensors)} tensors do not fit their rules: "
-            f"{'; '.join(problems)}. Are these the parts of one model, in order, and are the "
-            "rules its own?"
+            f"{operation}: {len(problems)} of {len(tensors)} tensors do not match their rules: "
+            f"{'; '.join(problems)}. Check that these are the parts of one model, in order, and "
+            "that the rules are those of the model."
         )
 
 
 def _misfit(parts: list[torch.Tensor], rule: Rule) -> str | None:
-    """Why parts cannot be of one tensor that is divided by `rule`; None where they can."""
+    """Why parts cannot belong to one tensor that is divided by `rule`; None if they can."""
     first = parts[0]
     for index, part in enumerate(parts):
         if part.dtype != first.dtype:
@@ -304,7 +307,7 @@ def _misfit(parts: list[torch.Tensor], rule: Rule) -> str | None:
             if part.shape != first.shape:
                 return (
                     f"part {index} has shape {_sizes(part)}, part 0 has {_sizes(first)}, expected "
-                    "the same in all parts, as it is replicated"
+                    "the same in all parts, because it is replicated"
                 )
     if not isinstance(rule, Sharded):
         return None

@@ -1,1 +1,1 @@
-"""What tensors are and where they hang: storages, what is reachable, names, conversions."""
+"""Properties of tensors and of objects that hold them: storages, reachability, names, dtypes."""

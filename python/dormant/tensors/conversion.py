@@ -1,4 +1,4 @@
-"""Changes of dtype and device that keep identity exactly as `module.to` does."""
+"""Changes of dtype and device that keep the identity of tensors exactly as `module.to` does."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ _UNKNOWN = object()
 
 
 def convert(roots: Iterable[tuple[str, object]], conversion: Conversion) -> None:
-    """Applies `conversion` under `roots`, each tensor once, in place.
+    """Applies `conversion` to each tensor under `roots` once, in place.
 
-    In a module it reaches what `module.to` reaches: parameters (the objects stay), buffers
-    (replaced by new objects), gradients. Tensors given outside a module stay the same objects.
+    In a module, it converts what `module.to` converts: parameters (which stay the same objects),
+    buffers (which are replaced by new objects) and gradients. Tensors outside of a module stay the
+    same objects.
 
     Args:
         roots: (name, object) pairs.
-        conversion: maps a tensor to the converted one, or to itself.
+        conversion: returns the converted tensor, or the tensor itself.
     """
     for _, root in roots:
         if isinstance(root, torch.nn.Module):
@@ -38,12 +39,12 @@ def convert(roots: Iterable[tuple[str, object]], conversion: Conversion) -> None
 
 
 def convert_dtype(roots: Iterable[tuple[str, object]], dtype: torch.dtype) -> None:
-    """Gives floating point and complex tensors another dtype, as `from_pretrained(dtype=)` does.
+    """Casts floating-point and complex tensors as `from_pretrained(dtype=)` does.
 
-    In a module these are the parameters and the persistent buffers. Other buffers are tables that
-    the module computes itself, such as rotary frequencies: rounded, they change what a model says.
-    What a model of transformers or diffusers keeps in float32 under this dtype is float32
-    afterwards.
+    In a module, this applies to parameters and persistent buffers. Other buffers are tables that
+    the module computes itself, such as rotary frequencies; rounding them would change the model's
+    outputs. Tensors that a model of transformers or diffusers keeps in float32 for this dtype are
+    float32 afterwards.
 
     Args:
         roots: (name, object) pairs.
@@ -67,7 +68,7 @@ def _exceptions(root: torch.nn.Module, dtype: torch.dtype) -> dict[int, torch.dt
     found: dict[int, torch.dtype] = {}
     converted: set[int] = set()
     for module in root.modules():
-        # TorchScript modules have no such set.
+        # TorchScript modules do not have this set.
         own = getattr(module, "_non_persistent_buffers_set", ())
         for name, buffer in module.named_buffers(recurse=False):
             if name in own:
@@ -96,17 +97,17 @@ def _kept_by_library(
 ) -> Callable[[str], torch.dtype | None] | None:
     """The dtypes in which a model of transformers or diffusers keeps tensors, by their names.
 
-    None where the module is of neither. In them only the outermost model is asked.
+    None if the module is of neither library. Only the outermost model is asked.
     """
     plan = getattr(module, "_get_dtype_plan", None)
     if plan is not None:
-        # transformers/modeling_utils.py; it looks for them as build_glob_alternation does.
+        # transformers/modeling_utils.py; the patterns match as in build_glob_alternation.
         patterns = [(re.compile(key.replace("*", ".*")), to) for key, to in plan(dtype).items()]
         return lambda name: next((to for pattern, to in patterns if pattern.search(name)), None)
     names: Any = getattr(module, "_keep_in_fp32_modules", _UNKNOWN)
     if names is _UNKNOWN:
         return None
-    # diffusers/models/model_loading_utils.py, load_model_dict_into_meta: whatever the dtype is.
+    # diffusers/models/model_loading_utils.py, load_model_dict_into_meta: for any dtype.
     parts = {names} if isinstance(names, str) else set(names or ())
     return lambda name: None if parts.isdisjoint(name.split(".")) else torch.float32
 
@@ -118,7 +119,8 @@ def _replace(tensor: torch.Tensor, conversion: Conversion) -> None:
             return
         if is_wrapper(tensor):
             raise NotImplementedError(
-                f"materialize: a {type(tensor).__name__} outside a module cannot change dtype or "
-                "device in place. Pass the module that holds it, or convert it first with .to()."
+                f"materialize: a {type(tensor).__name__} outside of a module cannot change its "
+                "dtype or device in place. Pass the module that holds it, or convert it first with "
+                ".to()."
             )
         tensor.data = converted

@@ -1,4 +1,4 @@
-"""Devices that users name: which of them can hold tensors here."""
+"""Checks devices that users pass."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dormant.tensors.storage import unrecorded
 def check_device(
     device: torch.device | str | int | None, operation: str, *, takes_meta: bool = False
 ) -> torch.device | None:
-    """The device that an option of `operation` names.
+    """Returns the device that was passed to `operation`.
 
     Args:
-        device: the option; None where it was left out.
-        operation: what the user called, for the message.
-        takes_meta: whether a device without values will do.
+        device: the option; None if it was left out.
+        operation: the operation that the user called, for messages.
+        takes_meta: whether the meta device is allowed.
 
     Returns:
         The device, or None.
 
     Raises:
-        TypeError: `device` is of a type that PyTorch takes for none.
-        MemoryError: no memory was left to try it.
-        ValueError: PyTorch knows no such device, or no tensor can be made there.
+        TypeError: `device` has a type that PyTorch does not accept.
+        MemoryError: there is no memory to try the device.
+        ValueError: PyTorch does not know the device, or cannot create tensors there.
     """
     if device is None:
         return None
@@ -32,20 +32,20 @@ def check_device(
         place = torch.device(device)
     except RuntimeError as error:
         raise ValueError(
-            f"{operation}: device {device!r} is not a device that PyTorch knows. Pass one like "
-            "'cpu' or 'cuda:0', or leave device out to stay on the CPU."
+            f"{operation}: device {device!r} is not a device that PyTorch knows. Pass one such as "
+            "'cpu' or 'cuda:0', or leave out device to stay on the CPU."
         ) from error
     if place.type == "meta":
         if takes_meta:
             return place
         raise ValueError(
-            f"{operation}: device 'meta' holds no values, so nothing could be materialized "
-            'there. Use model.to("meta") to drop the values.'
+            f"{operation}: device 'meta' holds no values, so nothing can be materialized there. "
+            'Use model.to("meta") to drop the values.'
         )
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"{operation}: device {str(place)!r} was asked for, but torch {torch.__version__} sees "
-            "no CUDA GPU. Leave device out to stay on the CPU."
+            "no CUDA GPU. Leave out device to stay on the CPU."
         )
     try:
         with unrecorded():
@@ -53,11 +53,11 @@ def check_device(
     except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
         if is_exhausted_memory(error):
             raise MemoryError(
-                f"{operation}: out of memory. Nothing was done. Cause: {error}"
+                f"{operation}: out of memory. Nothing was changed. Cause: {error}"
             ) from error
         reason, _, _ = str(error).partition("\n")
         raise ValueError(
-            f"{operation}: device {str(place)!r} was asked for, and torch {torch.__version__} "
-            f"cannot make tensors there ({reason}). Leave device out to stay on the CPU."
+            f"{operation}: device {str(place)!r} was asked for, but torch {torch.__version__} "
+            f"cannot make tensors there ({reason}). Leave out device to stay on the CPU."
         ) from error
     return place

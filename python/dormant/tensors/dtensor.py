@@ -1,4 +1,4 @@
-"""Whether something is a DTensor, asked without the half second of importing their module."""
+"""Checks for DTensors without importing their module, which takes half a second."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ MODULE = "torch.distributed.tensor"
 
 
 def is_dtensor(value: object) -> TypeGuard[DTensor]:
-    """Whether `value` is a DTensor: none exists before that module is imported."""
+    """Whether `value` is a DTensor. None exists before their module is imported."""
     cls = getattr(sys.modules.get(MODULE), "DTensor", None)
     return cls is not None and issubclass(type(value), cls)

@@ -1,4 +1,4 @@
-"""How a tensor's elements lie in its storage, as a plain value."""
+"""The geometry of a tensor, which says where its elements are in its storage."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dormant._extension import _C
 
 
 class Geometry(NamedTuple):
-    """Everything that makes a strided tensor out of a storage.
+    """Everything that is needed, besides a storage, to make a strided tensor.
 
     Attributes:
         dtype: element type.
         sizes: one for each dimension.
         strides: in elements.
         storage_offset: in elements.
-        bits: which of the bits "conj" and "neg" are set, as PyTorch serializes them.
+        bits: the bits "conj" and "neg" that are set, as PyTorch serializes them.
     """
 
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""Which tensors are one: what makes two names tied, and what a tensor consists of."""
+"""The identity of tensors: when two names are tied, and what a tensor consists of."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dormant._extension import _C
 
 
 def identity(tensor: torch.Tensor) -> object:
-    """Equal, and hashable, for tensors that are the same elements read in the same way: tied ones.
+    """A hashable value that is equal for tied tensors: the same elements, read in the same way.
 
-    Views of other elements, of another shape, dtype or order are not the same, nor are conjugate
-    and negated views. A tensor that is not elements of a storage of its own (sparse, nested, made
-    of other tensors, of unknown shape) is the same as itself only. Holds as long as the tensors
-    live.
+    Views with other elements, or with another shape, dtype or order, are different tensors, and so
+    are conjugate and negated views. A tensor without its own storage (sparse, nested, made of other
+    tensors, of unknown shape) is equal only to itself. The value is valid as long as the tensors
+    exist.
 
     Example:
         >>> import torch
@@ -21,7 +21,7 @@ def identity(tensor: torch.Tensor) -> object:
         >>> identity(weight) == identity(weight.detach()), identity(weight) == identity(weight.t())
         (True, False)
     """
-    # Subclasses may refuse even to tell their size: UninitializedParameter does.
+    # Subclasses may refuse even to return their size, as UninitializedParameter does.
     with torch._C.DisableTorchFunctionSubclass():
         if is_wrapper(tensor) or not owns_storage(tensor) or torch.nn.parameter.is_lazy(tensor):
             return id(tensor)
@@ -44,15 +44,15 @@ def is_wrapper(tensor: torch.Tensor) -> bool:
 
 
 def owns_storage(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is elements of a storage of its own; sparse and nested tensors are not."""
+    """Whether `tensor` has its own storage; sparse and nested tensors do not."""
     return bool(torch._C._has_storage(tensor)) and not tensor.is_nested
 
 
 def is_meta(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` can never have values: on the meta device, or a fake tensor."""
+    """Whether `tensor` can never have values, because it is a meta tensor or a fake tensor."""
     if tensor.device.type == "meta":
         return True
-    # A storage that Python has seen counts as one that somebody else refers to, and is made whole.
+    # A storage that Python has accessed counts as referenced elsewhere, and is materialized whole.
     if type(tensor) in (torch.Tensor, torch.nn.Parameter):
         return False
     return owns_storage(tensor) and tensor.untyped_storage().device.type == "meta"

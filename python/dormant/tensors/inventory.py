@@ -18,15 +18,15 @@ class InventoryEntry:
     """One distinct tensor: the same elements of the same storage, under all its names.
 
     Attributes:
-        tensor: one of the objects that it is.
+        tensor: one of the objects that refer to it.
         names: every name that leads to it.
         shape: its sizes.
         dtype: its dtype as text, "float32".
-        nbytes: bytes of its elements; 0 of meta tensors, which have none.
+        nbytes: bytes of its elements; 0 for meta tensors, which have none.
         storage: identity of its storage.
-        lazy: whether that has no memory yet.
+        lazy: whether the storage has no memory yet.
         meta: whether it can never have values.
-        statistic: whether it is lazy, and what quantizing makes besides the codes.
+        statistic: whether it is a lazy statistic of a quantized weight, besides the codes.
     """
 
     tensor: torch.Tensor
@@ -63,11 +63,11 @@ class Inventory:
 
     @property
     def lazy_nbytes(self) -> int:
-        """Bytes of those that have no memory."""
+        """Bytes of the storages that have no memory."""
         return sum(self.storage_nbytes[storage] for storage in self.lazy_storages)
 
     def add(self, tensor: torch.Tensor, names: list[str]) -> InventoryEntry:
-        """Adds a tensor that is none of those added before."""
+        """Adds a tensor that was not added before."""
         has_storage, storage = owns_storage(tensor), storage_of(tensor)
         meta = is_meta(tensor)
         lazy = has_storage and not meta and _C.is_lazy(tensor)
@@ -103,17 +103,17 @@ class Inventory:
 def take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
     """Finds every tensor under the named roots.
 
-    A tensor that another one consists of wholly, as a DTensor of its local part, has the name of
-    that one. What only hooks hold of a storage that the model has anyway, as the flat views of
-    FSDP, is no entry of its own.
+    A tensor that is the only part of another one, like the local part of a DTensor, has the name of
+    the other. A view that only hooks hold, over a storage that the model also has, like the flat
+    views of FSDP, is not a separate entry.
 
     Args:
         roots: (name, object) pairs.
 
     Returns:
-        The tensors in the order in which they are met.
+        The tensors in the order in which they are found.
     """
-    # Subclasses may refuse even to tell their size: UninitializedParameter does.
+    # Subclasses may refuse even to return their size, as UninitializedParameter does.
     with torch._C.DisableTorchFunctionSubclass():
         return _take_inventory(roots)
 
@@ -131,14 +131,14 @@ def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
             name = wholes.get(id(tensor), path)
             part = only_part(tensor) if is_wrapper(tensor) else tensor
             if part is None:
-                continue  # its parts come by themselves
+                continue  # its parts are found separately
             entry = entries.get(identity(part))
             if entry is not None:
                 if name not in entry.names and not _HELD_BY_HOOK.search(name):
                     entry.names.append(name)
                 continue
             if part is not tensor:
-                wholes[id(part)] = name  # it comes next
+                wholes[id(part)] = name  # it is found next
                 continue
             if _OF_A_MESH.search(path):
                 continue
@@ -152,21 +152,21 @@ def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
 
 # "_forward_pre_hooks[0].__self__._fsdp_param_groups[0]...." of a module or one of its parts.
 _HELD_BY_HOOK = re.compile(r"(?:^|\.)_\w+_hooks\[")
-# What a DTensor says of its ranks is none of the model's tensors, though it may be lazy.
+# The mesh of a DTensor is not one of the model's tensors, although it may be lazy.
 _OF_A_MESH = re.compile(r"\._spec\.mesh\.")
 
 
 def own_parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter | None:
-    """The parameter that `module` itself has registered; None where it has none of that name.
+    """The parameter that `module` itself has registered under this name, or None.
 
-    None also of TorchScript modules, whose parameters live in C++.
+    None also for TorchScript modules, whose parameters are in C++.
     """
     registry = module._parameters
     return registry.get(name) if isinstance(registry, dict) else None
 
 
 def storage_of(tensor: torch.Tensor) -> int:
-    """Identity of the storage of `tensor`; its own where it has none."""
+    """Identity of the storage of `tensor`, or of `tensor` itself if it has no storage."""
     return _C.storage_id(tensor) if owns_storage(tensor) else id(tensor)
 
 
@@ -176,5 +176,5 @@ def element_bytes(tensor: torch.Tensor) -> int:
 
 
 def sizes_of(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The sizes of `tensor`; of a nested tensor only how many tensors it holds."""
+    """The sizes of `tensor`; for a nested tensor, only the number of tensors in it."""
     return (tensor.size(0),) if tensor.is_nested else tuple(tensor.size())

@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors, brought to those of a model."""
+"""Maps the names of a checkpoint's tensors to those of a model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from dormant.text.printable import printable
+from dormant.text.table import format_count
 
 Rename = Mapping[str, str | None] | Callable[[str], str | None]
-# A name, its shape in the checkpoint and in the model.
+# A name, its shape in the checkpoint, and its shape in the model.
 Mismatch: TypeAlias = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 class NamesError(KeyError):
-    """A KeyError whose message prints as it is, on several lines.
+    """A KeyError whose message is printed unchanged, on several lines.
 
     Attributes:
-        missing_keys: names that the model has and the checkpoint lacks.
-        unexpected_keys: names that the checkpoint has and the model lacks.
+        missing_keys: names that the model has and the checkpoint does not.
+        unexpected_keys: names that the checkpoint has and the model does not.
         mismatched_keys: names that both have, with the shape in the checkpoint and in the model.
     """
 
@@ -43,15 +44,15 @@ def renaming(rename: Rename | None) -> Callable[[str], str | None]:
     """`rename` as a function.
 
     Args:
-        rename: a function from a checkpoint's name to the model's, or to None for a tensor that is
-            to be left out; or a mapping of the same, in which a name that is not there itself is
-            looked up by its longest beginning that is there, is "" or ends with ".".
+        rename: a function from a checkpoint's name to the model's name, or to None to leave the
+            tensor out; or a mapping that does the same. Keys of the mapping that are "" or end with
+            "." are prefixes; the longest prefix that matches is used if the name is not a key.
 
     Returns:
-        The function; names that the mapping does not mention stay as they are.
+        The function. Names that the mapping does not contain stay as they are.
 
     Raises:
-        TypeError: `rename` is neither.
+        TypeError: `rename` is neither a function nor a mapping.
     """
     if rename is None:
         return lambda name: name
@@ -74,25 +75,25 @@ def renaming(rename: Rename | None) -> Callable[[str], str | None]:
         return look_up
     if not callable(rename):
         raise TypeError(
-            "load: rename must be a mapping of names or a function of a name, got "
+            "load: rename must be a mapping from names to names or a function of a name, got "
             f"{type(rename).__name__}."
         )
     return rename
 
 
 def renamed(state: Mapping[str, Any], rename: Callable[[str], str | None]) -> dict[str, Any]:
-    """`state` under the names that `rename` gives.
+    """`state` under the names that `rename` returns.
 
     Raises:
-        TypeError: a name is no text; or `rename` gave something else than a name or None.
-        ValueError: two tensors got one name.
+        TypeError: a name is not a string; or `rename` returned neither a string nor None.
+        ValueError: two tensors got the same name.
     """
     result: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, value in state.items():
         if not isinstance(name, str):
             raise TypeError(
-                f"load: the checkpoint has a {type(name).__name__}, {name!r}, among its names, "
+                f"load: the checkpoint has the name {name!r} of type {type(name).__name__}, "
                 "expected str."
             )
         new = rename(name)
@@ -100,12 +101,12 @@ def renamed(state: Mapping[str, Any], rename: Callable[[str], str | None]) -> di
             continue
         if not isinstance(new, str):
             raise TypeError(
-                f"load: rename gave {type(new).__name__} for {name!r}, expected str or None."
+                f"load: rename returned {type(new).__name__} for {name!r}, expected str or None."
             )
         if new in result:
             raise ValueError(
-                f"load: rename gives {origin[new]!r} and {name!r} the same name {new!r}. Rename "
-                "them apart, or leave one out by renaming it to None."
+                f"load: rename gives {origin[new]!r} and {name!r} the same name {new!r}. Give them "
+                "different names, or leave one out by renaming it to None."
             )
         result[new] = value
         origin[new] = name
@@ -113,16 +114,16 @@ def renamed(state: Mapping[str, Any], rename: Callable[[str], str | None]) -> di
 
 
 def listed(title: str, lines: Iterable[str]) -> str:
-    """A title and a line for each of `lines`, or nothing where there are none."""
+    """A title and a line for each of `lines`; empty if there are none."""
     text = "".join(f"\n  {printable(line)}" for line in lines)
     return f"\n{title}:{text}" if text else ""
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Names with those that differ in numbers alone as one: "layers.{0...31}.weight".
+    """Groups names that differ only in numbers: "layers.{0...31}.weight".
 
     Args:
-        names: names, of which the parts between dots may be numbers.
+        names: names whose parts between dots may be numbers.
 
     Returns:
         The groups in the order of their first names; together they are exactly `names`.
@@ -157,21 +158,21 @@ def _range(numbers: frozenset[int]) -> str:
 
 
 def renamed_prefix(theirs: Sequence[str], ours: Collection[str]) -> str:
-    """The `rename` of one prefix by which most of a checkpoint's names become the model's.
+    """Proposes to rename one prefix, so that most of a checkpoint's names become the model's.
 
     Args:
-        theirs: names that the model lacks.
-        ours: names that the checkpoint lacks.
+        theirs: names that the model does not have.
+        ours: names that the checkpoint does not have.
 
     Returns:
-        A sentence that proposes it; "" where no prefix helps at least half of `theirs`, or several
-        do equally.
+        A sentence that proposes the prefix; "" if no prefix helps at least half of `theirs`, or
+        several prefixes help equally.
     """
     wanted = set(ours)
     votes = Counter(
         pair for name in theirs[:_LOOKED_AT] for pair in _prefixes_to_longest_ending(name, ours)
     )
-    # Names with nothing but "weight" in common vote for as many pairs as the model has layers.
+    # Names that have only "weight" in common vote for as many pairs as the model has layers.
     fitting = {
         pair: sum(_with_prefix(name, *pair) in wanted for name in theirs)
         for pair, _ in votes.most_common(_TRIED)
@@ -181,12 +182,12 @@ def renamed_prefix(theirs: Sequence[str], ours: Collection[str]) -> str:
     if len(best) != 1 or 2 * most < len(theirs):
         return ""
     old, new = best[0]
-    return f"{most} of {len(theirs)} fit with rename={{{old!r}: {new!r}}}."
+    return f"{most} of {format_count(len(theirs), 'name')} match with rename={{{old!r}: {new!r}}}."
 
 
-# Names of a checkpoint that are compared with all of the model's.
+# How many names of a checkpoint are compared with all names of the model.
 _LOOKED_AT = 8
-# Pairs of prefixes that are tried on all names.
+# How many pairs of prefixes are tried on all names.
 _TRIED = 8
 
 
@@ -195,7 +196,7 @@ def _with_prefix(name: str, old: str, new: str) -> str | None:
 
 
 def _prefixes_to_longest_ending(name: str, ours: Iterable[str]) -> set[tuple[str, str]]:
-    """What comes before the longest ending that `name` shares with any of `ours`, in both."""
+    """The parts of both names before the longest ending that `name` shares with any of `ours`."""
     longest = 0
     found: set[tuple[str, str]] = set()
     parts = name.split(".")

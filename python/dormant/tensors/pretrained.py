@@ -1,4 +1,4 @@
-"""Which models are of transformers, asked without importing it."""
+"""Checks for models of transformers without importing the library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def is_pretrained(model: object) -> bool:
-    """Whether `model` is one of transformers; where that was not imported, nothing is.
+    """Whether `model` is a model of transformers. False if the library was not imported.
 
     Example:
         >>> import torch
@@ -14,5 +14,5 @@ def is_pretrained(model: object) -> bool:
         False
     """
     library = sys.modules.get("transformers.modeling_utils")
-    kind = getattr(library, "PreTrainedModel", None)  # None as long as it is being imported
+    kind = getattr(library, "PreTrainedModel", None)  # None while the library is being imported
     return isinstance(kind, type) and isinstance(model, kind)

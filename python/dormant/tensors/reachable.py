@@ -1,8 +1,9 @@
-"""Every tensor that an object holds, however it holds it, found without running any of its code.
+"""Finds every tensor that an object holds, in any way, without running any code of the object.
 
-What hangs on a module is anybody's: containers whose methods raise or never end, objects that lie
-about their class. So an object is what `type` says, containers are walked by the methods of the
-built-in class they derive from, and attributes are read where the interpreter keeps them.
+A module may hold any objects: containers whose methods raise or never end, and objects that lie
+about their class. Therefore, the class of an object is what `type` says, containers are traversed
+by the methods of the built-in class they derive from, and attributes are read where the interpreter
+stores them.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from dormant._extension import _C
 
 # A position has a name like "[3]".
 _Key: TypeAlias = "str | int"
-# Names, and what they lead to; what has no text for a name is named by its position.
+# Names and their values; a value whose name is not a string is named by its position.
 _Group: TypeAlias = "tuple[Sequence[object], list[Any]]"
 _Held: TypeAlias = "Iterable[_Group]"
-# What was gone through, innermost last; joined only where a tensor is found.
+# The keys from the root, innermost last; joined only if a tensor is found.
 _Path: TypeAlias = "tuple[_Path, _Key] | None"
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether `value` really is a tensor; `isinstance` believes mocks and proxies, too."""
+    """Whether `value` really is a tensor; `isinstance` also accepts mocks and proxies."""
     return issubclass(type(value), torch.Tensor)
 
 
@@ -38,33 +39,34 @@ def is_module(value: object) -> TypeGuard[torch.nn.Module]:
 
 
 def only_part(wrapper: torch.Tensor) -> torch.Tensor | None:
-    """The tensor of which a wrapper subclass consists; None where there are several, or none."""
+    """The tensor of which a wrapper subclass consists; None if there are several, or none."""
     held = _pairs(_held_by(wrapper, _examine(type(wrapper))))
     parts = [value for key, value in held if key != "grad" and is_tensor(value)]
     return parts[0] if len(parts) == 1 else None
 
 
 def reachable_tensors(root: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields every tensor under `root` once for every name that leads to it first.
+    """Yields every tensor under `root`, once for every name that leads to it first.
 
-    Followed are modules (parameters, buffers, submodules, all other attributes), dicts (keys too),
+    It follows modules (parameters, buffers, submodules, all other attributes), dicts (also keys),
     lists, tuples, sets, deques, attributes and slots of any object, partials, bound methods, and
-    functions' closures and defaults, but no module-level names; of tensors, `.grad`, python
-    attributes and the tensors a wrapper subclass is made of. Weak references are not followed, and
-    iterators not consumed. Cycles are fine, nothing recurses, and no method of what is met runs.
+    functions' closures and defaults, but not module-level names. For tensors, it follows `.grad`,
+    Python attributes and the tensors that a wrapper subclass is made of. It does not follow weak
+    references or consume iterators. Cycles are allowed, nothing recurses, and no method of the
+    objects runs.
 
     Args:
         root: any object.
-        name: the name of `root`; names below it are joined to it.
+        name: the name of `root`, which is a prefix of the names below it.
 
     Yields:
-        (name, tensor), depth first in the order of definition, but the other attributes of modules
-        only after all that is registered: what a state dict has comes under its name there first. A
-        tensor held under two names comes twice; what lies below an object comes under the first
-        name only.
+        (name, tensor), depth first in the order of definition. Attributes of modules that are not
+        registered come after everything that is registered, so tensors of a state dict come first
+        under their names there. A tensor that is held under two names comes twice; tensors below an
+        object come under its first name only.
     """
     kinds: dict[int, _Kind] = {}
-    # Keeps what was visited alive: an id is unique only that long, and some are made on the fly.
+    # Keeps visited objects alive, because an id is unique only as long as its object exists.
     seen: dict[int, object] = {}
     start: _Path = (None, name)
     pending: list[tuple[_Path, Any]] = [(start, root)]
@@ -107,13 +109,13 @@ def _joined(path: _Path) -> str:
 
 
 class _Kind(NamedTuple):
-    """What is known of a type.
+    """What is known about a type.
 
     Attributes:
-        type: the type itself, whose id is its own as long as this lives.
-        elements: what an object of it holds besides its attributes.
+        type: the type itself, whose id is unique as long as this object exists.
+        elements: returns what an object of the type holds besides its attributes.
         has_attributes: whether its objects have a dictionary of attributes.
-        slots: the attributes outside of it.
+        slots: the attributes that are not in this dictionary.
         is_tensor: whether it is a tensor.
         is_module: whether it is a module.
     """
@@ -190,7 +192,7 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 def _registered(module: torch.nn.Module) -> Iterator[_Group]:
     if issubclass(type(module), torch.jit.ScriptModule):
-        # Its tensors live in C++; the dictionaries are proxies of them.
+        # Its tensors are in C++; the dictionaries are proxies.
         yield _group(module.named_parameters(recurse=False))
         yield _group(module.named_buffers(recurse=False))
         yield _group(module.named_children())
@@ -222,13 +224,13 @@ def _of_dict(item: dict[Any, Any]) -> Iterator[_Group]:
 
 
 def _of_tensor(tensor: torch.Tensor) -> Iterator[_Group]:
-    # A subclass may refuse to be asked (UninitializedParameter); inside the graph asking warns.
+    # A subclass may refuse this (UninitializedParameter), and inside the graph it warns.
     with torch._C.DisableTorchFunctionSubclass():
         try:
             held = _IS_LEAF(tensor) or _RETAINS_GRAD(tensor)
         except RuntimeError:
-            # One of several views made at once (split, chunk), its base changed in place since,
-            # as FSDP1's parameters are: it left the graph, and even is_leaf refuses.
+            # It is one of several views made at once (split, chunk) whose base was changed in place
+            # since, like FSDP1's parameters: it left the graph, and even is_leaf refuses.
             return
         gradient = _GRAD(tensor) if held else None
     if gradient is not None:
@@ -262,9 +264,9 @@ def _positions(base: Any) -> Callable[[Any], _Held]:
     return held
 
 
-# Process-wide objects: following them would leave the model. torch.Size holds numbers only.
+# Process-wide objects, which would lead out of the model. torch.Size holds numbers only.
 _OUTSIDE = (type, types.ModuleType, logging.Logger, torch.Size)
-# Their tensors may be where the garbage collector does not look.
+# Their tensors may be where the garbage collector does not search.
 _FOLLOWED = (torch.Tensor, torch.nn.Module)
 _ELEMENTS: tuple[tuple[type, Callable[[Any], _Held]], ...] = (
     (torch.Tensor, _of_tensor),
@@ -274,7 +276,7 @@ _ELEMENTS: tuple[tuple[type, Callable[[Any], _Held]], ...] = (
     (types.MethodType, _of_method),
     (types.FunctionType, _of_function),
 )
-# What a class, or its metaclass, cannot override.
+# Accessors that a class or its metaclass cannot override.
 _MRO: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 _NAMESPACE: Callable[[type], Any] = type.__dict__["__dict__"].__get__
 _DICT_OFFSET: Callable[[type], int] = type.__dict__["__dictoffset__"].__get__

@@ -1,8 +1,8 @@
-"""Parameters that are parts of a whole (DTensor), converted in place.
+"""Converts sharded parameters (DTensor) in place.
 
 `Module._apply` exchanges such a parameter for another one (torch.utils.swap_tensors), which fails
-where anything else refers to it and cannot be undone. Here the parameter stays, and so does what is
-lazy: its part is converted, and the wrapper told of it.
+if anything else refers to it, and cannot be undone. Here, the parameter object stays, and lazy
+parts stay lazy: the local part is converted, and the wrapper is updated.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ Conversion = Callable[[torch.Tensor], torch.Tensor]
 
 
 def part_of(tensor: torch.Tensor) -> torch.Tensor | None:
-    """This rank's part of a DTensor; None where `tensor` is something else."""
+    """This rank's part of a DTensor; None if `tensor` is not a DTensor."""
     part = getattr(tensor, "_local_tensor", None) if is_wrapper(tensor) else None
     return part if isinstance(part, torch.Tensor) else None
 
 
 def replace_values(parameter: torch.Tensor, whole: torch.Tensor) -> None:
-    """Lets `parameter` have the values of `whole`, a DTensor this rank's part of them.
+    """Gives `parameter` the values of `whole`; a DTensor gets this rank's part of them.
 
     Raises:
-        ValueError: they have other bytes than the parts of a DTensor are made for.
+        ValueError: a DTensor has another dtype or shape than `whole`.
     """
     if part_of(parameter) is None:
         parameter.data = whole
         return
     if parameter.dtype is not whole.dtype or parameter.shape != whole.shape:
         raise ValueError(
-            f"load: got {whole.dtype} of shape {list(whole.shape)}, but {parameter.dtype} of shape "
-            f"{list(parameter.shape)} was divided among ranks. Next: load first and shard then."
+            f"load: got {whole.dtype} of shape {list(whole.shape)} for a sharded parameter of "
+            f"{parameter.dtype} and shape {list(parameter.shape)}. Load first, then shard."
         )
     with torch.no_grad():
         parameter.copy_(whole)
 
 
 def apply_sharded(root: torch.nn.Module, conversion: Conversion) -> bool:
-    """`root._apply(conversion)` where parameters are sharded.
+    """`root._apply(conversion)` for a module with sharded parameters.
 
     Returns:
-        False, with nothing done, where none is.
+        False if no parameter is sharded; nothing is changed then.
     """
     if not any(part_of(parameter) is not None for parameter in root.parameters()):
         return False
@@ -68,7 +68,7 @@ def apply_sharded(root: torch.nn.Module, conversion: Conversion) -> bool:
         for name in sharded:
             del own[name]
         try:
-            # FSDP's own would look for the sharded ones.
+            # FSDP's own _apply would need the sharded parameters.
             torch.nn.Module._apply(module, conversion, recurse=False)  # type: ignore[no-untyped-call]
         finally:
             rest = dict(own)
@@ -97,7 +97,7 @@ def _convert(tensor: torch.Tensor, conversion: Conversion) -> bool:
 
 
 def set_part(tensor: Any, part: torch.Tensor, spec: Any) -> None:
-    """Lets a DTensor consist of another part; `spec` says of which whole."""
+    """Replaces the local part of a DTensor; `spec` describes the whole tensor."""
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         tensor.data = type(tensor)(part, spec, requires_grad=False)
         tensor._local_tensor = part
@@ -105,15 +105,15 @@ def set_part(tensor: Any, part: torch.Tensor, spec: Any) -> None:
 
 
 def tell_fsdp(root: torch.nn.Module, changed: Iterable[torch.Tensor]) -> None:
-    """FSDP2 keeps a flat view of each part, which must be one of the new part."""
+    """Updates the flat view that FSDP2 keeps of each part after the part was replaced."""
     ids = {id(tensor) for tensor in changed}
     for module in root.modules() if ids else ():
         state: Any = getattr(module, "_get_fsdp_state", lambda: None)()
         for group in getattr(state, "_fsdp_param_groups", ()):
             for held in group.fsdp_params:
                 if id(held.sharded_param) in ids:
-                    # Otherwise it would look at the address of the old one, for which that would
-                    # be materialized.
+                    # Otherwise it would read the address of the old part, which would materialize
+                    # it.
                     held._sharded_param_data = torch.empty(0)
                     recorded = _C.set_recording(True)
                     try:

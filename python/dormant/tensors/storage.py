@@ -1,4 +1,4 @@
-"""Lazy storages as seen through Python's storage objects, which know no dispatch key."""
+"""Lazy storages behind Python's storage objects, which have no dispatch key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KEY = torch._C.DispatchKeySet(
 
 
 def is_lazy_storage(storage: object) -> bool:
-    """Whether `storage` is one without memory yet."""
+    """Whether `storage` has no memory yet."""
     if isinstance(storage, torch.storage.TypedStorage):
         storage = storage._untyped_storage
     if not isinstance(storage, torch.UntypedStorage) or storage.device.type == "meta":
@@ -25,7 +25,7 @@ def is_lazy_storage(storage: object) -> bool:
 def unrecorded() -> torch._C._ExcludeDispatchKeyGuard:
     """A context in which this thread records nothing.
 
-    PyTorch's own storage functions make empty tensors and give them a storage to work on.
+    PyTorch's own storage functions create empty tensors and give them a storage to work on.
     """
     return torch._C._ExcludeDispatchKeyGuard(_KEY)
 

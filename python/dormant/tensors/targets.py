@@ -1,4 +1,4 @@
-"""What operations on tensors may be given, and under which names its parts go."""
+"""The targets that operations on tensors accept, and the names of their parts."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ Target: TypeAlias = (
 
 
 class MadeAnew:
-    """A mapping whose tensors are made anew at each access: what is done to one is lost with it."""
+    """A mapping that creates a new tensor for each access, so changes to a tensor are not kept."""
 
 
 def roots_of(target: Target, operation: str, *, changes: bool = False) -> list[tuple[str, object]]:
-    """Names what `target` consists of; a module's own names need no prefix.
+    """Names the parts of `target`; the names of a module get no prefix.
 
     Args:
         target: a module, a tensor, a mapping such as a state dict or a checkpoint, or an iterable
             of these. An iterator is consumed.
-        operation: who asks, for the message.
-        changes: whether it changes the tensors, so that they must not be made anew at each access.
+        operation: the operation that the user called, for messages.
+        changes: whether the operation changes the tensors, so that a mapping must not create new
+            tensors for each access.
 
     Returns:
         (name, object) pairs.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: the target is none of these.
     """
     if _is_single(target):
         return _named("", target, operation, changes)
@@ -46,17 +47,17 @@ def roots_of(target: Target, operation: str, *, changes: bool = False) -> list[t
     for position, item in enumerate(_elements(target)):
         if not _is_single(item):
             pair = issubclass(type(item), tuple)
-            hint = " For (name, tensor) pairs pass dict(pairs)." if pair else ""
+            hint = " For (name, tensor) pairs, pass dict(pairs)." if pair else ""
             raise TypeError(
-                f"{operation}: an iterable target must hold modules, tensors or mappings; item "
-                f"{position} is a {type(item).__name__}.{hint}"
+                f"{operation}: an iterable target must contain modules, tensors or mappings, but "
+                f"item {position} is a {type(item).__name__}.{hint}"
             )
         roots.extend(_named(f"[{position}]", item, operation, changes))
     return roots
 
 
-# What an object really is counts (reachable.py): a mock of a tensor is none, and of built-in
-# classes the methods of these are called, whatever a subclass makes of them.
+# The real class of an object is used (reachable.py): a mock of a tensor is not a tensor, and for
+# subclasses of built-in classes, the methods of the built-in class are called.
 
 
 def _is_single(item: object) -> bool:
@@ -76,9 +77,9 @@ def _named(name: str, item: Any, operation: str, changes: bool) -> list[tuple[st
     if changes and issubclass(type(item), MadeAnew):
         kind = type(item).__name__
         raise TypeError(
-            f"{operation}: a {kind} makes its tensors anew whenever it is asked for one, so what "
-            f"is done to them now would be lost. Keep them: state = dict(checkpoint), then "
-            f"dormant.{operation}(state). For a model: dormant.load(model, checkpoint)."
+            f"{operation}: a {kind} creates a new tensor for each access, so the result would be "
+            f"lost. Keep the tensors: state = dict(checkpoint), then dormant.{operation}(state). "
+            "To load a model, call dormant.load(model, checkpoint)."
         )
     items = dict.items(item) if issubclass(type(item), dict) else item.items()
     return [(f"{name}.{key}" if name else str(key), value) for key, value in list(items)]

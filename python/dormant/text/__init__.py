@@ -1,1 +1,1 @@
-"""Text that people read: byte counts, tables, what is safe to print."""
+"""Text for people: byte counts, tables, text that is safe to print."""

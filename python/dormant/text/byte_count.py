@@ -19,6 +19,6 @@ _UNITS = {
 
 
 def parse_bytes(text: str) -> int | None:
-    """The bytes that text like "5GB", "0.5 TB" or "500MiB" stands for; None where it is none."""
+    """The number of bytes in text like "5GB", "0.5 TB" or "500MiB"; None if it is not such text."""
     found = _TEXT.fullmatch(text.upper())
     return int(Fraction(found[1]) * _UNITS[found[2]]) if found else None

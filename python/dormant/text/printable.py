@@ -1,12 +1,13 @@
-"""Text from a file in a message or a table: names that may hold anything."""
+"""Text from a file, such as a name with any characters, for a message or a table."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with escapes for what is not printable.
+    """`text` on one line, with escapes for characters that are not printable.
 
-    That is what a terminal obeys, and what turns or hides the text around it (str.isprintable).
+    These are characters that control a terminal, or reverse or hide the text around them
+    (str.isprintable).
     """
     if text.isprintable():
         return text

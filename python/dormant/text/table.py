@@ -16,7 +16,7 @@ _WIDTH = 160
 
 
 def format_bytes(count: float) -> str:
-    """`count` bytes in the largest unit that leaves at least one: 1536 is '1.5 KiB'."""
+    """`count` bytes in the largest unit that gives at least 1: 1536 is '1.5 KiB'."""
     unit = 0
     while count >= 1024 and unit + 1 < len(_UNITS):
         count /= 1024
@@ -30,7 +30,7 @@ def format_count(count: int, noun: str) -> str:
 
 
 def format_names(names: Sequence[str]) -> str:
-    """The first name, and the others behind it as its aliases."""
+    """The first name, followed by the others as its aliases."""
     first, *aliases = names
     return f"{first} (= {', '.join(aliases)})" if aliases else first
 
@@ -38,17 +38,17 @@ def format_names(names: Sequence[str]) -> str:
 def format_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]
 ) -> str:
-    """A table of text, its first column to the left and the others to the right.
+    """A table of text with its first column left-aligned and the others right-aligned.
 
     Args:
         header: column titles.
         rows: cells, as many as there are titles. The middle of a long table is left out.
-        footer: lines below it.
+        footer: lines below the table.
 
     Returns:
         The text, without a newline at its end.
     """
-    # Imported here: only who prints a table waits for rich.
+    # Imported here, so that only code that prints a table waits for rich.
     require_rich()
     from rich import box
     from rich.console import Console
@@ -68,20 +68,20 @@ def format_table(
 
 
 def require_rich() -> None:
-    """Raises ImportError where rich, which draws the tables, is not installed."""
+    """Raises ImportError if rich, which draws the tables, is not installed."""
     try:
         importlib.import_module("rich")
     except ImportError as error:
         raise ImportError(
-            f"printing a table: rich is needed to draw it, and it cannot be imported ({error}). "
-            "Install it: pip install 'rich>=13'"
+            f"printing a table needs rich, which cannot be imported ({error}). Install it: "
+            "pip install 'rich>=13'"
         ) from error
 
 
 def format_html_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]
 ) -> str:
-    """`format_table` as HTML, as notebooks show it; takes the same arguments."""
+    """`format_table` as HTML for notebooks; takes the same arguments."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = ("left", *("right",) * (len(cells) - 1))
@@ -99,7 +99,7 @@ def format_html_table(
 
 
 def _rule() -> str:
-    """What the line below the titles is made of: something that `print` can write."""
+    """A character for the line below the titles that `print` can write."""
     try:
         "─".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):
@@ -108,7 +108,7 @@ def _rule() -> str:
 
 
 def _shortened(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """The rows; of many the first and the last."""
+    """The rows; if there are many, the first and the last."""
     hidden = len(rows) - _ROWS
     if hidden <= 0:
         return list(rows)
