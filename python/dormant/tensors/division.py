@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -64,21 +65,21 @@ class Division:
 
     def whole(self, part: torch.Tensor) -> DTensor:
         """A DTensor of which this rank has `part`: a matrix where columns are divided."""
-        from torch.distributed.tensor import DTensor, Shard
-
+        tensor = importlib.import_module("torch.distributed.tensor")
         if self.dim == 1:
             part = part.reshape(self.rows, -1)
         shape = list(part.shape)
         shape[self.dim] *= self.size
         stride = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-        return DTensor.from_local(
+        whole: DTensor = tensor.DTensor.from_local(
             part,
             self.mesh,
-            [Shard(self.dim)],
+            [tensor.Shard(self.dim)],
             run_check=False,
             shape=torch.Size(shape),
             stride=tuple(stride),
         )
+        return whole
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Division:
         return self
