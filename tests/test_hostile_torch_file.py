@@ -507,7 +507,10 @@ def test_the_oldest_layout_names_what_reads_it(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (pickle.dumps({"a": 1}), "expected a safetensors file, a GGUF file or a file of torch.save"),
+        (
+            pickle.dumps({"a": 1}),
+            "expected a safetensors file, a GGUF file or a file of torch.save",
+        ),
         (b"\x93NUMPY\x01\x00", "expected a safetensors file, a GGUF file"),
     ],
 )
