@@ -129,6 +129,6 @@ sys.exit(main(["inspect", "saved"]))
 """
     ran = run(program, tmp_path)
     assert ran.returncode != 0
-    assert ran.stderr.startswith("dormant inspect: printing a table: rich is needed")
+    assert ran.stderr.startswith("dormant inspect: printing a table needs rich")
     assert "pip install 'rich>=13'" in ran.stderr
     assert ran.stderr.count("\n") == 1
