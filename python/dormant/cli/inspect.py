@@ -6,21 +6,19 @@ import argparse
 import ctypes
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.gguf_file import StoredArray
 from dormant.cli.arguments import positive
 from dormant.cli.outcome import Outcome
+from dormant.cli.pieces import pieces
 from dormant.cli.screen import format_columns
 from dormant.cli.tree import Row, dtype_name, tree_rows
-from dormant.materialization.api import materialize
 from dormant.reporting.progress import Callback, following
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count
@@ -43,8 +41,6 @@ EXAMPLES = """\
       dormant inspect checkpoint --json | jq '.totals.nbytes'
 """
 _SHOWN = 20
-# Bytes of a tensor that are materialized at a time to be hashed.
-_PIECE = 16 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,30 +167,13 @@ def _hashes(checkpoint: Checkpoint, progress: bool | Callback | None) -> dict[st
     with following(progress, "inspect") as tell:
         for name in checkpoint:
             sha256 = hashlib.sha256()
-            for piece in _pieces(checkpoint[name]):
-                sha256.update(piece)
-                done += len(piece)
+            for piece in pieces(checkpoint[name]):
+                sha256.update(ctypes.string_at(piece.data_ptr(), piece.nbytes))
+                done += piece.nbytes
                 if tell is not None:
                     tell(done, checkpoint.nbytes)
             hashes[name] = sha256.hexdigest()
     return hashes
-
-
-def _pieces(tensor: torch.Tensor) -> Iterator[bytes]:
-    """The bytes of the elements in logical order, with one piece in memory at a time."""
-    # On a lazy tensor, a call that has nothing to resolve would materialize it.
-    if tensor.is_conj():
-        tensor = tensor.resolve_conj()
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    flat = tensor.contiguous().reshape(-1)
-    step = _PIECE // tensor.element_size()
-    for begin in range(0, flat.numel(), step):
-        # A copy, so that only this piece of a lazy tensor is materialized.
-        piece = flat[begin : begin + step].clone()
-        # Pages of a mapped file would stay resident until the last piece is read.
-        materialize(piece, mmap="never", progress=False)
-        yield ctypes.string_at(piece.data_ptr(), piece.nbytes)
 
 
 def _duplicates(entries: Mapping[str, Entry], hashes: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn, TextIO
 
-from dormant.cli import bench, convert, init, inspect, verify
+from dormant.cli import bench, convert, diff, init, inspect, verify
 from dormant.cli.outcome import (
     EXIT_CODES,
     FAILED,
@@ -40,6 +40,7 @@ _EXAMPLES = """\
 examples:
   dormant inspect model.safetensors
   dormant verify checkpoint-folder
+  dormant diff step-1000 step-2000
   dormant convert pytorch_model.bin model.safetensors --dtype bfloat16
   dormant convert llama-2-13b merged          # merge tensor-parallel parts
   dormant convert merged four --parts 4       # divide into four parts
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     commands.required = True
-    for command in (inspect, verify, convert, init, bench):
+    for command in (inspect, verify, diff, convert, init, bench):
         subparser = commands.add_parser(
             command.NAME,
             help=command.SUMMARY,
