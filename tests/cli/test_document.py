@@ -9,9 +9,11 @@ import shutil
 import signal
 from pathlib import Path
 
+import peft
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from command import Cli
 
 import dormant.cli.bench
@@ -45,6 +47,11 @@ def folder(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     parts.mkdir()
     for rank in range(2):
         torch.save({"wq.weight": torch.full((3, 2), rank)}, parts / f"consolidated.{rank:02}.pth")
+    adapted = peft.get_peft_model(
+        transformers.LlamaForCausalLM.from_pretrained("llama"),
+        peft.LoraConfig(r=2, target_modules=["q_proj"]),
+    )
+    adapted.save_pretrained("adapter")
     (tmp_path / "train.py").write_text(
         "import torch\n\n\ndef build_model():\n    return torch.nn.Linear(3, 2)\n"
     )

@@ -15,7 +15,7 @@ from command import Cli
 
 from dormant.cli.main import main
 
-COMMANDS = ("inspect", "verify", "diff", "convert", "init", "bench")
+COMMANDS = ("inspect", "verify", "diff", "convert", "merge", "init", "bench")
 
 PYTHON = shlex.quote(sys.executable)
 

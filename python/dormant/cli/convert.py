@@ -39,9 +39,10 @@ from dormant.cli.destination import (
     output,
 )
 from dormant.cli.outcome import Outcome, UsageError
-from dormant.cli.pretrained import GGUF_ENDING, quantized_model, read_config
+from dormant.cli.pretrained import GGUF_ENDING, lazy_model, read_config
 from dormant.loading.encoded import forget_encoding
 from dormant.publication.publication import Publication, Replacement
+from dormant.quantization.api import quantize
 from dormant.quantization.statistics import compute_offsets
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.report import Report
@@ -323,7 +324,8 @@ def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
         forget_encoding(config)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{place} is already quantized, according to its config.json.")
-    model, left_out = quantized_model(config, state, options.dtype, options.quantize, naming)
+    model, left_out = lazy_model(config, state, options.dtype, naming)
+    quantize(model, options.quantize)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     report = _save(model, target, options)
     folders = folders_of(options.paths)

@@ -1,4 +1,4 @@
-"""Models of transformers for `convert --quantize` and `init`, by their configuration."""
+"""Models of transformers for `convert --quantize`, `merge` and `init`, by their configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from dormant.checkpoint.api import open_checkpoint
 from dormant.checkpoint.pretrained import Naming, find_conversion
 from dormant.integrations.library import imported
-from dormant.quantization.api import Scheme, quantize
 from dormant.recording.context import lazy_init
 from dormant.tensors.names import NamesError, listed
 
@@ -84,27 +83,24 @@ def _config_of_gguf(path: Path) -> Any:
     return config
 
 
-def quantized_model(
+def lazy_model(
     config: Any,
     state: Mapping[str, torch.Tensor],
     dtype: torch.dtype | None,
-    scheme: Scheme,
     naming: Naming | None = None,
 ) -> tuple[Any, list[str]]:
-    """The model of a configuration with the weights of `state`, quantized and lazy.
+    """The model of a configuration with the weights of `state`, lazy.
 
     Args:
         config: the configuration of a transformers model.
         state: weights by name.
         dtype: the dtype of the model; None means float32.
-        scheme: how it is quantized.
         naming: how the names become the model's, if they are those of another format.
 
     Returns:
         The model, and the names in `state` that it does not have.
 
     Raises:
-        ValueError: nothing in the model can be quantized.
         KeyError: names are missing from `state`; the message lists all of them.
         RuntimeError: tensors do not have the shapes of the model.
     """
@@ -129,5 +125,4 @@ def quantized_model(
             + listed("not in the model", sorted(info["unexpected_keys"]))
             + "\nRename tensors with --rename."
         )
-    quantize(model, scheme)
     return model, sorted(info["unexpected_keys"])
