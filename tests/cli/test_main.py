@@ -15,7 +15,7 @@ from command import Cli
 
 from dormant.cli.main import main
 
-COMMANDS = ("inspect", "verify", "diff", "convert", "merge", "init", "bench")
+COMMANDS = ("inspect", "verify", "diff", "convert", "merge", "init", "summary", "bench")
 
 PYTHON = shlex.quote(sys.executable)
 

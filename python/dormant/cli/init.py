@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from dormant.cli.arguments import add_output_options, default_dtype, seed
 from dormant.cli.destination import files_below, is_folder, new_file, new_folder, output
-from dormant.cli.outcome import Outcome, UsageError
-from dormant.cli.pretrained import model_class, read_config
-from dormant.integrations.transformers import from_config
-from dormant.recording.context import lazy_init
+from dormant.cli.models import constructor
+from dormant.cli.outcome import Outcome
 from dormant.reporting.memory import PeakMemory
 from dormant.saving.api import save
 from dormant.text.table import format_bytes, format_count
@@ -62,20 +56,10 @@ def run(options: argparse.Namespace) -> Outcome:
     peak = PeakMemory()
     out = output(options.out)
     to_folder = is_folder(out, (_SAFETENSORS,))
-    config = None
-    if options.model and Path(options.model).exists():
-        config = read_config(options.model)
-    elif ":" not in options.model:
-        raise UsageError(
-            f"no such file or folder: {options.model!r}. Pass a config.json of transformers, a "
-            "folder that contains one, or a module:callable such as train:build_model."
-        )
+    construct = constructor(options.model, options.dtype)
     with (new_folder if to_folder else new_file)(out, force=options.force) as target:
         torch.manual_seed(options.seed)
-        if config is not None:
-            model = _from_config(config, options.dtype)
-        else:
-            model = _call(options.model, options.dtype)
+        model = construct()
         report = save(
             model,
             target,
@@ -101,42 +85,3 @@ def run(options: argparse.Namespace) -> Outcome:
         + ("" if data["peak_memory"] is None else f", peak {format_bytes(data['peak_memory'])}")
     )
     return Outcome(data, text)
-
-
-def _from_config(config: Any, dtype: torch.dtype | None) -> torch.nn.Module:
-    model: torch.nn.Module = from_config(
-        model_class(config), config, dtype=dtype, materialize=False
-    )
-    return model
-
-
-def _call(reference: str, dtype: torch.dtype | None) -> torch.nn.Module:
-    name, _, attribute = reference.partition(":")
-    # As with `python -m`; a console script has its own folder at this position.
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        try:
-            build: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise
-            raise UsageError(f"no module named {name!r} (MODEL is {reference!r}).") from None
-        for part in attribute.split("."):
-            build = getattr(build, part, None)
-        if not callable(build):
-            raise UsageError(f"module {name!r} has no function {attribute!r}.")
-        with lazy_init(dtype=dtype):
-            model = build()
-    except SystemExit as error:
-        raise RuntimeError(
-            f"{reference} called sys.exit({error.code}). If the module is a script, put the code "
-            'of the script under `if __name__ == "__main__":`.'
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if not isinstance(model, torch.nn.Module):
-        raise ValueError(
-            f"{reference} returned {type(model).__name__}, expected a torch.nn.Module."
-        )
-    return model

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import NoReturn, TextIO
 
-from dormant.cli import bench, convert, diff, init, inspect, merge, verify
+from dormant.cli import bench, convert, diff, init, inspect, merge, summary, verify
 from dormant.cli.outcome import (
     EXIT_CODES,
     FAILED,
@@ -47,6 +47,7 @@ examples:
   dormant convert llama llama-nf4 --quantize nf4
   dormant merge llama adapter merged-llama
   dormant init llama/config.json random-llama --seed 0
+  dormant summary llama/config.json
   dormant bench
 
 `dormant COMMAND --help` lists the options of a command.
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     commands.required = True
-    for command in (inspect, verify, diff, convert, merge, init, bench):
+    for command in (inspect, verify, diff, convert, merge, init, summary, bench):
         subparser = commands.add_parser(
             command.NAME,
             help=command.SUMMARY,
