@@ -435,3 +435,16 @@ def test_a_tensor_beside_the_state_dict_does_not_hide_it(cli: Cli, tmp_path: Pat
     torch.save({"state_dict": state, "best_acc1": torch.tensor(76.1)}, tmp_path / "in.pt")
     assert cli("convert", tmp_path / "in.pt", tmp_path / "out.safetensors").code == 0
     assert_same_state(safetensors.torch.load_file(tmp_path / "out.safetensors"), state)
+
+
+@pytest.mark.parametrize("name", ["out.gguf", "out.onnx", "out.SAFETENSORS"])
+def test_a_suffix_of_another_format_is_refused(
+    cli: Cli, tmp_path: Path, llama: Path, name: str
+) -> None:
+    run = cli("convert", llama, tmp_path / name)
+    assert run.code == 2
+    assert f"{Path(name).suffix!r} is not an output format" in run.err
+    assert not (tmp_path / name).exists()
+    (tmp_path / name).mkdir()
+    assert cli("convert", llama, tmp_path / name).code == 0
+    assert cli("convert", llama, tmp_path / "llama-3.1").code == 0

@@ -23,8 +23,24 @@ def output(name: str) -> Path:
 
 
 def is_folder(path: Path, file_endings: Iterable[str]) -> bool:
-    """Whether an output of this name is a folder: it exists as one, or has no suffix of a file."""
-    return path.is_dir() or path.suffix not in file_endings
+    """Whether an output of this name is a folder: it exists as one, or has no suffix of a file.
+
+    Raises:
+        UsageError: the suffix looks like that of a format that cannot be written.
+    """
+    endings = tuple(file_endings)
+    if path.is_dir():
+        return True
+    if path.suffix in endings:
+        return False
+    # "llama-3.1" and "qwen2.5-7b" have a suffix, too.
+    if path.suffix[1:].isalpha() and not path.exists():
+        raise UsageError(
+            f"cannot write {path}: {path.suffix!r} is not an output format. Expected a name with "
+            f"{', '.join(endings)}, or the name of a folder. (To write a folder of this name, "
+            "create it first.)"
+        )
+    return True
 
 
 @contextlib.contextmanager
