@@ -58,7 +58,7 @@ def test_a_report_says_how_each_tensor_came_to_life() -> None:
         "square": "replay",
     }
     assert (report.count_way("tiles"), report.count_way("replay")) == (3, 1)
-    assert "3 by tiles, 1 by replay; random numbers: " in str(report)
+    assert "3 computed in tiles, 1 replayed whole\nrandom numbers: " in str(report)
     assert report.random_path
     assert report.to_dict()["random_path"] == report.random_path
     for name, tensor in model.state_dict().items():

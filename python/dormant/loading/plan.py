@@ -131,26 +131,26 @@ class LoadPlan:
             )
             for (origin, dtype), group in groups.items()
         ]
-        footer = [
+        totals = [
             f"{format_count(len(self.tensors), 'tensor')}, {format_bytes(self.nbytes)}, from "
             f"{format_count(len(self.files), 'file')}"
         ]
         for title, lines in _lists(self.missing_keys, self.unexpected_keys, self.mismatched_keys):
             if lines:
-                footer.append(f"{title}:")
-                footer += [f"  {printable(line)}" for line in lines[:_SHOWN]]
+                totals.append(f"{title}:")
+                totals += [f"  {printable(line)}" for line in lines[:_SHOWN]]
                 if len(lines) > _SHOWN:
-                    footer.append(f"  ... {len(lines) - _SHOWN} more")
+                    totals.append(f"  ... {len(lines) - _SHOWN} more")
         converted = [tensor for tensor in self.tensors if set(tensor.sources) - set(tensor.names)]
         if converted:
             read = len(set(itertools.chain.from_iterable(each.sources for each in converted)))
-            footer.append(
+            totals.append(
                 f"{format_count(len(converted), 'tensor')} made of "
                 f"{format_count(read, 'tensor')} with other names in the checkpoint"
             )
         if self.refusal:
-            footer.append("load would refuse this.")
-        return rows, footer
+            totals.append("load would refuse this.")
+        return rows, totals
 
 
 def _lists(

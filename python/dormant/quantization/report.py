@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dormant.text.table import format_bytes, format_count, format_table
+from dormant.reporting.rows import rows_of
+from dormant.tensors.names import grouped
+from dormant.text.table import format_bytes, format_count, format_html_table, format_table
+
+_HEADER = ("layer", "was", "shape", "before", "after")
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class QuantizedLayer:
     is_parameter: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuantizeReport:
     """What `quantize` did.
 
@@ -57,29 +62,46 @@ class QuantizeReport:
         """The whole report in plain dicts, lists, numbers and strings, as for JSON."""
         return {**asdict(self), "share": self.share}
 
+    def __repr__(self) -> str:
+        """One line."""
+        return f"QuantizeReport({self._totals()[0]})"
+
     def __str__(self) -> str:
-        """A short table: what was quantized and what was not, then totals."""
-        rows = [
+        """Totals, a table of what was quantized, and what was not; repeated layers share a line."""
+        return format_table(_HEADER, self._rows(), self._totals())
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return format_html_table(_HEADER, self._rows(), self._totals())
+
+    def _rows(self) -> list[Sequence[str]]:
+        return rows_of(
             (
-                layer.name,
-                layer.kind,
-                "x".join(map(str, layer.shape)),
-                format_bytes(layer.nbytes_before),
-                "later" if layer.nbytes is None else format_bytes(layer.nbytes),
+                (layer.name,),
+                (layer.kind, "x".join(map(str, layer.shape))),
+                (layer.nbytes_before, layer.nbytes),
             )
             for layer in self.layers
-        ]
+        )
+
+    def _totals(self) -> list[str]:
         before = sum(layer.nbytes_before for layer in self.layers)
         known = [layer.nbytes for layer in self.layers if layer.nbytes is not None]
-        total = f", {format_bytes(sum(known))} after" if len(known) == len(self.layers) else ""
+        after = f", {format_bytes(sum(known))} after" if len(known) == len(self.layers) else ""
         parameters = sum(layer.is_parameter for layer in self.layers)
-        counts = f"{len(self.layers) - parameters} layers"
+        counts = format_count(len(self.layers) - parameters, "layer")
         if parameters:
             counts += f" and {format_count(parameters, 'parameter')}"
-        footer = [
-            f"{self.scheme}: {counts}, {format_bytes(before)} before{total}",
-            *(f"kept {name}: {reason}" for name, reason in self.skipped.items()),
+        kept: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            kept.setdefault(reason, []).append(name)
+        return [
+            f"{self.scheme}: {counts}, {format_bytes(before)} before{after}",
             f"{self.share:.1%} of the {format_bytes(self.parameter_nbytes)} of all parameters was "
             "quantized",
+            *(
+                f"kept {name}: {reason}"
+                for reason, names in kept.items()
+                for name in grouped(names)
+            ),
         ]
-        return format_table(("layer", "was", "shape", "before", "after"), rows, footer)

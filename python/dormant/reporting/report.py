@@ -20,6 +20,15 @@ Way = Literal["tiles", "mapped", "replay", "received"]
 _HEADER = ("origin", "dtype", "tensors", "bytes", "largest")
 
 
+# What tensors were, by the way in which they were materialized.
+_WAYS = {
+    "tiles": "computed in tiles",
+    "mapped": "mapped from files",
+    "replay": "replayed whole",
+    "received": "received from other ranks",
+}
+
+
 @dataclass(frozen=True)
 class TensorReport:
     """One tensor of a `Report`.
@@ -167,7 +176,7 @@ class Report:
         )
 
     def __str__(self) -> str:
-        """A short table with one line for each origin and dtype, and totals."""
+        """Totals, and a short table with one line for each origin and dtype."""
         return format_table(_HEADER, *self._table())
 
     def _repr_html_(self) -> str:
@@ -188,23 +197,24 @@ class Report:
             )
             for (origin, dtype), group in groups.items()
         ]
-        footer = [
+        totals = [
             f"{format_count(len(self.tensors), 'tensor')} in "
             f"{format_count(self.storages, 'storage')}, "
-            f"{format_bytes(self.nbytes)}, {self.lazy_rate:.1%} of it lazy before; "
-            f"{format_count(self.operators, 'operator')}, "
-            f"{self.seconds:.3f} s"
+            f"{format_bytes(self.nbytes)}, {self.lazy_rate:.1%} of it lazy before",
+            f"{format_count(self.operators, 'operator')}, {self.seconds:.3f} s"
             + (
                 ""
                 if self.peak_memory is None
                 else f", peak memory {format_bytes(self.peak_memory)}"
-            )
+            ),
         ]
-        ways = [f"{count} by {way}" for way in get_args(Way) if (count := self.count_way(way)) > 0]
+        ways = [f"{count} {_WAYS[way]}" for way in get_args(Way) if (count := self.count_way(way))]
         if ways:
-            footer.append(", ".join(ways) + f"; random numbers: {self.random_path}")
+            totals.append(", ".join(ways))
+        if self.initialized_bytes:
+            totals.append(f"random numbers: {self.random_path}")
         if self.read_bytes:
-            footer.append(
+            totals.append(
                 f"{format_bytes(self.read_bytes)} from files, "
                 f"{format_bytes(int(self.bytes_per_second))}/s; "
                 f"{format_bytes(self.initialized_bytes)} initialized"
@@ -217,14 +227,14 @@ class Report:
             if names:
                 shown = grouped(names)
                 more = ", ..." if len(shown) > 5 else ""
-                footer.append(f"{title}: {', '.join(map(printable, shown[:5]))}{more}")
+                totals.append(f"{title}: {', '.join(map(printable, shown[:5]))}{more}")
         if self.value_reads:
             reads = sorted(self.value_reads.items(), key=lambda read: -read[1])
-            footer.append(
+            totals.append(
                 "values read while recording: "
                 + ", ".join(f"{name} ({format_bytes(nbytes)})" for name, nbytes in reads)
             )
-        return rows, footer
+        return rows, totals
 
 
 def _check_name(method: str, kind: str, name: object, known: tuple[str, ...]) -> None:

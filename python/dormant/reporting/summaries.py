@@ -9,17 +9,17 @@ from typing import Any
 
 from dormant._extension import _C
 from dormant.reporting.plot import plot_summary
+from dormant.reporting.rows import rows_of
 from dormant.tensors.inventory import take_inventory
 from dormant.tensors.targets import Target, roots_of
 from dormant.text.table import (
     format_bytes,
     format_count,
     format_html_table,
-    format_names,
     format_table,
 )
 
-_HEADER = ("tensor", "shape", "dtype", "bytes", "state")
+_HEADER = ("tensor", "shape", "dtype", "state", "bytes")
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,8 @@ class TensorSummary:
 
     @property
     def state(self) -> str:
-        """The state in the table: "real", "meta", or the number of recorded operators."""
-        if self.lazy:
-            return format_count(self.operators, "operator")
-        return "meta" if self.meta else "real"
+        """The state in the table: "lazy", "real" or "meta"."""
+        return "lazy" if self.lazy else "meta" if self.meta else "real"
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,7 +95,7 @@ class Summary:
         return f"Summary({self._totals()})"
 
     def __str__(self) -> str:
-        """A table with one line for each tensor, and totals."""
+        """Totals, and a table with one line for each tensor; repeated layers share one."""
         return format_table(_HEADER, *self._table())
 
     def _repr_html_(self) -> str:
@@ -105,23 +103,21 @@ class Summary:
         return format_html_table(_HEADER, *self._table())
 
     def _table(self) -> tuple[list[Sequence[str]], list[str]]:
-        rows: list[Sequence[str]] = [
+        rows = rows_of(
             (
-                format_names(tensor.names),
-                "x".join(map(str, tensor.shape)) or "scalar",
-                tensor.dtype,
-                format_bytes(tensor.nbytes),
-                tensor.state,
+                tensor.names,
+                ("x".join(map(str, tensor.shape)) or "scalar", tensor.dtype, tensor.state),
+                (tensor.nbytes,),
             )
             for tensor in self.tensors
-        ]
+        )
         meta = sum(tensor.meta for tensor in self.tensors)
-        footer = [self._totals()]
+        totals = [self._totals()]
         if meta:
-            footer.append(f"{format_count(meta, 'tensor')} on the meta device, without values")
+            totals.append(f"{format_count(meta, 'tensor')} on the meta device, without values")
         if any(tensor.lazy for tensor in self.tensors):
-            footer.append(f"random numbers: {self.random_path}")
-        return rows, footer
+            totals.append(f"random numbers: {self.random_path}")
+        return rows, totals
 
     def _totals(self) -> str:
         lazy = sum(tensor.lazy for tensor in self.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -128,13 +129,18 @@ def grouped(names: Iterable[str]) -> list[str]:
     Returns:
         The groups in the order of their first names; together they are exactly `names`.
     """
+    return [group for group, _ in grouped_counts(names)]
+
+
+def grouped_counts(names: Iterable[str]) -> list[tuple[str, int]]:
+    """The groups of `grouped`, each with the number of its names."""
     patterns: dict[tuple[str, ...], set[tuple[frozenset[int], ...]]] = {}
     for name in names:
         parts = [(part, part.isdecimal() and part == str(int(part))) for part in name.split(".")]
         pattern = tuple("" if is_number else f".{part}" for part, is_number in parts)
         numbers = tuple(frozenset((int(part),)) for part, is_number in parts if is_number)
         patterns.setdefault(pattern, set()).add(numbers)
-    lines = []
+    groups = []
     for pattern, boxes in patterns.items():
         for place in reversed(range(pattern.count(""))):
             merged: dict[tuple[frozenset[int], ...], frozenset[int]] = {}
@@ -144,8 +150,9 @@ def grouped(names: Iterable[str]) -> list[str]:
             boxes = {(*rest[:place], own, *rest[place:]) for rest, own in merged.items()}
         for box in sorted(boxes, key=lambda box: [sorted(numbers) for numbers in box]):
             texts = iter(map(_range, box))
-            lines.append(".".join(part[1:] if part else next(texts) for part in pattern))
-    return lines
+            text = ".".join(part[1:] if part else next(texts) for part in pattern)
+            groups.append((text, math.prod(map(len, box))))
+    return groups
 
 
 def _range(numbers: frozenset[int]) -> str:

@@ -6,13 +6,16 @@ import html
 import importlib
 import io
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from dormant.text.printable import printable
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _ROWS = 40
-_WIDTH = 160
+_UNFOLDED = 12  # rows that a notebook shows at once
+_WIDTH = 80
+_NARROWEST = 16  # characters of a column that is cut
 
 
 def format_bytes(count: float) -> str:
@@ -36,14 +39,15 @@ def format_names(names: Sequence[str]) -> str:
 
 
 def format_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]
+    header: Sequence[str], rows: Sequence[Sequence[str]], totals: Sequence[str]
 ) -> str:
-    """A table of text with its first column left-aligned and the others right-aligned.
+    """A table of at most 80 characters in width, if the names allow it.
 
     Args:
-        header: column titles.
+        header: column titles. The first column is left-aligned, the others are right-aligned. Texts
+            of the widest column are cut in the middle where they are too long.
         rows: cells, as many as there are titles. The middle of a long table is left out.
-        footer: lines below the table.
+        totals: lines above the table.
 
     Returns:
         The text, without a newline at its end.
@@ -51,20 +55,65 @@ def format_table(
     # Imported here, so that only code that prints a table waits for rich.
     require_rich()
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    cells = [[*map(printable, row)] for row in _shortened(rows)]
+    lines = [line for text in totals for line in _wrapped(printable(text))]
+    if not cells:
+        return "\n".join(lines)
+    widths = [
+        max(cell_len(row[i]) for row in (header, *cells) if i < len(row))
+        for i in range(len(header))
+    ]
+    names = widths.index(max(widths))  # the column that is cut
+    rest = sum(widths) - widths[names] + 2 * (len(widths) - 1)
+    width = max(_WIDTH - rest, _NARROWEST)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0, 0, 1))
     for position, title in enumerate(header):
-        table.add_column(title, justify="right" if position else "left", overflow="fold")
-    for row in _shortened(rows):
-        table.add_row(*map(printable, row))
+        table.add_column(title, justify="right" if position else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*(_cut(cell, width) if i == names else cell for i, cell in enumerate(row)))
     text = io.StringIO()
-    console = Console(file=text, width=_WIDTH, color_system=None, markup=False, highlight=False)
+    console = Console(
+        file=text,
+        width=max(_WIDTH, width + rest),
+        color_system=None,
+        markup=False,
+        highlight=False,
+    )
     console.print(table)
     drawn = text.getvalue().replace("─", _rule())
-    lines = [line.rstrip() for line in drawn.splitlines()]
-    return "\n".join([*(line for line in lines if line), *map(printable, footer)])
+    return "\n".join([*lines, *(line.rstrip() for line in drawn.splitlines() if line.strip())])
+
+
+def _wrapped(line: str) -> list[str]:
+    """The line, continued below with two blanks; no word is broken."""
+    return textwrap.wrap(
+        line,
+        _WIDTH,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+
+
+def _cut(text: str, width: int) -> str:
+    """The beginning and the end of a text that takes more than `width` characters."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    gap = "..."
+    end = text
+    while cell_len(end) > (width - len(gap)) * 2 // 3:
+        end = end[1:]
+    begin = text[: len(text) - len(end)]
+    while cell_len(begin) > width - len(gap) - cell_len(end):
+        begin = begin[:-1]
+    return begin + gap + end
 
 
 def require_rich() -> None:
@@ -79,9 +128,9 @@ def require_rich() -> None:
 
 
 def format_html_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], footer: Sequence[str]
+    header: Sequence[str], rows: Sequence[Sequence[str]], totals: Sequence[str]
 ) -> str:
-    """`format_table` as HTML for notebooks; takes the same arguments."""
+    """`format_table` as HTML for notebooks, a long table folded; takes the same arguments."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         sides = ("left", *("right",) * (len(cells) - 1))
@@ -90,12 +139,13 @@ def format_html_table(
             for side, cell in zip(sides, cells, strict=True)
         )
 
-    body = "".join(f"<tr>{line('td', row)}</tr>" for row in _shortened(rows))
-    below = "".join(f"<div>{html.escape(printable(text))}</div>" for text in footer)
-    return (
-        f"<div><table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
-        f"{below}</div>"
-    )
+    shown = _shortened(rows)
+    body = "".join(f"<tr>{line('td', row)}</tr>" for row in shown)
+    above = "".join(f"<div>{html.escape(printable(text))}</div>" for text in totals)
+    table = f"<table><thead><tr>{line('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+    if len(shown) > _UNFOLDED:
+        table = f"<details><summary>{len(rows)} rows</summary>{table}</details>"
+    return f"<div>{above}{table}</div>"
 
 
 def _rule() -> str:
