@@ -112,8 +112,8 @@ class Int8(LayerFormat):
         """The codes and scales in a checkpoint of bitsandbytes.
 
         Raises:
-                KeyError: a part is missing, or there is an additional one.
-                ValueError: a part is not as expected.
+            KeyError: a part is missing, or there is an additional one.
+            ValueError: a part is not as expected.
         """
         where = f"an int8 layer of shape {list(shape)}"
         check_parts(
