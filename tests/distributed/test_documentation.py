@@ -26,11 +26,11 @@ def test_the_recipes_are_found() -> None:
     assert list(RECIPES) == [
         "FSDP2",
         "Tensor parallelism",
-        "Divided first, initialized then",
+        "Shard first, initialize later",
         "DDP",
         "Pipeline",
         "Checkpoints",
-        "Each byte once",
+        "Shared reads",
         "Quantized",
         "Tensor parallelism, quantized",
         "Folders of torch.distributed.checkpoint",
@@ -42,7 +42,7 @@ def test_a_recipe_ends_with_the_eager_model(
     run_ranks: RunRanks, title: str, tmp_path: Path
 ) -> None:
     model = eager_model()
-    if title in ("Checkpoints", "Each byte once") or "uantized" in title:
+    if title in ("Checkpoints", "Shared reads") or "uantized" in title:
         state = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, tmp_path / "model.safetensors")
         model.load_state_dict(state)
