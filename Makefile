@@ -69,6 +69,11 @@ demo: build ## real models the ordinary way and with Dormant: a table and a pict
 bench: build ## measure beside the peers (BENCH_ARGS="--help")
 	@$(PY) -m benchmarks $(BENCH_ARGS)
 
+.PHONY: bench-guard
+bench-guard: build ## ratios of the times of this checkout and another one (BASE=../other, built; GUARD_ARGS="--help")
+	@[[ -n "$(BASE)" ]] || { echo 'dormant: name the other checkout: make bench-guard BASE=../other' >&2; exit 2; }
+	$(PY) tools/bench_guard.py "$(BASE)" $(GUARD_ARGS)
+
 .PHONY: docs
 docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tables from benchmarks/out included
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict --clean
