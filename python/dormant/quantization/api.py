@@ -1,4 +1,4 @@
-"""`quantize`: makes linear layers and stacked experts quantized ones before their weights exist."""
+"""`quantize`: turns linear layers and stacked experts into quantized ones before weights exist."""
 
 from __future__ import annotations
 
@@ -62,61 +62,63 @@ def quantize(
     skip: Iterable[str] | None = None,
     parameters: Iterable[str] | None = None,
 ) -> QuantizeReport:
-    """Makes linear layers and experts of a lazy model quantized ones, before their weights exist.
+    """Turns the linear layers and experts of a lazy model into quantized ones.
 
-    With the formats of bitsandbytes the packed bytes and the statistics are lazy tensors made from
-    the history of the weight, whatever that is by then: its initialization, or what
-    `dormant.load` reads. `materialize` and `load` stream it through the quantizer in small tiles;
-    the weight in full precision never exists, and the result is bit for bit what bitsandbytes makes
-    of the eager weight. The modules stay the same objects and become `bitsandbytes.nn.Linear4bit`
-    or `Linear8bitLt`; biases, hooks and all other attributes stay the same objects, too.
+    With the formats of bitsandbytes, the packed bytes and the statistics are lazy tensors that are
+    computed from the history of the weight when they are materialized: from its initialization, or
+    from what `dormant.load` reads. `materialize` and `load` stream it through the quantizer in
+    small tiles. The full-precision weight never exists, and the result is bit for bit what
+    bitsandbytes makes from the eager weight. The modules stay the same objects and become
+    `bitsandbytes.nn.Linear4bit` or `Linear8bitLt`. Their biases, hooks and all other attributes
+    also stay the same objects.
 
-    Configuration objects of torchao and functions need a whole layer: `materialize` and `load`
-    make one layer after the other real, hand it over and put the result in its place. Until then
-    the function lies on its layer, and goes with it into other containers, wrappers, deep copies
-    and pickles.
+    Configuration objects of torchao and functions need a whole layer. `materialize` and `load` make
+    one layer after the other real, pass it to the quantizer, and replace it by the result. Until
+    then, the function is attached to its layer, and moves with it into other containers, wrappers,
+    deep copies and pickles.
 
-    Quantized are modules whose class is exactly `torch.nn.Linear`, transformers' `Conv1D`, and
-    column and row parallel layers, known by the attributes they have in fairscale and Megatron
-    (`gather_output` and `output_size_per_partition`, `input_is_parallel` and
-    `input_size_per_partition`). The last keep their class and forward, which must call
-    `torch.nn.functional.linear` with the weight. Layers that are already real are quantized at
-    once.
+    These modules are quantized: modules whose class is exactly `torch.nn.Linear`, transformers'
+    `Conv1D`, and column and row parallel layers, which are recognized by the attributes that they
+    have in fairscale and Megatron (`gather_output` and `output_size_per_partition`,
+    `input_is_parallel` and `input_size_per_partition`). Parallel layers keep their class and
+    forward, which must call `torch.nn.functional.linear` with the weight. Layers that are already
+    real are quantized at once.
 
     The 4-bit formats also take parameters that stack the matrices of experts, as the mixtures of
-    experts in transformers keep them, and any other that `parameters` names: as
-    `bitsandbytes.nn.parametrize.replace_parameter_4bit` does, with its names in the state dict.
-    Modules of experts that transformers' interface for experts knows then unpack only the experts
-    that their input is routed to.
+    experts in transformers keep them, and any other parameter that `parameters` names. They are
+    packed as by `bitsandbytes.nn.parametrize.replace_parameter_4bit`, with its names in the state
+    dict. Modules that transformers' interface for experts knows then unpack only the experts that
+    their input is routed to.
 
     Args:
         model: the model, lazy or not; inside `dormant.lazy_init` or outside.
         scheme: "nf4" and "fp4" (as `FourBit(kind=...)`), "int8" (as `Int8()`), a `FourBit` or
             `Int8` with options, a transformers `BitsAndBytesConfig` or `TorchAoConfig`, a
             configuration object of torchao, or a function or class that is called with a layer and
-            gives the module that takes its place.
-        skip: module names of what keeps its precision, each a regular expression for the first
-            parts of the name or text it ends with, as transformers' `llm_int8_skip_modules`. They
-            replace the default: names with "lora" in them, tied weights, and in transformers models
-            what transformers skips, such as the output head. In other models it is not known which
-            layer is the head: name it.
-        parameters: what is quantized besides linear layers, as peft's `target_parameters`: names of
-            parameters, the parts with which they end ("experts.down_proj"), or regular expressions
-            for these. They replace the default, the stacked experts of transformers' interface.
+            returns the module that replaces it.
+        skip: names of the modules that keep their precision. Each is a regular expression for the
+            first parts of the name, or text with which the name ends, as in transformers'
+            `llm_int8_skip_modules`. They replace the default: names with "lora" in them, tied
+            weights, and in transformers models what transformers skips, such as the output head. In
+            other models, Dormant does not know which layer is the head: name it.
+        parameters: the parameters that are quantized besides linear layers, as in peft's
+            `target_parameters`: names of parameters, the parts with which they end
+            ("experts.down_proj"), or regular expressions for these. They replace the default, the
+            stacked experts of transformers' interface.
 
     Returns:
-        The layers and parameters, and what was skipped for which reason.
+        The layers and parameters that are quantized, and what was skipped and why.
 
     Raises:
         ImportError: the library that the scheme needs is not installed.
         NotImplementedError: a weight is a DTensor, as after `fully_shard`, or not on the CPU; or
             `parameters` are named for a scheme that has no format for them.
-        TypeError: `model` is not a module, `scheme` nothing that is known, or `skip` or
-            `parameters` not a list of names.
+        TypeError: `model` is not a module, `scheme` is not one of the above, or `skip` or
+            `parameters` is not a list of names.
         ValueError: the name of the scheme is unknown; an entry of `skip` or `parameters` matches
             nothing or is not a regular expression; nothing in the model can be quantized; a weight
-            cannot be (tied to another, no floating point numbers, on the meta device); or an
-            optimizer holds it. The model is as it was.
+            cannot be quantized (it is tied to another one, is not a floating-point tensor, or is on
+            the meta device); or an optimizer holds it. The model is then unchanged.
 
     Example:
         >>> import torch, dormant
@@ -163,7 +165,7 @@ def quantize(
 def _resolve(
     scheme: Scheme,
 ) -> tuple[FourBit | Int8 | layerwise.Quantizer | torchao.TorchaoByName, list[str] | None]:
-    """The format or function that `scheme` stands for, and the modules it wants skipped."""
+    """The format or function that `scheme` stands for, and the modules that it asks to skip."""
     if isinstance(scheme, str):
         if scheme not in ("nf4", "fp4", "int8"):
             raise ValueError(
@@ -197,23 +199,23 @@ def _resolve(
 
 
 def _is_a(scheme: object, name: str) -> bool:
-    """Whether the class of `scheme`, or one it derives from, has this name; imports nothing."""
+    """Whether the class of `scheme`, or one of its base classes, has this name; imports nothing."""
     return any(kind.__name__ == name for kind in type(scheme).__mro__)
 
 
 def _is_class_of_configurations(scheme: object) -> bool:
-    """Whether somebody passed the class of a configuration instead of one."""
+    """Whether the caller passed the class of a configuration instead of a configuration."""
     names = ("AOBaseConfig", "QuantizationConfigMixin", "FourBit", "Int8")
     return isinstance(scheme, type) and any(kind.__name__ in names for kind in scheme.__mro__)
 
 
 def _takes_a_layer(function: Callable[..., object]) -> bool:
-    """Whether `function` can be called with one argument; True where that is not known."""
+    """Whether `function` can be called with one argument; True if that is not known."""
     try:
         inspect.signature(function).bind(None)
     except TypeError:
         return False
-    except ValueError:  # it tells no signature
+    except ValueError:  # it has no signature
         return True
     return True
 
@@ -265,14 +267,14 @@ def _choose_parameters(
     skips: bool,
     layers: Mapping[str, LinearLayer],
 ) -> tuple[dict[str, ModuleParameter], dict[str, str]]:
-    """The parameters besides the weights of `layers` that are quantized, and why others are not.
+    """The parameters that are quantized besides the weights of `layers`, and why others are not.
 
     Args:
         model: the model.
-        scheme: what is done to them.
+        scheme: how they are quantized.
         patterns: what is skipped.
-        named: patterns of what the caller wants; None means experts.
-        skips: whether it is the caller who skips: no other pattern is stronger than a name.
+        named: the caller's patterns; None means experts.
+        skips: whether the patterns in `patterns` are the caller's; only these override `named`.
         layers: what is quantized already.
     """
     if named and not isinstance(scheme, FourBit):
@@ -305,7 +307,7 @@ def _choose_parameters(
 
 
 def _no_format(scheme: FourBit | Int8 | layerwise.Quantizer) -> str:
-    """Why `scheme` leaves parameters alone that are not weights of linear layers."""
+    """Why `scheme` does not quantize parameters that are not weights of linear layers."""
     if isinstance(scheme, Int8):
         return "bitsandbytes has no int8 format for parameters, only for linear layers"
     if isinstance(scheme, torchao.TorchaoQuantizer):
@@ -335,7 +337,7 @@ def _check_weights(
     weights |= {name: parameter.weight for name, parameter in parameters.items()}
     tied = tied_names(model)
     for full_name, weight in weights.items():
-        # FSDP1 leaves a layer a run of its flat parameter.
+        # With FSDP1, a layer holds a run of its flat parameter.
         if is_dtensor(weight) or (full_name not in parameters and weight.dim() != 2):
             raise NotImplementedError(
                 f"quantize: {full_name} is a {type(weight).__name__} of shape "
@@ -409,7 +411,7 @@ def _fused(
             )
         )
     if isinstance(scheme, FourBit):
-        # Before the first: a module that has a parametrization is of another class.
+        # Read them all first: the class of a module changes when it gets a parametrization.
         kinds = [type(parameter.module).__name__ for parameter in parameters.values()]
         done += map(functools.partial(_pack, scheme), parameters.values(), kinds)
     if is_pretrained(model):
@@ -449,7 +451,7 @@ def _patterns_to_save(
 ) -> list[str] | None:
     """What the configuration of a transformers model says about skipped layers.
 
-    None, its default, means the same layers as our default, but for the adapters.
+    None, its default, means the same layers as our default, except for the adapters.
     """
     if skip is not None:
         return skip
@@ -461,7 +463,7 @@ def _patterns_to_save(
 def _by_name(
     model: torch.nn.Module, scheme: torchao.TorchaoByName, patterns: dict[str, str]
 ) -> QuantizeReport:
-    """What a FqnToConfig of torchao names, each module by itself."""
+    """Quantizes what a FqnToConfig of torchao names, each module separately."""
     chosen: dict[str, ModuleParameter] = {}
     quantizers: list[tuple[str, torch.nn.Module, layerwise.Quantizer]] = []
     names: dict[str, ModuleParameter] = {}

@@ -38,7 +38,7 @@ def set_option(options: object, name: str, value: object) -> None:
 
 
 def check_source(weight: torch.Tensor, name: str, what: str) -> None:
-    """ValueError where `weight` cannot be quantized by `what`."""
+    """Raises ValueError if `what` cannot quantize `weight`."""
     if weight.dtype not in _SOURCES:
         raise ValueError(
             f"quantize: {name} is {weight.dtype}; {what} take torch.float32, torch.bfloat16 or "
@@ -52,7 +52,7 @@ def check_source(weight: torch.Tensor, name: str, what: str) -> None:
 
 
 def run(weight: torch.Tensor, quantizer: _C.Quantizer) -> list[torch.Tensor]:
-    """What `quantizer` makes of `weight`, lazy where that is."""
+    """What `quantizer` makes from `weight`; lazy if `weight` is lazy."""
     with torch.no_grad():
         if _C.is_lazy(weight):
             return _C.quantize(weight.detach(), quantizer)
@@ -60,7 +60,7 @@ def run(weight: torch.Tensor, quantizer: _C.Quantizer) -> list[torch.Tensor]:
 
 
 def check_is_layer(module: torch.nn.Module, attribute: str) -> None:
-    """NotImplementedError where `module` has kept its class: it can't use a gathered weight."""
+    """Raises NotImplementedError if `module` kept its class: it cannot use a gathered weight."""
     if attribute not in vars(module):
         raise NotImplementedError(
             f"dormant: the quantized weight of a {type(module).__name__} was divided, which works "

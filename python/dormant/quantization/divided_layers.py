@@ -1,8 +1,8 @@
-"""Layers of bitsandbytes that have some rows, or some columns, of a weight: tensor parallelism.
+"""Layers of bitsandbytes that hold some rows or columns of a weight, for tensor parallelism.
 
-Imported only when there is such a layer, for bitsandbytes. Between the hooks of ColwiseParallel and
-RowwiseParallel, which turn inputs into DTensors and outputs back, a layer computes with what this
-rank has of input and weight, as the library's own layer.
+This module imports bitsandbytes, so it is imported only when such a layer exists. The hooks of
+ColwiseParallel and RowwiseParallel turn inputs into DTensors, and outputs back. Between them, a
+layer computes with this rank's part of input and weight, as the library's own layer.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _nn: Any = bitsandbytes.nn
 
 
 class _Divided(torch.nn.Module):
-    """What both kinds do.
+    """What both kinds have in common.
 
     The weight is an ordinary parameter: this rank's part, as the library packs it. The bias is a
-    DTensor, as in other parallel layers; so is each divided tensor of a state dict.
+    DTensor, as in other parallel layers. The divided tensors of a state dict are DTensors, too.
     """
 
     _library_kind: ClassVar[Any]
     _divided_names: ClassVar[tuple[str, ...]]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The DTensor of the product.
+        """The product, as a DTensor.
 
         Args:
-            x: replicated where the weight's rows are divided, divided in its last dimension where
+            x: replicated if the rows of the weight are divided; divided in its last dimension if
                 the columns are.
         """
         division = division_of(self)
@@ -56,12 +56,12 @@ class _Divided(torch.nn.Module):
 
     def _multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The library's forward."""
-        # A layer for this call: another thread may call this one.
+        # A layer for this call only, because another thread may call this one.
         layer = object.__new__(self._library_kind)
         vars(layer).update(vars(self))
         vars(layer)["_parameters"] = {**self._parameters, "bias": bias}
         output: torch.Tensor = self._library_kind.forward(layer, x)
-        for name in ("compute_dtype", "compute_type_is_set"):  # as of its first input
+        for name in ("compute_dtype", "compute_type_is_set"):  # set by its first input
             if name in vars(layer):
                 vars(self)[name] = vars(layer)[name]
         return output

@@ -1,11 +1,11 @@
-"""Experts that are packed in 4 bits compute with those only that their input is routed to.
+"""Lets modules of experts that are packed in 4 bits unpack only the experts that they need.
 
-The parametrization of bitsandbytes unpacks all experts of a layer at every forward. The functions
-here are registered with transformers' interface for experts
-(transformers/integrations/moe.py): where a few experts are wanted, they unpack these, and call the
-function that the model had before with a module of these few experts. It multiplies the same
-numbers in the same order, so the result is the same, whichever function it is. Where most experts
-are wanted, as by a long prompt, all are unpacked at once.
+The parametrization of bitsandbytes unpacks all experts of a layer in every forward. The functions
+here are registered with transformers' interface for experts (transformers/integrations/moe.py). If
+only a few experts are needed, they unpack these, and call the function that the model had before
+with a module of these few experts. It multiplies the same numbers in the same order, so the result
+is the same, whichever function it is. If most experts are needed, as for a long prompt, all are
+unpacked at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dormant.quantization.parameters import EXPERT_PARAMETERS
 from dormant.tensors.pretrained import is_pretrained
 
 _PREFIX = "dormant_"
-# Choosing experts takes as long as unpacking so many elements (bitsandbytes 0.50, one thread).
+# Selecting experts takes as long as unpacking this many elements (bitsandbytes 0.50, one thread).
 _ELEMENTS_OF_CHOICE = 1 << 19
 _INDEXED = frozenset(name + end for name in EXPERT_PARAMETERS for end in ("", "_bias"))
 
@@ -34,9 +34,9 @@ Function = Callable[..., torch.Tensor]
 
 
 def use_for(model: torch.nn.Module, modules: Collection[torch.nn.Module]) -> None:
-    """Has `modules` of `model` compute with few experts, where the interface knows them.
+    """Makes `modules` of `model` compute with few experts, if the interface knows them.
 
-    Their configuration gets the name of a function that calls the one it names now.
+    Their configuration gets the name of a function that calls the one that it names now.
     """
     interface: Any = sys.modules.get("transformers.integrations.moe")
     functions = getattr(interface, "ALL_EXPERTS_FUNCTIONS", None)
@@ -50,7 +50,7 @@ def use_for(model: torch.nn.Module, modules: Collection[torch.nn.Module]) -> Non
             continue
         if _PREFIX + name not in functions:
             functions.register(_PREFIX + name, functools.partial(experts_forward, name))
-        # As `set_experts_implementation` does for one configuration of several.
+        # `set_experts_implementation` does the same for one configuration of several.
         configuration._experts_implementation_internal = _PREFIX + name
 
 
@@ -63,8 +63,8 @@ def _configuration_of(module: torch.nn.Module) -> Any:
 
 
 def _take_configurations(model: torch.nn.Module, modules: Collection[torch.nn.Module]) -> None:
-    """Copies the configurations of `modules`, which may be used for other models."""
-    if is_pretrained(model):  # `mark` has done it
+    """Copies the configurations of `modules`, because other models may use them."""
+    if is_pretrained(model):  # `mark` has copied it
         return
     left = set(modules)
     for part in model.modules():
@@ -83,13 +83,13 @@ def experts_forward(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The experts function `name` of the interface, with the experts that are needed.
+    """The experts function `name` of the interface, called with the experts that are needed.
 
     Args:
-        name: of the function, "eager", "grouped_mm", ...
-        module: of experts.
+        name: the name of the function: "eager", "grouped_mm", ...
+        module: the module of experts.
         hidden_states: [tokens, hidden].
-        top_k_index: [tokens, k], experts of each token.
+        top_k_index: [tokens, k], the experts of each token.
         top_k_weights: [tokens, k].
 
     Returns:
@@ -98,7 +98,7 @@ def experts_forward(
     forward = _function(name, module)
     if (
         not torch.compiler.is_compiling()
-        # So many choices leave few experts out, and `unique` would find that in vain.
+        # With more choices, almost all experts are needed, and `unique` would be wasted time.
         and top_k_index.numel() < 4 * module.num_experts
         and _can_take_few(module)
     ):
@@ -111,14 +111,14 @@ def experts_forward(
 
 def _function(name: str, module: torch.nn.Module) -> Function:
     interface: Any = sys.modules["transformers.integrations.moe"]
-    # `use_experts_implementation` wraps the forward that the class has by itself.
+    # `use_experts_implementation` wraps the forward of the class.
     own: Function = type(module).forward.__wrapped__  # type: ignore[attr-defined]
     function: Function = interface.ALL_EXPERTS_FUNCTIONS.get_interface(name, own)
     return function
 
 
 def _can_take_few(module: Any) -> bool:
-    """Whether all that depends on the experts is known, and each can be unpacked by itself."""
+    """Whether everything that depends on the experts is known and can be unpacked separately."""
     if module._is_expert_parallel or module._buffers or not _INDEXED.issuperset(module._parameters):
         return False
     packed = module._modules.get("parametrizations", {})
@@ -130,7 +130,7 @@ def _can_take_few(module: Any) -> bool:
 def _saves_time(module: Any, wanted: int) -> bool:
     """Whether unpacking `wanted` experts takes less time than unpacking all.
 
-    Their packed rows are copied first, for up to a quarter of the time that unpacking them takes.
+    Their packed rows are copied first. This takes up to a quarter of the time of unpacking them.
     """
     unused = module.num_experts - wanted
     if unused * 4 < module.num_experts:
@@ -147,12 +147,12 @@ def _has_whole_blocks(module: Any, name: str) -> bool:
     state, packed = unpacks.quant_state, module.parametrizations[name].original
     return bool(
         state.shape[0] == module.num_experts
-        # Whole rows, not only experts: on a CPU bitsandbytes 0.50 unpacks other rows by scales that
-        # depend on what lies before them.
+        # Select whole rows, not only experts: on a CPU, bitsandbytes 0.50 unpacks other rows with
+        # scales that depend on what precedes them.
         and state.shape[-1] % state.blocksize == 0
         and packed.dtype is torch.uint8
         and packed.numel() * 2 == torch.Size(state.shape).numel()
-        # A lazy one is made real by whoever unpacks all of it.
+        # A lazy one is materialized by the code that unpacks all of it.
         and not _C.is_lazy(packed)
     )
 
@@ -174,7 +174,7 @@ class _FewExperts:
 
 @torch.no_grad()
 def _unpacked(packed: torch.Tensor, state: Any, experts: torch.Tensor) -> torch.Tensor:
-    """`experts` of what bitsandbytes would unpack whole, of the same bits."""
+    """`experts` of what bitsandbytes would unpack whole, with the same bits."""
     functional = library().functional
     shape = torch.Size([len(experts), *state.shape[1:]])
     few = functional.QuantState(
@@ -204,7 +204,7 @@ def _absmax(state: Any, experts: torch.Tensor) -> torch.Tensor:
             dtype=nested.dtype,
         )
         absmax = library().functional.dequantize_blockwise(scales.view(-1), few)
-    else:  # a block may begin in one expert's and end in the next one's
+    else:  # a block may begin in one expert and end in the next one
         blocks = torch.arange(count, device=experts.device) + experts[:, None] * count
         absmax = nested.code[scales.int()] * nested.absmax[blocks // nested.blocksize]
     absmax = absmax + state.offset
@@ -212,7 +212,7 @@ def _absmax(state: Any, experts: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(tensor: torch.Tensor, state: Any, experts: torch.Tensor) -> torch.Tensor:
-    """What `tensor` has for `experts`."""
-    # Copies whole rows, which an index would gather element by element.
+    """The part of `tensor` that belongs to `experts`."""
+    # This copies whole rows; an index would gather them element by element.
     rows: torch.Tensor = tensor.view(state.shape[0], -1).index_select(0, experts)
     return rows

@@ -1,4 +1,4 @@
-"""How a module becomes the layer of another library, or lets such a layer multiply for it."""
+"""Turns a module into the layer of another library, or makes such a layer multiply for it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 def become(module: torch.nn.Module, layer: torch.nn.Module) -> None:
-    """Makes `module` what `layer` is and keeps the object, with all that others know of it.
+    """Turns `module` into what `layer` is; the object stays the same.
 
-    Its class changes, and it gets every attribute of `layer` but the registered ones: parameters,
-    buffers, submodules, and hooks that it has itself stay.
+    Its class changes, and it gets every attribute of `layer` except the registered ones. It keeps
+    its own parameters, buffers, submodules and hooks.
     """
     hooks: Any = layer._load_state_dict_pre_hooks
     for name, value in vars(layer).items():
@@ -32,11 +32,11 @@ _OWN = frozenset(vars(torch.nn.Module()))
 
 @functools.cache
 def multiply_through(kind: Any) -> Any:
-    """A class of quantized parameters that `torch.nn.functional.linear` multiplies by.
+    """A class of quantized parameters that `torch.nn.functional.linear` multiplies with.
 
-    For layers whose forward does more than to multiply, such as to communicate: they keep it, and
-    where it calls `linear` with its weight, the library's own layer, which is the attribute `layer`
-    of the parameter, does the work.
+    It is for layers whose forward does more than multiply, such as communicate. They keep this
+    forward. If it calls `linear` with its weight, the library's own layer does the work. This layer
+    is the attribute `layer` of the parameter.
 
     Args:
         kind: the library's parameter class.
@@ -50,7 +50,7 @@ def multiply_through(kind: Any) -> Any:
 
         def __deepcopy__(self, memo: dict[int, Any]) -> Any:
             duplicate = super().__deepcopy__(memo)
-            # Before the layer, which holds the parameter.
+            # Must precede the layer, which holds the parameter.
             memo[id(self)] = duplicate
             duplicate.layer = copy.deepcopy(self.layer, memo)
             if hasattr(duplicate, "quant_state"):
@@ -83,10 +83,10 @@ def multiply_through(kind: Any) -> Any:
 
 
 def lend(module: torch.nn.Module, layer: Any) -> None:
-    """Lets `layer` multiply for `module`, and save for it what it saves besides the weight.
+    """Makes `layer` multiply for `module`, and save what it saves besides the weight.
 
     Args:
-        module: its parameter `weight` is of a class that `multiply_through` made.
+        module: its parameter `weight` has a class that `multiply_through` made.
         layer: the library's layer; its weight is the same parameter.
     """
     weight: Any = module._parameters["weight"]
@@ -96,23 +96,23 @@ def lend(module: torch.nn.Module, layer: Any) -> None:
 
 
 def _follow_mode(module: torch.nn.Module, _: object) -> None:
-    # The layer is no submodule, whose names would show, so `train` and `eval` do not reach it.
+    # The layer is not a submodule, whose names would show, so `train` and `eval` do not reach it.
     weight: Any = module._parameters["weight"]
     weight.layer.training = module.training
 
 
 def _add_state(module: torch.nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
     weight: Any = module._parameters["weight"]
-    if weight is None or not is_foreign(weight):  # exposed in full precision
+    if weight is None or not is_foreign(weight):  # it is exposed in full precision
         return
     saved: dict[str, Any] = {}
     weight.layer._save_to_state_dict(saved, prefix, False)
-    # The weight too: before it saves, the layer may put it back into the order of a checkpoint.
+    # Save the weight, too: the layer may first restore it to the order of a checkpoint.
     state.update(saved)
 
 
 def is_foreign(parameter: torch.Tensor) -> bool:
-    """Whether another layer multiplies by `parameter`."""
+    """Whether another layer multiplies with `parameter`."""
     return "layer" in vars(parameter)
 
 

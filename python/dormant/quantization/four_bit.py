@@ -39,23 +39,25 @@ NESTED_BLOCK = 256
 
 @dataclass(frozen=True, kw_only=True)
 class FourBit(LayerFormat):
-    """The 4-bit formats of bitsandbytes: blocks of elements share a scale, each gets 4 bits.
+    """The 4-bit formats of bitsandbytes: 4 bits for each element, one scale for each block.
 
-    A layer becomes a `bitsandbytes.nn.Linear4bit`, another parameter is packed as by
+    A layer becomes a `bitsandbytes.nn.Linear4bit`. Any other parameter is packed as by
     `bitsandbytes.nn.parametrize.replace_parameter_4bit`.
 
     Args:
-        kind: "nf4" (levels for normally distributed weights) or "fp4" (a 4-bit floating point).
-        block_size: elements that share a scale: 32, 64, 128, 256, 512, 1024, 2048 or 4096.
-        nested: quantize the scales too, to 8 bits ("double quantization").
-        compute_dtype: floating point dtype in which the layer multiplies; None takes that of its
-            first input.
-        storage_dtype: dtype as which the packed bytes are kept, as FSDP needs; bytes are the same.
-            Both dtypes may be names ("bfloat16"), as in transformers' `BitsAndBytesConfig`.
+        kind: "nf4" (levels for normally distributed weights) or "fp4" (a 4-bit floating-point
+            format).
+        block_size: number of elements that share a scale: 32, 64, 128, 256, 512, 1024, 2048 or
+            4096.
+        nested: also quantize the scales, to 8 bits ("double quantization").
+        compute_dtype: floating-point dtype in which the layer multiplies; None means the dtype of
+            its first input. May be a name ("bfloat16"), as in transformers' `BitsAndBytesConfig`.
+        storage_dtype: dtype of the tensor that holds the packed bytes, as FSDP needs; the bytes are
+            the same. May be a name.
 
     Raises:
-        TypeError: an option is of a type that cannot be used.
-        ValueError: `kind`, `block_size` or a dtype is none of these.
+        TypeError: an option has a type that cannot be used.
+        ValueError: `kind`, `block_size` or a dtype is not one of these.
 
     Example:
         >>> import dormant
@@ -103,7 +105,7 @@ class FourBit(LayerFormat):
         return f"{self.kind}, blocks of {self.block_size}{nested}"
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """ValueError where `weight` cannot be quantized."""
+        """Raises ValueError if `weight` cannot be quantized."""
         check_source(weight, name, "4-bit formats")
         packed = (weight.numel() + 1) // 2
         size = self.storage_dtype.itemsize
@@ -115,13 +117,13 @@ class FourBit(LayerFormat):
             )
 
     def nbytes(self, shape: torch.Size) -> int:
-        """Bytes of a quantized weight of `shape` with its statistics."""
+        """Bytes of a quantized weight of `shape`, including its statistics."""
         blocks = -(-shape.numel() // self.block_size)
         statistics = blocks + -(-blocks // NESTED_BLOCK) * 4 + 4 if self.nested else blocks * 4
         return (shape.numel() + 1) // 2 + statistics
 
     def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
-        """Makes `module` a Linear4bit; one that is not `in_place` keeps its class and forward."""
+        """Turns `module` into a Linear4bit; unless `in_place`, it keeps its class and forward."""
         nn = library().nn
         rows, columns = weight.shape
         with torch.device("meta"):
@@ -171,7 +173,7 @@ class FourBit(LayerFormat):
             copied.quant_state = memo.get(id(weight.quant_state), copied.quant_state)
 
     def finish(self, module: torch.nn.Module) -> None:
-        """Leaves nothing of ours in `module`: its weight is real."""
+        """Removes everything of Dormant from `module`: its weight is real."""
         statistics.forget(module)
 
     def accept(
@@ -186,13 +188,13 @@ class FourBit(LayerFormat):
         """The packed bytes and the QuantState in a checkpoint of bitsandbytes, as in `entries`.
 
         Args:
-            entries: the tensors, "weight", "weight.absmax", ... where `name` is "weight".
-            name: of the weight in `entries`.
-            shape: of the weight in full precision.
+            entries: the tensors: "weight", "weight.absmax", ... if `name` is "weight".
+            name: the name of the weight in `entries`.
+            shape: the shape of the full-precision weight.
 
         Raises:
-            KeyError: a part is missing, or there is one too many.
-            ValueError: a part is not what it has to be.
+            KeyError: a part is missing, or there is an additional one.
+            ValueError: a part is not as expected.
         """
         what = "layer" if name == self.attribute else name
         where = f"a {self.kind} {what} of shape {list(shape)}"
@@ -204,7 +206,7 @@ class FourBit(LayerFormat):
             where=where,
         )
         saved = read_state(entries[state_name], self.kind, shape, where)
-        # Those of a layer whose columns were divided are matrices (divided_layers.py).
+        # In a layer whose columns were divided, these are matrices (divided_layers.py).
         entries = {**entries, name: entries[name].reshape(-1, 1)}
         entries[f"{name}.absmax"] = entries[f"{name}.absmax"].reshape(-1)
         nested = f"{name}.nested_absmax" in entries
@@ -252,7 +254,7 @@ class FourBit(LayerFormat):
         weight: Any = module._parameters["weight"]
         replace_values(weight, packed)
         if is_dtensor(weight):
-            module.quant_state = state  # where bitsandbytes looks when a weight has none
+            module.quant_state = state  # bitsandbytes looks here if a weight has no state
             statistics.attach(module)
             return
         weight.quant_storage = packed.dtype
@@ -266,12 +268,12 @@ class FourBit(LayerFormat):
         return _C.FourBit(self.kind, self.block_size, _levels(self.kind), values)
 
     def adopt_part(self, module: torch.nn.Module) -> None:
-        """Has the statistics saved; the layer finds them itself for what is gathered."""
+        """Makes the module save the statistics; the layer finds those of a gathered weight."""
         check_is_layer(module, "quant_state")
         statistics.attach(module)
 
     def elements_per_scale(self, shape: torch.Size) -> int:
-        """A block's."""
+        """The number of elements in a block."""
         return self.block_size
 
     def quantized_part(
@@ -282,15 +284,15 @@ class FourBit(LayerFormat):
         return codes.view(-1), scales
 
     def statistics(self, module: torch.nn.Module) -> list[torch.Tensor]:
-        """Those of the QuantState that the layer has."""
+        """The statistics of the QuantState that the layer has."""
         return statistics_in(vars(module).get("quant_state"))
 
     def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
-        """The scales, quantized where they are nested."""
+        """The scales, quantized if they are nested."""
         return self.quantizer().nest(scales, threads) if self.nested else [scales]
 
     def quantized(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """The packed bytes of `weight` and their QuantState, lazy where `weight` is."""
+        """The packed bytes of `weight` and their QuantState; lazy if `weight` is lazy."""
         functional = library().functional
         packed, absmax, *nested = run(weight, self.quantizer())
         state2 = offset = None
@@ -318,7 +320,7 @@ class FourBit(LayerFormat):
 
 
 def statistics_in(state: Any) -> list[torch.Tensor]:
-    """The tensors of a QuantState that are made of the scales; none of None."""
+    """The tensors of a QuantState that are computed from the scales; none if it is None."""
     if state is None:
         return []
     return [state.absmax, *([state.state2.absmax, state.offset] if state.nested else [])]
@@ -361,13 +363,13 @@ def _levels(kind: str) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _as_if_imported() -> Iterator[None]:
-    """Tables of a library are the same in whatever mode they are asked for first."""
+    """Makes the tables of a library the same, whatever mode the first call is made in."""
     with unrecorded(), torch.inference_mode(False), torch.device("cpu"), _Float32():
         yield
 
 
 class _Float32(TorchFunctionMode):
-    """Has `torch.tensor` make float32; the default dtype is the process's, not ours to change."""
+    """Makes `torch.tensor` create float32; the default dtype is global and must not change."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

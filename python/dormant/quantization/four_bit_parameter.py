@@ -1,9 +1,9 @@
 """Parameters in 4 bits, such as the stacked matrices of experts, as bitsandbytes keeps them.
 
-`bitsandbytes.nn.parametrize.replace_parameter_4bit` packs a parameter of any module and has a
-parametrization unpack it where it is asked for. It is called here, on a parameter of one block; its
-packed bytes and its QuantState are then exchanged for lazy ones of the whole parameter. So class,
-hooks and names are the library's own, whatever they are in the installed version.
+`bitsandbytes.nn.parametrize.replace_parameter_4bit` packs a parameter of any module, and adds a
+parametrization that unpacks it when it is accessed. Dormant calls this function on a parameter of
+one block, and then exchanges its packed bytes and its QuantState for lazy ones of the whole
+parameter. Class, hooks and names are therefore those of the library, in any installed version.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _SUFFIXES = (
 
 
 def parametrization_of(module: torch.nn.Module, attribute: str) -> Any:
-    """What unpacks the parameter `attribute` of `module`, where nothing else changes it; or None.
+    """What unpacks the parameter `attribute` of `module`; None if something else changes it, too.
 
-    peft adds a parametrization of its own while a LoRA of the parameter is active.
+    peft adds its own parametrization while a LoRA of the parameter is active.
     """
     lists: Any = module._modules.get("parametrizations")
     found = lists._modules.get(attribute) if lists is not None else None
@@ -64,7 +64,7 @@ class FourBitParameter:
 
     @property
     def held_as(self) -> str:
-        """Where torch.nn.utils.parametrize keeps what is unpacked."""
+        """Where torch.nn.utils.parametrize keeps the original that is unpacked."""
         return f"parametrizations.{self.attribute}.original"
 
     @property
@@ -74,7 +74,7 @@ class FourBitParameter:
 
     @contextlib.contextmanager
     def showing(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> Iterator[None]:
-        """Has `parameter` stand where the parametrization did, for lookups by attribute, too."""
+        """Puts `parameter` in place of the parametrization, also for attribute access."""
         lists = module._modules["parametrizations"]
         assert lists is not None
         before, kind = dict(lists._modules), type(module)
@@ -90,11 +90,11 @@ class FourBitParameter:
             lists._modules.update(before)
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """ValueError where `weight` cannot be quantized."""
+        """Raises ValueError if `weight` cannot be quantized."""
         self.scheme.check(weight, name)
 
     def install(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Exchanges the parameter for the packed `weight` and what unpacks it."""
+        """Replaces the parameter by the packed `weight` and what unpacks it."""
         packed, state = self.scheme.quantized(weight)
         parameter = torch.nn.Parameter(packed, requires_grad=False)
         with _unchanged_after_an_error(module, self.attribute):
@@ -117,16 +117,16 @@ class FourBitParameter:
             )
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantizes `weight` anew into the packed parameter."""
+        """Quantizes `weight` again into the packed parameter."""
         self._put(module, *self.scheme.quantized(weight))
 
     def follow(
         self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
     ) -> None:
-        """Nothing: a copied parametrization has a copied state."""
+        """Does nothing: a copied parametrization has a copied state."""
 
     def finish(self, module: torch.nn.Module) -> None:
-        """Leaves nothing of ours in `module`: its parameter is real."""
+        """Removes everything of Dormant from `module`: its parameter is real."""
         statistics.forget(self._unpacks(module))
 
     def accept(
@@ -143,10 +143,10 @@ class FourBitParameter:
         return [(vars(unpacks), dict(vars(unpacks)))]
 
     def adopt_part(self, module: torch.nn.Module) -> None:
-        """Nothing: the parametrization unpacks what was gathered."""
+        """Does nothing: the parametrization unpacks what was gathered."""
 
     def elements_per_scale(self, shape: torch.Size) -> int:
-        """A block's."""
+        """The number of elements in a block."""
         return self.scheme.elements_per_scale(shape)
 
     def quantized_part(
@@ -156,11 +156,11 @@ class FourBitParameter:
         return self.scheme.quantized_part(elements, shape)
 
     def statistics(self, module: torch.nn.Module) -> list[torch.Tensor]:
-        """Those of the parametrization's QuantState."""
+        """The statistics of the parametrization's QuantState."""
         return statistics_in(self._unpacks(module).quant_state)
 
     def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
-        """The scales, quantized where they are nested."""
+        """The scales, quantized if they are nested."""
         return self.scheme.statistics_of(scales, threads)
 
     def _unpacks(self, module: torch.nn.Module) -> Any:
@@ -176,7 +176,7 @@ class FourBitParameter:
 
 
 def _without_property(kind: type[torch.nn.Module], attribute: str) -> type[torch.nn.Module]:
-    """A class like `kind`, by which `attribute` is what is registered under that name."""
+    """A class like `kind` in which `attribute` returns what is registered under that name."""
 
     def registered(module: torch.nn.Module) -> torch.nn.Parameter | None:
         return module._parameters[attribute]
@@ -189,7 +189,7 @@ def _without_property(kind: type[torch.nn.Module], attribute: str) -> type[torch
 
 @contextlib.contextmanager
 def _unchanged_after_an_error(module: torch.nn.Module, attribute: str) -> Iterator[None]:
-    """Undoes what was done to `module`, and to its class, when it ends in an exception."""
+    """Undoes what was done to `module` and its class if the context ends in an exception."""
     kind, before = type(module), dict(vars(module))
     had_property = attribute in vars(kind)
     lists = module._modules.get("parametrizations")
@@ -200,7 +200,7 @@ def _unchanged_after_an_error(module: torch.nn.Module, attribute: str) -> Iterat
     try:
         yield
     except BaseException:
-        # The class of a module that is parametrized already gets a property.
+        # The class of a module that is already parametrized gets a property.
         if attribute in vars(kind) and not had_property:
             delattr(kind, attribute)
         module.__class__ = kind

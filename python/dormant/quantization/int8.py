@@ -22,13 +22,13 @@ from dormant.tensors.storage import unrecorded
 
 @dataclass(frozen=True, kw_only=True)
 class Int8(LayerFormat):
-    """LLM.int8 of bitsandbytes: one scale for each row, 8 bits for each element.
+    """The LLM.int8 format of bitsandbytes: 8 bits for each element, one scale for each row.
 
     A layer becomes a `bitsandbytes.nn.Linear8bitLt`.
 
     Args:
-        threshold: columns of the input with a value of at least this size are multiplied in full
-            precision; 0 multiplies all in int8. It has no influence on the weights.
+        threshold: columns of the input that contain a value of at least this size are multiplied in
+            full precision; 0 multiplies all columns in int8. It does not affect the weights.
 
     Raises:
         TypeError: `threshold` is not a number.
@@ -55,15 +55,15 @@ class Int8(LayerFormat):
         return f"int8, threshold {self.threshold:g}"
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """ValueError where `weight` cannot be quantized."""
+        """Raises ValueError if `weight` cannot be quantized."""
         check_source(weight, name, "LLM.int8")
 
     def nbytes(self, shape: torch.Size) -> int:
-        """Bytes of a quantized weight of `shape` with its statistics."""
+        """Bytes of a quantized weight of `shape`, including its statistics."""
         return shape.numel() + 4 * shape[0]
 
     def install(self, module: torch.nn.Module, weight: torch.Tensor, *, in_place: bool) -> None:
-        """Makes `module` a Linear8bitLt; one that is not `in_place` keeps its class and forward."""
+        """Turns `module` into a Linear8bitLt; unless `in_place`, it keeps its class and forward."""
         nn = library().nn
         rows, columns = weight.shape
         with torch.device("meta"):
@@ -89,10 +89,10 @@ class Int8(LayerFormat):
     def follow(
         self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
     ) -> None:
-        """Nothing: a copied weight knows no layer."""
+        """Does nothing: a copied weight has no reference to a layer."""
 
     def finish(self, module: torch.nn.Module) -> None:
-        """Leaves nothing of ours in `module`: its weight is real."""
+        """Removes everything of Dormant from `module`: its weight is real."""
         _LazyScales.detach(module)
 
     def accept(
@@ -102,7 +102,7 @@ class Int8(LayerFormat):
         self._put(module, *self.prequantized(entries, shape))
 
     def quantized(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The codes of `weight` and their scales, lazy where `weight` is."""
+        """The codes of `weight` and their scales; lazy if `weight` is lazy."""
         codes, scales = run(weight, _C.Int8Rows())
         return codes, scales
 
@@ -112,8 +112,8 @@ class Int8(LayerFormat):
         """The codes and scales in a checkpoint of bitsandbytes.
 
         Raises:
-            KeyError: a part is missing, or there is one too many.
-            ValueError: a part is not what it has to be.
+            KeyError: a part is missing, or there is an additional one.
+            ValueError: a part is not as expected.
         """
         where = f"an int8 layer of shape {list(shape)}"
         check_parts(
@@ -142,7 +142,7 @@ class Int8(LayerFormat):
         return [(vars(owner), dict(vars(owner))) for owner in (weight, state, module)]
 
     def adopt_part(self, module: torch.nn.Module) -> None:
-        """Has the layer compute with the codes that are gathered, and save its scales."""
+        """Makes the layer compute with the gathered codes, and save its scales."""
         check_is_layer(module, "state")
         weight: Any = module._parameters["weight"]
         lazy = vars(module).get(_LazyScales.ATTRIBUTE)
@@ -155,14 +155,14 @@ class Int8(LayerFormat):
                 "lost. Next: quantize and shard the lazy model, then load or materialize it."
             )
         weight.CB, weight.SCB = None, scales
-        # torch.distributed.checkpoint.state_dict looks all names of a state dict up as attributes.
+        # torch.distributed.checkpoint.state_dict looks up all names of a state dict as attributes.
         with unrecorded():
             vars(module).update(SCB=weight.SCB, weight_format=torch.zeros((), dtype=torch.uint8))
         if _take_gathered not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_take_gathered)
 
     def elements_per_scale(self, shape: torch.Size) -> int:
-        """A row's."""
+        """The number of elements in a row."""
         return shape[1]
 
     def quantized_part(
@@ -178,7 +178,7 @@ class Int8(LayerFormat):
         return [] if scales is None else [scales]
 
     def scales(self, module: torch.nn.Module) -> torch.Tensor | None:
-        """Those of the codes; None where a sharding has taken them away."""
+        """The scales of the codes; None if sharding has removed them."""
         # The first forward moves them from the weight to the state.
         own: torch.Tensor | None = getattr(module._parameters["weight"], "SCB", None)
         return self._state(module).SCB if own is None else own
@@ -192,7 +192,7 @@ class Int8(LayerFormat):
         replace_values(weight, codes)
         weight.CB, weight.SCB = codes, scales
         state = self._state(module)
-        # A forward moved earlier ones here.
+        # A forward has moved earlier ones here.
         state.CB = state.SCB = None
         _LazyScales(scales).attach(module)
         if is_dtensor(weight):
@@ -206,14 +206,14 @@ class Int8(LayerFormat):
 
 @dataclass
 class _LazyScales:
-    """Keeps the scales of a lazy weight, which a sharding takes away together with the weight."""
+    """Keeps the scales of a lazy weight, which sharding removes together with the weight."""
 
     ATTRIBUTE: ClassVar[str] = "_dormant_scales"
 
     scales: torch.Tensor
 
     def attach(self, module: torch.nn.Module) -> None:
-        """Nothing where they are real."""
+        """Does nothing if they are real."""
         self.detach(module)
         if _C.is_lazy(self.scales):
             vars(module)[self.ATTRIBUTE] = self
@@ -227,7 +227,7 @@ class _LazyScales:
             del hooks[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What is pickled is the library's module alone.
+        # Only the library's module is pickled.
         return type(None), ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _LazyScales:
@@ -235,15 +235,15 @@ class _LazyScales:
 
 
 def _adopt_first(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
-    """Before a state dict, which else lacks the scales of a lazy weight that was sharded."""
+    """Runs before a state dict, which would otherwise lack the scales of a sharded lazy weight."""
     if is_dtensor(module._parameters.get("weight")):
         Int8().adopt_part(module)
 
 
 def _take_gathered(layer: Any, args: object) -> None:
-    """Before the forward of a Linear8bitLt whose weight FSDP has gathered.
+    """Runs before the forward of a Linear8bitLt whose weight FSDP has gathered.
 
-    RuntimeError where nobody has.
+    Raises RuntimeError if nothing has gathered it.
     """
     weight = layer._parameters["weight"]
     if is_dtensor(weight):

@@ -1,9 +1,10 @@
-"""Quantized weights that still know the full-precision tensor they are made of.
+"""Quantized weights that still know the full-precision tensor that they are computed from.
 
-A quantized module holds packed bytes and statistics, so a checkpoint in full precision finds no
-parameter to go to. While its packed bytes are lazy, each weight therefore keeps its source: the
-lazy float tensor it is computed from. `load` shows the sources as ordinary parameters for the time
-of `load_state_dict`, and quantizes again, from the new histories, into the same parameter objects.
+A quantized module holds packed bytes and statistics, so it has no parameter for the tensors of a
+full-precision checkpoint. While its packed bytes are lazy, each weight therefore keeps its source:
+the lazy float tensor that it is computed from. `load` exposes the sources as ordinary parameters
+during `load_state_dict`. Afterwards it quantizes again, from the new histories, into the same
+parameter objects.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from dormant.tensors.shards import part_of
 
 @dataclass
 class _Source:
-    """What a quantized weight is made of; knows no module, so that it keeps none alive."""
+    """What a quantized weight is computed from; refers to no module, so it keeps none alive."""
 
     tensor: torch.Tensor
     transposed: bool
     requires_grad: bool
     format: PackedFormat
-    # Sums over many scales depend on it.
+    # Sums over many scales depend on the number of threads.
     threads: int = field(default_factory=torch.get_num_threads)
 
     def weight(self) -> torch.Tensor:
-        """The tensor as it is quantized: [out, in]."""
+        """The tensor in the layout in which it is quantized: [out, in]."""
         return self.tensor.t().contiguous() if self.transposed else self.tensor
 
 
@@ -47,13 +48,13 @@ _sources: weakref.WeakKeyDictionary[torch.nn.Module, _Sources] = weakref.WeakKey
 
 
 class QuantizedWeight:
-    """One quantized weight: that of a layer, or a parameter of another module.
+    """One quantized weight: the weight of a layer, or a parameter of another module.
 
     Attributes:
         name: its name in the state dict of the model.
-        held_as: the name under which `named_parameters` has the packed bytes.
+        held_as: the name that the packed bytes have in `named_parameters`.
         module: the layer or module.
-        attribute: the name of the parameter there.
+        attribute: the name of the parameter in the module.
         format: how it is packed.
     """
 
@@ -68,12 +69,12 @@ class QuantizedWeight:
 
     @property
     def source(self) -> torch.Tensor:
-        """The lazy float tensor that is quantized, laid out as a checkpoint has it."""
+        """The lazy float tensor that is quantized, in the layout of a checkpoint."""
         return self._source.tensor
 
     @property
     def held(self) -> torch.nn.Parameter | None:
-        """What stands where the weight was packed; a sharding may have left a part, or nothing."""
+        """The packed parameter; after sharding, this may be a part of it, or nothing."""
         return _held(self.module, self._source)
 
     @property
@@ -83,12 +84,12 @@ class QuantizedWeight:
 
     @property
     def threads(self) -> int:
-        """How many threads PyTorch had when the weight was quantized."""
+        """The number of threads that PyTorch had when the weight was quantized."""
         return self._source.threads
 
     @property
     def shape(self) -> torch.Size:
-        """That of the weight as it is quantized, [out, in] of a linear layer."""
+        """The shape of the weight as it is quantized: [out, in] for a linear layer."""
         sizes = self._source.tensor.shape
         return torch.Size(sizes[::-1]) if self._source.transposed else sizes
 
@@ -104,33 +105,33 @@ class QuantizedWeight:
 
     @property
     def is_lazy(self) -> bool:
-        """Whether the packed bytes, or this rank's part, have no memory yet.
+        """Whether the packed bytes, or this rank's part of them, have no memory yet.
 
-        True where FSDP1 has them, which does not tell.
+        True if FSDP1 holds them, because it does not say.
         """
         return _reachable(self.module, self._source) is None or _is_lazy(self.module, self._source)
 
     @contextlib.contextmanager
     def expose(self, *, dtype: torch.dtype | None = None) -> Iterator[torch.nn.Parameter]:
-        """Puts a float parameter in the place of the quantized one while open.
+        """Replaces the quantized parameter by a float parameter while the context is open.
 
-        It starts with the history of the source. What was written to it, or to a parameter that
-        replaced it, is quantized at the end into the same parameter object as before, lazily; where
-        nothing was written, and no dtype asked for, everything is as it was. So it is after an
-        exception.
+        The float parameter starts with the history of the source. At the end, what was written to
+        it, or to a parameter that replaced it, is quantized lazily into the same parameter object
+        as before. If nothing was written and no dtype was given, or after an exception, everything
+        is unchanged.
 
         Args:
-            dtype: what is quantized gets this dtype first.
+            dtype: what is quantized is first cast to this dtype.
 
         Yields:
             The float parameter.
 
         Raises:
-            NotImplementedError: FSDP1 has the packed bytes in its flat parameter.
+            NotImplementedError: FSDP1 holds the packed bytes in its flat parameter.
         """
         self._check_reachable()
         source = self._source
-        # A tensor made in inference mode would not count what is written to it.
+        # A tensor that was created in inference mode would not count writes to it.
         with torch.inference_mode(False):
             exposed = torch.nn.Parameter(_copy(source.tensor), requires_grad=source.requires_grad)
         version = exposed._version
@@ -153,7 +154,7 @@ class QuantizedWeight:
         self._source = _remember(self.module, _to_keep(replaced))
 
     def accept_prequantized(self, entries: Mapping[str, torch.Tensor]) -> None:
-        """Takes a weight that a checkpoint has in quantized form, lazily where it is lazy.
+        """Takes a weight that a checkpoint has in quantized form; stays lazy if that is lazy.
 
         Args:
             entries: the checkpoint's tensors of this weight by their names within its module:
@@ -161,16 +162,16 @@ class QuantizedWeight:
                 "weight_format".
 
         Raises:
-            KeyError: a part is missing, or there is one too many.
-            NotImplementedError: FSDP1 has the packed bytes in its flat parameter.
-            ValueError: a part does not fit the weight, or is quantized another way.
+            KeyError: a part is missing, or there is an additional one.
+            NotImplementedError: FSDP1 holds the packed bytes in its flat parameter.
+            ValueError: a part does not match the weight, or is quantized in another way.
         """
         self._check_reachable()
         tensor = self._source.tensor
         sizes = tensor.shape[::-1] if self._source.transposed else tensor.shape
         with torch.no_grad():
             self._source.format.accept(self.module, entries, torch.Size(sizes))
-        # What was to be quantized is not the source of these bytes.
+        # The tensor that was to be quantized is not the source of these bytes.
         self._source = _remember(self.module, _placeholder(self._source))
 
     def prequantized_names(self) -> tuple[str, ...]:
@@ -195,18 +196,18 @@ def register(
     requires_grad: bool,
     packed_format: PackedFormat,
 ) -> None:
-    """Remembers `weight`, as the module kept it, as the source of what it holds now."""
+    """Remembers `weight`, as the module held it, as the source of what the module holds now."""
     _remember(module, _to_keep(_Source(weight, transposed, requires_grad, packed_format)))
 
 
 def format_of(module: torch.nn.Module) -> PackedFormat | None:
-    """How the weight of a layer is packed that `dormant.quantize` made; None of another module."""
+    """How `dormant.quantize` packed the weight of a layer; None for other modules."""
     source = _sources.get(module, {}).get("weight")
     return None if source is None or _reachable(module, source) is None else source.format
 
 
 def set_format(module: torch.nn.Module, packed_format: PackedFormat) -> None:
-    """Says that the weight of a layer is packed another way from now on."""
+    """Changes how the weight of a layer is packed from now on."""
     _remember(module, replace(_sources[module]["weight"], format=packed_format))
 
 
@@ -228,9 +229,9 @@ def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a state dict of the model would hold, by every name."""
+    """All tensors of the model's state dict, by every name."""
     found = dict(model.named_parameters(remove_duplicate=False))
-    # A module's own hook gives packed parameters the names that they had.
+    # A module's own hook restores the previous names of packed parameters.
     names = {weight.held_as: weight.name for weight in quantized_weights(model)}
     found = {names.get(name, name): parameter for name, parameter in found.items()}
     persistent: dict[str, torch.Tensor] = {}
@@ -242,9 +243,9 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 class HeldQuantization:
-    """What the quantized weights of a model are made of, and how they are held, until `restore`.
+    """The sources of a model's quantized weights, and how they are held, for `restore`.
 
-    The tensors themselves are not held.
+    It does not hold the tensors themselves.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -261,7 +262,7 @@ class HeldQuantization:
         ]
 
     def restore(self) -> None:
-        """Everything is as it was when this was made."""
+        """Restores everything as it was when this object was created."""
         for module, source in self._sources:
             _sources[module][source.format.attribute] = source
         for module in self._without_copier:
@@ -272,7 +273,7 @@ class HeldQuantization:
 
 
 def _holder(module: torch.nn.Module, source: _Source) -> torch.nn.Module | None:
-    """What has the packed bytes as a parameter; None where the quantization has been undone."""
+    """The module that has the packed bytes as a parameter; None if quantization was undone."""
     holder: torch.nn.Module | None = module
     for name in source.format.held_as.split(".")[:-1]:
         holder = None if holder is None else holder._modules.get(name)
@@ -280,15 +281,15 @@ def _holder(module: torch.nn.Module, source: _Source) -> torch.nn.Module | None:
 
 
 def _held(module: torch.nn.Module, source: _Source) -> torch.nn.Parameter | None:
-    """What stands where `source` was packed; a sharding may have taken it, or left a part."""
+    """The packed parameter of `source`; after sharding, this may be a part, or None."""
     holder = _holder(module, source)
     return None if holder is None else holder._parameters.get(source.format.held_as.split(".")[-1])
 
 
 def _reachable(module: torch.nn.Module, source: _Source) -> torch.nn.Parameter | None:
-    """The packed weight, whole or a DTensor; None where FSDP1 has taken it."""
+    """The packed weight, whole or a DTensor; None if FSDP1 has taken it."""
     parameter = _held(module, source)
-    # FSDP1 leaves a run of its flat parameter, or no parameter at all.
+    # FSDP1 leaves a run of its flat parameter, or no parameter.
     if parameter is None or (parameter.dim() != 2 and not is_dtensor(parameter)):
         return None
     return parameter
@@ -298,7 +299,7 @@ def adopt_parts(roots: Iterable[object], operation: str) -> None:
     """Prepares the modules for parts of weights that were sharded after they were quantized.
 
     Args:
-        roots: modules, and anything else, which has none.
+        roots: modules; other objects are ignored.
         operation: "load" or "materialize", for the message.
 
     Raises:
@@ -338,12 +339,12 @@ def _is_never_gathered(weight: QuantizedWeight) -> bool:
 
 
 def forget_sources(roots: Iterable[object]) -> None:
-    """Lets go of the histories of weights that are real now.
+    """Drops the histories of weights that are real now.
 
     They are no longer needed, and a lazy tensor that is alive keeps Dormant's patches in place.
 
     Args:
-        roots: modules, and anything else, which has none.
+        roots: modules; other objects are ignored.
     """
     if not _sources:
         return
@@ -374,7 +375,7 @@ def _is_lazy(module: torch.nn.Module, source: _Source) -> bool:
 
 
 class _Copier:
-    """An attribute of a lazy quantized module, by which a deep copy gets sources of its own."""
+    """An attribute of a lazy quantized module that gives a deep copy its own sources."""
 
     ATTRIBUTE: ClassVar[str] = "_dormant_copier"
 
@@ -393,7 +394,7 @@ class _Copier:
         return _Copier(duplicate)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What is pickled is the library's module alone.
+        # Only the library's module is pickled.
         return type(None), ()
 
 
@@ -405,7 +406,7 @@ def _remember(module: torch.nn.Module, source: _Source) -> _Source:
 
 
 def _to_keep(source: _Source) -> _Source:
-    """`source` over a tensor of its own, which no replay of the quantized one brings to life."""
+    """`source` in a separate storage, which no replay of the quantized one materializes."""
     if not _C.is_lazy(source.tensor):
         return _placeholder(source)
     with torch.no_grad():
@@ -419,7 +420,7 @@ def _placeholder(source: _Source) -> _Source:
 
 
 def _copy(source: torch.Tensor) -> torch.Tensor:
-    """A lazy tensor with the history of `source`; without values where that has none."""
+    """A lazy tensor with the history of `source`; without values if `source` has no history."""
     with torch.no_grad():
         if not source.is_meta:
             return source.detach().clone()

@@ -1,11 +1,12 @@
 """Layers that another library, or the user's function, quantizes one at a time.
 
-Such a quantizer needs a whole layer in full precision. `dormant.quantize` only leaves it on the
-layer; `materialize` and `load` make one layer after the other real, hand it over, put the result in
-its place and drop the original before the next. So the peak is the final model and one layer.
+Such a quantizer needs a whole layer in full precision. `dormant.quantize` only attaches it to the
+layer. `materialize` and `load` make one layer after the other real, pass it to its quantizer,
+replace it by the result, and drop the original before the next one. The peak is therefore the final
+model and one layer.
 
-The quantizer lies on its layer and goes where the layer goes: into another container, a wrapper, a
-deep copy, a pickle. Where the layer stands is looked up in the modules that are being materialized.
+The quantizer is attached to its layer and moves with it: into another container, a wrapper, a deep
+copy, a pickle. The places of the layer are looked up in the modules that are being materialized.
 """
 
 from __future__ import annotations
@@ -26,28 +27,30 @@ Roots: TypeAlias = Sequence[tuple[str, object]]
 
 _Holders: TypeAlias = "dict[int, list[tuple[torch.nn.Module, str]]]"
 
-# In the instance dictionary, beside parameters and submodules, where no method of a module looks.
+# It is in the instance dictionary, beside parameters and submodules, where no method of a module
+# looks.
 _ATTRIBUTE = "_dormant_quantizer"
 
 
 class WaitingQuantizer:
-    """The quantizer that a layer is to go through. Immutable: copies of the layer share it."""
+    """The quantizer that waits for a layer. Immutable: copies of the layer share it."""
 
     __slots__ = ("_quantizer", "_replaced")
 
     def __init__(self, quantizer: Quantizer, replaced: _Replaced | None = None) -> None:
-        # What a function refers to is not the layer's: `reachable_tensors` does not enter a cell.
+        # Objects that the function refers to do not belong to the layer: `reachable_tensors` does
+        # not enter a cell.
         self._quantizer = types.CellType(quantizer)
         self._replaced = replaced
 
     @property
     def quantizer(self) -> Quantizer:
-        """The function from the layer to the quantized one."""
+        """The function that takes the layer and returns the quantized one."""
         quantizer: Quantizer = self._quantizer.cell_contents
         return quantizer
 
     def result(self, layer: torch.nn.Module) -> torch.nn.Module | None:
-        """What has taken the place of `layer` elsewhere, if that is alive and still its image."""
+        """The module that replaced `layer` elsewhere, if it is alive and still matches it."""
         return None if self._replaced is None else self._replaced.result(layer)
 
     def __deepcopy__(self, memo: object) -> WaitingQuantizer:
@@ -58,7 +61,7 @@ class WaitingQuantizer:
 
 
 class _Replaced:
-    """What has taken the place of a layer that others may still hold; keeps nothing alive."""
+    """The module that replaced a layer that others may still hold; keeps nothing alive."""
 
     __slots__ = ("_result", "_tensors")
 
@@ -71,7 +74,7 @@ class _Replaced:
 
 
 def postpone(layers: Iterable[torch.nn.Module], quantizer: Quantizer) -> None:
-    """Leaves `quantizer` on `layers`, which go through it when they are materialized."""
+    """Attaches `quantizer` to `layers`, which it quantizes when they are materialized."""
     for layer in layers:
         vars(layer)[_ATTRIBUTE] = WaitingQuantizer(quantizer)
 
@@ -79,14 +82,14 @@ def postpone(layers: Iterable[torch.nn.Module], quantizer: Quantizer) -> None:
 def quantize_now(
     model: torch.nn.Module, layers: Iterable[tuple[str, torch.nn.Module]], quantizer: Quantizer
 ) -> None:
-    """Puts real `layers` of `model` through `quantizer`, one after the other."""
+    """Passes real `layers` of `model` to `quantizer`, one after the other."""
     holders = _holders([("", model)])
     for name, layer in layers:
         _replace(layer, _quantized(layer, name, quantizer), name, holders)
 
 
 def pending_layers(model: object) -> list[tuple[str, torch.nn.Module]]:
-    """The layers in `model` that are still to be quantized, by name; none of what is no module."""
+    """The layers in `model` that are still to be quantized, by name; none if it is not a module."""
     if not isinstance(model, torch.nn.Module):
         return []
     return [(name, module) for name, module in model.named_modules() if is_waiting(module)]
@@ -101,14 +104,14 @@ def finish_layerwise(roots: Roots, realize: Realize) -> None:
     """Quantizes the waiting layers under `roots`, one at a time, in all places that hold them.
 
     Args:
-        roots: names and objects, of which the modules are looked at.
-        realize: makes all tensors of one layer real; gets the layer and its name.
+        roots: names and objects; only modules are searched.
+        realize: makes all tensors of one layer real; it is called with the layer and its name.
 
     Raises:
-        TypeError: a quantizer returned no module. That layer is real and unquantized, the ones
-            before it are quantized, the others are as they were; it can be called again.
+        TypeError: a quantizer did not return a module. That layer is real and not quantized, the
+            layers before it are quantized, and the others are unchanged; it can be called again.
         ValueError: a quantizer returned another module, and nothing under `roots` holds the layer.
-        Exception: whatever a quantizer raises, with the same effect.
+        Exception: an exception of a quantizer, with the same effect.
     """
     waiting = {
         id(layer): (f"{prefix}.{name}" if prefix and name else prefix or name, layer)
@@ -116,7 +119,7 @@ def finish_layerwise(roots: Roots, realize: Realize) -> None:
         for name, layer in reversed(pending_layers(root))
     }
     holders = _holders(roots) if waiting else {}
-    # Popped, so that nothing here keeps a layer alive when another has taken its place.
+    # Popped, so that nothing here keeps a layer alive after it was replaced.
     while waiting:
         _, (name, layer) = waiting.popitem()
         with _claim(layer) as claimed:
@@ -132,7 +135,7 @@ def _finish(layer: torch.nn.Module, name: str, holders: _Holders, realize: Reali
             parent._modules[key] = known
         return
     realize(layer, name)
-    # Off for the time being: what the quantizer copies or keeps of the layer is not waiting.
+    # Removed for now: what the quantizer copies or keeps of the layer does not wait.
     waiting: WaitingQuantizer = vars(layer).pop(_ATTRIBUTE)
     try:
         result = _quantized(layer, name, waiting.quantizer)
@@ -171,7 +174,7 @@ def _replace(layer: torch.nn.Module, result: torch.nn.Module, name: str, holders
 
 
 def _places(layer: torch.nn.Module, holders: _Holders) -> list[tuple[torch.nn.Module, str]]:
-    """Those of `holders` that hold `layer` still."""
+    """The `holders` that still hold `layer`."""
     return [
         (parent, key)
         for parent, key in holders.get(id(layer), ())
@@ -180,7 +183,7 @@ def _places(layer: torch.nn.Module, holders: _Holders) -> list[tuple[torch.nn.Mo
 
 
 def _holders(roots: Roots) -> _Holders:
-    """The modules under `roots` that hold a module, with its names there, by its id."""
+    """The modules under `roots` that hold a module, with its names in them, by its id."""
     holders: _Holders = {}
     parents = {
         id(parent): parent
@@ -198,17 +201,17 @@ def _holders(roots: Roots) -> _Holders:
 
 
 def _state_of(layer: torch.nn.Module) -> list[object]:
-    """Equal as long as the tensors of `layer` are the same, with the same values."""
+    """Equal as long as the tensors of `layer` are the same objects with the same values."""
     return [
         (id(tensor), tensor.dtype, tensor.device, 0 if tensor.is_inference() else tensor._version)
         for tensor in (*layer.parameters(), *layer.buffers())
     ]
 
 
-# --- one thread at a time for each layer
+# --- one thread at a time for each layer ---
 
 _lock = threading.Lock()  # held to look a layer up, never while anything runs
-_in_progress: dict[int, threading.Event] = {}  # by id: whoever works on a layer holds it
+_in_progress: dict[int, threading.Event] = {}  # by id of the layer that a thread works on
 _of_this_thread = threading.local()
 
 os.register_at_fork(after_in_child=_in_progress.clear)
@@ -216,10 +219,10 @@ os.register_at_fork(after_in_child=_in_progress.clear)
 
 @contextlib.contextmanager
 def _claim(layer: torch.nn.Module) -> Iterator[bool]:
-    """Makes this thread the one that quantizes `layer`; False where another has done it.
+    """Makes this thread the one that quantizes `layer`; False if another thread has done it.
 
-    It waits for another that has begun, unless it is itself called by a quantizer: then two threads
-    could wait for each other.
+    If another thread has begun, this one waits for it, unless a quantizer called this function: two
+    threads could then wait for each other.
     """
     done = _begin(layer)
     if done is None:
@@ -236,7 +239,7 @@ def _claim(layer: torch.nn.Module) -> Iterator[bool]:
 
 
 def _begin(layer: torch.nn.Module) -> threading.Event | None:
-    """The event to set when `layer` is done; None where there is nothing to do."""
+    """The event to set when `layer` is done; None if there is nothing to do."""
     while True:
         with _lock:
             others = _in_progress.get(id(layer))

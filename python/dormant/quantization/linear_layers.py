@@ -1,4 +1,4 @@
-"""Which modules are linear layers, and how their weights lie."""
+"""Which modules are linear layers, and the layout of their weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Kind = Literal["linear", "conv1d", "column_parallel", "row_parallel"]
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A module that multiplies by one weight.
+    """A module that multiplies with one weight.
 
     Attributes:
         module: the module; its parameter `weight` has two dimensions.
         kind: "linear" is exactly `torch.nn.Linear`; "conv1d" is transformers' Conv1D; the parallel
-            ones are known by their attributes, as fairscale and Megatron name them.
+            ones are recognized by the names of their attributes in fairscale and Megatron.
     """
 
     module: torch.nn.Module
@@ -28,14 +28,14 @@ class LinearLayer:
 
     @property
     def weight(self) -> torch.nn.Parameter:
-        """The weight as the module keeps it."""
+        """The weight as the module holds it."""
         weight = self.module._parameters["weight"]
         assert weight is not None
         return weight
 
     @property
     def transposed(self) -> bool:
-        """Whether the module keeps [in, out], as Conv1D does, instead of [out, in]."""
+        """Whether the layout is [in, out], as in Conv1D, instead of [out, in]."""
         return self.kind == "conv1d"
 
     @property
@@ -45,7 +45,7 @@ class LinearLayer:
 
 
 def linear_kind(module: torch.nn.Module) -> Kind | None:
-    """What kind of linear layer `module` is, None where it is none.
+    """The kind of linear layer that `module` is; None if it is not one.
 
     Subclasses of `torch.nn.Linear` are not: their forward may do something else.
     """

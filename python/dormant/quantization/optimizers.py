@@ -1,4 +1,4 @@
-"""Optimizers that would go on training what is no longer in the model."""
+"""Optimizers that would continue to train weights that are no longer in the model."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 
 
 def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
-    """Raises where an optimizer that is alive has one of `weights` among its parameters.
+    """Raises an error if a live optimizer has one of `weights` among its parameters.
 
-    Python's garbage collector is asked who refers to them: an optimizer tells nobody what it holds.
+    It asks Python's garbage collector what refers to them, because PyTorch keeps no record of this.
 
     Args:
         weights: names and parameters that are about to be replaced.
 
     Raises:
-        ValueError: an optimizer has them; all are listed.
+        ValueError: optimizers have some of them; all are listed.
     """
     if not _were_there_any():
         return
     held = _held_by_optimizers(weights)
     if held:
-        # Deleted ones live on in cycles (a scheduler and its optimizer are one) until a collection.
+        # Deleted optimizers may live on in cycles (with their scheduler) until a collection.
         gc.collect()
         held = _held_by_optimizers(weights)
     if held:
@@ -36,12 +36,12 @@ def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def _were_there_any() -> bool:
-    """Whether this process has made an optimizer: asking who refers to what takes 0.1 s and more.
+    """Whether this process has created an optimizer; finding references takes 0.1 s and more.
 
-    The first one of a class has its `step` replaced (`Optimizer._patch_step_function`).
+    The first optimizer of a class replaces its `step` (`Optimizer._patch_step_function`).
     """
     kinds = [torch.optim.Optimizer]
-    for kind in kinds:  # grows meanwhile
+    for kind in kinds:  # the list grows in the loop
         kinds += kind.__subclasses__()
     return any(getattr(kind.step, "hooked", False) for kind in kinds)
 
@@ -63,16 +63,16 @@ def _held_by_optimizers(weights: Mapping[str, torch.Tensor]) -> dict[str, list[s
 
 
 def _optimizers_around(weights: Mapping[str, torch.Tensor]) -> list[torch.optim.Optimizer]:
-    """The optimizers from which lists and dicts lead to one of `weights`.
+    """The optimizers that hold one of `weights` through lists and dicts.
 
-    `gc.get_objects` would be simpler, but it also hands out the tuples that other threads are just
+    `gc.get_objects` would be simpler, but it also returns the tuples that other threads are just
     filling, and those threads then fail with a SystemError (_PyTuple_Resize in CPython's
-    Objects/tupleobject.c wants to be the only owner).
+    Objects/tupleobject.c must be the only owner).
     """
     found: dict[int, torch.optim.Optimizer] = {}
     ours: list[object] = [weights]  # what refers to them here and in the caller
     level: list[object] = list(weights.values())
-    # A parameter is in a list, in a group, in a list of groups, in attributes, of the optimizer.
+    # A parameter is in a list, in a group, in a list of groups, in the attributes of the optimizer.
     for _ in range(5):
         ours.append(level)
         known = {id(each) for each in ours}

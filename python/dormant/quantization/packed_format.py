@@ -40,18 +40,18 @@ class PackedFormat(Protocol):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Every name in the module under which a checkpoint of quantized weights may keep it."""
+        """Every name that a checkpoint of quantized weights may use for it in the module."""
 
     def showing(
         self, module: torch.nn.Module, parameter: torch.nn.Parameter
     ) -> contextlib.AbstractContextManager[None]:
-        """Has `parameter` stand in `module` under `attribute` instead of what is packed."""
+        """Puts `parameter` under `attribute` into `module`, in place of what is packed."""
 
     def check(self, weight: torch.Tensor, name: str) -> None:
-        """Raises ValueError where a weight like this can't be quantized."""
+        """Raises ValueError if a weight like this cannot be quantized."""
 
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
-        """Quantizes `weight` anew into the parameter object that is there."""
+        """Quantizes `weight` again into the existing parameter object."""
 
     def follow(
         self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]
@@ -59,7 +59,7 @@ class PackedFormat(Protocol):
         """Called while `module` is deep-copied to `duplicate`, its parameters already in `memo`."""
 
     def finish(self, module: torch.nn.Module) -> None:
-        """Called when the weight is real: `module` is the library's and nothing else."""
+        """Called when the weight is real: `module` then keeps nothing of Dormant."""
 
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
@@ -67,40 +67,40 @@ class PackedFormat(Protocol):
         """Takes what a checkpoint of quantized weights has for this weight."""
 
     def attributes(self, module: torch.nn.Module) -> list[tuple[dict[str, object], State]]:
-        """Each dict that `refresh` and `accept` write to, with what is in it now."""
+        """Each dict that `refresh` and `accept` write to, with its current contents."""
 
-    # What ranks need that have parts of the packed bytes (parts.py).
+    # What ranks need that hold parts of the packed bytes (parts.py).
 
     def adopt_part(self, module: torch.nn.Module) -> None:
-        """Called when the packed bytes have been divided: `module` works with what is gathered."""
+        """Called when the packed bytes have been sharded: `module` works with what is gathered."""
 
     def elements_per_scale(self, shape: torch.Size) -> int:
-        """How many elements of a weight of `shape` share a scale, one after the other."""
+        """The number of consecutive elements of a weight of `shape` that share a scale."""
 
     def quantized_part(
         self, elements: torch.Tensor, shape: torch.Size
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Packed bytes, a vector, and scales of elements that a run of scales belongs to.
+        """The packed bytes (a vector) and the scales of elements that whole scales belong to.
 
         Args:
             elements: lazy, a vector.
-            shape: of the whole weight.
+            shape: the shape of the whole weight.
         """
 
     def statistics(self, module: torch.nn.Module) -> list[torch.Tensor]:
-        """What is made of all scales; nothing where a sharding has taken it."""
+        """The tensors that are computed from all scales; empty if sharding has removed them."""
 
     def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
         """Values for `statistics`.
 
         Args:
-            scales: all, in order, float32.
-            threads: how many the library would have.
+            scales: all scales, in order, float32.
+            threads: the number of threads that the library would use.
         """
 
 
 class LayerFormat:
-    """What the formats have in common that make a linear layer one of another library."""
+    """What formats have in common that turn a linear layer into a layer of another library."""
 
     attribute: ClassVar[str] = "weight"
     held_as: ClassVar[str] = "weight"
@@ -108,7 +108,7 @@ class LayerFormat:
 
     @contextlib.contextmanager
     def showing(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> Iterator[None]:
-        """Has `parameter` be the weight."""
+        """Makes `parameter` the weight."""
         packed = module._parameters[self.attribute]
         module._parameters[self.attribute] = parameter
         try:

@@ -27,9 +27,9 @@ class ModuleParameter:
     """A parameter and the module that has it.
 
     Attributes:
-        name: in the model.
-        module: the module that has registered it.
-        attribute: its name there.
+        name: its name in the model.
+        module: the module that registered it.
+        attribute: its name in this module.
     """
 
     name: str
@@ -38,17 +38,18 @@ class ModuleParameter:
 
     @property
     def weight(self) -> torch.nn.Parameter:
-        """The parameter as the module keeps it."""
+        """The parameter as the module holds it."""
         weight = self.module._parameters[self.attribute]
         assert weight is not None
         return weight
 
 
 def expert_parameters(model: torch.nn.Module) -> dict[str, ModuleParameter]:
-    """The stacked matrices of experts that transformers' interface for experts multiplies by.
+    """The stacked matrices of experts that transformers' interface for experts multiplies with.
 
-    Modules that it knows say so by its attributes. Older ones of the same form, which multiply by
-    themselves, have both `gate_up_proj` and `down_proj`, of three dimensions, for as many experts.
+    The interface sets attributes on the modules that it knows. Older modules of the same form,
+    which do not use the interface, have both `gate_up_proj` and `down_proj`, with three dimensions
+    and the same number of experts.
     """
     found: dict[str, ModuleParameter] = {}
     for each in module_parameters(model):
@@ -81,13 +82,13 @@ def _is_stack(parameter: ModuleParameter) -> bool:
 def named_by(
     model: torch.nn.Module, patterns: Sequence[str], layers: Collection[torch.nn.Module]
 ) -> dict[str, ModuleParameter]:
-    """The parameters that the caller's patterns name, but for the weights of `layers`.
+    """The parameters that the caller's patterns name, except the weights of `layers`.
 
-    A pattern is as in peft's `target_parameters` a whole name, or the parts with which it ends
-    ("experts.gate_up_proj"); or a regular expression for such.
+    As in peft's `target_parameters`, a pattern is a whole name, the parts with which it ends
+    ("experts.gate_up_proj"), or a regular expression for these.
 
     Raises:
-        ValueError: a pattern matches no parameter; the message proposes names that look alike.
+        ValueError: a pattern matches no parameter; the message proposes similar names.
     """
     found: dict[str, ModuleParameter] = {}
     matched: set[str] = set()
@@ -110,10 +111,10 @@ def named_by(
 
 
 def looks_stacked(model: torch.nn.Module) -> dict[str, ModuleParameter]:
-    """Parameters that may hold the matrices of several experts, one upon the other.
+    """Parameters that may hold the stacked matrices of several experts.
 
-    They have three dimensions, and "expert" in their name or in the name of a number in their
-    module that says how many there are. Layers of PyTorch (`Conv1d`, `Bilinear`) are not meant.
+    They have three dimensions, and "expert" in their name, or in the name of an attribute of their
+    module that is the number of experts. Layers of PyTorch (`Conv1d`, `Bilinear`) are excluded.
     """
     found: dict[str, ModuleParameter] = {}
     for each in module_parameters(model):
@@ -140,7 +141,7 @@ def large_parameters(model: torch.nn.Module, known: Collection[str]) -> dict[str
 
     Args:
         model: the model.
-        known: names of parameters and of layers of which that is said elsewhere, or which do not.
+        known: names of parameters and layers that are quantized, or whose reason is known already.
     """
     held = {weight.held_as for weight in quantized_weights(model)}
     return {
@@ -167,16 +168,16 @@ def _why_kept(parameter: ModuleParameter) -> str:
 
 
 def parameter_nbytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters, each once."""
+    """Bytes of all parameters; each is counted once."""
     seen = {identity(each.weight): element_bytes(each.weight) for each in module_parameters(model)}
     return sum(seen.values())
 
 
 def module_parameters(model: torch.nn.Module) -> Iterator[ModuleParameter]:
-    """All parameters that tell their size, each with the first module that has it."""
+    """All parameters that have a known size, each with the first module that has it."""
     for prefix, module in model.named_modules():
         registry: Mapping[str, torch.nn.Parameter | None] = module._parameters
-        if not isinstance(registry, dict):  # those of a TorchScript module live in C++
+        if not isinstance(registry, dict):  # a TorchScript module keeps its parameters in C++
             continue
         for attribute, parameter in registry.items():
             if parameter is not None and not torch.nn.parameter.is_lazy(parameter):
@@ -186,6 +187,6 @@ def module_parameters(model: torch.nn.Module) -> Iterator[ModuleParameter]:
 
 
 def why_skipped(name: str, patterns: Mapping[str, str]) -> str | None:
-    """The reason for which `patterns` skip a parameter, or its module; None where they do not."""
+    """The reason why `patterns` skip a parameter or its module; None if they do not."""
     pattern = is_skipped(name.rpartition(".")[0], patterns) or is_skipped(name, patterns)
     return None if pattern is None else patterns[pattern]

@@ -1,9 +1,9 @@
-"""Quantized weights that are divided among ranks: each rank quantizes its own part.
+"""Quantized weights that are sharded: each rank quantizes only its own part.
 
-Packed bytes are made of their own elements alone, but every rank keeps all scales, and nested ones
-are quantized with the mean of all of them. So that no rank has to make, or read, what belongs to
-the others, each packs its part, and they send each other the largest magnitudes of their blocks:
-4 bytes for a block, where the weight in bfloat16 has 128.
+Packed bytes depend only on their own elements, but every rank keeps all scales, and nested scales
+are quantized with the mean of all of them. So that no rank has to compute or read the parts of
+other ranks, each rank packs its part, and the ranks send each other the largest magnitudes of their
+blocks: 4 bytes for a block, which in a bfloat16 weight has 128.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from dormant.tensors.storage import unrecorded
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
-# What a rank that has failed sends instead of scales, which are magnitudes.
+# A rank that has failed sends this instead of scales, which are magnitudes.
 _FAILED = -1.0
 
-# Gives lazy tensors memory and values, telling how far it is; returns whether it read any.
+# Gives lazy tensors memory and values, and reports progress; returns whether it read any.
 Realize = Callable[[list[torch.Tensor], Callback], bool]
 
 
@@ -40,8 +40,8 @@ class Part:
     """This rank's part of the packed bytes of one weight.
 
     Attributes:
-        weight: the whole.
-        memory: where the part goes, lazy: uint8 [end - begin].
+        weight: the whole weight.
+        memory: the lazy tensor that the part is written to: uint8 [end - begin].
         begin: offset of the part in the packed bytes.
         group: the ranks that have the parts of the weight, each once.
     """
@@ -53,7 +53,7 @@ class Part:
 
     @property
     def blocks(self) -> range:
-        """The scales of this part's elements; the first and the last may have others, too."""
+        """The scales of this part's elements; the first and the last may also belong to others."""
         begin, end, size = self._elements()
         return range(begin // size, -(-end // size)) if end > begin else range(0)
 
@@ -65,15 +65,15 @@ class Part:
 
     @property
     def number_of_scales(self) -> int:
-        """Those of the whole weight."""
+        """All scales of the whole weight."""
         return -(-self.weight.shape.numel() // self._elements()[2])
 
     def in_order(self, scales: torch.Tensor) -> torch.Tensor:
-        """All scales in the order of the weight's blocks, of those that ranks own in turn."""
+        """All scales in the order of the weight's blocks, given those of each rank in turn."""
         return scales
 
     def pack(self, realize: Realize, on_step: Callback) -> tuple[torch.Tensor, bool]:
-        """Has the part become its bytes, which are computed.
+        """Computes the bytes of the part.
 
         Returns:
             The scales of its blocks, float32, and whether the bytes come from a checkpoint.
@@ -88,13 +88,13 @@ class Part:
         return scales, read
 
     def _source(self) -> tuple[torch.Tensor, int]:
-        """The elements of the part's blocks, and how many packed bytes they have before it."""
+        """The elements of the part's blocks, and how many of their bytes precede the part."""
         blocks, size = self.blocks, self._elements()[2]
         source = self.weight.source_elements(blocks.start * size, blocks.stop * size)
         return source, self.begin - blocks.start * size // self.weight.format.codes_per_byte
 
     def _elements(self) -> tuple[int, int, int]:
-        """Begin and end of this part, and how many share a scale."""
+        """Begin and end of this part, and the number of elements that share a scale."""
         per_byte = self.weight.format.codes_per_byte
         end = min(per_byte * (self.begin + self.memory.numel()), self.weight.shape.numel())
         size = self.weight.format.elements_per_scale(self.weight.shape)
@@ -103,12 +103,12 @@ class Part:
 
 @dataclass
 class ColumnPart(Part):
-    """A part that has some columns of the weight, whose blocks end where it does."""
+    """A part that has some columns of the weight, where blocks end with each row of the part."""
 
     division: Division
 
     def in_order(self, scales: torch.Tensor) -> torch.Tensor:
-        """Those of a row come from all ranks."""
+        """The scales of a row come from all ranks."""
         return self.division.in_order(scales)
 
     def _source(self) -> tuple[torch.Tensor, int]:
@@ -120,9 +120,9 @@ class ColumnPart(Part):
 def parts_of(roots: Iterable[object]) -> list[Part]:
     """The parts that are still lazy, in the same order on every rank.
 
-    Weights are left out whose parts are divided in a way that is not known here, or by a group
-    that can't send what is in memory: those are made as other lazy tensors are, each rank making
-    the scales of the whole.
+    It leaves out weights that are sharded in an unknown way, or by a group that cannot send CPU
+    tensors. They are materialized like other lazy tensors: each rank computes the scales of the
+    whole weight.
     """
     return [part for root in roots if isinstance(root, torch.nn.Module) for part in _parts_in(root)]
 
@@ -130,16 +130,16 @@ def parts_of(roots: Iterable[object]) -> list[Part]:
 def quantize_parts(
     parts: list[Part], together: Together, realize: Realize, tally: Tally
 ) -> dict[int, Literal["checkpoint", "initialized"]]:
-    """Makes the parts and the whole of their statistics, together with the other ranks.
+    """Computes the parts and the whole of their statistics, together with the other ranks.
 
     Args:
-        parts: as many as the other ranks have, of the same weights.
-        together: those ranks; for one that is alone only what it has all of is made.
+        parts: the same number as on the other ranks, of the same weights.
+        together: these ranks; a rank that works alone only computes weights that it has whole.
         realize: gives lazy tensors their values.
         tally: counts the bytes of the parts.
 
     Returns:
-        Where what is in each storage comes from.
+        The origin of the contents of each storage.
 
     Raises:
         ValueError: the ranks do not have parts of the same weights.
@@ -157,7 +157,7 @@ def quantize_parts(
     if not parts:
         return origins
     line = _Line(parts, everyone, together)
-    together.exchange()  # all have the memory for it
+    together.exchange()  # all ranks have the memory for it
 
     def make(i: int) -> torch.Tensor:
         part, storage = parts[i], _C.storage_id(parts[i].memory)
@@ -187,13 +187,13 @@ def quantize_parts(
 
 
 class _Line:
-    """The scales of the blocks of one weight after the other, on their way from all ranks to all.
+    """Sends the scales of the blocks of one weight after the other from all ranks to all ranks.
 
-    Each rank sends from and receives into one piece of memory, which exists before anything is
-    sent: a rank whose memory is exhausted can still say so.
+    Each rank sends from and receives into one buffer, which is allocated before anything is sent:
+    a rank that runs out of memory can still say so.
 
     Args:
-        parts: this rank's.
+        parts: this rank's parts.
         everyone: begin and end of the blocks that each rank owns, by rank and weight.
         together: the ranks.
     """
@@ -212,11 +212,11 @@ class _Line:
         self._works: list[tuple[int, Work]] = []
 
     def send(self, part: Part, scales: torch.Tensor | None) -> None:
-        """Begins to give all ranks the scales of all blocks.
+        """Begins to send the scales of all blocks to all ranks.
 
         Args:
-            part: of this weight.
-            scales: those of the blocks in this rank's part; None where it has failed.
+            part: the part of this weight.
+            scales: the scales of the blocks in this rank's part; None if this rank has failed.
         """
         for rank, owned in self._places(part).items():
             if rank == self._together.rank:
@@ -231,10 +231,10 @@ class _Line:
             self._works.append((rank, work))
 
     def receive(self, part: Part, realize: Realize, tally: Tally) -> BaseException | None:
-        """Gives the statistics of what was sent last their values.
+        """Gives their values to the statistics of the weight that was sent last.
 
         Returns:
-            What this rank raised, which no other rank knows.
+            The error that this rank raised, which no other rank knows.
 
         Raises:
             RuntimeError, OSError, MemoryError, ...: another rank has failed.
@@ -242,7 +242,7 @@ class _Line:
         for _, work in self._works:
             self._together.wait(work, part.group)
         self._works.clear()
-        # Not by comparing tensors, which takes memory.
+        # Do not compare tensors here, because that takes memory.
         if any(owned[0].item() == _FAILED for owned in self._places(part).values()):
             self._together.exchange()
         try:
@@ -252,7 +252,7 @@ class _Line:
         return None
 
     def _places(self, part: Part) -> dict[int, torch.Tensor]:
-        """Where the scales go that each rank owns; that of one without any follows them all."""
+        """Where the scales of each rank go; a rank without any gets the end."""
         places = {}
         for i, rank in enumerate(torch.distributed.get_process_group_ranks(part.group)):
             begin, end = self._everyone[rank][part.weight.name]
@@ -278,7 +278,7 @@ def _parts_in(root: torch.nn.Module) -> Iterator[Part]:
         held = weight.held
         division = division_of(weight.module)
         if division is not None:
-            # Where fully_shard has divided it again, each rank makes it from the whole.
+            # If fully_shard has sharded it again, each rank computes it from the whole weight.
             if held is not None and not is_dtensor(held) and not weight.source.is_meta:
                 yield from _divided_part(weight, held.data, division)
             continue
@@ -317,13 +317,13 @@ def _own_rows(held: Any) -> tuple[torch.Tensor, int, ProcessGroup] | None:
 def _flat_parts(
     root: torch.nn.Module,
 ) -> Iterator[tuple[tuple[int, str], tuple[torch.Tensor, int, ProcessGroup]]]:
-    """What FSDP1 has of each parameter that it took, by the module that had it and its name."""
+    """FSDP1's part of each parameter that it took, by the parameter's module and name."""
     for module in root.modules():
         handle = fsdp1_handle(module)
         if handle is None:
             continue
         flat = handle.flat_param
-        # FSDP1 names it when the model is called first.
+        # FSDP1 sets the name when the model is called for the first time.
         own = getattr(flat, "_local_shard", flat.detach())
         for parameter, shard in zip(flat._param_infos, flat._shard_param_infos, strict=True):
             begin = shard.offset_in_shard if shard.in_shard else 0

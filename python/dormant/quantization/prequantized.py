@@ -1,4 +1,4 @@
-"""Checks of what a checkpoint says about weights that were saved quantized."""
+"""Checks the metadata of checkpoints that were saved quantized."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def read_state(tensor: torch.Tensor, kind: str, shape: torch.Size, where: str) -
 
     Args:
         tensor: its bytes, uint8.
-        kind: the quant_type expected.
-        shape: the shape expected of the weight.
+        kind: the expected quant_type.
+        shape: the expected shape of the weight.
         where: what the weight belongs to, for messages.
 
     Returns:
-        What it says.
+        The contents of the JSON.
 
     Raises:
-        ValueError: it is not such JSON, or says something else.
+        ValueError: it is not such JSON, or contains other values.
     """
     if tensor.dtype != torch.uint8 or tensor.dim() != 1 or tensor.numel() > _LARGEST_STATE:
         raise _wrong(
@@ -74,10 +74,10 @@ def check_parts(
     optional: Sequence[str],
     where: str,
 ) -> None:
-    """Checks that the tensors of a layer are complete, and no others.
+    """Checks that a layer has all of its tensors and no others.
 
     Raises:
-        KeyError: they are not; all names are listed.
+        KeyError: it does not; all names are listed.
     """
     missing = [name for name in required if name not in entries]
     unexpected = [name for name in entries if name not in (*required, *optional)]
@@ -98,8 +98,8 @@ def check_tensor(
     """Checks dtype and shape of one tensor.
 
     Raises:
-        KeyError: it is not there.
-        ValueError: one of them differs.
+        KeyError: the tensor is missing.
+        ValueError: dtype or shape is different.
     """
     if name not in entries:
         raise KeyError(f"accept_prequantized: {name} of {where} is missing.")

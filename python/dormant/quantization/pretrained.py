@@ -1,4 +1,4 @@
-"""What transformers looks at to know that a model is quantized by bitsandbytes."""
+"""The attributes by which transformers recognizes a model that bitsandbytes quantized."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dormant.tensors.pretrained import is_pretrained
 
 
 def configuration_of(scheme: FourBit | Int8, skipped: list[str] | None) -> Any:
-    """A BitsAndBytesConfig that says what `scheme` does.
+    """A BitsAndBytesConfig that describes `scheme`.
 
     Args:
         scheme: the scheme.
-        skipped: patterns of the layers that keep their precision; None where they are
-            transformers' own choice.
+        skipped: patterns of the layers that keep their precision; None means transformers' own
+            choice.
     """
     kind = importlib.import_module("transformers").BitsAndBytesConfig
     if isinstance(scheme, FourBit):
@@ -42,8 +42,8 @@ def configuration_of(scheme: FourBit | Int8, skipped: list[str] | None) -> Any:
 def mark(model: Any, configuration: Any) -> None:
     """Marks a transformers model as `from_pretrained` does with a quantization_config.
 
-    So it saves a configuration from which it can be loaded again, and peft finds the layers. The
-    configuration it was made from may be used for other models, so it gets a copy.
+    The model then saves a configuration from which it can be loaded again, and peft recognizes the
+    layers. The model gets a copy of its configuration, which other models may use, too.
     """
     take_own_configuration(model)
     auto = importlib.import_module("transformers.quantizers.auto")
@@ -62,11 +62,12 @@ def mark(model: Any, configuration: Any) -> None:
 
 
 def save_under_own_names(model: torch.nn.Module, modules: Collection[torch.nn.Module]) -> None:
-    """Has the transformers models that contain `modules`, whose parameters are packed, save so.
+    """Makes the transformers models that contain `modules` save packed parameters as they are.
 
-    The library would turn them into the tensors of an earlier layout, one for each expert, which
-    packed bytes cannot be cut into; it fails where it tries. What it attaches to a model here is
-    how to save it (`revert_weight_conversion` in transformers/core_model_loading.py).
+    The library would convert them to an earlier layout with one tensor for each expert. Packed
+    bytes cannot be cut in this way, and the attempt fails. The library saves a model according to
+    the attribute that is set here (`revert_weight_conversion` in
+    transformers/core_model_loading.py).
     """
     part: Any
     for part in model.modules():
@@ -75,7 +76,7 @@ def save_under_own_names(model: torch.nn.Module, modules: Collection[torch.nn.Mo
 
 
 def take_own_configuration(model: Any) -> None:
-    """Copies the configuration, and those in it, for all modules that hold one of them."""
+    """Copies the configuration, and its nested ones, for all modules that hold one of them."""
     kind = importlib.import_module("transformers").PreTrainedConfig
     copies: dict[int, Any] = {}
     copy.deepcopy(model.config, copies)

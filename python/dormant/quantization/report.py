@@ -1,4 +1,4 @@
-"""What `quantize` says of what it did."""
+"""The report of `quantize`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dormant.text.table import format_bytes, format_count, format_table
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer that `quantize` made a quantized one, or one parameter of another module.
+    """One layer, or one parameter of another module, that `quantize` quantized.
 
     Attributes:
-        name: the name in the model, of the layer, or of the parameter.
-        kind: the class it had; of a parameter that of its module.
-        shape: of the weight in full precision, as the module had it.
+        name: the name of the layer or parameter in the model.
+        kind: the previous class of the layer, or the class of the parameter's module.
+        shape: the shape of the full-precision weight, as the module had it.
         nbytes_before: bytes of that weight.
-        nbytes: bytes of the packed weight and its statistics; None where they are not known yet,
+        nbytes: bytes of the packed weight and its statistics; None if they are not known yet,
             because another library decides on them.
-        is_parameter: whether it is a parameter that was packed, and no layer.
+        is_parameter: whether it is a packed parameter, not a layer.
     """
 
     name: str
@@ -49,7 +49,7 @@ class QuantizeReport:
 
     @property
     def share(self) -> float:
-        """Which part of the bytes of all parameters is quantized, from 0 to 1."""
+        """The quantized share of the bytes of all parameters, from 0 to 1."""
         quantized = sum(layer.nbytes_before for layer in self.layers)
         return quantized / self.parameter_nbytes if self.parameter_nbytes else 0.0
 

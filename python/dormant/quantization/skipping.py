@@ -21,7 +21,7 @@ ADAPTERS = ".*lora.*"
 
 
 def is_skipped(name: str, patterns: Iterable[str]) -> str | None:
-    """The first of `patterns` that the module name matches, None where none does.
+    """The first of `patterns` that the module name matches; None if none matches.
 
     The rules are those of transformers' `llm_int8_skip_modules`: a pattern is a regular expression
     that matches from the start of the name up to the end of one of its parts ("layers.1" is not
@@ -41,7 +41,7 @@ def checked(patterns: Iterable[str], what: str) -> list[str]:
         what: where they come from, for messages.
 
     Raises:
-        TypeError: they are no list of str.
+        TypeError: they are not a list of str.
         ValueError: one is not a regular expression.
     """
     if isinstance(patterns, str) or not isinstance(patterns, Iterable):
@@ -68,7 +68,7 @@ def check_all_match(model: torch.nn.Module, patterns: Sequence[str]) -> None:
     """Checks that each of the caller's patterns names a module.
 
     Raises:
-        ValueError: some match nothing; the message proposes names that look alike.
+        ValueError: some match nothing; the message proposes similar names.
     """
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     unknown = [
@@ -84,7 +84,7 @@ def check_all_match(model: torch.nn.Module, patterns: Sequence[str]) -> None:
 
 def proposal(pattern: str, names: Sequence[str]) -> str:
     """Which of `names` may have been meant, in parentheses, for a message."""
-    # Last parts, too: an entry may be the end of a name.
+    # Also the last parts, because an entry may be the end of a name.
     known = dict.fromkeys([*names, *(name.rpartition(".")[2] for name in names)])
     near = difflib.get_close_matches(pattern, known, n=3)
     if near:
@@ -94,11 +94,11 @@ def proposal(pattern: str, names: Sequence[str]) -> str:
 
 
 def default_patterns(model: torch.nn.Module) -> dict[str, str]:
-    """Patterns of what is skipped unless the caller says otherwise, each with its reason.
+    """Patterns of what is skipped by default, each with its reason.
 
-    Names with "lora" in them; weights that are tied to other parameters; and of each transformers
-    model what its library skips: the output embedding, tied weights, the module of the last
-    parameter, and what the model keeps in float32. Of no other module the role is known.
+    These are names with "lora" in them, weights that are tied to other parameters, and for each
+    transformers model what its library skips: the output embedding, tied weights, the module of the
+    last parameter, and what the model keeps in float32. The role of other modules is not known.
     """
     patterns = {ADAPTERS: 'its name contains "lora"'}
     patterns |= dict.fromkeys(_tied_modules(model), "its weight is tied")
@@ -116,13 +116,13 @@ def default_patterns(model: torch.nn.Module) -> dict[str, str]:
                 if key in tied or f"{key}.weight" in tied
                 else "transformers skips it, the module of the last parameter"
             )
-            # Without a prefix the library's own text, which a saved configuration repeats.
+            # Without a prefix, this is the library's own text, which a saved configuration repeats.
             patterns.setdefault(_exactly(f"{prefix}.{key}") if prefix else key, reason)
     return patterns | _kept_in_float32(model)
 
 
 def kept_by_configuration(model: torch.nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Patterns where a configuration object has its own list, which replaces the defaults."""
+    """Patterns if a configuration object has its own list, which replaces the defaults."""
     configured = checked(names, "the configuration's list of modules to skip")
     return _kept_in_float32(model) | dict.fromkeys(configured, "the configuration skips it")
 
@@ -130,8 +130,8 @@ def kept_by_configuration(model: torch.nn.Module, names: Iterable[str]) -> dict[
 def tied_names(model: torch.nn.Module) -> dict[int, list[str]]:
     """Names of parameters that share one storage with others, by the storage.
 
-    More than tensors of one `identity`: a transposed tie, or rows of a fused weight, are written
-    through each other's storage, which a packed copy of one would no longer show.
+    This is more than tensors of one `identity`: a transposed tie, or rows of a fused weight, are
+    written through each other's storage. A packed copy of one would no longer show these writes.
     """
     names: dict[int, list[str]] = defaultdict(list)
     for prefix, module in model.named_modules():
@@ -142,7 +142,7 @@ def tied_names(model: torch.nn.Module) -> dict[int, list[str]]:
 
 
 def _pretrained(model: torch.nn.Module) -> list[tuple[str, Any]]:
-    """The transformers models in `model`, without those in them, by name."""
+    """The outermost transformers models in `model`, by name."""
     return list(_outermost(model, ""))
 
 

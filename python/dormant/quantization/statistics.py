@@ -1,4 +1,4 @@
-"""The statistics of 4-bit weights: where a state dict looks for them, and which it has as text."""
+"""The statistics of 4-bit weights: their places in a state dict, and which are stored as text."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def compute_offsets(
     memory_budget: int | None = None,
     progress: bool | Callback | None = None,
 ) -> None:
-    """Makes them real, each from all of its weight: `state_dict` would, without a word.
+    """Materializes them, each from its whole weight; `state_dict` would do so without progress.
 
     Args:
-        model: any module; weights that are not of bitsandbytes are passed over.
+        model: any module; weights that are not packed by bitsandbytes are ignored.
         memory_budget: as for `dormant.save`.
-        progress: as for `dormant.save`, in bytes of the weights in full precision.
+        progress: as for `dormant.save`, in bytes of the full-precision weights.
 
     Raises:
-        ValueError: `memory_budget` is too small to work in.
+        ValueError: `memory_budget` is too small.
         KeyboardInterrupt: the user interrupted it.
     """
     offsets: list[tuple[torch.Tensor, int]] = []
@@ -51,7 +51,7 @@ def compute_offsets(
 
 
 def watch(module: torch.nn.Module) -> None:
-    """Has `_before_state_dict` called by the module as long as its weight is lazy."""
+    """Makes the module call `_before_state_dict` as long as its weight is lazy."""
     is_lazy = _C.is_lazy(_quant_state(module).absmax)
     if is_lazy and _before_state_dict not in module._state_dict_pre_hooks.values():
         module.register_state_dict_pre_hook(_before_state_dict)  # type: ignore[no-untyped-call]
@@ -65,10 +65,10 @@ def forget(module: torch.nn.Module) -> None:
 
 
 def attach(module: torch.nn.Module) -> None:
-    """Gives the part that a sharding left in a Linear4bit what the whole weight had.
+    """Gives the part of a Linear4bit that sharding left the attributes of the whole weight.
 
-    Its state is saved with it then, and torch.distributed.checkpoint.state_dict, which looks every
-    name of a state dict up as attributes, finds "weight.absmax", ... as in a Params4bit.
+    Its state is then saved with it. torch.distributed.checkpoint.state_dict, which looks up every
+    name of a state dict as attributes, finds "weight.absmax", ... as in a Params4bit.
     """
     part, state = module._parameters.get("weight"), vars(module).get("quant_state")
     if not is_dtensor(part) or state is None:
@@ -79,7 +79,7 @@ def attach(module: torch.nn.Module) -> None:
     params = importlib.import_module("bitsandbytes").nn.Params4bit
     for name, value in vars(params).items():
         if isinstance(value, property) and value.fget is not None:
-            with contextlib.suppress(AttributeError):  # what only nested ones have
+            with contextlib.suppress(AttributeError):  # only nested scales have these
                 setattr(attributes, name, value.fget(whole))
 
 
@@ -95,10 +95,10 @@ def _lazy_offset(module: torch.nn.Module) -> torch.Tensor | None:
 
 
 def _before_state_dict(module: torch.nn.Module, prefix: str, keep_vars: bool) -> None:
-    """Makes the offset of the scales real, which a state dict has as text.
+    """Materializes the offset of the scales, which a state dict contains as text.
 
-    In tiles, like all of `materialize`: read by itself, as `item` does, it would have the whole
-    weight replayed, and the source would keep that.
+    It runs in tiles, like all of `materialize`. Reading the offset directly, as `item` does, would
+    replay the whole weight and keep it in the source.
     """
     attach(module)
     offset = _lazy_offset(module)

@@ -1,8 +1,9 @@
-"""Quantized layers in `parallelize_module`: each rank keeps, and makes, its part of the weight.
+"""Quantized layers in `parallelize_module`: each rank holds and computes its part of the weight.
 
-The library's layers have no notion of a part. Here each packed weight is cut where blocks end, with
-its scales, and the layer computes with what it has (divided_layers.py). Scales of the whole are
-quantized before they are cut, so that every element has the value it has in the whole layer.
+The library's layers do not support parts. Here, each packed weight is cut where blocks end, with
+its scales, and the layer computes with its part (divided_layers.py). The scales of the whole weight
+are quantized before they are cut, so that every element has the value that it has in the whole
+layer.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class DividedFourBit(FourBit):
 
     @staticmethod
     def check_division(scheme: FourBit, shape: torch.Size, division: Division) -> None:
-        """ValueError where a block of scales belongs to two ranks."""
+        """Raises ValueError if a block of scales belongs to two ranks."""
         rows, columns = shape
         size, block = division.size, scheme.block_size
         if division.dim == 0:
@@ -66,11 +67,11 @@ class DividedFourBit(FourBit):
         return self.cut(*super().prequantized(entries, name, shape))
 
     def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
-        """This rank's part of them."""
+        """This rank's part of the statistics."""
         return self._cut_statistics(super().statistics_of(scales, threads))
 
     def divide(self, module: torch.nn.Module) -> None:
-        """Leaves `module` this rank's part of what it has."""
+        """Cuts `module` to this rank's part."""
         weight: Any = module._parameters["weight"]
         with torch.no_grad():
             self._put(module, *self.cut(weight.data, weight.quant_state))
@@ -90,7 +91,7 @@ class DividedFourBit(FourBit):
         return self.division.cut(packed).unsqueeze(1), part
 
     def _cut_statistics(self, whole: list[torch.Tensor]) -> list[torch.Tensor]:
-        """This rank's part; as float32 where its scales are not whole blocks of nested ones."""
+        """This rank's part; in float32 unless its scales are whole blocks of nested scales."""
         division = self.division
         if len(whole) == 1:
             return [division.cut(whole[0])]
@@ -101,7 +102,7 @@ class DividedFourBit(FourBit):
 
 
 def _as_floats(absmax: torch.Tensor, nested_absmax: torch.Tensor, offset: torch.Tensor) -> Any:
-    """Nested scales as the library computes with them, lazy where they are."""
+    """Nested scales as the library computes with them; lazy if the given ones are lazy."""
     with lazy_init() if _C.is_lazy(absmax) else contextlib.nullcontext(), torch.no_grad():
         spread = nested_absmax.unsqueeze(1).expand(-1, NESTED_BLOCK).reshape(-1)
         codes = nested_map().index_select(0, absmax.int())
@@ -116,7 +117,7 @@ class DividedInt8(Int8):
 
     @staticmethod
     def check_division(scheme: Int8, shape: torch.Size, division: Division) -> None:
-        """ValueError where rows are cut, NotImplementedError where columns are divided."""
+        """Raises ValueError for rows that do not divide evenly, NotImplementedError for columns."""
         rows, columns = shape
         if division.dim == 1:
             raise NotImplementedError(
@@ -143,11 +144,11 @@ class DividedInt8(Int8):
         return self.cut(*super().prequantized(entries, shape))
 
     def statistics_of(self, scales: torch.Tensor, threads: int) -> list[torch.Tensor]:
-        """This rank's part of them."""
+        """This rank's part of the statistics."""
         return [self.division.cut(scales)]
 
     def divide(self, module: torch.nn.Module) -> None:
-        """Leaves `module` this rank's rows of what it has."""
+        """Cuts `module` to this rank's rows."""
         weight: Any = module._parameters["weight"]
         scales = self.scales(module)
         assert scales is not None
@@ -162,7 +163,7 @@ class DividedInt8(Int8):
 
 @contextlib.contextmanager
 def _dividing(module: torch.nn.Module, mesh: Any, dim: int) -> Iterator[None]:
-    """Divides the packed weight of `module`, in whose place a plain one is divided while open."""
+    """Divides the packed weight of `module`; while open, a plain weight stands in its place."""
     scheme = format_of(module)
     assert isinstance(scheme, (FourBit, Int8))
     if division_of(module) is not None:

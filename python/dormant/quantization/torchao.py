@@ -1,4 +1,4 @@
-"""Configuration objects of torchao, applied to one layer, or to the parameters that they name."""
+"""Configuration objects of torchao, applied to one layer or to the parameters that they name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TorchaoQuantizer:
 
 
 def layer_quantizer(configuration: Any) -> TorchaoQuantizer | TorchaoByName:
-    """What quantizes one linear layer in place as `configuration` says, or what that names.
+    """A quantizer for one linear layer in place as `configuration` says, or for the names in it.
 
     Raises:
         ImportError: torchao is not installed; the message says what to do.
@@ -47,7 +47,7 @@ class TorchaoByName:
     configuration: Any
 
     def chosen(self, model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, NamedPart]]:
-        """Each module in which `quantize_` would change something, with its name, and what.
+        """Each module in which `quantize_` would change something, with its name and the changes.
 
         The order of precedence is the one that FqnToConfig documents: exact names of parameters, of
         modules, then regular expressions for parameters, for modules, then "_default".
@@ -59,7 +59,7 @@ class TorchaoByName:
                 yield name, module, NamedPart(type(self.configuration), given)
 
     def _parts(self, name: str, module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-        """Names within `module`, empty for itself, with the configuration of each."""
+        """Names within `module`, empty for the module itself, with the configuration of each."""
         table: Any = self.configuration.fqn_to_config
         own = {f"{name}.{each}" if name else each: each for each in module._parameters}
         exact = [(own[full], table[full]) for full in own if full in table]
@@ -82,25 +82,25 @@ class TorchaoByName:
                 yield "", table[pattern]
 
     def _first(self, name: str) -> str | None:
-        """The first regular expression that is all of `name`."""
+        """The first regular expression that matches the whole `name`."""
         patterns = [key for key in self.configuration.fqn_to_config if key.startswith("re:")]
         return next((each for each in patterns if re.fullmatch(each[3:], name)), None)
 
 
 @dataclass(frozen=True)
 class NamedPart:
-    """Quantizes one module, or parameters of it.
+    """Quantizes one module, or some of its parameters.
 
     Attributes:
         kind: the class FqnToConfig.
-        parts: configurations by the name of the parameter; by "" of the module.
+        parts: configurations by the name of the parameter; "" stands for the module.
     """
 
     kind: Any
     parts: dict[str, Any]
 
     def __call__(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Quantizes `module` and returns what takes its place."""
+        """Quantizes `module` and returns its replacement."""
         holder = torch.nn.Module()
         holder.module = module
         names = {f"module.{part}" if part else "module": each for part, each in self.parts.items()}
