@@ -1,4 +1,4 @@
-"""`load`: a checkpoint into a model, lazy or real, in one pass."""
+"""`load`: loads a checkpoint into a model, lazy or real, in one pass."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from dormant.tensors.names import Rename, grouped, renaming
 from dormant.tensors.pretrained import is_pretrained
 from dormant.text.printable import printable
 
-# Groups of missing names that a warning lists.
+# Number of groups of missing keys that a warning lists.
 _NAMED = 50
 
 
@@ -103,86 +103,90 @@ def load(
 ) -> Report | LoadPlan:
     """Loads a checkpoint into a model and materializes the model, in one pass.
 
-    What the checkpoint has is read once, cast and cut on the way, straight into its final memory;
-    what it lacks gets its own recorded initialization; nothing is initialized in vain. The result
-    has the bits of eager construction followed by `load_state_dict`, which is what runs here, with
-    its hooks, on lazy tensors.
+    What the checkpoint has is read once, cast and cut on the way, directly into its final memory.
+    Parameters with missing keys get their recorded initialization. Nothing is initialized only to
+    be overwritten. The result has the bits of eager construction followed by `load_state_dict`,
+    which is what runs here, with its hooks, on lazy tensors.
 
-    It succeeds or changes nothing: a lazy model is as lazy as before after any error or Ctrl-C.
+    It succeeds or changes nothing: after any error or Ctrl-C, a lazy model is as lazy as before.
     Threads that load one model do so one after the other. All ranks that have parts of sharded
-    parameters call it together, and it succeeds on all of them or on none.
-    (Where `dormant.quantize` left layers to another library's quantizer, that begins when the rest
-    has succeeded; if it fails, the layers that remain are lazy, and `materialize` continues.)
-    Tensors that were real are written in place once everything has been checked; where reading
-    then fails, the error names those that were written.
+    parameters must call it together, and it succeeds on all of them or on none.
+
+    There are two exceptions. If `dormant.quantize` left layers to another library's quantizer, it
+    runs after everything else has succeeded; if it fails, the remaining layers are lazy, and
+    `materialize` continues. Tensors that were real are written in place after everything has been
+    checked; if reading then fails, the error names those that were written.
 
     Args:
-        model: lazy, real or mixed. Sharded parameters (DTensor) read their own part only.
+        model: lazy, real or mixed. Sharded parameters (DTensor) read only their own part.
         checkpoint: a path or URL (see `open_checkpoint`), a `Checkpoint`, a state dict, or a
-            sequence of these, of which later ones replace what earlier ones gave; the parts of a
-            tensor-parallel set are merged. What is kept encoded (fp8, mxfp4, ...) is decoded; what
-            bitsandbytes packed goes into layers that `dormant.quantize` quantized as it is. Of a
-            file with several mappings of tensors the one that
-            fits the model best is taken. A model of transformers also takes the names and layouts
-            that its `from_pretrained` converts (see `Checkpoint.for_model`), and is saved in them
-            again.
-        missing: names that the checkpoint lacks: "warn" and "init" initialize them as recorded
-            (real ones keep their values), "warn" with a warning that names them; "error" refuses. A
-            tied tensor needs one of its names.
-        unexpected: names that the model lacks: "error" refuses, "ignore" leaves them out. Where no
-            name fits, the checkpoint is refused in any case.
-        mismatched: other shapes than the model's: "error" refuses, "init" initializes them.
+            sequence of these, in which later ones replace the tensors of earlier ones. The parts of
+            a tensor-parallel set are merged. Encoded tensors (fp8, mxfp4, ...) are decoded. Weights
+            that bitsandbytes packed are loaded unchanged into layers that `dormant.quantize`
+            quantized. If a file has several mappings of tensors, the one that matches the model
+            best is loaded. For a model of transformers, the checkpoint may have the names and
+            layouts that its `from_pretrained` converts (see `Checkpoint.for_model`); the model is
+            then saved in these again.
+        missing: what to do if the model has names that the checkpoint does not have: "warn" and
+            "init" initialize these parameters as recorded (real ones keep their values), and "warn"
+            also warns and lists the names; "error" raises an error. A tied tensor needs only one of
+            its names.
+        unexpected: what to do if the checkpoint has names that the model does not have: "error"
+            raises an error, "ignore" leaves them out. If no name matches, it is always an error.
+        mismatched: what to do if shapes differ from the model's: "error" raises an error, "init"
+            initializes these parameters.
         rename: from the checkpoint's names to the model's: a mapping of names, in which keys that
             are "" or end with "." stand for prefixes, or a function that returns the new name.
-            None for a new name leaves tensors out. With several checkpoints it applies to each.
-        dtype: floating point and complex parameters and persistent buffers get this dtype; other
+            None as the new name leaves tensors out. It applies to each of several checkpoints.
+        dtype: floating-point and complex parameters and persistent buffers get this dtype. Other
             buffers, and what a model of transformers or diffusers keeps in float32, keep their
             precision (see `materialize`). "auto" is the checkpoint's own dtype, as in transformers:
-            what config.json beside the files says, else the dtype of the first floating point
-            tensor. None keeps the model's.
-        device: where the tensors shall be, as in `model.to(device)`; they are made on the CPU.
-            With `materialize=False` it can only be the CPU.
-        materialize: False leaves lazy tensors lazy, loaded ones with the file as their source.
-        memory_budget: bytes that this may take besides the final tensors, a number or text like
-            "2GiB"; None sets no bound.
-        mmap: whether tensors that keep the file's dtype may show its bytes in place, privately, so
-            that they take no time and no memory until read: "auto" where whoever writes to the
-            file later waits until they have copies (safetensors on a local filesystem of Linux),
-            "always", where nobody may write to the file as long as the model lives, or "never".
-        share_reads: True has ranks of torch.distributed that need the same bytes of files read them
-            once: one rank reads a tensor and sends it to the others, while it reads the next. It is
-            for models that are the same on all ranks (DDP), and for replicated parts of divided
-            parameters (HSDP, DTensor); all ranks of the default process group call `load`. What is
-            shared is never mapped. In one process it does nothing.
-        progress: True shows a progress bar, False none; a function is called with (done, total)
-            bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
-        trace_memory: look at the memory of the process every few milliseconds from a thread of its
-            own; `Report.memory_trace` holds what it saw, and `Report.plot` draws it.
+            the one in config.json beside the files, otherwise the dtype of the first floating-point
+            tensor. None keeps the model's dtypes.
+        device: the device of the final tensors, as in `model.to(device)`; they are computed on the
+            CPU. With `materialize=False`, it can only be the CPU.
+        materialize: False leaves lazy tensors lazy; loaded ones then have the file as their source.
+        memory_budget: bytes that loading may take besides the final tensors, a number or text like
+            "2GiB"; None sets no limit.
+        mmap: whether tensors that keep the file's dtype may map its bytes in place, privately, so
+            that they take no time and no memory until they are read. "auto" does so if a program
+            that writes to the file later must wait until the tensors have copies (safetensors on a
+            local filesystem of Linux), "always" if nothing may write to the file as long as the
+            model lives; "never" copies.
+        share_reads: True makes ranks of torch.distributed that need the same bytes of files read
+            them once: one rank reads a tensor and sends it to the others while it reads the next
+            one. It is for models that are the same on all ranks (DDP), and for replicated parts of
+            sharded parameters (HSDP, DTensor). All ranks of the default process group must call
+            `load`. Tensors that are shared are never mapped. In one process it has no effect.
+        progress: True shows a progress bar, False none. A function is called with (done, total)
+            bytes. None shows a bar if stderr is a terminal and loading takes longer than a second.
+        trace_memory: measure the memory of the process every few milliseconds in a separate thread;
+            `Report.memory_trace` holds the measurements, and `Report.plot` draws them.
         verbose: print the report, or the plan.
-        dry_run: read nothing and change nothing; return what would be done. (Names of one tensor
-            that are both in the checkpoint are compared, which reads these.)
+        dry_run: read nothing and change nothing; return what would be done. (If the checkpoint has
+            several names of one tensor, their values are read and compared.)
 
     Returns:
-        Where each tensor came from, what was missing, and what it cost; with `dry_run` the plan.
+        Where each tensor came from, what was missing, and what it cost; with `dry_run`, the plan.
 
     Warns:
-        UserWarning: names are missing and `missing` was left at "warn".
+        UserWarning: keys are missing, and `missing` is "warn".
 
     Raises:
-        TypeError: an argument is of a type that cannot be used.
-        ValueError: an option is not one of those possible; `device` is given for tensors that stay
-            lazy; the model has tensors on the meta device; a file is damaged or was changed since
-            it was opened; tied names have different values; two tensors get one name; or the rules
-            of transformers cannot be applied, as where an expert is missing.
-        KeyError: names that are missing, unexpected or of another shape, all of them listed, with
-            the prefix to rename where one would help; or no name fits at all. Its attributes
+        TypeError: an argument has a type that cannot be used.
+        ValueError: an option is not one of the possible values; `device` is given for tensors that
+            stay lazy; the model has tensors on the meta device; a file is damaged or was changed
+            since it was opened; tied names have different values; two tensors get one name; or the
+            rules of transformers cannot be applied, for example because an expert is missing.
+        KeyError: there are missing, unexpected or mismatched keys, all of which are listed, with
+            the prefix to rename if this would help; or no name matches. Its attributes
             `missing_keys`, `unexpected_keys` and `mismatched_keys` are those of the report.
-        NotImplementedError: a format or an operator that is not supported; the message names it.
-        RuntimeError: an operator failed, as where memory is exhausted; its message says which. Or
-            it is called in a callback of `load` or `materialize`, where it cannot wait for another
-            thread that loads the same model.
+        NotImplementedError: a format or an operator is not supported; the message names it.
+        RuntimeError: an operator failed, for example because memory is exhausted; the message names
+            it. Or `load` was called in a callback of `load` or `materialize`, where it cannot wait
+            for another thread that loads the same model.
         MemoryError: memory is exhausted.
-        OSError: the system could not read a file; with its errno.
+        OSError: the system could not read a file; has its errno.
         KeyboardInterrupt: the user interrupted it.
 
     Example:
@@ -220,10 +224,10 @@ def load(
     rename_name = renaming(rename)
     _check_values_can_be_held(model)
     policy = Policy(missing, unexpected, mismatched)
-    # A quantizer of another library needs whole layers: one after the other, from the file.
+    # Another library's quantizer needs whole layers: one after the other, from the file.
     layerwise = materialize and bool(pending_layers(model))
     peak = PeakMemory()
-    # At the end the lazy tensors of the checkpoint are gone.
+    # At the end, the lazy tensors of the checkpoint are gone.
     with (
         patches.in_use(),
         MemoryTrace(trace_memory) as trace,
@@ -259,11 +263,11 @@ def load(
         quantizer = getattr(model, "hf_quantizer", None)
         if state.is_decoded and quantizer is None and is_pretrained(model):
             forget_encoding(model.config)
-        del state, prepared  # which would keep the layers that are replaced
+        del state, prepared  # these would keep the replaced layers alive
         if layerwise:
             report = bring_to_life([("", model)], options, together, place=place)
         if rules is not None:
-            # So `save` and `save_pretrained` write such files again, as after `from_pretrained`.
+            # Then `save` and `save_pretrained` write such files again, as after `from_pretrained`.
             vars(model)["_weight_conversions"] = list(rules)
         seconds = time.perf_counter() - started
     report = replace(
@@ -293,7 +297,7 @@ def _warning(missing: Sequence[str]) -> str:
 
 
 def _check_values_can_be_held(model: torch.nn.Module) -> None:
-    """Raises ValueError where the model has tensors on the meta device."""
+    """Raises ValueError if the model has tensors on the meta device."""
     named = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

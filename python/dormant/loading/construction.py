@@ -1,7 +1,7 @@
 """Calls of another library's `from_pretrained` in this thread: they construct, load, initialize.
 
-The libraries construct on the meta device, so what they find in no file has to be made up. Inside
-the context the constructor is recorded instead, and its values are there for whatever no file has.
+The libraries construct on the meta device, so they must invent values for what no file has. Inside
+the context, the constructor is recorded instead, and everything that no file has keeps its values.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Call:
 
     Attributes:
         is_constructing: whether the model's constructor is running.
-        has_constructed: whether it was recorded, not run on the meta device.
-        generator: where the library's would be, while the constructor is running.
+        has_constructed: whether the constructor was recorded, not run on the meta device.
+        generator: the state that the library's generator would have, while the constructor runs.
         loaded_inside: by id, tensors that the constructor itself has loaded from files.
-        protection: what initialization may not write to now; None while it may write anywhere.
+        protection: what initialization must not write to now; None if it may write anywhere.
     """
 
     def __init__(self) -> None:
@@ -42,10 +42,10 @@ class Call:
 
     @contextlib.contextmanager
     def constructing(self, *, on_meta: bool) -> Iterator[None]:
-        """Around the constructor. The generator is afterwards where the library would have it.
+        """Surrounds the constructor. Afterwards the generator has the state as in the library.
 
-        So what it draws for missing tensors are the same numbers. `on_meta` says whether it
-        constructs on the meta device, or on the CPU with initialization turned off.
+        What the library draws for missing tensors are then the same numbers. `on_meta` says whether
+        the library constructs on the meta device, or on the CPU with initialization turned off.
         """
         self.is_constructing = True
         self.generator = LibraryGenerator(on_meta=on_meta)
@@ -60,7 +60,7 @@ class Call:
 
     @contextlib.contextmanager
     def protecting(self, protection: Protection) -> Iterator[None]:
-        """What is protected keeps its values meanwhile, whatever is written."""
+        """While open, protected tensors keep their values, whatever is written to them."""
         before, self.protection = self.protection, protection
         try:
             with protection.around(protection.module):
@@ -70,7 +70,7 @@ class Call:
             self._written.update(protection.written)
 
     def warn(self, model: object) -> None:
-        """Says, once, which loaded tensors an initializer wrote to."""
+        """Warns once about the loaded tensors that an initializer wrote to."""
         if not self._written:
             return
         names = ", ".join(f"{name} ({kind})" for name, kind in sorted(self._written.items()))
@@ -85,7 +85,7 @@ class Call:
 
 
 class _Calls(threading.local):
-    """The calls of one thread, the innermost last; None is one that is left to the library."""
+    """The calls of one thread, the innermost last; None stands for one that the library handles."""
 
     def __init__(self) -> None:
         self.open: list[Call | None] = []
@@ -96,13 +96,13 @@ _calls = _Calls()
 
 
 def current() -> Call | None:
-    """The innermost call of this thread; None where there is none, or it is the library's."""
+    """The innermost call of this thread; None if there is none, or the library handles it."""
     return _calls.open[-1] if _calls.open else None
 
 
 @contextlib.contextmanager
 def call() -> Iterator[Call | None]:
-    """Around one `from_pretrained`; gives None where the library is to go its own way."""
+    """Surrounds one `from_pretrained`; yields None if the library handles it."""
     here = Call() if _C.recording() and not _calls.go_their_own_way else None
     _calls.open.append(here)
     try:
@@ -113,7 +113,7 @@ def call() -> Iterator[Call | None]:
 
 @contextlib.contextmanager
 def as_the_library() -> Iterator[None]:
-    """Leaves `from_pretrained` as it is: what a file lacks gets what the library gives it."""
+    """Leaves `from_pretrained` unchanged: the library initializes what no file has."""
     before = _calls.go_their_own_way
     _calls.go_their_own_way = True
     try:
@@ -123,7 +123,7 @@ def as_the_library() -> Iterator[None]:
 
 
 def _noting_what_is_loaded(original: Function) -> Function:
-    """`Module.load_state_dict` in a constructor that loads a part of its model by itself."""
+    """`Module.load_state_dict` in a constructor that loads a part of its model."""
 
     def replacement(
         self: torch.nn.Module, state_dict: object, *args: object, **more: object

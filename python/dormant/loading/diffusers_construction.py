@@ -1,7 +1,7 @@
-"""What diffusers' `from_pretrained` does inside the context: its models keep their own values.
+"""Changes diffusers' `from_pretrained` inside the context: its models keep their own values.
 
-The library constructs on the meta device with initialization turned off, and leaves there what no
-file has. Here the constructor is recorded, initialization included.
+The library constructs on the meta device with initialization turned off, and leaves what no file
+has on the meta device. Here, the constructor is recorded, including initialization.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are kept encoded, and what a model knows of that."""
+"""Checkpoints whose weights are encoded, and what a model knows about this."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dormant.tensors.pretrained import is_pretrained
 
 
 def takes_packed(model: torch.nn.Module) -> Callable[[str], bool]:
-    """Whether the model has a quantized weight for a name, of its own or of a checkpoint.
+    """Whether the model has a quantized weight for a name of the model or of a checkpoint.
 
-    Such a weight takes the bytes that a library packed, where it is lazy. (Experts that were packed
-    one by one make a stack.)
+    Such a weight takes the bytes that a library packed, if it is lazy. (Experts that were packed
+    separately make a stack.)
     """
     weights = {weight.name for weight in quantized_weights(model) if weight.is_lazy}
     if not weights:
@@ -37,10 +37,10 @@ def takes_packed(model: torch.nn.Module) -> Callable[[str], bool]:
 
 
 def forget_encoding(config: Any) -> None:
-    """Removes from a configuration of transformers how a checkpoint is encoded.
+    """Removes the encoding of a checkpoint from a configuration of transformers.
 
-    So the library does where it decodes (`remove_quantization_config` in its quantizers/base.py):
-    else the decoded model would be saved as an encoded one.
+    The library does this when it decodes (`remove_quantization_config` in its quantizers/base.py).
+    Otherwise the decoded model would be saved as an encoded one.
     """
     for part in (config, getattr(config, "text_config", None)):
         if part is not None and "quantization_config" in vars(part):

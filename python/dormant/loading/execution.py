@@ -1,4 +1,4 @@
-"""A plan carried out: tensors get their memory, and what the checkpoint has for them."""
+"""Executes a plan: gives tensors their memory and the checkpoint's values."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def execute(
     materialize: bool,
     peak: PeakMemory,
 ) -> Report:
-    """Reads what was planned, and keeps it; or changes nothing.
+    """Reads what was planned and keeps it, or changes nothing.
 
     Args:
         model: the model that was prepared.
-        prepared: what it has taken; used up.
+        prepared: what it has taken; this is used up.
         options: how tensors get their values.
-        together: the ranks that load other parts.
-        place: where they go afterwards; None leaves them on the CPU.
+        together: the ranks that load the other parts.
+        place: moves tensors to their final device; None leaves them on the CPU.
         materialize: False only keeps what was recorded.
-        peak: has looked at the memory since the load began.
+        peak: has measured the memory since the load began.
 
     Raises:
-        ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt: as by `load`.
+        ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt: as in `load`.
     """
     finished: dict[int, _C.MaterializedStorage] = {}
     held = prepared.held
@@ -80,7 +80,7 @@ def execute(
             raise _with_names(error, written) from error
         raise
     held.keep()
-    for tensor in prepared.loaded.objects:  # those that a conversion has made were not held
+    for tensor in prepared.loaded.objects:  # tensors that a conversion made were not held
         _C.settle(tensor)
     if materialize:
         forget_sources([model])
@@ -106,7 +106,7 @@ def _wanted(prepared: Prepared) -> list[torch.Tensor]:
 
 
 def _known_origins(model: torch.nn.Module, prepared: Prepared) -> dict[int, Origin]:
-    """What the report says of storages for which what the core did does not tell."""
+    """The report's entry for storages that the core's results do not cover."""
     names = prepared.read_at_once
     tensors = tensors_of(model) if names else {}
     real = [storage for storage, origin in prepared.origins.items() if origin == "real"]
@@ -119,7 +119,7 @@ def _known_origins(model: torch.nn.Module, prepared: Prepared) -> dict[int, Orig
 
 
 def _merged(before: Inventory, loaded: Inventory) -> Inventory:
-    """What the model holds now, with what was real before said to be."""
+    """What the model holds now; what was real before is marked as real."""
     lazy = {
         storage: tensor
         for storage, tensor in loaded.lazy_storages.items()

@@ -1,9 +1,9 @@
-"""Where the generator would be if a library had constructed in its own way.
+"""The state that the generator would have if a library had constructed in its own way.
 
-What a library draws for tensors that a file lacks are the numbers after those that its constructor
-has drawn. On the meta device that are few, for tensors that no device context reaches: those of
-`torch.Tensor(4)`, which many constructors fill by `.uniform_()`. Where only the functions of
-`torch.nn.init` are turned off, it is what is drawn by others.
+For tensors that no file has, a library draws the numbers after those that its constructor has
+drawn. On the meta device, a constructor draws only for tensors that no device context reaches,
+such as `torch.Tensor(4)`, which many constructors fill with `.uniform_()`. If only the functions of
+`torch.nn.init` are turned off, it draws with all other functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dormant._extension import _C
 from dormant.tensors.identity import owns_storage
 from dormant.tensors.reachable import is_tensor
 
-# What takes the device of a context (torch/utils/_device.py).
+# Functions that use the device of a context (torch/utils/_device.py).
 _CONSTRUCTORS = frozenset(
     {
         *("empty", "empty_permuted", "empty_strided", "ones", "zeros", "full", "arange", "eye"),
@@ -41,14 +41,14 @@ _DRAWING = frozenset(
 
 
 class LibraryGenerator(TorchFunctionMode):
-    """A context around a constructor that is recorded.
+    """Surrounds a constructor that is recorded.
 
     Args:
-        on_meta: whether the library constructs on the meta device; else it does on the CPU, with
-            initialization turned off.
+        on_meta: whether the library constructs on the meta device; otherwise it constructs on the
+            CPU, with initialization turned off.
 
     Attributes:
-        state: of PyTorch's generator for the CPU, as the library would have it.
+        state: of PyTorch's generator for the CPU, as it would be in the library.
     """
 
     def __init__(self, *, on_meta: bool) -> None:
@@ -56,12 +56,12 @@ class LibraryGenerator(TorchFunctionMode):
         self._constructs_on_meta = on_meta
         self.state = torch.get_rng_state()
         self._is_left_out = False
-        # By storage, what would be there. Kept, so that no other storage gets such an identity.
+        # What each storage would hold. Kept, so that no other storage gets the same identity.
         self._on_meta: dict[int, torch.Tensor] = {}
 
     @contextlib.contextmanager
     def leaving_out(self) -> Iterator[None]:
-        """Around what does not run on the meta device: nothing of it is followed."""
+        """Surrounds code that does not run on the meta device: its draws are not followed."""
         before, self._is_left_out = self._is_left_out, True
         try:
             yield
@@ -96,13 +96,13 @@ class LibraryGenerator(TorchFunctionMode):
             return False
         if not self._constructs_on_meta:
             return getattr(func, "__module__", "") != torch.nn.init.__name__
-        # New memory, not from where the device context would have put it on the meta device.
+        # New memory, not where the device context would have put it on the meta device.
         return _C.storage_id(target) not in self._on_meta and not _C.operators(target)
 
     def _follow(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         here = torch.get_rng_state()
         torch.set_rng_state(self.state)
-        kwargs.pop("tensor", None)  # as the first of `args`
+        kwargs.pop("tensor", None)  # it is the first of `args`
         try:
             with torch.no_grad():
                 func(*args, **kwargs)

@@ -1,9 +1,9 @@
-"""Experts that a checkpoint has packed one by one, put together to the stack of today's models.
+"""Joins experts that a checkpoint has packed separately into the stacks of current models.
 
-transformers 4 had a linear layer for each expert, and bitsandbytes packed each by itself. Packed
-matrices can be put one after the other where nothing but that was done to them, and where the
-blocks that share a scale end with each: the codes are those of the stack then. Its own second
-quantization every matrix has its own offset for, so the stack gets the scales as they were before.
+transformers 4 had a linear layer for each expert, and bitsandbytes packed each of them separately.
+Packed matrices can be joined if nothing else was done to them, and if blocks that share a scale end
+where each matrix ends: the codes are then those of the stack. With double quantization, every
+matrix has a different offset, so the stack gets the scales as they were before it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from dormant.tensors.pretrained import is_pretrained
 
 
 def joined(model: torch.nn.Module, state: State) -> State:
-    """`state` with packed stacks instead of the experts that it has packed one by one.
+    """`state` with packed stacks in place of the experts that it has packed separately.
 
     Args:
-        model: the model; where it is not one of transformers, `state` is returned.
-        state: what the checkpoint gives.
+        model: the model; if it is not a transformers model, `state` is returned.
+        state: the tensors of the checkpoint.
 
     Raises:
-        KeyError, ValueError: something of an expert is missing or damaged.
-        ValueError: the stack is not quantized to 4 bits, or the experts cannot be put together.
+        KeyError, ValueError: a part of an expert is missing or damaged.
+        ValueError: the stack is not quantized to 4 bits, or the experts cannot be joined.
     """
     library: Any = sys.modules.get("transformers.core_model_loading")
     packed = {
@@ -82,7 +82,7 @@ def joined(model: torch.nn.Module, state: State) -> State:
 
 
 def _check_layout(target: str, rule: Any, rows: list[list[str]], shape: torch.Size) -> None:
-    """Raises ValueError unless all that is done is to put experts one after the other."""
+    """Raises ValueError unless the conversion only joins experts one after the other."""
     done = [(type(op).__name__, getattr(op, "dim", None)) for op in rule.operations]
     merge, concatenate = ("MergeModulelist", 0), ("Concatenate", 1)
     if done != [merge] and done != [merge, concatenate]:
@@ -101,7 +101,7 @@ def _check_layout(target: str, rule: Any, rows: list[list[str]], shape: torch.Si
 
 
 def _entries(state: Mapping[str, Any], name: str, taken: set[str]) -> dict[str, torch.Tensor]:
-    """What belongs to one packed matrix, under the names of a layer."""
+    """The tensors of one packed matrix, under the names of a layer."""
     suffixes = ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
     kinds = tuple(f".quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
     found = {suffix: name + suffix for suffix in (*suffixes, *kinds) if name + suffix in state}
@@ -116,7 +116,7 @@ def _stack(
     whole: torch.Size,
     target: str,
 ) -> dict[str, torch.Tensor]:
-    """What bitsandbytes would save of the stack, by suffixes of its name."""
+    """What bitsandbytes would save for the stack, by suffixes of its name."""
     with lazy_init(), torch.no_grad():
         parts = [scheme.prequantized(each, "weight", shape) for each in entries]
         states = [state for _, state in parts]

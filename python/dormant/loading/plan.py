@@ -27,7 +27,7 @@ PlannedOrigin = Literal["checkpoint", "initialized", "real"]
 _HEADER = ("from", "dtype", "tensors", "bytes", "largest")
 # What the core calls a state dict in memory (csrc/record/held_memory.cpp).
 _MEMORY = "memory"
-_SHOWN = 10  # groups of names in a printed plan
+_SHOWN = 10  # number of groups of names in a printed plan
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class PlannedTensor:
     """One tensor of a `LoadPlan`.
 
     Attributes:
-        names: every name that leads to it: more than one for tied tensors and aliases.
+        names: all of its names: more than one for tied tensors and aliases.
         shape: its sizes.
         dtype: its dtype as text, "float32".
         nbytes: bytes of its elements.
         origin: "checkpoint", "initialized" (its own recorded initialization), or "real"
             (it keeps its values).
         files: paths of the files that it is read from.
-        sources: names of the checkpoint's tensors that it is made of: its own, or those of which
-            `rename`, or the rules of transformers, make it.
+        sources: names of the checkpoint's tensors that it is computed from: the same name, or
+            the names that `rename` or the rules of transformers convert.
     """
 
     names: tuple[str, ...]
@@ -60,12 +60,13 @@ class LoadPlan:
     """What `load` would do; `load(..., dry_run=True)` returns it and changes nothing.
 
     Attributes:
-        tensors: every distinct tensor of the model, tied ones once.
-        missing_keys: names that the model has and the checkpoint lacks.
-        unexpected_keys: names that the checkpoint has and the model lacks.
-        mismatched_keys: names that both have in different shapes, with the shape in the checkpoint
-            and the one in the model.
-        refusal: the message with which `load` would refuse these names; "" where it would not.
+        tensors: every distinct tensor of the model; tied ones are listed once.
+        missing_keys: names that the model has and the checkpoint does not have.
+        unexpected_keys: names that the checkpoint has and the model does not have.
+        mismatched_keys: names that both have with different shapes, with the shape in the
+            checkpoint and the shape in the model.
+        refusal: the message of the error that `load` would raise for these names; "" if it would
+            not raise one.
 
     Example:
         >>> import torch, dormant
@@ -101,7 +102,7 @@ class LoadPlan:
         return asdict(self)
 
     def __str__(self) -> str:
-        """A short table: one line for each origin and dtype, then the names that do not fit."""
+        """A short table: one line for each origin and dtype, then the names that do not match."""
         return format_table(_HEADER, *self._table())
 
     def __repr__(self) -> str:
@@ -173,7 +174,7 @@ def _shapes(mismatched: Sequence[Mismatch], state: State | None = None) -> list[
 
 @dataclass(frozen=True)
 class Policy:
-    """What `load` does with names that do not fit; as its arguments.
+    """What `load` does with names that do not match, as in its arguments.
 
     Attributes:
         missing: "warn", "init" or "error".
@@ -188,16 +189,16 @@ class Policy:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that has taken a checkpoint, lazily, and can still be as it was.
+    """A model that has taken a checkpoint, lazily, and can still be restored.
 
     Attributes:
-        plan: what is going to happen.
-        held: what the model was.
-        before: its tensors then.
-        loaded: its tensors now.
+        plan: what will be done.
+        held: the previous state of the model.
+        before: its previous tensors.
+        loaded: its current tensors.
         origins: where each storage gets its values from.
         read_at_once: names whose values had to be copied already.
-        rules: those of transformers that were used; None where none were needed.
+        rules: the rules of transformers that were used; None if none were needed.
     """
 
     plan: LoadPlan
@@ -217,17 +218,17 @@ def prepare(
     *,
     defer: bool,
 ) -> Prepared:
-    """Lets the model take the checkpoint on lazy tensors; the caller keeps or restores it.
+    """Makes the model take the checkpoint on lazy tensors; the caller keeps or restores it.
 
     Args:
         model: the model.
-        state: what the checkpoint gives.
-        dtype: what the model's tensors get before; None leaves theirs.
+        state: the tensors of the checkpoint.
+        dtype: the dtype that the model's tensors get first; None keeps theirs.
         policy: what is accepted.
-        defer: real tensors of `state` are read later, too.
+        defer: whether real tensors of `state` are also read later.
 
     Raises:
-        ValueError, RuntimeError: as by `take`; the model is as it was.
+        ValueError, RuntimeError: as in `take`; the model is then unchanged.
     """
     state = joined(model, deferred(state, model) if defer else state).under_library_names(model)
     before = take_inventory([("", model)])
@@ -236,7 +237,7 @@ def prepare(
         settle(state)
         taken = take(model, state, dtype)
         if taken.mismatched:
-            # load_state_dict has taken the others, but says of them only that there was an error.
+            # load_state_dict has taken the others, but says only that there was an error.
             held.restore()
             held = HeldModule(model)
             settle(state)
@@ -244,7 +245,7 @@ def prepare(
             names = {name for name, _, _ in mismatched}
             try:
                 taken = take(model, state.without(names), dtype)
-            except Exception:  # a hook may want what was left out, and that is refused anyway
+            except Exception:  # a hook may need what was left out, and that is refused anyway
                 if policy.mismatched == "init":
                     raise
             absent = tuple(name for name in taken.missing if name not in names)
@@ -286,7 +287,7 @@ def _origins(
         if tensor is None or storage in had_memory:
             return "real"
         sources = _C.sources(tensor)
-        # A real tensor that is converted is read from the memory it had.
+        # A real tensor that is converted is read from its previous memory.
         return "initialized" if not sources else "checkpoint" if _files(tensor) else "real"
 
     return {storage: origin(storage) for storage in loaded.storage_nbytes}
@@ -327,7 +328,7 @@ def real_storages(inventory: Inventory) -> set[int]:
 
 
 def _refusal(model: torch.nn.Module, state: State, taken: Taken, policy: Policy) -> str:
-    """Why `load` refuses the names, all of them at once; "" where it does not."""
+    """Why `load` refuses the names, with all reasons at once; "" if it does not refuse them."""
     listing = ""
     accepted = []
     if policy.missing == "error":
@@ -343,7 +344,7 @@ def _refusal(model: torch.nn.Module, state: State, taken: Taken, policy: Policy)
     hint = f"{hint} " if hint else ""
     unexpected = set(taken.unexpected)
     if state.offered and tensors_of(model) and all(name in unexpected for name in state):
-        # With unexpected="ignore" that would be a model of random values.
+        # With unexpected="ignore", the result would be a model with random values.
         listing = listed("not in the model", taken.unexpected)
         return (
             "load: no name of the checkpoint is one of the model; nothing was changed. It has "
@@ -360,7 +361,7 @@ def _refusal(model: torch.nn.Module, state: State, taken: Taken, policy: Policy)
 
 
 def _inner(state: State) -> str:
-    """A hint where the mapping holds a state dict instead of being one."""
+    """A hint if the mapping contains a state dict but is not one."""
     for name, value in state.items():
         if isinstance(value, dict) and any(isinstance(t, torch.Tensor) for t in value.values()):
             return f"Pass checkpoint[{name!r}], which holds tensors. "

@@ -15,7 +15,7 @@ from dormant.tensors.identity import identity, is_wrapper, owns_storage
 
 @dataclass
 class _Held:
-    """One tensor in its place, and an alias that keeps what it was."""
+    """One tensor in its place, and an alias that keeps its previous state."""
 
     name: str | None
     module: torch.nn.Module
@@ -45,19 +45,19 @@ class _Held:
 
 
 class Protection:
-    """Keeps tensors of a module as they are while other code runs.
+    """Keeps tensors of a module unchanged while other code runs.
 
-    A lazy tensor is held by its history, one with memory by that memory, so nothing is copied. How
-    somebody writes does not matter: through the tensor, `.data`, a view, a fused operator, or by
-    putting another tensor in its place.
+    A lazy tensor is held by its history, and a real one by its memory, so nothing is copied. It
+    does not matter how other code writes: through the tensor, `.data`, a view, a fused operator, or
+    by replacing the tensor.
 
     Args:
-        module: whose tensors they are.
-        names: by id, the tensors to protect, each with its name where a write to it is worth
-            mentioning, else with None. They have to live as long as this.
+        module: the module of the tensors.
+        names: by id, the tensors to protect, each with its name if a write to it is to be reported,
+            otherwise with None. They must live as long as this object.
 
     Attributes:
-        written: what somebody tried to write to, and the class of the module that has it.
+        written: what other code tried to write to, and the class of the module that has it.
     """
 
     def __init__(self, module: torch.nn.Module, names: Mapping[int, str | None]) -> None:
@@ -67,7 +67,7 @@ class Protection:
 
     @contextlib.contextmanager
     def around(self, module: torch.nn.Module) -> Iterator[None]:
-        """What is protected in `module`, and below it, is afterwards as it was before."""
+        """Restores what is protected in `module` and its submodules when the context ends."""
         held = self._hold(module)
         if not held:
             yield
@@ -85,7 +85,7 @@ class Protection:
             for child in module.modules():
                 registries: list[dict[str, Any]] = [child._parameters, child._buffers]
                 for registry in registries:
-                    if not isinstance(registry, dict):  # that of a TorchScript module
+                    if not isinstance(registry, dict):  # a TorchScript module has another type
                         continue
                     for key, tensor in registry.items():
                         if tensor is None or id(tensor) not in self._names:

@@ -1,4 +1,4 @@
-"""A checkpoint taken by a model's own `load_state_dict`, on lazy tensors: nothing is read."""
+"""Takes a checkpoint with a model's own `load_state_dict`, on lazy tensors: nothing is read."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from dormant.tensors.identity import identity, owns_storage
 from dormant.tensors.inventory import element_bytes
 from dormant.tensors.names import Mismatch
 
-# Tied names that are both in a checkpoint are compared in parts of this size.
+# If a checkpoint has both of two tied names, they are compared in parts of this size.
 _COMPARED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a model took of a checkpoint, and the names that they do not share.
+    """What a model took from a checkpoint, and the names that do not match.
 
     Attributes:
-        missing: names that the checkpoint lacks.
-        unexpected: names that the model lacks.
-        mismatched: names with another shape; nothing else was taken where there are any.
+        missing: names that the checkpoint does not have.
+        unexpected: names that the model does not have.
+        mismatched: names with another shape; if there are any, nothing else was taken.
         loaded: names that the checkpoint has for the model.
-        read_at_once: those of them whose values had to be copied at once.
+        read_at_once: those of `loaded` whose values had to be copied at once.
     """
 
     missing: tuple[str, ...]
@@ -48,9 +48,9 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None) -> Tak
     """Runs the module's own `load_state_dict` on lazy tensors.
 
     Args:
-        model: the model, its tensors held.
-        state: what the checkpoint gives.
-        dtype: what the model's tensors get before; None leaves theirs.
+        model: the model; its tensors are held.
+        state: the tensors of the checkpoint.
+        dtype: the dtype that the model's tensors get first; None keeps theirs.
 
     Raises:
         ValueError: names of one tensor have different values, or the module refuses the state.
@@ -104,7 +104,7 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None) -> Tak
 def _names_of(
     result: object, tensors: Mapping[str, torch.Tensor], given: Mapping[str, Any]
 ) -> tuple[Sequence[str], Sequence[str]]:
-    """(missing, unexpected) as `load_state_dict` said; some classes have one that says nothing."""
+    """(missing, unexpected) from `load_state_dict`; the method of some classes returns nothing."""
     missing = getattr(result, "missing_keys", None)
     unexpected = getattr(result, "unexpected_keys", None)
     if missing is None:
@@ -122,7 +122,7 @@ def _expose(
     dtype: torch.dtype | None,
     exposed: contextlib.ExitStack,
 ) -> set[str]:
-    """Lets quantized weights take full-precision tensors; hands over those already quantized."""
+    """Makes quantized weights take full-precision tensors; passes on those already quantized."""
     taken: set[str] = set()
     for weight in weights:
         if not weight.is_lazy:
@@ -140,10 +140,11 @@ def _expose(
 
 
 def deferred(state: State, model: torch.nn.Module) -> State:
-    """`state`, real tensors as lazy ones that read them: nothing is copied before the checks.
+    """`state` with lazy tensors that read the real ones: nothing is copied before the checks.
 
-    Those over the model's own memory stay as they are: they become lazy with the model (`settle`),
-    and who reads them after the model took something there reads what it took, as in eager.
+    Tensors over the model's own memory stay as they are: they become lazy with the model
+    (`settle`). Reading them after the model took something there reads what it took, as in eager
+    mode.
     """
     own = {
         _C.storage_id(tensor)
@@ -154,7 +155,7 @@ def deferred(state: State, model: torch.nn.Module) -> State:
 
 
 def settle(state: State) -> None:
-    """Lets tensors of `state` know that their memory is held: they share it with the model."""
+    """Marks the memory of tensors of `state` as held: they share it with the model."""
     for value in state.values():
         if isinstance(value, torch.Tensor) and owns_storage(value) and _C.is_lazy(value):
             _C.settle(value)
@@ -195,7 +196,7 @@ def _uninitialized(tensor: torch.Tensor) -> bool:
 
 
 def _check_ties(tensors: Mapping[str, torch.Tensor], state: State) -> None:
-    """Raises ValueError where a checkpoint has different values for names of one tensor."""
+    """Raises ValueError if a checkpoint has different values for names of one tensor."""
     first: dict[object, str] = {}
     for name, tensor in tensors.items():
         if not isinstance(state.get(name), torch.Tensor):
@@ -210,7 +211,7 @@ def _check_ties(tensors: Mapping[str, torch.Tensor], state: State) -> None:
 
 
 def _same_values(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors have the same bits; of lazy ones a part at a time is read."""
+    """Whether two tensors have the same bits; lazy ones are read one part at a time."""
     if a.shape != b.shape or a.dtype is not b.dtype:
         return False
     if a is b or is_dtensor(a) or is_dtensor(b):

@@ -1,4 +1,4 @@
-"""What one or more checkpoints give, under the names of a model."""
+"""The tensors of one or more checkpoints, under the names of a model."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class State(dict[str, Any]):
     """A state dict; `_metadata` is where `load_state_dict` looks for module versions.
 
     Attributes:
-        folders: those of the files of this machine that it comes from.
-        offered: how many names the checkpoints have, those that were renamed to None included.
-        origins: the checkpoint's names of what a name is made of, where they differ from it.
-        places: which of several checkpoints a name is of.
-        is_decoded: tensors among them are kept encoded in the files.
-        rules: those of transformers by which the names fit the model; None where they fit without.
-        naming: of a checkpoint in a format with names of its own.
+        folders: the folders of the local files that it comes from.
+        offered: the number of names in the checkpoints, including those that were renamed to None.
+        origins: the checkpoint's names that a name is computed from, if they are different.
+        places: which of several checkpoints a name comes from.
+        is_decoded: whether some of the tensors are encoded in the files.
+        rules: the rules of transformers by which the names match the model; None if they match
+            without rules.
+        naming: the naming of a checkpoint in a format that has its own names.
     """
 
     rules: tuple[Any, ...] | None = None
@@ -71,19 +72,19 @@ class State(dict[str, Any]):
         return self.like_this({name: self[name] for name in self if name not in names})
 
     def origins_of(self, name: str) -> tuple[str, ...]:
-        """The checkpoint's names of what `name` is made of."""
+        """The checkpoint's names that `name` is computed from."""
         return self.origins.get(name, (name,))
 
     def made_of(self, name: str) -> str:
-        """For a message: the checkpoint's names of what `name` is made of, where they differ."""
+        """The checkpoint's names that `name` is computed from, for a message, if they differ."""
         origins = self.origins_of(name)
         return "" if origins == (name,) else f" (made of {listing(origins)})"
 
     def under_library_names(self, model: torch.nn.Module) -> State:
-        """Under the names and in the layouts of a model, by the rules of transformers, lazily.
+        """The state under the names and in the layouts of a model, by transformers' rules, lazily.
 
         Raises:
-            ValueError: as by `find_conversion` and `Conversion.apply`.
+            ValueError: as in `find_conversion` and `Conversion.apply`.
         """
         shapes = {
             name: tuple(value.shape) if isinstance(value, torch.Tensor) else None
@@ -110,19 +111,19 @@ def gather(
     names: Collection[str],
     keep_packed: Callable[[str], bool],
 ) -> State:
-    """All tensors, and other values, under the model's names.
+    """All tensors and other values under the model's names.
 
     Args:
         checkpoint: as for `load`.
         rename: from a checkpoint's names to the model's; None leaves a tensor out.
-        names: the model's, by which the state dict in a file of torch.save is found.
+        names: the model's names, by which the state dict in a file of torch.save is found.
         keep_packed: whether the model takes the tensor of a name, after `rename`, as bitsandbytes
             packed it.
 
     Raises:
         TypeError: an item is neither a path nor a mapping.
-        ValueError, KeyError, NotImplementedError, OSError: as by `open_checkpoint`; two tensors of
-            one item get one name; or the first item holds differences.
+        ValueError, KeyError, NotImplementedError, OSError: as in `open_checkpoint`; two tensors of
+            one item get one name; or the first item contains differences.
     """
     items: Sequence[Any] = checkpoint if isinstance(checkpoint, (list, tuple)) else [checkpoint]
 
@@ -142,7 +143,7 @@ def gather(
     is_decoded = False
     for place, item in enumerate(items):
         if isinstance(item, (str, os.PathLike)):
-            if place not in opened:  # a further part of a tensor-parallel set
+            if place not in opened:  # otherwise a further part of a tensor-parallel set
                 continue
             item = opened[place]
         if not isinstance(item, Mapping):
@@ -192,8 +193,8 @@ def _renamed(item: Mapping[str, Any], rename: Callable[[str], str | None]) -> di
 def own_dtype(state: State) -> torch.dtype | None:
     """The dtype of a checkpoint, as transformers finds it for `dtype="auto"`.
 
-    That is what config.json beside its files says, else the dtype of its first floating point
-    tensor; None where neither tells. Tensors of one byte an element are quantized.
+    This is the dtype in config.json beside its files, otherwise that of its first floating-point
+    tensor; None if neither exists. Tensors with one byte for each element are quantized.
     """
     for folder in state.folders:
         dtype = _dtype_in(folder / "config.json")

@@ -1,8 +1,9 @@
-"""transformers' functions in `torch.nn.init`, put there once for all threads that want them.
+"""Installs transformers' functions in `torch.nn.init` once for all threads that need them.
 
-While the library initializes a model, its own functions are in the place of those of
-`torch.nn.init` (`guard_torch_init_functions`). Each call takes what it finds for PyTorch's and puts
-that back at its end: of two threads, the one that came second puts the library's back, for good.
+While the library initializes a model, its own functions replace those of `torch.nn.init`
+(`guard_torch_init_functions`). Each call assumes that it finds PyTorch's functions, and restores
+what it found. If two threads do this at the same time, the second one restores the library's
+functions, permanently.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from dormant.recording.patches import Function, Patch, declare
 
-# Held for the exchange only, and while the process forks; never while anybody initializes.
+# Held only for the exchange and while the process forks, never during initialization.
 # Reentrant: a signal handler may load a model.
 _lock = threading.RLock()
 _inside = 0
@@ -28,7 +29,7 @@ os.register_at_fork(
 
 
 def _for_all_threads(original: Function) -> Function:
-    """The first of those inside exchanges the functions, the last puts them back."""
+    """The first caller inside exchanges the functions, and the last one restores them."""
     exchanging = contextlib.contextmanager(original)
 
     @functools.wraps(original)
@@ -55,7 +56,7 @@ def _for_all_threads(original: Function) -> Function:
 declare(
     Patch(
         "transformers.initialization:guard_torch_init_functions",
-        "__wrapped__",  # what its context managers run, those of decorated methods too
+        "__wrapped__",  # its context managers and decorated methods run this
         "two threads leave the library's functions in torch.nn.init",
         _for_all_threads,
     )

@@ -1,10 +1,11 @@
-"""What transformers' `from_pretrained` does inside the context: its models keep their own values.
+"""Changes transformers' `from_pretrained` inside the context: its models keep their own values.
 
-Since version 5 the library constructs on the meta device. Afterwards it gives whatever no file has
-unwritten memory (`_move_missing_keys_from_meta_to_device`) and calls `_init_weights`, which also
-writes to what was loaded where it does not ask first (`_initialize_missing_keys`). Here the
-constructor is recorded. A tensor keeps the value from it unless a file has it or `_init_weights`
-sets it, non-persistent buffers always do, and nothing is written to what was loaded.
+Since version 5, the library constructs on the meta device. Afterwards it gives unwritten memory to
+everything that no file has (`_move_missing_keys_from_meta_to_device`) and calls `_init_weights`,
+which also writes to loaded tensors if it does not check first (`_initialize_missing_keys`). Here,
+the constructor is recorded. A tensor keeps the value of the constructor unless a file has it or
+`_init_weights` sets it. Non-persistent buffers always keep it, and nothing is written to loaded
+tensors.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from dormant.loading.protection import Protection
 from dormant.loading.transformers_sharding import cutting_last
 from dormant.recording.patches import Function, Patch, declare
 
-_MARK = "_is_hf_initialized"  # what the library sets on loaded tensors and on initialized modules
+_MARK = "_is_hf_initialized"  # the library sets it on loaded tensors and initialized modules
 
-# With these it makes DTensors of what it finds on the meta device.
+# With these, it turns the tensors that it finds on the meta device into DTensors.
 _DISTRIBUTED = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 
 
@@ -64,7 +65,7 @@ def _is_meta(context: Any) -> bool:
 def _unties(context: Any) -> bool:
     """Whether it is the library's `no_tie_weights`.
 
-    It takes `tie_weights` from all models, those that the constructor loads included.
+    It disables `tie_weights` for all models, including those that the constructor loads.
     """
     return getattr(getattr(context, "func", None), "__name__", "") == "no_tie_weights"
 
@@ -80,7 +81,7 @@ def _constructing(here: Call) -> Iterator[None]:
 
 
 def _not_while_constructing(original: Function) -> Function:
-    """`tie_weights`: the file may have both of two tied tensors, so both have to be there."""
+    """`tie_weights`: the file may have both of two tied tensors, so both must exist."""
 
     @functools.wraps(original)
     def replacement(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -93,9 +94,9 @@ def _not_while_constructing(original: Function) -> Function:
 
 
 def _initializing(original: Function) -> Function:
-    """`initialize_weights`, which the constructor calls, and `from_pretrained` once more.
+    """`initialize_weights`, which the constructor calls, and later `from_pretrained`.
 
-    The second time finds the modules as on the meta device: not marked by the first.
+    The second call finds the modules as on the meta device: not marked by the first call.
     """
 
     @functools.wraps(original)
@@ -105,7 +106,7 @@ def _initializing(original: Function) -> Function:
             return original(self)
         pending = [module for module in self.modules() if not getattr(module, _MARK, False)]
         loaded = {id(tensor): None for _, tensor in _tensors(self) if _is_loaded(here, tensor)}
-        # On the meta device the library leaves it out (`init_weights`).
+        # On the meta device, the library does not do this (`init_weights`).
         with here.generator.leaving_out(), here.protecting(Protection(self, loaded)):
             result = original(self)
         here.marked += [module for module in pending if getattr(module, _MARK, False)]
@@ -128,7 +129,7 @@ def _initializing_a_module(original: Function) -> Function:
 
 
 def _among_the_constructed(original: Function) -> Function:
-    """`_load_pretrained_model`, after which loaded tensors are in the place of constructed ones."""
+    """`_load_pretrained_model`, which replaces constructed tensors by loaded ones."""
 
     @functools.wraps(original)
     def replacement(
@@ -151,7 +152,7 @@ def _among_the_constructed(original: Function) -> Function:
 
 
 def _leave_on_disk(model: Any, device_map: Any, missing: set[str]) -> None:
-    """Puts on the meta device what accelerate reads from files when it is needed."""
+    """Moves to the meta device what accelerate reads from files on demand."""
     library: Any = sys.modules["transformers.modeling_utils"]
     missing = missing | {name for name, _ in model.named_non_persistent_buffers()}
     for name, tensor in list(_tensors(model)):
@@ -162,7 +163,7 @@ def _leave_on_disk(model: Any, device_map: Any, missing: set[str]) -> None:
 
 
 def _keeping_the_constructed(original: Function) -> Function:
-    """`_move_missing_keys_from_meta_to_device`, where nothing is on the meta device."""
+    """`_move_missing_keys_from_meta_to_device`, if nothing is on the meta device."""
 
     @functools.wraps(original)
     def replacement(
@@ -201,8 +202,8 @@ def _keeping_the_constructed(original: Function) -> Function:
 
 
 def _as_new(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor as the library makes it, with the values that it does not have."""
-    if tensor.device.type == "meta":  # a quantizer has put it there
+    """A tensor as the library creates it, with the values that it does not have."""
+    if tensor.device.type == "meta":  # a quantizer put it there
         return torch.empty_like(tensor, device=device)
     is_part = tensor._is_view() or _C.storage_nbytes(tensor) != tensor.nbytes
     return (tensor.data.clone() if is_part else tensor.data).to(device)
@@ -221,7 +222,7 @@ def _leaving_what_was_loaded(original: Function) -> Function:
             if _is_loaded(here, tensor):
                 setattr(tensor, _MARK, True)
                 names[id(tensor)] = name
-        # A rule gives them what the constructor gave them, if it is right.
+        # A rule gives them the constructor's values, if it is right.
         names |= {id(buffer): None for _, buffer in self.named_non_persistent_buffers()}
         with here.protecting(Protection(self, names)):
             return original(self, *args, **kwargs)

@@ -1,9 +1,9 @@
-"""What transformers' `from_pretrained` does with parts of tensors: inside the context, cut last.
+"""Changes how transformers' `from_pretrained` cuts parts: inside the context, it cuts last.
 
 The library cuts this rank's part from each tensor of the checkpoint and then converts the parts.
-What moves rows, as the permutation for rotary embeddings does, is then silently wrong
-(transformers#48519). A lazy tensor costs nothing, so here whole ones are converted, and the part is
-cut from what comes out.
+Conversions that move rows, such as the permutation for rotary embeddings, then give wrong values
+without an error (transformers#48519). A lazy tensor costs nothing, so here whole tensors are
+converted, and the part is cut from the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _cuts_last: ContextVar[bool] = ContextVar("_cuts_last", default=False)
 
 @contextlib.contextmanager
 def cutting_last(load_config: Any) -> Iterator[None]:
-    """Where `_load_pretrained_model` loads lazily; quantizers of the library work on parts."""
+    """Active if `_load_pretrained_model` loads lazily; quantizers of the library work on parts."""
     lazily = _C.recording() and getattr(load_config, "hf_quantizer", None) is None
     token = _cuts_last.set(lazily)
     try:
@@ -57,7 +57,7 @@ def _setting_the_part(original: Function) -> Function:
             held = getattr(model.get_submodule(path), attribute, None)
             if is_dtensor(held) and param_value.shape == held.shape:
                 part = _part(held, param_value)
-                # As the library has it from a file: not a view of the whole.
+                # The library has it like this from a file: not a view of the whole.
                 param_value = part.clone(memory_format=torch.contiguous_format)
         return original(model, target_name, param_value, *args, **kwargs)
 
@@ -65,7 +65,7 @@ def _setting_the_part(original: Function) -> Function:
 
 
 def _part(held: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """What the library cuts for this rank."""
+    """The part that the library cuts for this rank."""
     sharding = importlib.import_module("transformers.distributed.sharding_utils")
     token = _cuts_last.set(False)
     try:

@@ -1,4 +1,4 @@
-"""Loads of one model, by several threads: one after the other."""
+"""Makes several threads that load one model do so one after the other."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dormant.tensors.identity import owns_storage
 
 @contextlib.contextmanager
 def turn(model: torch.nn.Module) -> Iterator[None]:
-    """No other thread loads `model`, or what shares modules or tensors with it, meanwhile.
+    """While open, no other thread loads `model`, or what shares modules or tensors with it.
 
-    Each load puts everything back where it fails. Two at a time would put back what the other one
-    has just done.
+    Each load restores everything if it fails. Two loads at the same time would undo each other's
+    work.
 
     Raises:
-        RuntimeError: another thread loads it, and this one may not wait: it is in a callback of
-            another load or of `materialize`.
+        RuntimeError: another thread loads it, and this thread must not wait, because it is in a
+            callback of another load or of `materialize`.
         KeyboardInterrupt: the user interrupted the wait.
     """
     while True:
@@ -28,7 +28,7 @@ def turn(model: torch.nn.Module) -> Iterator[None]:
         taken = _C.Turn(_things(model))
         if _C.Turn.ended() == ended:
             break
-        taken.end()  # what was waited for may have exchanged modules and storages
+        taken.end()  # the other load may have exchanged modules and storages
     try:
         yield
     finally:
@@ -36,7 +36,7 @@ def turn(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _things(model: torch.nn.Module) -> list[int]:
-    """What nobody else may have a turn with: a conversion exchanges storages, but no modules."""
+    """What only one thread may load at a time: a conversion exchanges storages, but not modules."""
     with torch._C.DisableTorchFunctionSubclass():
         tensors = (*model.parameters(), *model.buffers())
         storages = [_C.storage_id(tensor) for tensor in tensors if owns_storage(tensor)]
