@@ -44,15 +44,15 @@ _FAST_PATH = "Philox 4x32-10, not PyTorch's values"
 
 
 def is_lazy(target: Target) -> bool:
-    """Whether a tensor has no memory yet, or anything else holds such a tensor.
+    """Whether a tensor, or any tensor in an object, has no memory yet.
 
     Args:
         target: a tensor, a module, a mapping such as a state dict or a `Checkpoint`, or an iterable
-            of these. Of a module every tensor it holds counts: parameters, buffers, gradients and
+            of these. Every tensor that a module holds counts: parameters, buffers, gradients and
             tensors in any attribute. An iterator is consumed.
 
     Returns:
-        True while any of them is lazy. Meta tensors are not: they never get values.
+        True if any of them is lazy. Meta tensors are not lazy: they never get values.
 
     Raises:
         TypeError: `target` is none of these.
@@ -93,63 +93,64 @@ def materialize(
     trace_memory: bool = False,
     verbose: bool = False,
 ) -> Report:
-    """Brings lazy tensors to life in place, bit-equal to eager construction.
+    """Materializes lazy tensors in place, bit-identical to eager construction.
 
-    Every object that refers to them (parameters, ties, views, optimizers, `state_dict` entries) is
-    the same object afterwards, and valid. Tensors that are already real are left as they are, and
-    so are those on the meta device, which have no values: a warning names them. Order
-    does not matter: any part may be materialized at any time. Of a storage that a single view
-    refers to, only the view's part takes memory; the rest, which `as_strided` could show, is zero.
+    Every object that refers to them (parameters, ties, views, optimizers, `state_dict` entries)
+    stays the same object and is valid afterwards. Tensors that are already real are unchanged. So
+    are tensors on the meta device, which have no values; a warning names them. Order does not
+    matter: any part may be materialized at any time. If only a single view refers to a storage,
+    only the view's part takes memory; the rest, which `as_strided` could show, is zero.
 
-    It is atomic for each storage: when it fails (out of memory, Ctrl-C), what was finished is real,
-    the rest is still lazy, and it can be called again. A module whose parameters are sharded is
-    materialized by all ranks that have parts of it, together: on all of them or on none.
+    It is atomic for each storage. If it fails (out of memory, Ctrl-C), finished storages are real,
+    the others are still lazy, and you can call it again. If the parameters of a module are sharded,
+    all ranks that have parts of it must materialize it together: it succeeds on all of them or on
+    none.
 
     Args:
-        target: a module, a tensor, a mapping such as a state dict, or an iterable of these. Of a
-            module, every tensor it holds in any attribute is materialized. A `Checkpoint` makes
-            its tensors anew at each access and is refused: keep them, `dict(checkpoint)`.
+        target: a module, a tensor, a mapping such as a state dict, or an iterable of these. Every
+            tensor that a module holds in any attribute is materialized. A `Checkpoint` is refused,
+            because it creates a new tensor at each access: keep its tensors, `dict(checkpoint)`.
         values: "exact" gives the values of eager construction. "fast" gives other values of the
-            same distributions, at the speed of memory, as for debugging or benchmarks: uniform,
-            normal and Bernoulli numbers, and everything computed from them tile by tile, come from
-            Philox 4x32-10 with a seed of its own. They depend on `torch.manual_seed` at recording,
-            not on threads, order or parts, and do not move PyTorch's generator. What can only be
-            replayed whole (QR, other distributions) keeps its exact values, and so do normal
-            tensors of fewer than 16 elements. "empty" gives memory without values (for weights
-            that are loaded next).
-        device: where the tensors shall be, as in `module.to(device)`: parameters stay the same
-            objects. Each tensor is computed on the CPU and moved before the next.
-        dtype: floating point and complex tensors get this dtype, without a copy in the old one. Of
-            a module these are the parameters and the persistent buffers: tables that it computes
-            itself (non-persistent buffers, such as rotary frequencies) keep their precision, and
-            so does what a model of transformers or diffusers keeps in float32, unlike in
+            same distributions, at the speed of memory, for debugging or benchmarks: uniform, normal
+            and Bernoulli numbers, and everything that is computed from them tile by tile, come from
+            Philox 4x32-10 with a separate seed. They depend on `torch.manual_seed` at recording,
+            not on threads, order or parts, and do not advance PyTorch's generator. Tensors that can
+            only be replayed whole (QR, other distributions) keep their exact values, and so do
+            normal tensors with fewer than 16 elements. "empty" gives memory without values (for
+            weights that are loaded next).
+        device: the device of the final tensors, as in `module.to(device)`; parameters stay the same
+            objects. Each tensor is computed on the CPU and moved before the next one.
+        dtype: floating-point and complex tensors get this dtype, without a copy in the old one. In
+            a module, these are the parameters and the persistent buffers. Tables that the module
+            computes (non-persistent buffers, such as rotary frequencies) keep their precision, and
+            so does what a model of transformers or diffusers keeps in float32, unlike with
             `module.to(dtype)`. Aliases outside `target` keep their dtype.
         memory_budget: bytes that materializing may take besides the final tensors, a number or
-            text like "2GiB"; None sets no bound. Tensors get smaller tiles, and fewer threads, to
-            fit.
-        mmap: whether tensors that are bytes of a checkpoint file and nothing else may show them in
+            text like "2GiB"; None sets no limit. To stay within it, tensors get smaller tiles and
+            fewer threads.
+        mmap: whether tensors that are bytes of a checkpoint file and nothing else may map them in
             place, as for `load`.
         share_reads: whether ranks of torch.distributed that need the same bytes of files read them
-            once, as for `load`. All ranks of the default process group call it, with modules.
-        progress: True shows a progress bar, False none; a function is called with (done, total)
-            bytes; None shows a bar where stderr is a terminal and it takes longer than a second.
-        trace_memory: look at the memory of the process every few milliseconds from a thread of its
-            own; `Report.memory_trace` holds what it saw, and `Report.plot` draws it.
+            once, as for `load`. All ranks of the default process group must call it, with modules.
+        progress: True shows a progress bar, False none. A function is called with (done, total)
+            bytes. None shows a bar if stderr is a terminal and it takes longer than a second.
+        trace_memory: measure the memory of the process every few milliseconds in a separate thread;
+            `Report.memory_trace` holds the measurements, and `Report.plot` draws them.
         verbose: print the report.
 
     Returns:
         What was done to each tensor, and what it cost.
 
     Raises:
-        TypeError: `target`, `dtype` or `memory_budget` is of a type that cannot be used, or
-            `target` is a `Checkpoint`.
-        ValueError: `values` or `device` is not one of those possible, or `memory_budget` is too
-            small to work in; the message says the minimum, and nothing was materialized; or ranks
-            that have parts of one parameter have recorded different values for it.
+        TypeError: `target`, `dtype` or `memory_budget` has a type that cannot be used, or `target`
+            is a `Checkpoint`.
+        ValueError: `values` or `device` is not one of the possible values; or `memory_budget` is
+            too small: the message says the minimum, and nothing was materialized; or ranks that
+            have parts of one parameter have recorded different values for it.
         NotImplementedError: an operator cannot be replayed; the message names it.
         MemoryError: memory is exhausted; the message says how much is needed and how much is free.
-        RuntimeError: an operator failed; its message says which. Or another rank has failed or is
-            gone; it raises the same error as that rank where that is one of these.
+        RuntimeError: an operator failed; the message names it. Or another rank failed or is gone;
+            if that rank raised one of these errors, this rank raises the same one.
         KeyboardInterrupt: the user interrupted it.
 
     Example:
@@ -192,7 +193,7 @@ def bring_to_life(
     place: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Report:
-    """`materialize` of named objects, its options checked, with the ranks that have other parts."""
+    """`materialize` of named objects with checked options, together with ranks of other parts."""
     started = time.perf_counter()
     adopt_parts((root for _, root in roots), "materialize")
     peak = PeakMemory()
@@ -213,7 +214,7 @@ def bring_to_life(
             quantized[name] = _realize_layer(layer, values, tally, options)
 
         if values != "empty" and any(pending_layers(root) for _, root in roots):
-            del inventory  # which would keep the layers that are replaced
+            del inventory  # it would keep the replaced layers alive
             finish_layerwise(roots, realize_layer)
             inventory = take_inventory(roots)
         origins: dict[int, Origin] = {}
@@ -262,7 +263,7 @@ def bring_to_life(
 
 
 def _warn_of_meta_tensors(roots: list[tuple[str, object]], inventory: Inventory) -> None:
-    """Warns of parameters, buffers and tensors given that can never have values."""
+    """Warns about parameters, buffers and given tensors that can never have values."""
     meta = {id(entry.tensor): entry for entry in inventory.entries if entry.meta}
     if not meta:
         return
@@ -272,7 +273,7 @@ def _warn_of_meta_tensors(roots: list[tuple[str, object]], inventory: Inventory)
             given.update(
                 (id(tensor), tensor)
                 for module in root.modules()
-                # accelerate brings what it offloaded when the module is called.
+                # accelerate loads what it offloaded when the module is called.
                 if not hasattr(module, "_hf_hook")
                 for tensor in (
                     *module.parameters(recurse=False),
@@ -289,7 +290,7 @@ def _warn_of_meta_tensors(roots: list[tuple[str, object]], inventory: Inventory)
             f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. Build the model in "
             "dormant.lazy_init() instead of torch.device('meta').",
             UserWarning,
-            stacklevel=4,  # who called materialize
+            stacklevel=4,  # the caller of materialize
         )
 
 
@@ -302,7 +303,7 @@ def _realize_layer(
 
 
 def _count_as_lazy(inventory: Inventory, layer: str) -> list[int]:
-    """The storages of what a quantizer made of a lazy layer, which were lazy for the report."""
+    """The storages that a quantizer made from a lazy layer; the report counts them as lazy."""
     storages = []
     for entry in inventory.entries:
         if any(not layer or name.startswith(f"{layer}.") for name in entry.names):
@@ -314,7 +315,7 @@ def _count_as_lazy(inventory: Inventory, layer: str) -> list[int]:
 
 @contextlib.contextmanager
 def steps(title: str, progress: bool | Callback | None, peak: PeakMemory) -> Iterator[Callback]:
-    """What the core calls after each step: looks at the memory, and tells who wants to know."""
+    """The core calls this after each step: it measures memory and reports progress."""
     with following(progress, title) as tell:
 
         def on_step(done: int, total: int) -> None:
@@ -330,7 +331,7 @@ def note(
 ) -> bool:
     """Adds what was done to `finished`, by storage, and returns whether anything was read.
 
-    A storage that lives no longer may have had the identity of one that does now: its work counts.
+    A storage that is gone may have had the identity of a current one; its work is counted, too.
     """
     read = False
     for each in done:
@@ -353,13 +354,13 @@ def shared(
     tally: Tally,
     finished: dict[int, _C.MaterializedStorage],
 ) -> dict[int, Literal["checkpoint", "initialized"]]:
-    """Materializes what the ranks share (shared_reads.py); returns where it comes from."""
+    """Materializes what the ranks share (shared_reads.py); returns the origins."""
 
     def make(
         tensors: list[torch.Tensor], what: Literal["values", "empty"], on_step: Callback | None
     ) -> list[_C.MaterializedStorage]:
         chosen = values if what == "values" else what
-        # A mapping is read by whoever looks at it, here every rank at once.
+        # Whoever accesses a mapping reads it; here every rank would, at the same time.
         return _C.materialize(tensors, chosen, on_step, options.memory_budget, "never")
 
     done = read_once(modules, inventory, lazy, together, make, tally)
@@ -382,9 +383,9 @@ def make_report(
         inventory: what the target held before.
         finished: what was done, by storage.
         values: which values lazy tensors were given.
-        seconds: time taken.
+        seconds: the time that it took.
         peak_memory: highest resident memory, in bytes.
-        origins: of storages that `finished` does not tell of.
+        origins: the origins of storages that `finished` does not contain.
     """
 
     def origin(entry: InventoryEntry) -> Origin:

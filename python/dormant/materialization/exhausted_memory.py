@@ -1,4 +1,4 @@
-"""Out of memory: one error, which says how much is needed and how much is free."""
+"""Out of memory: one error that says how much is needed and how much is free."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dormant.text.table import format_bytes, format_count
 
 @contextlib.contextmanager
 def explained(operation: str, roots: Iterable[tuple[str, object]]) -> Iterator[None]:
-    """Raises MemoryError for exhausted memory, in whichever way PyTorch or Python said it.
+    """Raises MemoryError for exhausted memory, however PyTorch or Python reported it.
 
     Args:
-        operation: who asks, for the message.
+        operation: the operation that ran out of memory, for the message.
         roots: what is to be materialized, (name, object) pairs.
     """
     try:

@@ -15,12 +15,12 @@ Mmap: TypeAlias = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True)
 class MaterializeOptions:
-    """How tensors get their values, once every option has been checked.
+    """How tensors get their values; every option has been checked.
 
     Attributes:
-        memory_budget: bytes that this may take besides the final tensors; None sets no bound.
-        mmap: whether tensors that are bytes of a file and nothing else may show them in place.
-        progress: True shows a bar, False none, None one where it is wanted; a function is told.
+        memory_budget: bytes that this may take besides the final tensors; None sets no limit.
+        mmap: whether tensors that are bytes of a file and nothing else may map them in place.
+        progress: True shows a bar, False none, None only if it is useful; a function is called.
         share_reads: whether ranks that need the same bytes of files read them once.
     """
 
@@ -38,11 +38,11 @@ def checked_options(
     progress: bool | Callback | None = None,
     share_reads: bool = False,
 ) -> MaterializeOptions:
-    """The options of an operation, as its user gave them.
+    """The options of an operation, as the user gave them.
 
     Raises:
-        TypeError: an option is of a type that cannot be used.
-        ValueError: `memory_budget` is not a positive number of bytes, or there is no such `mmap`.
+        TypeError: an option has a type that cannot be used.
+        ValueError: `memory_budget` is not a positive number of bytes, or `mmap` is unknown.
     """
     check_choice(mmap, ("auto", "always", "never"), "mmap", operation)
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
@@ -60,7 +60,7 @@ def checked_options(
 
 
 def check_memory_budget(memory_budget: int | str | None, operation: str) -> int | None:
-    """The number of bytes that `memory_budget` stands for; None where it sets no bound.
+    """The number of bytes that `memory_budget` stands for; None if it sets no limit.
 
     Raises:
         TypeError: it is not a number, text or None.
@@ -88,7 +88,7 @@ def check_memory_budget(memory_budget: int | str | None, operation: str) -> int 
 
 
 def check_dtype(dtype: torch.dtype | None, operation: str) -> None:
-    """Raises TypeError or ValueError unless `module.to(dtype)` would take it."""
+    """Raises TypeError or ValueError unless `module.to(dtype)` would accept it."""
     if dtype is None:
         return
     if not isinstance(dtype, torch.dtype):

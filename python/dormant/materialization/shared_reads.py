@@ -1,9 +1,10 @@
-"""Tensors that several ranks need alike: one rank reads each, and passes it on to the others.
+"""Tensors that several ranks need: one rank reads each of them and sends it to the others.
 
-What a rank reads, and what it receives, goes straight into the final memory (`_C.Twin`), so sharing
-takes no memory of its own. The ranks go on in ticks. In each of them every rank reads its next
-tensors, while those of the tick before are on their way; then all tell each other whether they
-succeeded, and send. So whatever fails on a rank, the others learn of it when they expect it.
+What a rank reads, and what it receives, goes directly into the final memory (`_C.Twin`), so sharing
+takes no additional memory. The ranks work in ticks. In each tick, every rank reads its next tensors
+while those of the previous tick are being sent. Then all ranks tell each other whether they
+succeeded, and send. If anything fails on a rank, the others therefore learn of it when they expect
+it.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ from dormant.text.printable import printable
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
-# What a rank reads in a tick, if no tensor is larger: enough to have several requests to a server
-# under way, and to have more ticks than one for all but small models.
+# What a rank reads in a tick, if no tensor is larger: enough for several concurrent requests to a
+# server, and for more than one tick with all but small models.
 _TICK = 64 << 20
 
-# One broadcast: a rank that receives it and passes it on begins when it has all of it.
+# One broadcast: a rank that forwards it begins when it has received all of it.
 _PIECE = 16 << 20
 
 _Ranges: TypeAlias = "tuple[tuple[str, int, int], ...]"
 
-# Gives tensors memory, and values or none ("empty").
+# Gives tensors memory, with values or without ("empty").
 Make: TypeAlias = (
     "Callable[[list[torch.Tensor], Literal['values', 'empty'], Callback | None], "
     "list[_C.MaterializedStorage]]"
@@ -56,18 +57,18 @@ def read_once(
     make: Make,
     tally: Tally,
 ) -> list[_C.MaterializedStorage]:
-    """Materializes what other ranks need as well and is read from files, together with them.
+    """Materializes, together with other ranks, what they also need and what is read from files.
 
     Args:
-        modules: those that all ranks have.
+        modules: the modules that all ranks have.
         inventory: what they hold.
         lazy: by storage, what of it may be materialized.
-        together: the ranks, which have exchanged something before.
+        together: the ranks; they have exchanged something before.
         make: gives tensors memory.
-        tally: counts the bytes of what is made or received.
+        tally: counts the bytes of what is read or received.
 
     Returns:
-        What was done to each storage; `way` is "received" where another rank has read it.
+        What was done to each storage; `way` is "received" if another rank has read it.
 
     Raises:
         ValueError: the ranks would read different bytes for one tensor.
@@ -98,12 +99,12 @@ def read_once(
 
 @dataclass
 class _Unit:
-    """Storages that are made of the same bytes of files, as a packed weight and its scales are.
+    """Storages that are computed from the same bytes of files, such as a packed weight and scales.
 
     Attributes:
         tensors: one over each storage.
-        names: of the first tensor of each.
-        ranges: of files.
+        names: the name of the first tensor of each.
+        ranges: the ranges of files.
         peers: the ranks that need them.
     """
 
@@ -117,19 +118,19 @@ class _Unit:
         return sum(map(_C.storage_nbytes, self.tensors))
 
     def digests(self) -> dict[str, int]:
-        """What each is made of, by name."""
+        """A digest of the history of each, by name."""
         digests = map(_C.history_digest, self.tensors)
         return dict(zip(self.names, digests, strict=True))
 
 
 class _Task:
-    """One unit on its way from the files to all who need it.
+    """One unit on its way from the files to all ranks that need it.
 
     Attributes:
         unit: what is read.
         reader: the rank that reads it.
-        tick: when.
-        hops: where this rank sends or receives it, in that tick and those that follow.
+        tick: the tick in which it is read.
+        hops: where this rank sends or receives it, in that tick and the following ones.
         twins: the bytes of each storage.
     """
 
@@ -147,7 +148,7 @@ class _Task:
 
 
 class _Line:
-    """What is on its way between the ranks.
+    """The tensors that are being sent between the ranks.
 
     Args:
         together: the ranks.
@@ -174,11 +175,11 @@ class _Line:
                 assert work is not None
                 self._works.append((work, group))
 
-        # The other ranks begin all of them, and then expect to be told of an interrupt.
+        # The other ranks begin all of them, and expect to be told of an interrupt afterwards.
         uninterrupted(begin)
 
     def receive(self) -> list[_Task]:
-        """Waits for what was sent last; returns what has made all its hops.
+        """Waits for what was sent last; returns the tasks that have made all their hops.
 
         Raises:
             RuntimeError: a rank is gone.
@@ -191,7 +192,7 @@ class _Line:
 
 
 def _give(tasks: list[_Task], together: Together, tally: Tally) -> None:
-    """Lets the storages have what has come; it may be told of, and that may raise."""
+    """Gives the storages what has arrived, and reports progress, which may raise."""
     for task in tasks:
         for twin in task.twins:
             twin.give()
@@ -200,7 +201,7 @@ def _give(tasks: list[_Task], together: Together, tally: Tally) -> None:
 
 
 def _make(tasks: list[_Task], make: Make, tally: Tally) -> list[_C.MaterializedStorage]:
-    """Reads what is this rank's to read."""
+    """Reads what this rank has to read."""
     if not tasks:
         return []
     storages = [_C.storage_id(tensor) for task in tasks for tensor in task.unit.tensors]
@@ -215,7 +216,7 @@ def _make(tasks: list[_Task], make: Make, tally: Tally) -> list[_C.MaterializedS
 
 
 def _make_room(tasks: list[_Task], make: Make) -> list[_C.MaterializedStorage]:
-    """Memory for what comes from other ranks."""
+    """Allocates memory for what other ranks send."""
     tensors = [tensor for task in tasks for tensor in task.take_twins()]
     make(tensors, "empty", None)
     return [
@@ -245,7 +246,7 @@ def _units(
     lazy: Mapping[int, torch.Tensor],
     together: Together,
 ) -> list[_Unit]:
-    """What is shared, for each set of ranks in the order of its bytes in the files."""
+    """What is shared, for each set of ranks, in the order of its bytes in the files."""
     names = {entry.storage: entry.names[0] for entry in reversed(inventory.entries)}
     peers = _peers_by_storage(modules, together)
     found: dict[tuple[tuple[int, ...], _Ranges], _Unit] = {}
@@ -259,7 +260,7 @@ def _units(
             unit = found.setdefault((theirs.ranks, ranges), _Unit([], [], ranges, theirs))
             unit.tensors.append(tensor)
             unit.names.append(names[storage])
-    # What a quantized weight has besides its parameter is made with it.
+    # The other tensors of a quantized weight are computed together with its parameter.
     for ranges, name, tensor in beside:
         units = [unit for unit in found.values() if unit.ranges == ranges]
         if len(units) == 1:
@@ -269,7 +270,7 @@ def _units(
 
 
 def _ranges(tensor: torch.Tensor) -> _Ranges:
-    """What a lazy tensor reads; files are called the same on all ranks, folders may not be."""
+    """What a lazy tensor reads; files have the same names on all ranks, folders may not."""
     ranges = _C.file_ranges(tensor)
     return tuple((name.rpartition("/")[2], begin, end) for name, begin, end in ranges)
 
@@ -277,12 +278,12 @@ def _ranges(tensor: torch.Tensor) -> _Ranges:
 def _peers_by_storage(
     modules: Sequence[torch.nn.Module], together: Together
 ) -> dict[int, Peers | None]:
-    """The ranks that need the same, of each parameter and buffer; None where nobody does."""
+    """The ranks that need the same part of each parameter and buffer; None if there are none."""
     found: dict[int, Peers | None] = {}
 
     def note(tensor: torch.Tensor, peers: Peers | None) -> None:
         if owns_storage(tensor) and not is_meta(tensor):
-            # One storage may be in tensors that are divided differently.
+            # One storage may be in tensors that are sharded differently.
             same = found.setdefault(_C.storage_id(tensor), peers) == peers
             found[_C.storage_id(tensor)] = peers if same else None
 
@@ -323,9 +324,9 @@ def _tasks(units: Sequence[_Unit], rank: int) -> Iterator[_Task]:
 
 
 def _schedule(sizes: Sequence[int], readers: int) -> list[tuple[int, int]]:
-    """Which reader has each unit, and its tick: runs of about the same bytes, in order.
+    """The reader of each unit, and its tick: runs of about the same number of bytes, in order.
 
-    All readers have about as much to read in each tick, so that none waits long for another.
+    All readers have about the same amount to read in each tick, so that none waits long.
     """
     total, in_a_tick = sum(sizes), max(_TICK, *sizes)
     found, begin = [], 0
@@ -358,7 +359,7 @@ def _digest(units: Sequence[_Unit]) -> str:
 def _check_same_reads(
     units: Sequence[_Unit], everyone: dict[int, dict[str, str]], together: Together
 ) -> None:
-    """Raises ValueError on all ranks where ranks of one set have not recorded the same."""
+    """Raises ValueError on all ranks if ranks of one set have recorded different reads."""
     for key in sorted({key for told in everyone.values() for key in told}):
         ranks = [int(rank) for rank in key.split(",")]
         if len({everyone.get(rank, {}).get(key) for rank in ranks}) == 1:

@@ -1,4 +1,4 @@
-"""What a module is, kept so that work on it either succeeds or changes nothing."""
+"""Keeps the state of a module, so that work on it either succeeds or changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dormant.tensors.shards import part_of, set_part, tell_fsdp
 
 @dataclass
 class _Tensor:
-    """One tensor object, and an alias that keeps what it was."""
+    """One tensor object, and an alias that keeps its previous state."""
 
     tensor: torch.Tensor
     alias: torch.Tensor
@@ -31,12 +31,12 @@ class _Tensor:
 class HeldModule:
     """Holds a module's tensors as they are until `keep` or `restore`.
 
-    Tensors that have memory become lazy meanwhile, so that what is written to them is only
-    recorded; `_C.materialize(..., held=module.tensors)` writes it to the memory they had.
+    Meanwhile, tensors that have memory become lazy, so that writes to them are only recorded.
+    `_C.materialize(..., held=module.tensors)` then writes to the memory that they had.
 
     Args:
         module: the module.
-        lazy_only: leaves tensors alone that have memory.
+        lazy_only: whether tensors that have memory are left alone.
 
     Attributes:
         tensors: the held storages, as the core knows them.
@@ -52,7 +52,7 @@ class HeldModule:
         ]
         self._quantization = HeldQuantization(module)
         self._tensors: dict[int, _Tensor] = {}
-        self._names: dict[int, list[str]] = {}  # by storage: tied tensors and views share one
+        self._names: dict[int, list[str]] = {}  # by storage, which tied tensors and views share
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
             for name, tensor in reachable_tensors(module):
                 if not _can_be_held(tensor) or (lazy_only and not _C.is_lazy(tensor)):
@@ -60,7 +60,7 @@ class HeldModule:
                 self._names.setdefault(_C.storage_id(tensor), []).append(name)
                 if id(tensor) not in self._tensors:
                     alias = tensor.detach()
-                    # Tensors of inference mode count no versions.
+                    # Inference tensors do not count versions.
                     version = 0 if tensor.is_inference() else tensor._version
                     self._tensors[id(tensor)] = _Tensor(tensor, alias, version, type(tensor))
         everything = [each for held in self._tensors.values() for each in (held.tensor, held.alias)]
@@ -73,22 +73,22 @@ class HeldModule:
         self._module = module
 
     def partly_written(self) -> list[str]:
-        """All names of tensors that had memory and have been written to, wholly or in part."""
+        """All names of tensors that had memory and were written to, completely or in part."""
         return sorted({name for storage in self.tensors.begun() for name in self._names[storage]})
 
     def prepare_to_keep(self) -> None:
-        """Has what `keep` needs memory for.
+        """Allocates what `keep` needs.
 
         Raises:
-            MemoryError: there is none.
+            MemoryError: memory is exhausted.
         """
         self.tensors.prepare_to_keep()
 
     def keep(self) -> None:
-        """What was materialized stays; tensors that had memory have that memory again.
+        """Keeps what was materialized; tensors that had memory get this memory again.
 
         Raises:
-            MemoryError: a copy that was taken meanwhile found no memory; all is restored.
+            MemoryError: there was no memory for a copy that was made meanwhile; all is restored.
         """
         try:
             self.tensors.keep()
@@ -98,7 +98,7 @@ class HeldModule:
         self._settle()
 
     def restore(self) -> None:
-        """Everything is as it was, except for the contents of `partly_written`."""
+        """Restores everything, except for the contents of `partly_written`."""
         self.tensors.restore()
         for registry, before in self._registries:
             registry.clear()
@@ -112,7 +112,7 @@ class HeldModule:
             for held in self._tensors.values():
                 if not _same_geometry(held.tensor, held.alias):
                     held.tensor.data = held.alias
-                if type(held.tensor) is not held.kind:  # an UninitializedParameter has got a shape
+                if type(held.tensor) is not held.kind:  # an UninitializedParameter got a shape
                     held.tensor.__class__ = held.kind
                 if not held.tensor.is_inference() and held.tensor._version != held.version:
                     torch._C._autograd._unsafe_set_version_counter((held.tensor,), (held.version,))
@@ -126,7 +126,7 @@ class HeldModule:
 
 @contextlib.contextmanager
 def all_or_nothing(roots: Iterable[tuple[str, object]], together: Together) -> Iterator[None]:
-    """What is materialized while open stays so on all ranks, or on none; nothing for one rank.
+    """What is materialized while open stays so on all ranks or on none; no effect for one rank.
 
     Raises:
         ValueError: the ranks have recorded different values for the parts of one tensor.
