@@ -1,1 +1,1 @@
-"""Work that several ranks do together: all of them finish it, or none."""
+"""Work that several ranks do together: it succeeds on all of them or on none."""

@@ -1,4 +1,4 @@
-"""Ranks that need the same bytes, and how one of them gives what it has to the others."""
+"""Ranks that need the same bytes, and how one of them sends what it has to the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Peers:
-    """Ranks that need the same, in a block of one or more dimensions.
+    """Ranks that need the same bytes; they form a block of one or more dimensions.
 
     Attributes:
         ranks: in the default group, in the order of the block, its last dimension fastest.
@@ -28,13 +28,13 @@ class Peers:
     groups: tuple[ProcessGroup, ...]
 
     def hops(self, reader: int, rank: int) -> list[tuple[ProcessGroup, int] | None]:
-        """How what `reader` has reaches all, as far as `rank` takes part.
+        """How the data of `reader` reaches all ranks, as far as `rank` takes part.
 
-        First it goes along the first dimension, from there along the second, and so on.
+        It is sent along the first dimension, from there along the second, and so on.
 
         Returns:
-            For each dimension the group in which `rank` sends or receives, and the rank that sends
-            there; None where it does neither.
+            For each dimension, the group in which `rank` sends or receives, and the rank that sends
+            in it; None if `rank` does neither.
         """
         places = list(itertools.product(*(range(group.size()) for group in self.groups)))
         mine, origin = (places[self.ranks.index(each)] for each in (rank, reader))
@@ -49,7 +49,7 @@ class Peers:
 
 
 def peers_of_part(tensor: Any) -> Peers | None:
-    """The ranks that have the same part of a DTensor as this one; None where no other has."""
+    """The ranks that have the same part of a DTensor as this one; None if no other rank has it."""
     mesh = tensor.device_mesh
     place = mesh.get_coordinate()
     if place is None:
@@ -66,7 +66,7 @@ def peers_of_part(tensor: Any) -> Peers | None:
 
 
 def _block(table: Any, place: Sequence[int], dims: Sequence[int], dim: int = 0) -> Iterator[int]:
-    """The ranks in a mesh that differ from those at `place` along `dims` only."""
+    """The ranks in a mesh that differ from those at `place` only along `dims`."""
     if dim == len(place):
         yield table
     else:
@@ -75,10 +75,10 @@ def _block(table: Any, place: Sequence[int], dims: Sequence[int], dim: int = 0) 
 
 
 def all_peers(together: Together) -> Peers | None:
-    """All ranks that work together; None where no one process group consists of them.
+    """All ranks that work together; None if no single process group consists of them.
 
     Args:
-        together: an exchange has told which they are.
+        together: its last exchange determined which ranks these are.
     """
     everybody = torch.distributed.group.WORLD
     assert everybody is not None

@@ -1,4 +1,4 @@
-"""Whether all ranks have recorded the same model, of which each then makes its part."""
+"""Checks that all ranks have recorded the same model, before each materializes its part."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dormant.text.printable import printable
 
 
 def check_same_recording(modules: Iterable[torch.nn.Module], together: Together) -> None:
-    """Compares what the ranks drew and filled in for the tensors that they have parts of.
+    """Compares what the ranks recorded for the tensors that they have parts of.
 
     Raises:
-        ValueError: there is a difference: on every rank, with the name of the first such tensor; or
-            not all of them want to share what they read.
+        ValueError: there is a difference; it is raised on every rank and names the first such
+            tensor. Or not all ranks have the same `share_reads`.
         RuntimeError, OSError, MemoryError, ...: another rank failed.
     """
     digests = {name: _C.digest(part) for name, part in _lazy_parts(modules)}

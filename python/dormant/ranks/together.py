@@ -1,11 +1,11 @@
-"""Ranks that hold the parts of one model: what they tell each other while each makes its own.
+"""Ranks that hold the parts of one model, and what they tell each other while each does its part.
 
-`load` and `materialize` of a model whose parameters are divided are called by all ranks that have
-parts of it. They need each other for little, but each has to know whether the others succeeded, or
-one would keep a model of which there are no other parts, or wait for a rank that gave up.
+`load` and `materialize` of a model with sharded parameters must be called by all ranks that have
+parts of it. Each rank must know whether the others succeeded. Otherwise it could keep a model whose
+other parts do not exist, or wait for a rank that gave up.
 
-Every exchange carries what went wrong since the last one, so whatever a rank does between two
-exchanges may fail, and all ranks learn of it in the next.
+Every exchange contains what went wrong since the last one. Whatever a rank does between two
+exchanges may therefore fail, and all ranks learn of it in the next exchange.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from dormant.tensors.storage import unrecorded
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
 
-# The first that an error is an instance of is what the other ranks raise.
+# The other ranks raise the first kind that an error is an instance of.
 _KINDS = (KeyError, NotImplementedError, ValueError, TypeError, OSError, MemoryError, RuntimeError)
 
-# Bytes that a rank has to say how it went.
+# Number of bytes with which a rank reports its result.
 _ROW = 2048
 
-# Seconds after which a rank that waits looks whether another one is known to be gone.
+# A rank that waits checks after this many seconds whether another rank is known to be gone.
 _LOOK = 0.5
 
 
 class Together:
     """The ranks that work on the parts of some modules; a context for that work.
 
-    An exception that leaves the context is told to the other ranks, whose next `exchange` raises
-    it. In a process that works alone `exchange` gives back what it is given.
+    If an exception leaves the context, the other ranks are told, and their next `exchange` raises
+    it. In a process that works alone, `exchange` returns what it is given.
 
     Args:
         operation: "load" or "materialize", for messages.
-        roots: modules, and anything else, which is not looked at.
-        shares_reads: where no parameter is divided, all ranks of the default group take part.
+        roots: modules; other objects are ignored.
+        shares_reads: whether all ranks of the default group take part if no parameter is sharded.
 
     Attributes:
         operation, shares_reads: as given.
         groups: the process groups through which the ranks reach each other.
         rank: of this process in the default group.
-        ranks: those that took part in the last exchange.
+        ranks: the ranks that took part in the last exchange.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Together:
         self.ranks = [self.rank]
         self._is_steady = False
         self._interrupt: BaseException | None = None
-        # Outside of torch's allocator: that memory is exhausted can be told without it.
+        # Allocated outside of torch's allocator, so that exhausted memory can still be reported.
         self._table = torch.frombuffer(bytearray(world * _ROW), dtype=torch.uint8)
 
     @property
@@ -78,10 +78,10 @@ class Together:
         return not self.groups
 
     def exchange(self, said: Any = None) -> dict[int, Any]:
-        """What every rank has to say, by rank in the default group.
+        """What every rank says, by rank in the default group.
 
         Args:
-            said: what JSON can hold; None says nothing.
+            said: what JSON can contain; None says nothing.
 
         Raises:
             KeyError, ValueError, OSError, MemoryError, RuntimeError, ...: another rank failed, with
@@ -94,10 +94,10 @@ class Together:
             return self._exchange(said)
 
     def conclude(self) -> None:
-        """The last exchange: after it the others keep what they have made.
+        """The last exchange: after it, the other ranks keep their results.
 
-        So does this rank: what interrupts it from here on while it waits is raised when the context
-        ends.
+        This rank keeps its results, too: an interrupt while it waits is raised only when the
+        context ends.
 
         Raises:
             KeyError, ...: another rank failed.
@@ -118,7 +118,7 @@ class Together:
         except BaseException as error:
             self._fail(error)
             raise
-        self._agree(0)  # all have the memory for it
+        self._agree(0)  # all ranks have the memory for it
         starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))  # noqa: B905
         if text:
             begin = starts[self.rank]
@@ -133,7 +133,7 @@ class Together:
         }
 
     def wait(self, work: Work, group: ProcessGroup) -> None:
-        """Until `work` in `group` is done.
+        """Waits until `work` in `group` is done.
 
         Raises:
             RuntimeError: a rank of the group is gone.
@@ -143,7 +143,7 @@ class Together:
                 pass
         except RuntimeError as error:
             self._ended = True
-            # Whoever has other groups in common with this rank would wait for it there.
+            # Ranks that share other groups with this rank would wait for it there.
             with contextlib.suppress(RuntimeError):
                 for each in self.groups:
                     _store().set(_key_of(each), "")
@@ -155,9 +155,9 @@ class Together:
 
     @contextlib.contextmanager
     def steady(self) -> Iterator[None]:
-        """While open, what interrupts waiting is raised at the end; what comes second, at once.
+        """While open, an interrupt of a wait is raised at the end; a second one is raised at once.
 
-        So this rank goes on to where the others expect to be told of it.
+        This rank therefore continues to where the others expect to be told of it.
         """
         if self._is_steady:
             yield
@@ -172,7 +172,7 @@ class Together:
             raise interrupt
 
     def _has_ended(self, work: Work, group: ProcessGroup) -> bool:
-        """Waits for `work`; False where something else came first."""
+        """Waits for `work`; False if something else happened first."""
         try:
             _wait(work, group)
         except RuntimeError:
@@ -199,13 +199,13 @@ class Together:
             raise self._interrupt
 
     def _fail(self, error: BaseException) -> None:
-        """Tells the other ranks in what they take for this rank's next exchange."""
+        """Tells the other ranks, in the exchange that they expect next."""
         self._ended = True
-        with contextlib.suppress(RuntimeError):  # nobody is left who could be told
+        with contextlib.suppress(RuntimeError):  # no rank is left to tell
             self._tell(0, _failure_of(error))
 
     def _agree(self, size: int) -> dict[int, int]:
-        """The sizes that all ranks tell.
+        """The sizes that all ranks report.
 
         Raises:
             KeyError, ...: a rank has failed.
@@ -219,7 +219,7 @@ class Together:
         return {rank: told for rank, (told, _) in answers.items()}
 
     def _tell(self, size: int, failure: _Failure | None) -> dict[int, tuple[int, _Failure | None]]:
-        """What all ranks tell; allocates nothing that torch has to have memory for."""
+        """What all ranks report; allocates nothing that torch needs memory for."""
         row = json.dumps([size, failure]).encode()
         assert len(row) <= _ROW
         rows = self._table.zero_().view(-1, _ROW)
@@ -234,8 +234,8 @@ class Together:
         return found
 
     def _spread(self, bytes_of_all: torch.Tensor) -> None:
-        """Puts together bytes of which each rank has set its own, and no other; the rest is 0."""
-        # Over one dimension of the mesh after the other, until all know all.
+        """Combines bytes of which each rank has set its own and no others; the rest is 0."""
+        # Along one dimension of the mesh after the other, until all ranks have everything.
         for group in self.groups:
             work = torch.distributed.all_reduce(
                 bytes_of_all, torch.distributed.ReduceOp.MAX, group=group, async_op=True
@@ -244,7 +244,7 @@ class Together:
 
 
 class _Failure(NamedTuple):
-    """What a rank says of its error."""
+    """What a rank reports about its error."""
 
     kind: int  # in _KINDS
     text: str
@@ -263,7 +263,7 @@ def _failure_of(error: BaseException) -> _Failure:
 
 
 def _short(text: str) -> str:
-    """Its beginning that fits a row in JSON."""
+    """The beginning of the text that fits into a row as JSON."""
     while len(json.dumps(text)) > _ROW - 64:
         text = text[: len(text) * 3 // 4] + "..."
     return text
@@ -278,7 +278,7 @@ def _error_of(operation: str, rank: int, failure: _Failure) -> Exception:
 
 
 def _wait(work: Work, group: ProcessGroup) -> None:
-    """Also where the rank that is gone is no neighbor in the ring, which then closes no socket."""
+    """Notices a rank that is gone, even if it is not a neighbor whose socket closes."""
     pause, looked = 1e-5, time.monotonic()
     while not work.is_completed():
         time.sleep(pause)
@@ -295,14 +295,14 @@ def _store() -> Any:
 
 
 def _key_of(group: ProcessGroup) -> str:
-    """Set where a rank of the group is gone."""
+    """The key that is set if a rank of the group is gone."""
     return f"dormant/gone/{group.group_name}"
 
 
 def _groups_of(roots: Iterable[object], *, or_all: bool) -> list[ProcessGroup]:
-    """Those that parameters are divided in, each once; none where one can't send CPU tensors.
+    """The groups that parameters are sharded in, each once; none if one cannot send CPU tensors.
 
-    Where none is divided and there is a module: that of all ranks, if so wanted.
+    If no parameter is sharded and there is a module, `or_all` gives the group of all ranks.
     """
     if not _is_one_of_several():
         return []
@@ -339,7 +339,7 @@ def _all_groups_of(root: torch.nn.Module) -> Iterator[ProcessGroup]:
 
 
 def fsdp1_handle(module: torch.nn.Module) -> Any:
-    """What FSDP1 keeps the flat parameter of a module in; None of other modules."""
+    """The object in which FSDP1 keeps the flat parameter of a module; None for other modules."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is None or not isinstance(module, fsdp.FullyShardedDataParallel):
         return None
@@ -348,6 +348,6 @@ def fsdp1_handle(module: torch.nn.Module) -> Any:
 
 
 def sends_from_the_cpu(group: ProcessGroup) -> bool:
-    """Whether ranks of `group` can send each other what is in memory."""
+    """Whether ranks of `group` can send each other CPU tensors."""
     backends = torch.distributed.get_backend_config(group).split(",")
     return any(backend in ("cpu:gloo", "cpu:mpi", "cpu:ucc") for backend in backends)
