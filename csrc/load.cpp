@@ -125,7 +125,7 @@ bool same_bytes(const CatalogEntry& a, const CatalogEntry& b) {
   const auto all = static_cast<int64_t>(a.entry.nbytes) / width;
   const auto step = static_cast<int64_t>(kBlock) / width;
   for (int64_t done = 0; done < all; done += step) {
-    // A copy: a view would bring all of the tensor to life.
+    // A copy, because a view would materialize all of the tensor.
     const auto part = [&](const CatalogEntry& entry) {
       auto copy = entry.tensor().flatten().narrow(0, done, std::min(step, all - done)).clone();
       materialize({copy});

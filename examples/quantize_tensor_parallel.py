@@ -36,11 +36,11 @@ VOCABULARY = 512
 KEPT = [".*lora.*", "vision", "output"]
 
 
-# --- the model, with the layers of fairscale
+# --- the model, with the layers of fairscale ---
 
 
 class ColumnParallelLinear(nn.Module):
-    """Has the rows of one rank. With LoRA: two small layers beside it, the second one zero."""
+    """Holds the rows of one rank. LoRA adds two small layers, the second of which is zero."""
 
     def __init__(self, inputs: int, outputs: int, *, gather: bool = False, rank: int = 8) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """Has the columns of one rank; the products of all are added."""
+    """Holds the columns of one rank; the products of all ranks are added."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class RowParallelLinear(nn.Module):
 
 
 class ParallelEmbedding(nn.Module):
-    """Has the features of one rank."""
+    """Holds the features of one rank."""
 
     def __init__(self, entries: int, features: int) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class MultimodalLlama(nn.Module):
         self.vision = nn.Sequential(
             nn.Conv2d(3, 32, 8, 8), nn.GELU(), nn.Flatten(2), nn.Linear(16, features)
         )
-        # Other code wants to use the encoder at once: inside the context it is made real.
+        # Other code uses the encoder at once, so inside the context it is made real.
         dormant.materialize(self.vision)
         self.tok_embeddings = ParallelEmbedding(VOCABULARY, features)
         self.layers = nn.ModuleList(Block(features, heads=8) for _ in range(layers))
@@ -166,7 +166,7 @@ def gathered(part: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, dim=-1)
 
 
-# --- the two ways
+# --- the two ways ---
 
 
 def lazy_way(folder: Path, rank: int, features: int, layers: int) -> nn.Module:
@@ -198,7 +198,7 @@ def eager_way(folder: Path, rank: int, features: int, layers: int) -> nn.Module:
             linear.load_state_dict({"weight": module.weight.data})
             del module.weight
             module.quantized = linear.to("cpu")
-            # In the place of the method: it multiplies by the quantized weight.
+            # This replaces the method, and multiplies with the quantized weight.
             object.__setattr__(module, "product", module.quantized)
     return model
 
@@ -229,7 +229,7 @@ def run_rank(rank: int, world: int, folder: Path, features: int, layers: int) ->
     if world > 1:
         dist.destroy_process_group()
     nbytes = sum(tensor.nbytes for tensor in mine.values())
-    # To a file: two processes that print may do so into one line.
+    # To a file, because two processes could print into one line.
     (folder / f"rank{rank}of{world}.txt").write_text(
         f"rank {rank} of {world}: {len(mine)} tensors, {nbytes / 1e6:.1f} MB, and the output "
         + ("have the bits of the eager way" if same else f"DIFFER from the eager way: {different}")

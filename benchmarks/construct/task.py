@@ -1,4 +1,4 @@
-"""Constructs Llamas of 1.1 to 405 billion parameters, each contestant in processes of its own."""
+"""Constructs Llamas of 1.1 to 405 billion parameters, each contestant in separate processes."""
 
 from __future__ import annotations
 

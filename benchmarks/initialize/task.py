@@ -1,4 +1,4 @@
-"""Initializes layers and a whole Llama, each contestant in processes of its own."""
+"""Initializes layers and a whole Llama, each contestant in separate processes."""
 
 from __future__ import annotations
 

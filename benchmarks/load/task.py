@@ -1,4 +1,4 @@
-"""Loads checkpoints into Llamas, each contestant in processes of its own."""
+"""Loads checkpoints into Llamas, each contestant in separate processes."""
 
 from __future__ import annotations
 

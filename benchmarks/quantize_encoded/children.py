@@ -1,4 +1,4 @@
-"""What runs in processes of its own."""
+"""Code that runs in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs in processes of its own: quantizing under a limit, and what it is compared with."""
+"""Code that runs in separate processes: quantizing under a limit, and the comparison with it."""
 
 from __future__ import annotations
 

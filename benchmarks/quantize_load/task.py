@@ -1,4 +1,4 @@
-"""Loads a checkpoint as 4 and 8 bits, each contestant in processes of its own."""
+"""Loads a checkpoint as 4 and 8 bits, each contestant in separate processes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""A server of one file by HTTP that answers as one far away would: late, and so fast at most.
+"""An HTTP server for one file that answers like a remote one: with latency and limited speed.
 
-python server.py FILE LATENCY BYTES_PER_SECOND prints its port and serves until
-its input ends. Each connection has that speed of its own, as those to object stores have; 0 means
-as fast as it goes.
+python server.py FILE LATENCY BYTES_PER_SECOND prints its port and serves until its input ends. The
+speed applies to each connection separately, as in object stores; 0 sets no limit.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _CHUNK = 1 << 18
 
 @contextmanager
 def serving(file: Path, latency: float, speed: float) -> Iterator[str]:
-    """The file's URL on a server in a process of its own."""
+    """The file's URL on a server in a separate process."""
     arguments = [str(file), str(latency), str(speed)]
     command = [sys.executable, __file__, *arguments]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

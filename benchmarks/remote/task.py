@@ -1,4 +1,4 @@
-"""Loads a file from a server on this machine, each contestant in processes of its own."""
+"""Loads a file from a server on this machine, each contestant in separate processes."""
 
 from __future__ import annotations
 

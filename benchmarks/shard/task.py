@@ -1,4 +1,4 @@
-"""Cuts an eighth out of a large normal_ tensor, each contestant in processes of its own."""
+"""Cuts an eighth out of a large normal_ tensor, each contestant in separate processes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ DORMANT_BINDINGS_API bool recording() noexcept;
 /// Turns recording on or off for this thread; returns what it was.
 DORMANT_BINDINGS_API bool set_recording(bool on) noexcept;
 
-/// Operators that needed values while this thread recorded -> bytes they brought to life, since
+/// Operators that needed values while this thread recorded -> bytes that they materialized, since
 /// `reset`.
 DORMANT_BINDINGS_API const std::unordered_map<std::string, uint64_t>& value_reads() noexcept;
 DORMANT_BINDINGS_API void reset_value_reads();

@@ -4,7 +4,7 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    # While libraries are imported an interrupt just ends this; `main` then takes care of it.
+    # While libraries are imported, an interrupt just ends the process; later, `main` handles it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from demo import main
 

@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Tell: TypeAlias = Callable[[int, int], None]
-"""Takes (done, total), for a progress bar."""
+"""Called with (done, total), for a progress bar."""
 
 Way: TypeAlias = Callable[[Path, Tell], Any]
-"""Takes the folder to read or write, and whom to tell; returns the model, or None if it wrote."""
+"""Called with the folder and a callback; returns the model, or None if it wrote the folder."""
 
 ORDINARY, DORMANT = "ordinary", "dormant"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What came out, in a form that processes can compare.
+    """The result, in a form that processes can compare.
 
     Attributes:
         nbytes: bytes of the weights.
-        digests: of every tensor its shape, dtype and the SHA-256 of its elements.
-        outputs: digest of what the model computes; empty where nothing is computed.
-        values: what it computed, where people want to see it.
+        digests: for every tensor, its shape, dtype and the SHA-256 of its elements.
+        outputs: digest of what the model computes; empty if nothing is computed.
+        values: the computed values, if they are shown.
     """
 
     nbytes: int
@@ -40,11 +40,11 @@ class Case:
 
     Attributes:
         title: what is done, for the table.
-        ordinary: how it is done without Dormant.
-        dormant: how with it.
-        tiny: configuration of a small model of the same kind: who runs first pays for imports.
-        describe: takes what a way returned and the folder.
-        writes: whether the ways write the folder, not read it.
+        ordinary: does it without Dormant.
+        dormant: does it with Dormant.
+        tiny: configuration of a small model of the same kind: the first model pays for imports.
+        describe: called with the result of a way and the folder.
+        writes: whether the ways write the folder instead of reading it.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Case:
 
 
 def model_tensors(model: Any) -> dict[str, Any]:
-    """Parameters, buffers, and what a state dict has besides, as scales of quantized weights."""
+    """Parameters, buffers, and additional tensors of a state dict, such as quantization scales."""
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -69,7 +69,7 @@ def model_tensors(model: Any) -> dict[str, Any]:
 
 
 def digest(tensor: Any) -> str:
-    """Everything about a tensor that may not differ."""
+    """Everything about a tensor that must be equal."""
     import torch
 
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
@@ -77,7 +77,7 @@ def digest(tensor: Any) -> str:
 
 
 def read_once(model: Any) -> None:
-    """Reads a byte of every page, so that bytes shown in place are really there."""
+    """Reads a byte of every page, so that mapped bytes are really in memory."""
     import torch
 
     for tensor in model_tensors(model).values():

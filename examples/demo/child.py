@@ -1,4 +1,4 @@
-"""What happens in the process of one measurement."""
+"""The code that runs in the process of one measurement."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TELL_EVERY = 0.05  # seconds
 
 def find_case(name: str) -> Case:
     """The case of this name."""
-    # Imports of torch and transformers belong to the child, not to whom it reports to.
+    # The child imports torch and transformers, not the parent.
     import llama
     import minilm
 
@@ -33,15 +33,15 @@ def find_case(name: str) -> Case:
 
 
 def run(connection: Connection, name: str, way: str, folder: str, log: str) -> None:
-    """Does one thing one way and sends messages: a kind, and what it is about.
+    """Runs one way of a case and sends messages: pairs of a kind and its contents.
 
     Args:
-        connection: to the parent. After ("ready", None) it waits for an answer, so that the parent
-            can watch its memory from there on.
-        name: of the case.
+        connection: to the parent. After ("ready", None), the child waits for an answer, so that the
+            parent can measure its memory from then on.
+        name: the name of the case.
         way: "ordinary" or "dormant".
-        folder: to read or write.
-        log: file that gets what libraries print.
+        folder: the folder to read or write.
+        log: the file that gets the output of libraries.
     """
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
@@ -92,7 +92,7 @@ def _teller(connection: Connection) -> Callable[[int, int], None]:
 
 
 def _warm_up(case: Case, way: Way) -> None:
-    """The first model of a process pays for imports, whichever way it is made."""
+    """Constructs a first model, which pays for imports in either way."""
     import transformers
 
     with tempfile.TemporaryDirectory() as name:
@@ -111,7 +111,7 @@ def _warm_up(case: Case, way: Way) -> None:
 
 
 def _fill_page_cache(folder: Path) -> None:
-    """Reads the files once, so that no way waits for the disk and the other does not."""
+    """Reads the files once, so that neither way has to wait for the disk."""
     buffer = memoryview(bytearray(4 << 20))
     for path in folder.glob("*.safetensors"):
         with path.open("rb", buffering=0) as file:

@@ -31,7 +31,7 @@ from rich.table import Column
 
 from dormant.text.table import format_bytes
 
-_WIDTH = 110  # columns, where no terminal has its own
+_WIDTH = 110  # columns, if there is no terminal
 CASES = {**minilm.CASES, **llama.CASES}
 
 
@@ -73,13 +73,13 @@ def _options() -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace, scratch: Path, console: Console) -> dict[str, Result]:
-    """All cases, the ordinary way first; the Llama's checkpoint is the one that Dormant wrote."""
+    """All cases, the ordinary way first; Dormant writes the Llama's checkpoint."""
     config = dict(llama.TINY if options.quick else llama.BILLION)
     if not options.quick:
         config["num_hidden_layers"] = options.layers
     _check_disk(config, scratch)
     checkpoint = scratch / "llama"
-    # Without it, later cases have nothing to load.
+    # Without this one, later cases have nothing to load.
     names = [name for name in CASES if name in options.only or name == "llama-write"]
     if not any(name.startswith("llama") for name in options.only):
         names.remove("llama-write")

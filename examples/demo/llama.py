@@ -58,7 +58,7 @@ def _write(folder: Path, tell: Tell) -> None:
 
 
 def _stream(folder: Path, tell: Tell) -> None:
-    # What the command `dormant init FOLDER FOLDER --seed 0 --dtype bfloat16 --force` does.
+    # The command `dormant init FOLDER FOLDER --seed 0 --dtype bfloat16 --force` does the same.
     options = ["--seed", str(SEED), "--dtype", "bfloat16", "--force"]
     status = command(["init", str(folder), str(folder), *options], progress=tell)
     if status != 0:

@@ -1,4 +1,4 @@
-"""One measurement: a way in a process of its own, watched from outside."""
+"""One measurement: a way in a separate process, observed from outside."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _ENVIRONMENT = {
 }
 
 Show = Callable[[str, "tuple[int, int] | None", "int | None"], None]
-"""Takes what is being done, (done, total) where it is known, and bytes above the start."""
+"""Called with the activity, (done, total) if they are known, and the bytes above the start."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one way cost and gave.
+    """The cost and the result of one way.
 
     Attributes:
-        seconds: until the model was there, or the files.
-        used: until every page of its weights had been read once, too.
-        processor: seconds of processor time until then, all threads together, which other work on
-            the machine changes less.
-        peak: highest resident memory until then, above that at the start; None if nobody tells.
+        seconds: until the model, or the files, existed.
+        used: until every page of its weights had also been read once.
+        processor: seconds of processor time until then, of all threads together; other work on the
+            machine affects it less.
+        peak: highest resident memory until then, above that at the start; None if it is not known.
         start: resident bytes at the start.
         trace: memory over time.
-        nbytes: of the weights.
+        nbytes: bytes of the weights.
         digests: of every tensor.
         outputs: digest of what the model computed.
-        values: what it computed, where people want to see it.
+        values: the computed values, if they are shown.
     """
 
     seconds: float
@@ -58,7 +58,7 @@ class Measurement:
 
 
 class Failed(Exception):
-    """A process ended without a result; the message says how, and what was printed."""
+    """A process ended without a result; the message says how, and contains what it printed."""
 
 
 def measure(
@@ -67,12 +67,13 @@ def measure(
     """Runs one way of a case.
 
     Args:
-        case: its name.
+        case: the name of the case.
         way: "ordinary" or "dormant".
-        folder: to read or write.
-        log: file that gets what libraries print.
-        show: told what is being done, every tenth of a second.
-        quick: forks a process that has imported the libraries: sooner, and less exact about memory.
+        folder: the folder to read or write.
+        log: the file that gets the output of libraries.
+        show: called with the current activity every tenth of a second.
+        quick: fork a process that has imported the libraries; this is faster, but memory is
+            measured less exactly.
 
     Raises:
         Failed: the process failed.
@@ -85,7 +86,7 @@ def measure(
     process = context.Process(
         target=child.run, args=(there, case, way, str(folder), str(log)), daemon=True
     )
-    # The child inherits the mask: an interrupt is for this process, which then ends the child.
+    # The child inherits the mask: this process handles an interrupt, and then ends the child.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()

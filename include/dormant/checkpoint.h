@@ -1,4 +1,4 @@
-// Checkpoints for libtorch: tensors that are read when they come to life.
+// Checkpoints for libtorch: tensors that are read when they are materialized.
 //
 //   {
 //     dormant::LazyInit guard;
@@ -37,29 +37,29 @@ struct LoadReport;
 struct CheckpointEntry {
   c10::ScalarType dtype;
   std::vector<int64_t> sizes;
-  std::string file;  ///< empty where it is decoded
+  std::string file;  ///< empty if it is decoded
   uint64_t offset;   ///< of its first element in the file, in bytes
   uint64_t nbytes;
-  std::string encoding;                ///< how `parts` encode it; empty where it is plain
-  std::vector<CheckpointEntry> parts;  ///< what it is decoded from
+  std::string encoding;                ///< how `parts` encode it; empty if it is plain
+  std::vector<CheckpointEntry> parts;  ///< the tensors from which it is decoded
 };
 
 /// The tensors of a checkpoint by name, lazy. Copies share the open files, which stay open as long
-/// as one of them or a lazy tensor lives.
+/// as a copy or one of the lazy tensors exists.
 class DORMANT_API Checkpoint {
  public:
   /// In alphabetical order.
   std::vector<std::string> names() const;
   bool contains(const std::string& name) const;
-  /// Throws c10::IndexError where there is no such tensor.
+  /// Throws c10::IndexError if there is no such tensor.
   CheckpointEntry entry(const std::string& name) const;
-  /// A new lazy tensor whose history is reading it; so are those that at::cat, slices, `to` and the
-  /// like make of it. Throws c10::IndexError where there is no such tensor.
+  /// A new lazy tensor whose history is reading it. The results of at::cat, slices, `to` and
+  /// similar functions are lazy, too. Throws c10::IndexError if there is no such tensor.
   at::Tensor operator[](const std::string& name) const;
-  /// What the files say of themselves; of several values the first file's.
+  /// The metadata of the files; if several files have a key, the first file's value.
   const std::map<std::string, std::string>& metadata() const;
-  /// What is odd about the files and no error, such as a config.json that says that tensors are
-  /// encoded, which none is.
+  /// Unexpected facts about the files that are not errors, such as a config.json that describes an
+  /// encoding although no tensor is encoded.
   const std::vector<std::string>& warnings() const;
 
  private:
@@ -72,48 +72,48 @@ class DORMANT_API Checkpoint {
 };
 
 struct OpenOptions {
-  /// Tensors that are kept encoded, such as fp8 and its scales, are shown as the plain ones that
-  /// they stand for, and decoded in small pieces when they are materialized; false shows them as
+  /// Encoded tensors, such as fp8 with its scales, are shown as the plain tensors that they
+  /// represent, and are decoded in small pieces when they are materialized; false shows them as
   /// they are in the files.
   bool decode = true;
-  /// That of decoded tensors; std::nullopt: what the library concerned decodes to.
+  /// The dtype of decoded tensors; std::nullopt: the dtype to which the library concerned decodes.
   std::optional<c10::ScalarType> dtype = std::nullopt;
-  /// Which mapping or module in a file of torch.save holds the tensors, "" the file's own;
-  /// std::nullopt: the only one. In a folder of torch.distributed.checkpoint a mapping of the state
-  /// dict that was saved, nested ones with dots between; "" and std::nullopt mean all tensors.
+  /// Which mapping or module in a file of torch.save holds the tensors; "" means the top level of
+  /// the file, std::nullopt the only one. In a folder of torch.distributed.checkpoint: a mapping of
+  /// the saved state dict, with dots between nested ones; "" and std::nullopt mean all tensors.
   std::optional<std::string> key = std::nullopt;
 };
 
 /// Opens a safetensors file, a file of torch.save, a GGUF file, split or not (tensors have the
-/// file's names), the index of several (*.index.json), or a folder that has model.safetensors,
-/// pytorch_model.bin, the index of either, .metadata of torch.distributed.checkpoint (each tensor
-/// is put together from the ranks' parts), the files of its safetensors writer, or only one such
-/// file of another name. Reads and checks everything but the tensors' bytes. Of a file of
-/// torch.save nothing is run: its state dict is what is under `key`, or the only one, and of a
-/// pickled module what its state_dict() would have. Throws c10::ValueError where a file is damaged
-/// or contradicts another one or the config.json beside it, c10::IndexError where a file has no
-/// `key`, c10::NotImplementedError for tensors that are not strided, std::system_error where the
-/// system refuses.
+/// file's names), the index of several files (*.index.json), or a folder that contains
+/// model.safetensors, pytorch_model.bin, the index of either, .metadata of
+/// torch.distributed.checkpoint (each tensor is composed of the ranks' parts), the files of its
+/// safetensors writer, or only one such file of another name. Reads and checks everything but the
+/// tensors' bytes. Nothing in a file of torch.save is run: its state dict is what is under `key`,
+/// or the only one, and for a pickled module what its state_dict() would have. Throws
+/// c10::ValueError if a file is damaged or contradicts another one or the config.json beside it,
+/// c10::IndexError if a file has no `key`, c10::NotImplementedError for tensors that are not
+/// strided, std::system_error if the system refuses.
 DORMANT_API Checkpoint open_checkpoint(const std::string& path, const OpenOptions& options = {});
 
-/// A tensor of the module that the checkpoint lacks.
+/// What to do with a tensor of the module that the checkpoint does not have.
 enum class Missing : uint8_t {
-  initialize,  ///< gets its recorded values; keeps those it has, if it is real
+  initialize,  ///< it gets its recorded values; a real tensor keeps its values
   error,
 };
-/// A tensor of the checkpoint that the module lacks.
+/// What to do with a tensor of the checkpoint that the module does not have.
 enum class Unexpected : uint8_t { error, ignore };
-/// Two tensors of one name with different sizes.
+/// What to do with two tensors of one name with different sizes.
 enum class Mismatched : uint8_t {
   error,
-  initialize,  ///< as if the checkpoint lacked it
+  initialize,  ///< as if the checkpoint did not have it
 };
 
 struct LoadOptions {
   Missing missing = Missing::initialize;
   Unexpected unexpected = Unexpected::error;
   Mismatched mismatched = Mismatched::error;
-  /// The module's name of a tensor, from the checkpoint's; std::nullopt leaves the tensor out.
+  /// Returns the module's name of a tensor from the checkpoint's; std::nullopt leaves it out.
   std::function<std::optional<std::string>(const std::string&)> rename;
   /// As in MaterializeOptions.
   std::optional<size_t> memory_budget;
@@ -124,26 +124,26 @@ struct LoadOptions {
 struct LoadReport {
   std::vector<std::string> loaded;       ///< names in the module, in its order
   std::vector<std::string> initialized;  ///< lazy ones that got their recorded values
-  std::vector<std::string> kept;         ///< real ones that the checkpoint lacks
+  std::vector<std::string> kept;         ///< real ones that the checkpoint does not have
   std::vector<std::string> ignored;      ///< names in the checkpoint
   size_t bytes = 0;                      ///< of the storages that were written
 };
 
 /// Gives each of `tensors` the values of the checkpoint's tensor of its name, converted to its
-/// dtype, and brings all lazy ones to life. (module->to(dtype) before keeps a lazy module lazy.)
-/// Tensors that share their storage and geometry are tied: one name in the checkpoint is enough,
-/// and the bytes under several must be equal.
+/// dtype, and materializes all lazy ones. (To change the dtype, call module->to(dtype) before; a
+/// lazy module stays lazy.) Tensors that share their storage and geometry are tied: one name in the
+/// checkpoint is enough, and if it has several, their bytes must be equal.
 ///
-/// All names, sizes and files are checked before anything changes. Whatever stops the work then
-/// leaves lazy tensors lazy as they were; real ones are written in place, and the error says which
-/// had been begun. Throws c10::IndexError for missing and unexpected names and mismatched sizes,
-/// all of them listed; c10::ValueError where a file changed since it was opened, or tied tensors
-/// differ; std::system_error where a file cannot be read.
+/// All names, sizes and files are checked before anything changes. If the work fails after that,
+/// lazy tensors are as lazy as before; real ones are written in place, and the error says which had
+/// been begun. Throws c10::IndexError for missing and unexpected names and mismatched sizes, all of
+/// which are listed; c10::ValueError if a file changed since it was opened, or tied tensors differ;
+/// std::system_error if a file cannot be read.
 DORMANT_API LoadReport load(const NamedTensors& tensors, const Checkpoint& checkpoint,
                             const LoadOptions& options = {});
 
-/// Parameters and buffers of a torch::nn::Module, its children included; of a module holder
-/// (torch::nn::Linear and the like) or a shared_ptr to a module, too.
+/// Loads the parameters and buffers of a torch::nn::Module and its children. Also takes a module
+/// holder (torch::nn::Linear and the like) or a shared_ptr to a module.
 template <typename Module>
   requires ModuleLike<Module> || ModuleHolderLike<Module>
 LoadReport load(const Module& module, const Checkpoint& checkpoint,

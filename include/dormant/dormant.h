@@ -1,10 +1,10 @@
-// Dormant for libtorch: build a model without memory or time, then bring it to life bit-equal to
-// eager construction.
+// Dormant for libtorch: construct a model without memory or time, then materialize it bit-identical
+// to eager construction.
 //
 //   dormant::LazyInit guard;                 // factories on this thread now give lazy tensors
 //   auto model = MyModel();                  // unmodified code; allocates nothing
 //   ...guard goes out of scope...
-//   dormant::materialize(model);             // every Parameter object stays the one it was
+//   dormant::materialize(model);             // every Parameter object stays the same
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,9 +19,9 @@
 
 namespace dormant {
 
-/// While one lives, tensors that this thread creates on the CPU are lazy: they have a shape and a
-/// history, no memory. Nests. Construction and destruction must happen on the same thread, in
-/// order.
+/// While one exists, tensors that this thread creates on the CPU are lazy: they have a shape and a
+/// history, but no memory. Can be nested. Construction and destruction must happen on the same
+/// thread, in order.
 class DORMANT_API LazyInit {
  public:
   LazyInit();
@@ -42,13 +42,13 @@ enum class Values : uint8_t {
   empty,  ///< memory without values
 };
 
-/// Whether a tensor that is nothing but bytes of a file, in the file's dtype, may show them in
-/// place, privately, rather than copy them.
+/// Whether a tensor that is nothing but bytes of a file, in the file's dtype, may map them in
+/// place, privately, instead of copying them.
 enum class Mmap : uint8_t {
-  /// Where the system lets whoever writes to the file later wait until the tensors have copies
-  /// (file leases of Linux); not on a network filesystem.
+  /// Maps if the system makes programs that write to the file later wait until the tensors have
+  /// copies (file leases of Linux); not on a network filesystem.
   automatic,
-  /// Wherever the system can; bytes misaligned for their dtype are copied all the same. Where the
+  /// Maps if the system can; bytes that are misaligned for their dtype are still copied. If the
   /// file is rewritten in place later and there is no lease, the tensor changes, or the process is
   /// killed by SIGBUS.
   always,
@@ -57,25 +57,25 @@ enum class Mmap : uint8_t {
 
 struct MaterializeOptions {
   Values values = Values::exact;
-  /// Most bytes that may be taken besides the final tensors. Where it is too small to work in,
-  /// materialize throws c10::ValueError, which says the minimum.
+  /// The most bytes that may be taken besides the final tensors. If it is too small, materialize
+  /// throws c10::ValueError, which says the minimum.
   std::optional<size_t> memory_budget;
   Mmap mmap = Mmap::automatic;
-  /// Called with (done, total) bytes, and with (0, 0) while another thread makes what is wanted; an
-  /// exception thrown here stops the work and comes out of materialize. What was not finished stays
-  /// lazy.
+  /// Called with (done, total) bytes, and with (0, 0) while another thread materializes the same
+  /// storage. An exception that is thrown here stops the work and leaves materialize. What was not
+  /// finished stays lazy.
   std::function<void(size_t done, size_t total)> on_step;
 };
 
 struct Report {
-  size_t storages = 0;   ///< storages that came to life in this call
+  size_t storages = 0;   ///< storages that were materialized in this call
   size_t bytes = 0;      ///< their size
   size_t operators = 0;  ///< recorded operators that were run for them
 };
 
-/// Brings the storages of `tensors` to life, each once and atomically; tensors that are real
-/// already are left alone. Throws what a replayed operator throws, c10::OutOfMemoryError among it;
-/// then finished storages are real and the others lazy as before.
+/// Materializes the storages of `tensors`, each once and atomically; tensors that are already real
+/// are unchanged. Throws what a replayed operator throws, including c10::OutOfMemoryError; finished
+/// storages are then real, and the others are as lazy as before.
 DORMANT_API Report materialize(const std::vector<at::Tensor>& tensors,
                                const MaterializeOptions& options = {});
 
@@ -83,7 +83,7 @@ inline Report materialize(const at::Tensor& tensor, const MaterializeOptions& op
   return materialize(std::vector<at::Tensor>{tensor}, options);
 }
 
-/// All parameters and buffers of a torch::nn::Module, its children included.
+/// Materializes all parameters and buffers of a torch::nn::Module and its children.
 template <typename Module>
   requires requires(const Module& module) {
     module.parameters(true);

@@ -12,7 +12,7 @@ namespace dormant {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-/// A torch::nn::Module, or what has such tensors and children.
+/// A torch::nn::Module, or a class with the same functions for tensors and children.
 template <typename Module>
 concept ModuleLike = requires(const Module& module) {
   module.named_parameters(false);
@@ -25,8 +25,8 @@ template <typename Holder>
 concept ModuleHolderLike =
     requires(const Holder& holder) { requires ModuleLike<std::remove_cvref_t<decltype(*holder)>>; };
 
-/// Parameters and buffers of a module and its children, in the order of a state dict: a module's
-/// own come before its children's. Tied tensors are there under each of their names.
+/// Parameters and buffers of a module and its children, in the order of a state dict: the tensors
+/// of a module come before those of its children. Tied tensors are listed under each name.
 template <ModuleLike Module>
 NamedTensors named_tensors(const Module& module, const std::string& prefix = "") {
   NamedTensors tensors;

@@ -1,4 +1,4 @@
-// The release these headers belong to. CMake reads it from here, so that it is stated once.
+// The release that these headers belong to. CMake reads it from here, so that it is stated once.
 #pragma once
 
 #define DORMANT_VERSION_MAJOR 0

@@ -11,7 +11,7 @@ class MaterializedStorage(TypedDict):
     nbytes: int
     operators: int
     seconds: float
-    # None of what only went to a file, "received" of what another rank has read.
+    # None for what was only written to a file, "received" for what another rank has read.
     way: Literal["tiles", "mapped", "replay", "received"] | None
     read_bytes: int
     initialized_bytes: int
@@ -29,32 +29,32 @@ def storage_id(tensor: torch.Tensor, /) -> int: ...
 def storage_nbytes(tensor: torch.Tensor, /) -> int: ...
 def operators(tensor: torch.Tensor, /) -> list[str]: ...
 def is_statistic(tensor: torch.Tensor, /) -> bool:
-    """Whether it is lazy and what quantizing makes besides the codes."""
+    """Whether it is lazy and a statistic that quantizing computes besides the codes."""
 
 def sources(tensor: torch.Tensor, /) -> set[str]: ...
 def live_storages() -> int: ...
 def digest(tensor: torch.Tensor, /) -> int | None:
-    """Of the draws and constants in its history; None where there are none."""
+    """A digest of the draws and constants in its history; None if there are none."""
 
 def history_digest(tensor: torch.Tensor, /) -> int:
-    """Of all that its bytes come from, places in files included; 0 where it has memory."""
+    """A digest of all that its bytes come from, including places in files; 0 if it has memory."""
 
 def file_ranges(tensor: torch.Tensor, /) -> list[tuple[str, int, int]]:
     """(name, begin, end) of the tensors of files that its history reads, in ascending order."""
 
 class Twin:
-    """The bytes of a lazy storage, made or received beside it."""
+    """The bytes of a lazy storage, computed or received in separate memory."""
 
     def __init__(self, tensor: torch.Tensor, /) -> None: ...
     @property
     def bytes(self) -> torch.Tensor:
         """Flat uint8, lazy until materialized."""
     def give(self) -> None:
-        """Lets the storage have this memory, if it is still as lazy as it was."""
+        """Gives this memory to the storage, if the storage is still as lazy as it was."""
 
 def tensor_over(storage: torch.UntypedStorage, /) -> torch.Tensor: ...
 
-# Bringing storages to life.
+# Materializing storages.
 def materialize(
     tensors: Sequence[torch.Tensor],
     values: Literal["exact", "fast", "empty"],
@@ -63,16 +63,16 @@ def materialize(
     mmap: Literal["auto", "always", "never"] = "auto",
     held: HeldTensors | None = None,
 ) -> list[MaterializedStorage]:
-    """Afterwards, also where it raises, no tensor given carries the key unless it is lazy."""
+    """Afterwards, also after an error, no given tensor carries the key unless it is lazy."""
 
 class Turn:
-    """Of two threads that load the same things (addresses), the second waits for the first."""
+    """If two threads load the same things (addresses), the second one waits for the first."""
 
     def __init__(self, things: Sequence[int], /) -> None: ...
     def end(self) -> None: ...
     @staticmethod
     def ended() -> int:
-        """How many turns have ended so far, of any thread."""
+        """The number of turns of all threads that have ended so far."""
 
 class HeldTensors:
     def __init__(self, tensors: Sequence[torch.Tensor], /) -> None: ...
@@ -81,7 +81,7 @@ class HeldTensors:
     def prepare_to_keep(self) -> None: ...
     def begun(self) -> list[int]: ...
     def touched(self) -> list[int]:
-        """The storages (`storage_id`) that were written to since, or materialized."""
+        """The storages (`storage_id`) that were written to or materialized since."""
 
 def read_of(tensor: torch.Tensor, /) -> torch.Tensor: ...
 def quantize(
@@ -118,47 +118,47 @@ def torch_version() -> str: ...
 
 # What an object holds.
 def attributes(object: object, /) -> dict[object, object] | None:
-    """Its own attributes, whatever its class does with `__dict__`; None where it can have none."""
+    """Its own attributes, whatever its class does with `__dict__`; None if it cannot have any."""
 
 def holders(
     objects: list[object], followed: tuple[type, ...], ignored: tuple[type, ...], /
 ) -> list[int]:
-    """Positions of the objects that may hold a tensor, without running any code of theirs.
+    """Positions of the objects that may hold a tensor; runs none of their code.
 
-    What is of a type in `followed` always may; what is of one in `ignored` never does.
+    Objects of a type in `followed` always may; objects of a type in `ignored` never do.
     """
 
 # For tests.
 def set_faults(text: str, /) -> dict[str, int]:
-    """Lets calls fail (csrc/system/faults.h); returns how many were counted since the last time."""
+    """Makes calls fail (csrc/system/faults.h); returns the counts since the last call."""
 
 # Files, and what the formats of checkpoints say about them.
 class RangeReader(Protocol):
-    """What any number of threads call at a time, holding nothing but Python's lock."""
+    """Any number of threads call it at the same time, and hold nothing but Python's lock."""
 
     def read_into(self, offset: int, view: memoryview, /) -> None:
-        """Fills `view` with the bytes from `offset` on, or raises. The view is released after."""
+        """Fills `view` with the bytes from `offset` on, or raises. Then the view is released."""
     def check(self) -> None:
-        """Raises ValueError if the bytes are others than when the reader was made."""
+        """Raises ValueError if the bytes have changed since the reader was created."""
 
 class File:
-    """An open regular file. Raises OSError or ValueError where `path` is none."""
+    """An open regular file. Raises OSError or ValueError if `path` is not one."""
 
     def __init__(self, path: str | PathLike[str]) -> None: ...
     @staticmethod
     def over(reader: RangeReader, name: str, size: int) -> File:
-        """A file of `size` bytes that `reader` hands over; `name` becomes its path."""
+        """A file of `size` bytes that `reader` supplies; `name` becomes its path."""
     @property
     def path(self) -> str: ...
     @property
     def is_remote(self) -> bool:
-        """Whether it was made by `over`."""
+        """Whether it was created by `over`."""
     @property
     def size(self) -> int: ...
     def part(self, offset: int, size: int) -> File:
-        """Some of its bytes as a file of its own; raises ValueError where it has no such bytes."""
+        """Some of its bytes as a separate file; raises ValueError if it has no such bytes."""
     def copy_always(self) -> None:
-        """With mmap="auto" its bytes are never mapped from here on."""
+        """With mmap="auto", its bytes are not mapped from now on."""
     def check(self) -> None:
         """Raises ValueError if the file changed since it was opened."""
     def read(self, offset: int, count: int) -> bytes: ...
@@ -166,12 +166,12 @@ class File:
 
 class FileStorage:
     def tensor(self) -> torch.Tensor:
-        """All of it, flat and lazy; on one storage as long as that lives, lazy and unwritten."""
+        """All of it, flat and lazy; on one storage as long as that is alive, lazy and unwritten."""
     def check(self) -> None:
-        """Raises ValueError where its files changed, or hold something else than was said."""
+        """Raises ValueError if its files changed, or hold something else than was described."""
 
 def finish_background() -> None:
-    """Waits for reads that nobody waits for, and lets no more begin in the background."""
+    """Waits for reads whose result is not needed, and prevents new ones in the background."""
 
 class GgufArray:
     def __len__(self) -> int: ...
@@ -187,26 +187,26 @@ def safetensors_entries(
     file: File,
 ) -> tuple[list[tuple[str, torch.dtype, tuple[int, ...], int, int]], dict[str, str]]: ...
 def safetensors_dtypes() -> dict[torch.dtype, int]:
-    """How many elements of the format one of each dtype that it has is."""
+    """How many elements of the format one element of each dtype is; only dtypes that it has."""
 
 def lay_out_safetensors(
     tensors: Sequence[tuple[bytes, torch.dtype, tuple[int, ...]]],
     metadata: Sequence[tuple[bytes, bytes]],
     /,
 ) -> tuple[bytes, list[int], int]:
-    """What is before the first tensor, the place of each, and the size of the file."""
+    """The bytes before the first tensor, the position of each tensor, and the size of the file."""
 
 def index_entries(
     path_or_file: str | PathLike[str] | File,
 ) -> tuple[dict[str, str], dict[str, object]]:
-    """Files by tensor and the metadata. Of a path the files exist; of a file names are relative."""
+    """Files by tensor, and the metadata. Files of a path exist; those of a file are relative."""
 
 # (name, dtype, shape, bytes, storage, (number of a file, byte, bytes, shape) of each part)
 DistributedTensor = tuple[
     str, torch.dtype, tuple[int, ...], int, FileStorage, list[tuple[int, int, int, tuple[int, ...]]]
 ]
-# Tensors; (name, number of a file, byte, bytes) of what is no tensor; where names are in what was
-# saved; the files; what the checkpoint says of itself.
+# Tensors; (name, number of a file, byte, bytes) of everything else; the position of each name in
+# what was saved; the files; the checkpoint's description of itself.
 DistributedEntries = tuple[
     list[DistributedTensor],
     list[tuple[str, int, int, int]],
@@ -220,13 +220,13 @@ def distributed_safetensors_entries(files: list[File]) -> DistributedEntries: ..
 def archive_records(file: File, offset: int, length: int) -> list[tuple[str, int, int, int]]:
     """(name, byte of the file, bytes, CRC-32) of each record of a zip archive."""
 
-# Decoders: what a decode node computes, a tensor from those in which a checkpoint keeps it.
+# Decoders compute a tensor from the tensors in which a checkpoint stores it.
 class Decoder:
     @property
     def name(self) -> str: ...
 
 def decode(parts: Sequence[torch.Tensor], decoder: Decoder, /) -> torch.Tensor:
-    """Lazy where one of the parts is."""
+    """The decoded tensor; lazy if one of the parts is lazy."""
 
 def find_encoded(
     tensors: Sequence[tuple[str, torch.dtype, Sequence[int], str]],
@@ -240,21 +240,22 @@ def find_encoded(
 ) -> tuple[
     list[tuple[str, list[str], Decoder, tuple[int, ...], torch.dtype, bool]], set[str], list[str]
 ]:
-    """Which tensors (name, dtype, sizes, what the file's format calls it) are encoded.
+    """Finds the tensors that are encoded.
 
     Args:
-        tensors: those of the files.
+        tensors: the tensors of the files: name, dtype, sizes, and the name of the encoding in the
+            file's format.
         config: the contents of the config.json beside them.
         config_path: its path.
         quantization_files: paths and contents of files that state what config.json may lack.
-        dtype: that of what is decoded; None leaves it to the library concerned.
+        dtype: the dtype of decoded tensors; None leaves it to the library concerned.
         where: the files, for messages.
-        read: the bytes of a small tensor by name.
+        read: returns the bytes of a small tensor by name.
 
     Returns:
-        Name, names of the parts, decoder, its sizes, the dtype to cast to and whether the last two
-        dimensions are to be swapped, of each plain tensor; tensors that plain layers have no use
-        for; warnings.
+        For each plain tensor: name, names of the parts, decoder, its sizes, the dtype to cast to,
+        and whether the last two dimensions must be swapped. Then the tensors that plain layers do
+        not use, and warnings.
     """
 
 def parse_pickle(
@@ -320,7 +321,7 @@ class TorchArchive:
 
 def is_torch_file(first_bytes: bytes) -> bool: ...
 
-# Quantizers: what a quantize node may compute, bit for bit as bitsandbytes does on a CPU.
+# Quantizers compute what bitsandbytes does on a CPU, bit for bit.
 class Quantizer:
     @property
     def name(self) -> str: ...
@@ -328,8 +329,8 @@ class Quantizer:
 class FourBit(Quantizer):
     """Outputs: packed codes and absmax; nested: packed codes, absmax codes, their absmax, offset.
 
-    Raises ValueError where `values` are not those of 16 codes, `nested_map` not 256 ascending ones,
-    or `block_size` not a power of two from 32 to 4096.
+    Raises ValueError if `values` is not the values of 16 codes, `nested_map` is not 256 ascending
+    values, or `block_size` is not a power of two from 32 to 4096.
     """
 
     def __init__(
@@ -340,7 +341,7 @@ class FourBit(Quantizer):
         nested_map: torch.Tensor | None = None,
     ) -> None: ...
     def nest(self, absmax: torch.Tensor, threads: int, /) -> list[torch.Tensor]:
-        """Codes of the absmax of all blocks, their absmax, and the offset."""
+        """The codes of the absmax of all blocks, their absmax, and the offset."""
 
 class Int8Rows(Quantizer):
     """Outputs: codes and the absmax of each row."""

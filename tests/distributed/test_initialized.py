@@ -1,4 +1,4 @@
-"""Models that are divided first and initialized then have the values of one process."""
+"""Models that are sharded first and initialized later have the values of one process."""
 
 from __future__ import annotations
 

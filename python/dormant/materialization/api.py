@@ -360,7 +360,7 @@ def shared(
         tensors: list[torch.Tensor], what: Literal["values", "empty"], on_step: Callback | None
     ) -> list[_C.MaterializedStorage]:
         chosen = values if what == "values" else what
-        # Whoever accesses a mapping reads it; here every rank would, at the same time.
+        # A process that accesses a mapping reads the file; here, every rank would do so at once.
         return _C.materialize(tensors, chosen, on_step, options.memory_budget, "never")
 
     done = read_once(modules, inventory, lazy, together, make, tally)

@@ -66,7 +66,7 @@ def _has_experts(module: torch.nn.Module) -> bool:
 
 
 def _shape(module: torch.nn.Module, name: str) -> torch.Size:
-    """Of a parameter, or of what was packed there before."""
+    """The shape of a parameter, also if it has been packed; empty if there is none."""
     parameter = module._parameters.get(name)
     if parameter is not None:
         return parameter.shape

@@ -1,4 +1,4 @@
-"""Models that are divided first and initialized then, as training frameworks do."""
+"""Models that are sharded first and initialized later, as training frameworks do."""
 
 from __future__ import annotations
 
