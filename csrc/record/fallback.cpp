@@ -474,8 +474,8 @@ void show_values(const Call& call) {
 
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const bool watched = is_watched(keys);
-  // A subclass (AsyncCollectiveTensor) calls operators with our key off, too. Parts of a DTensor are
-  // not seen here, and fake tensors need no values.
+  // A subclass (AsyncCollectiveTensor) calls operators with our key off, too. Parts of a DTensor
+  // are not seen here, and fake tensors need no values.
   if (watched || (keys.has(c10::DispatchKey::Python) && !fake_mode_is_on())) {
     show_values(Call(op, keys, stack));
   }

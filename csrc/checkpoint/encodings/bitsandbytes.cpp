@@ -140,10 +140,10 @@ void add_four_bit(Scan& scan, const RawTensor& state_text) {
   const auto& absmax = scan.part(name + ".absmax", name);
   // Of [1, n] the library gives the transposed weight. A folder of torch.distributed.checkpoint has
   // a matrix where ranks had columns of the weight.
-  TORCH_CHECK_VALUE(
-      packed.sizes.size() == 2 && (packed.sizes[1] == 1 || packed.sizes[0] > 1), scan.about(),
-      in_quotes(packed.name), " has sizes ", c10::IntArrayRef(packed.sizes),
-      ", expected [n, 1] of packed codes, or the codes of each row. ", kNextRaw);
+  TORCH_CHECK_VALUE(packed.sizes.size() == 2 && (packed.sizes[1] == 1 || packed.sizes[0] > 1),
+                    scan.about(), in_quotes(packed.name), " has sizes ",
+                    c10::IntArrayRef(packed.sizes),
+                    ", expected [n, 1] of packed codes, or the codes of each row. ", kNextRaw);
   auto nested = nested_in(scan, state, name);
   std::vector<std::string> parts = {packed.name, absmax.name};
   std::vector<int64_t> nested_sizes;
