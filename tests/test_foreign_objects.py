@@ -536,3 +536,23 @@ def test_torch_load_inside_the_context_is_torch_load(tmp_path: Path) -> None:
         loaded = torch.load(plain)
     assert dormant.is_lazy(loaded["a"])
     assert loaded["more"] == [torch.Size([1]), torch.float16, {3}]
+
+
+class _Unhashable:
+    """Pickled as what cannot be the key of a mapping."""
+
+    def __reduce__(self) -> Any:
+        return collections.OrderedDict, ()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_key_that_cannot_be_one_is_an_error_of_extra(tmp_path: Path, nested: bool) -> None:
+    path = tmp_path / "m.pt"
+    beside: Any = {_Unhashable(): 3}
+    state = {"a": torch.ones(2), **({"inner": beside} if nested else beside)}
+    torch.save(state, path)
+    checkpoint = dormant.open_checkpoint(path)
+    assert list(checkpoint) == ["a"]
+    assert checkpoint["a"].tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match=f"{path.name}: extra cannot be created: TypeError: unhas"):
+        _ = checkpoint.extra

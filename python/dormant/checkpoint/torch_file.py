@@ -77,7 +77,7 @@ def read_torch_file(
         made = Values(archive, make, allowed, f"{path}: extra")
         beside: dict[str, Any] = {}
         for name, number in state["beside"]:
-            beside["" if name is None else made.value(name)] = made.value(number)
+            beside["" if name is None else made.key(name)] = made.value(number)
         return beside
 
     return Contents(

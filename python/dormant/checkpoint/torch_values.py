@@ -168,10 +168,22 @@ class Values:
         except (*_ERRORS, RecursionError) as error:
             if str(error).startswith("open_checkpoint: "):
                 raise
-            raise ValueError(
-                f"open_checkpoint: {self._where} cannot be created: {type(error).__name__}: "
-                f"{error!s:.200}. The file is damaged."
-            ) from error
+            raise self._damaged(error) from error
+
+    def key(self, number: int) -> Any:
+        """`value` for an object that is the key of a mapping."""
+        found = self.value(number)
+        try:
+            hash(found)
+        except TypeError as error:
+            raise self._damaged(error) from error
+        return found
+
+    def _damaged(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"open_checkpoint: {self._where} cannot be created: {type(error).__name__}: "
+            f"{error!s:.200}. The file is damaged."
+        )
 
     def _value(self, value: Any, depth: int) -> Any:
         if isinstance(value, Global):
