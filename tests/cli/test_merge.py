@@ -88,6 +88,22 @@ def test_a_dtype_and_a_file_as_base(cli: Cli, tmp_path: Path, base: Path) -> Non
         assert_same_bits(expected[name], tensor, name)
 
 
+def test_a_packed_base_is_decoded(cli: Cli, tmp_path: Path, base: Path) -> None:
+    packed, plain = tmp_path / "packed", tmp_path / "plain"
+    assert cli("convert", base, packed, "--quantize", "nf4").code == 0
+    assert cli("convert", packed, plain).code == 0
+    adapter = adapter_of(base, tmp_path / "adapter", **ADAPTERS["LoRA"])
+    expected = merged_by_peft(plain, adapter)
+    run = cli("merge", packed, adapter, tmp_path / "out")
+    assert run.code == 0, run.err
+    found = safetensors.torch.load_file(tmp_path / "out" / "model.safetensors")
+    assert set(found) == set(expected)
+    for name, tensor in found.items():
+        assert_same_bits(expected[name], tensor, name)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert getattr(config, "quantization_config", None) is None
+
+
 def test_errors_leave_nothing(cli: Cli, tmp_path: Path, base: Path) -> None:
     adapter = adapter_of(base, tmp_path / "adapter", **ADAPTERS["LoRA"])
     out = tmp_path / "out"

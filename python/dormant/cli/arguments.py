@@ -96,3 +96,28 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace OUT, or the weights in the folder OUT"
     )
+
+
+def add_reading_options(parser: argparse.ArgumentParser, verb: str) -> None:
+    """Options of subcommands that read checkpoints of any kind.
+
+    Args:
+        parser: the subcommand's.
+        verb: what it does with encoded tensors, for the help.
+    """
+    parser.add_argument(
+        "--key",
+        help="the mapping that holds the tensors in a file of torch.save (default: the only one) "
+        "or in a checkpoint of ranks (default: all)",
+    )
+    parser.add_argument(
+        "--foreign",
+        choices=("inert", "error"),
+        default="inert",
+        help="objects of unknown classes in files of torch.save: not created (default) or an error",
+    )
+    parser.add_argument(
+        "--no-decode",
+        action="store_true",
+        help=f"{verb} encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are stored",
+    )

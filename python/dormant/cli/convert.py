@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from dormant.checkpoint.url import is_url
 from dormant.cli.arguments import (
     DTYPE_NAMES,
     add_output_options,
+    add_reading_options,
     dtype,
     positive,
     prefix_or_name,
@@ -32,7 +32,6 @@ from dormant.cli.companions import (
 )
 from dormant.cli.destination import (
     check_apart,
-    files_below,
     is_folder,
     new_file,
     new_folder,
@@ -40,11 +39,11 @@ from dormant.cli.destination import (
 )
 from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import GGUF_ENDING, lazy_model, read_config
+from dormant.cli.written import Writing
 from dormant.loading.encoded import forget_encoding
 from dormant.publication.publication import Publication, Replacement
 from dormant.quantization.api import quantize
 from dormant.quantization.statistics import compute_offsets
-from dormant.reporting.memory import PeakMemory
 from dormant.reporting.report import Report
 from dormant.saving.api import SAFETENSORS_ENDING, TORCH_ENDINGS, save
 from dormant.saving.stream import write_files
@@ -53,7 +52,6 @@ from dormant.tensor_parallel.rules import LLAMA, LLAMA3
 from dormant.tensor_parallel.sets import split
 from dormant.tensors.names import renamed
 from dormant.tensors.names import renaming as as_function
-from dormant.text.table import format_bytes, format_count
 
 NAME = "convert"
 SUMMARY = "convert a checkpoint: change its format or dtype, quantize, merge or divide it"
@@ -140,29 +138,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="rename a tensor, or a prefix if OLD is empty or ends with a dot; may be repeated",
     )
-    parser.add_argument(
-        "--key",
-        help="the mapping that holds the tensors in a file of torch.save (default: the only one) "
-        "or in a checkpoint of ranks (default: all)",
-    )
-    parser.add_argument(
-        "--foreign",
-        choices=("inert", "error"),
-        default="inert",
-        help="objects of unknown classes in files of torch.save: not created (default) or an error",
-    )
-    parser.add_argument(
-        "--no-decode",
-        action="store_true",
-        help="keep encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are stored",
-    )
+    add_reading_options(parser, "keep")
     add_output_options(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """What was written."""
-    started = time.perf_counter()
-    peak = PeakMemory()
+    writing = Writing()
     out = output(options.out)
     to_folder = is_folder(out, (SAFETENSORS_ENDING, *TORCH_ENDINGS))
     _check_usage(options, to_folder)
@@ -172,14 +154,7 @@ def run(options: argparse.Namespace) -> Outcome:
             about = _quantize(options, target)
         else:
             about = _convert(options, target, to_folder)
-    data = {
-        "output": str(out),
-        "files": files_below(out),
-        **about,
-        "seconds": time.perf_counter() - started,
-        "peak_memory": peak.result(),
-    }
-    return Outcome(data, _text(data))
+    return writing.outcome(out, about)
 
 
 def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
@@ -342,17 +317,3 @@ def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
 
 def _nbytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _text(data: Mapping[str, Any]) -> str:
-    peak = data["peak_memory"]
-    lines = [
-        f"wrote {format_count(data['tensors'], 'tensor')}, {format_bytes(data['nbytes'])}, to "
-        f"{data['output']} ({format_count(len(data['files']), 'file')}) in {data['seconds']:.1f} s"
-        + ("" if peak is None else f", peak memory {format_bytes(peak)}")
-    ]
-    if data["copied"]:
-        lines.append(f"copied {', '.join(data['copied'])}")
-    if data.get("left_out"):
-        lines.append(f"left out, not in the model: {', '.join(data['left_out'])}")
-    return "\n".join(lines)

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
-from dormant.checkpoint.entry import Entry
-from dormant.cli.arguments import prefix_or_name, renaming
+from dormant.cli.arguments import add_reading_options, prefix_or_name, renaming
 from dormant.cli.outcome import NOT_OK, OK, Outcome
 from dormant.cli.pieces import pieces
 from dormant.cli.screen import format_columns
@@ -78,24 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare a name of A, or names that begin with OLD if it ends with a dot, as NEW",
     )
     parser.add_argument(
-        "--key",
-        help="the mapping that holds the tensors in files of torch.save (default: the only one)",
-    )
-    parser.add_argument(
         "--no-values", action="store_true", help="compare names, shapes and dtypes only"
     )
-    parser.add_argument(
-        "--no-decode",
-        action="store_true",
-        help="compare encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are stored",
-    )
+    add_reading_options(parser, "compare")
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """What differs."""
     rename = as_function(prefix_or_name(options.rename))
     first, second = (
-        open_checkpoint(path, key=options.key, decode=not options.no_decode)
+        open_checkpoint(
+            path, key=options.key, decode=not options.no_decode, foreign=options.foreign
+        )
         for path in (options.a, options.b)
     )
     names = _renamed(first, rename)
@@ -146,36 +139,30 @@ def _compare(
     *,
     values: bool,
 ) -> Iterator[_Compared]:
-    total, done = second.nbytes, 0
+    total = sum(second.entries[name].nbytes for name in names if name in second)
+    done = 0
     for name in dict.fromkeys((*names, *second)):
         if name not in names or name not in second:
             entry = first.entries[names[name]] if name in names else second.entries[name]
             status: Any = "only in A" if name in names else "only in B"
             yield _Compared(name, status, (dtype_name(entry),), (entry.shape,))
             continue
-        entries = first.entries[names[name]], second.entries[name]
-        found = _described_alike(name, entries)
-        if values and entries[0].shape == entries[1].shape:
+        a, b = first.entries[names[name]], second.entries[name]
+        count = largest = None
+        if values and a.shape == b.shape:
             count, largest = _differences(first[names[name]], second[name])
-            alike = found.status == "equal" and count == 0
-            found = _Compared(
-                name, "equal" if alike else "different", found.dtypes, found.shapes, count, largest
-            )
-        yield found
-        done += entries[1].nbytes
+        alike = a.shape == b.shape and a.dtype == b.dtype and not count
+        yield _Compared(
+            name,
+            "equal" if alike else "different",
+            (dtype_name(a), dtype_name(b)),
+            (a.shape, b.shape),
+            count,
+            largest,
+        )
+        done += b.nbytes
         if tell is not None:
             tell(done, total)
-
-
-def _described_alike(name: str, entries: tuple[Entry, Entry]) -> _Compared:
-    a, b = entries
-    alike = a.shape == b.shape and a.dtype == b.dtype
-    return _Compared(
-        name,
-        "equal" if alike else "different",
-        (dtype_name(a), dtype_name(b)),
-        (a.shape, b.shape),
-    )
 
 
 def _differences(a: torch.Tensor, b: torch.Tensor) -> tuple[int, float]:

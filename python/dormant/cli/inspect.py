@@ -14,7 +14,7 @@ from typing import Any
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.gguf_file import StoredArray
-from dormant.cli.arguments import positive
+from dormant.cli.arguments import add_reading_options, positive
 from dormant.cli.outcome import Outcome
 from dormant.cli.pieces import pieces
 from dormant.cli.screen import format_columns
@@ -62,21 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read all tensors, also find tensors with equal contents, and add SHA-256 to --json",
     )
-    parser.add_argument(
-        "--key",
-        help="the mapping that holds the tensors in a file of torch.save (default: the only one)",
-    )
-    parser.add_argument(
-        "--foreign",
-        choices=("inert", "error"),
-        default="inert",
-        help="objects of unknown classes in files of torch.save: not created (default) or an error",
-    )
-    parser.add_argument(
-        "--no-decode",
-        action="store_true",
-        help="show encoded tensors (fp8, mxfp4, 4-bit codes, ...) as they are stored",
-    )
+    add_reading_options(parser, "show")
 
 
 def run(options: argparse.Namespace) -> Outcome:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,16 +12,15 @@ from dormant.checkpoint.api import open_checkpoint
 from dormant.checkpoint.url import is_url
 from dormant.cli.arguments import add_output_options, dtype
 from dormant.cli.companions import copy_companions, find_companions, folders_of
-from dormant.cli.destination import check_apart, files_below, new_folder, output
+from dormant.cli.destination import check_apart, new_folder, output
 from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import lazy_model, read_config
+from dormant.cli.written import Writing
 from dormant.integrations.library import imported
 from dormant.integrations.peft import load_adapter
 from dormant.loading.encoded import forget_encoding
 from dormant.recording.context import lazy_init
-from dormant.reporting.memory import PeakMemory
 from dormant.saving.api import save
-from dormant.text.table import format_bytes, format_count
 
 NAME = "merge"
 SUMMARY = "merge a LoRA or another adapter of peft into the weights of its base model"
@@ -64,21 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """What was written."""
-    started = time.perf_counter()
-    peak = PeakMemory()
+    writing = Writing()
     out = output(options.out)
     check_apart(out, [options.base if is_url(options.base) else Path(options.base)])
     check_apart(out, [Path(options.adapter)])
     with new_folder(out, force=options.force) as target:
         about = _merge(options, target)
-    data = {
-        "output": str(out),
-        "files": files_below(out),
-        **about,
-        "seconds": time.perf_counter() - started,
-        "peak_memory": peak.result(),
-    }
-    return Outcome(data, _text(data))
+    return writing.outcome(out, about, action=f"merged a {about['adapter']} adapter and wrote")
 
 
 def _merge(options: argparse.Namespace, target: Path) -> dict[str, Any]:
@@ -91,9 +80,8 @@ def _merge(options: argparse.Namespace, target: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(options.base)
     if checkpoint.is_decoded:
         forget_encoding(config)
-    state = dict(checkpoint)
-    chosen = options.dtype or _dtype_of(state)
-    model, left_out = lazy_model(config, state, chosen, checkpoint.naming)
+    chosen: torch.dtype | Literal["auto"] = options.dtype or "auto"
+    model, left_out = lazy_model(config, dict(checkpoint), chosen, checkpoint.naming)
     imported("peft")
     adapted = load_adapter(model, options.adapter, materialize=False)
     kinds = [str(getattr(each.peft_type, "value", "")) for each in adapted.peft_config.values()]
@@ -115,24 +103,3 @@ def _merge(options: argparse.Namespace, target: Path) -> dict[str, Any]:
         "copied": copy_companions(companions, target) if companions else [],
         "left_out": left_out,
     }
-
-
-def _dtype_of(state: Mapping[str, torch.Tensor]) -> torch.dtype | None:
-    """That of the first tensor of floating point, as transformers takes it."""
-    found = (tensor.dtype for tensor in state.values() if tensor.is_floating_point())
-    return next((each for each in found if each.itemsize > 1), None)
-
-
-def _text(data: Mapping[str, Any]) -> str:
-    peak = data["peak_memory"]
-    lines = [
-        f"merged a {data['adapter']} adapter and wrote "
-        f"{format_count(data['tensors'], 'tensor')}, {format_bytes(data['nbytes'])}, to "
-        f"{data['output']} ({format_count(len(data['files']), 'file')}) in {data['seconds']:.1f} s"
-        + ("" if peak is None else f", peak memory {format_bytes(peak)}")
-    ]
-    if data["copied"]:
-        lines.append(f"copied {', '.join(data['copied'])}")
-    if data["left_out"]:
-        lines.append(f"left out, not in the model: {', '.join(data['left_out'])}")
-    return "\n".join(lines)

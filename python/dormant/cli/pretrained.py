@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -86,7 +86,7 @@ def _config_of_gguf(path: Path) -> Any:
 def lazy_model(
     config: Any,
     state: Mapping[str, torch.Tensor],
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | Literal["auto"] | None,
     naming: Naming | None = None,
 ) -> tuple[Any, list[str]]:
     """The model of a configuration with the weights of `state`, lazy.
@@ -94,7 +94,8 @@ def lazy_model(
     Args:
         config: the configuration of a transformers model.
         state: weights by name.
-        dtype: the dtype of the model; None means float32.
+        dtype: the dtype of the model; None means float32, "auto" that of the configuration,
+            otherwise of the weights.
         naming: how the names become the model's, if they are those of another format.
 
     Returns:
