@@ -70,15 +70,13 @@ def keep_lazy_part(original: Function) -> Function:
         parameter = getattr(held.module, held.param_name)
         if not is_dtensor(parameter):
             return  # during a load, a full-precision weight replaces a quantized one
-        part = _part(parameter)
-        if part is None or not _C.is_lazy(part):
+        part, before = _part(parameter), self._sharded_param_data
+        if part is None or not (_C.is_lazy(part) or _C.is_lazy(before)):
             original(self)
             return
-        if parameter is self.sharded_param and _C.storage_id(part) == _C.storage_id(
-            self._sharded_param_data
-        ):
+        if parameter is self.sharded_param and _C.storage_id(part) == _C.storage_id(before):
             return
-        # It would look at the address of the part if it had had one before.
+        # Without an earlier part, it compares no addresses.
         self._sharded_param_data = torch.empty(0)
         recorded = _C.set_recording(True)
         try:

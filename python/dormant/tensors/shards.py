@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from dormant._extension import _C
 from dormant.tensors.identity import is_wrapper
 
 Conversion = Callable[[torch.Tensor], torch.Tensor]
@@ -112,11 +111,4 @@ def tell_fsdp(root: torch.nn.Module, changed: Iterable[torch.Tensor]) -> None:
         for group in getattr(state, "_fsdp_param_groups", ()):
             for held in group.fsdp_params:
                 if id(held.sharded_param) in ids:
-                    # Otherwise it would read the address of the old part, which would materialize
-                    # it.
-                    held._sharded_param_data = torch.empty(0)
-                    recorded = _C.set_recording(True)
-                    try:
-                        held.reset_sharded_param()
-                    finally:
-                        _C.set_recording(recorded)
+                    held.reset_sharded_param()
