@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,34 @@ class RankHost:
             ]
             pytest.fail(f"{job} {arguments} on {world} ranks:\n" + "\n".join(logs), pytrace=False)
         return [torch.load(folder / f"rank{rank}.result") for rank in range(world)]
+
+
+def check_others_after_a_kill(job: str, world: int, folder: Path, *arguments: str) -> None:
+    """Runs `jobs.JOB` as programs of which rank 1 kills itself; the others raise within seconds.
+
+    Args:
+        job: the module, whose `main` ends in `killed.run`.
+        world: the number of ranks.
+        folder: where they meet; empty.
+        arguments: of the job.
+    """
+    here = Path(__file__).parent
+    folders = [str(here), str(here.parent / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"jobs.{job}", str(rank), str(world), str(folder), *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        )
+        for rank in range(world)
+    ]
+    for rank, process in enumerate(ranks):
+        output, _ = process.communicate(timeout=120)
+        if rank == 1:
+            assert process.returncode < 0
+            continue
+        assert process.returncode == 0
+        assert "a rank of the process group is gone" in output
+        assert output.endswith("lazy: True\n")
+        assert float(output.split(" s: ")[0]) < 15

@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import math
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ import torch
 from assertions import assert_came_to_life, assert_same_tensors, tensors_of
 from jobs.models import SEED, Large, Layered
 from jobs.shared import MODELS, Packable
-from launch import RunRanks
+from launch import RunRanks, check_others_after_a_kill
 from torch import nn
 
 from dormant.materialization.shared_reads import _schedule
@@ -365,28 +362,7 @@ def test_ctrl_c_when_all_have_succeeded(run_ranks: RunRanks, path: Path, way: st
 @pytest.mark.parametrize("way", ["DDP", "HSDP"])
 def test_a_rank_that_is_killed(path: Path, tmp_path: Path, way: str) -> None:
     world = 4 if way == "HSDP" else 2
-    folders = [str(HERE), str(HERE.parent / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ranks = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jobs.shared"),
-                *(str(rank), str(world), str(tmp_path), str(path), way),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
-        )
-        for rank in range(world)
-    ]
-    for rank, process in enumerate(ranks):
-        output, _ = process.communicate(timeout=120)
-        if rank == 1:
-            assert process.returncode < 0
-            continue
-        assert process.returncode == 0
-        assert "a rank of the process group is gone" in output
-        assert output.endswith("lazy: True\n")
-        assert float(output.split(" s: ")[0]) < 15
+    check_others_after_a_kill("shared", world, tmp_path, str(path), way)
 
 
 @pytest.mark.parametrize("what", ["names", "file", "rows", "draws", "constants", "option"])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from jobs.models import Layered
-from launch import RunRanks
+from launch import RunRanks, check_others_after_a_kill
 
 from compare import assert_same_bits
 
@@ -125,25 +123,4 @@ def test_ctrl_c_on_one_rank(run_ranks: RunRanks, path: Path) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_rank_that_is_killed(path: Path, tmp_path: Path, world: int) -> None:
-    folders = [str(HERE), str(HERE.parent / "lib"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ranks = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jobs.together"),
-                *(str(rank), str(world), str(tmp_path), str(path)),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
-        )
-        for rank in range(world)
-    ]
-    for rank, process in enumerate(ranks):
-        output, _ = process.communicate(timeout=120)
-        if rank == 1:
-            assert process.returncode < 0
-            continue
-        assert process.returncode == 0
-        assert "a rank of the process group is gone" in output
-        assert output.endswith("lazy: True\n")
-        assert float(output.split(" s: ")[0]) < 15
+    check_others_after_a_kill("together", world, tmp_path, str(path))

@@ -29,6 +29,7 @@ from torch.distributed.tensor.parallel import (
 
 import dormant
 from jobs.models import SEED
+from jobs.quantized import in_order, scheme_of, whole
 
 
 class Parallel(nn.Module):
@@ -108,39 +109,17 @@ def lazy(kind: str, *, seed: int = SEED) -> Any:
     return model
 
 
-def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
-        for name, tensor in model.state_dict().items()
-    }
-
-
 def run(order: str, path: str, kind: str, block_size: int, nested: bool, storage: str) -> Any:
     """Quantizes, divides and loads in some order; says what this rank holds and computes."""
     torch.manual_seed(SEED)
     with dormant.lazy_init():
         model: Any = Parallel()
-    scheme: Any = "int8"
-    if kind != "int8":
-        scheme = dormant.FourBit(
-            kind=kind, block_size=block_size, nested=nested, storage_dtype=storage
-        )
-    report: Any = None
+    scheme = scheme_of(kind, block_size, nested, storage)
     loaded = False
-    for step in order.split(", "):
-        if step == "quantize":
-            dormant.quantize(model, scheme, skip=["head"])
-        elif step == "load lazily":
-            dormant.load(model, path, materialize=False)
-        elif step == "load":
-            report = dormant.load(model, path)
-            loaded = True
-        elif step == "divide":
-            divided(model, kind, src_data_rank=None)
-        else:
-            assert step == "materialize"
-            report = dormant.materialize(model)
-            loaded = True
+    for step, _, report in in_order(
+        order, model, scheme, path, lambda model: divided(model, kind, src_data_rank=None)
+    ):
+        loaded = loaded or report is not None
         made = [
             not dormant.is_lazy(tensor)
             for name, tensor in model.state_dict().items()
@@ -150,7 +129,7 @@ def run(order: str, path: str, kind: str, block_size: int, nested: bool, storage
     assert not dormant.is_lazy(model)
     return {
         "elements": {name: elements(model.get_submodule(name)) for name in DIVIDED},
-        "state": whole_state(model),
+        "state": whole(model.state_dict()),
         "bytes": {name: model.get_submodule(name).weight.nbytes for name in DIVIDED},
         "outputs": outputs_of(model),
         "read": report.read_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,37 @@ def _parts(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+def scheme_of(kind: str, block_size: int, nested: bool, storage: str) -> Any:
+    if kind == "int8":
+        return kind
+    return dormant.FourBit(
+        kind=kind,  # type: ignore[arg-type]
+        block_size=block_size,
+        nested=nested,
+        storage_dtype=storage,  # type: ignore[arg-type]
+    )
+
+
+def in_order(
+    order: str, model: Any, scheme: Any, path: str, divide: Callable[[Any], Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Takes the steps of `order`; yields each with the model and the report, if there is one."""
+    for step in order.split(", "):
+        report = None
+        if step == "quantize":
+            dormant.quantize(model, scheme, skip=["head"])
+        elif step == "load lazily":
+            dormant.load(model, path, materialize=False)
+        elif step == "load":
+            report = dormant.load(model, path)
+        elif step in ("shard", "divide"):
+            model = divide(model)
+        else:
+            assert step == "materialize"
+            report = dormant.materialize(model)
+        yield step, model, report
+
+
 def run(
     way: str, order: str, path: str, kind: str, block_size: int, nested: bool, storage: str
 ) -> dict[str, Any]:
@@ -104,24 +135,8 @@ def run(
     torch.manual_seed(SEED)
     with dormant.lazy_init():
         model: Any = Layered()
-    scheme: Any = "int8"
-    if kind != "int8":
-        scheme = dormant.FourBit(
-            kind=kind, block_size=block_size, nested=nested, storage_dtype=storage
-        )
-    report: Any = None
-    for step in order.split(", "):
-        if step == "quantize":
-            dormant.quantize(model, scheme, skip=["head"])
-        elif step == "load lazily":
-            dormant.load(model, path, materialize=False)
-        elif step == "load":
-            report = dormant.load(model, path)
-        elif step == "shard":
-            model = SHARD[way](model)
-        else:
-            assert step == "materialize"
-            report = dormant.materialize(model)
+    scheme = scheme_of(kind, block_size, nested, storage)
+    *_, (_, model, report) = in_order(order, model, scheme, path, SHARD[way])
     found = statistics(model)
     assert not dormant.is_lazy(model)
     read = {entry.names[0]: entry.origin for entry in report.tensors}
@@ -211,7 +226,7 @@ def policies(kind: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def _whole(state: Any) -> dict[str, torch.Tensor]:
+def whole(state: Any) -> dict[str, torch.Tensor]:
     return {
         name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).clone()
         for name, tensor in state.items()
@@ -228,7 +243,7 @@ def states(kind: str, folder: str) -> dict[str, Any]:
     dcp.save({"model": model.state_dict()}, checkpoint_id=f"{folder}/torch")
     found: dict[str, Any] = {
         "lazy names": lazy_names,
-        "state": _whole(model.state_dict()),
+        "state": whole(model.state_dict()),
         "full": get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)),
     }
     for name in ("lazy", "torch"):
@@ -241,5 +256,5 @@ def states(kind: str, folder: str) -> dict[str, Any]:
         report = dormant.load(fully_shard(other), f"{folder}/{name}")
         assert report.count("initialized") == 0
         found[name] = outputs_of(other)[0]
-        found[f"{name} state"] = _whole(other.state_dict())
+        found[f"{name} state"] = whole(other.state_dict())
     return found

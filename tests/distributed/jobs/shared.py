@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ from dormant.materialization import shared_reads
 from dormant.ranks.together import Together
 from dormant.reporting.memory import highest_resident_bytes, resident_bytes
 from dormant.reporting.report import Report
+from jobs import killed
 from jobs.held import keyed_names, lazy_names, local_of, local_tensors
 from jobs.loading import characters_read
 from jobs.models import SEED, Large, Layered, TiedModel, Wide
@@ -437,31 +436,19 @@ def peak(way: str, path: str, width: int) -> dict[str, int]:
     return {"part": part, "peak": after - before}
 
 
-def main() -> None:
-    """One of several ranks, of which rank 1 is killed while all load."""
-    rank, world, folder, path = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world
-    )
+def _prepare(
+    arguments: list[str],
+) -> Callable[[killed.Progress], tuple[BaseException | None, bool]]:
+    path, way = arguments
     small_ticks(4096)
-    model = lazy_model("Layered", sys.argv[5])
+    model = lazy_model("Layered", way)
 
-    def on_step(done: int, total: int) -> None:
-        if rank == 1 and done > total // 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def load(on_step: killed.Progress) -> tuple[BaseException | None, bool]:
+        error = attempt(model, path, progress=on_step)
+        return error, len(lazy_names(model)) == len(list(model.parameters()))
 
-    began = time.monotonic()
-    error = attempt(model, path, progress=on_step)
-    lazy = len(lazy_names(model)) == len(list(model.parameters()))
-    print(f"{time.monotonic() - began:.1f} s: {error}; lazy: {lazy}")
-    sys.stdout.flush()
-    # The others find out by themselves, not because this process ends.
-    deadline = time.monotonic() + 20
-    (folder / f"{rank}.done").touch()
-    while time.monotonic() < deadline and len(list(folder.glob("*.done"))) < world - 1:
-        time.sleep(0.05)
-    os._exit(0)
+    return load
 
 
 if __name__ == "__main__":
-    main()
+    killed.run(_prepare, after=0.5)

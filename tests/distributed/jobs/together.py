@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import dormant
 from dormant import _C
+from jobs import killed
 from jobs.models import SEED, Layered
 
 
@@ -163,31 +161,21 @@ def interrupted(path: str) -> dict[str, Any]:
     return {"error": "None", "lazy": lazy_state(model)}
 
 
-def main() -> None:
-    """One of several ranks, of which rank 1 is killed while all load."""
-    rank, world, folder, path = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=world
-    )
+def _prepare(
+    arguments: list[str],
+) -> Callable[[killed.Progress], tuple[BaseException | None, bool]]:
+    (path,) = arguments
     model = lazy_model("nf4")
 
-    def on_step(done: int, total: int) -> None:
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def load(on_step: killed.Progress) -> tuple[BaseException | None, bool]:
+        try:
+            dormant.load(model, path, progress=on_step)
+        except RuntimeError as error:
+            return error, all(lazy_state(model))
+        return None, all(lazy_state(model))
 
-    began = time.monotonic()
-    try:
-        dormant.load(model, path, progress=on_step)
-    except RuntimeError as error:
-        print(f"{time.monotonic() - began:.1f} s: {error}; lazy: {all(lazy_state(model))}")
-    sys.stdout.flush()
-    # The others find out by themselves, not because this process ends.
-    deadline = time.monotonic() + 20
-    (folder / f"{rank}.done").touch()
-    while time.monotonic() < deadline and len(list(folder.glob("*.done"))) < world - 1:
-        time.sleep(0.05)
-    os._exit(0)
+    return load
 
 
 if __name__ == "__main__":
-    main()
+    killed.run(_prepare)
