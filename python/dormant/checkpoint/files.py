@@ -84,7 +84,7 @@ def find_groups(
     the first.
 
     Raises:
-        OSError: there is no file or folder at a path, or the system does not allow access.
+        OSError: no such file or folder, or the system does not allow access.
         ValueError: a path is empty; a folder has nothing to open or more than one choice; or parts
             are missing.
     """

@@ -150,7 +150,7 @@ def is_folder(url: Url) -> bool:
 
     Raises:
         ImportError: a library that the URL needs is not installed.
-        OSError: there is no file or folder, or it cannot be read; has its errno.
+        OSError: no such file or folder, or it cannot be read; has its errno.
     """
     if url.is_http:
         return "." not in url.name

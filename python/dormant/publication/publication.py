@@ -132,7 +132,7 @@ class Publication:
         """The same for code that opens its file itself: yields a path that ends in `name`.
 
         Raises:
-            OSError: as for `create`, or there is no file at the end.
+            OSError: as for `create`, or the file does not exist at the end.
         """
         with self._errors_name(name):
             mode = _mode_of(self.folder / name)
