@@ -14,16 +14,7 @@ from dormant.checkpoint.decoding import Decode
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.pretrained import Naming
 from dormant.checkpoint.url import is_url
-from dormant.cli.arguments import (
-    DTYPE_NAMES,
-    add_output_options,
-    add_reading_options,
-    dtype,
-    positive,
-    prefix_or_name,
-    renaming,
-)
-from dormant.cli.casting import cast
+from dormant.cli.casting import cast, dtype_of
 from dormant.cli.companions import (
     configuration,
     copy_companions,
@@ -37,7 +28,6 @@ from dormant.cli.destination import (
     new_folder,
     output,
 )
-from dormant.cli.outcome import Outcome, UsageError
 from dormant.cli.pretrained import GGUF_ENDING, lazy_model, read_config
 from dormant.cli.written import Writing
 from dormant.loading.encoded import forget_encoding
@@ -52,94 +42,10 @@ from dormant.tensor_parallel.rules import LLAMA, LLAMA3
 from dormant.tensor_parallel.sets import split
 from dormant.tensors.names import renamed
 from dormant.tensors.names import renaming as as_function
+from dormant_command.arguments import prefix_or_name
+from dormant_command.outcome import Outcome, UsageError
 
-NAME = "convert"
-SUMMARY = "convert a checkpoint: change its format or dtype, quantize, merge or divide it"
-DESCRIPTION = """\
-    Reads a checkpoint and writes another one. Tensors are processed in small pieces, so neither the
-    checkpoint nor its largest tensor has to fit in memory. The name of OUT determines the format:
-
-      OUT.safetensors        one safetensors file
-      OUT.pt, .pth, .bin     one file as torch.save writes it
-      OUT                    a folder: model.safetensors, or files of --max-shard-size and an index;
-                             with --parts N, consolidated.00.pth, ... like LLaMA's sets;
-                             with --format dcp, a folder of torch.distributed.checkpoint
-
-    The parts of a tensor-parallel set, and the parts of ranks (.metadata), are merged when they are
-    read. If IN and OUT are folders, configurations and tokenizers are copied, and --dtype is
-    written to config.json. Weights that are stored encoded, such as fp8 or mxfp4 with their scales,
-    are decoded unless --no-decode is given.
-"""
-EXAMPLES = """\
-    examples:
-      dormant convert pytorch_model.bin model.safetensors
-      dormant convert model bf16 --dtype bfloat16 --max-shard-size 2GB
-      dormant convert llama-2-13b llama-2-13b-whole
-      dormant convert base finetuned-diffs sum        # adds LLaMA2-Accessory's differences
-      dormant convert llama-2-13b four --parts 4
-      dormant convert old.pt new.safetensors --rename module.= --rename head.w=head.weight
-      dormant convert llama llama-nf4 --quantize nf4 --dtype bfloat16
-      dormant convert llama-Q4_K_M.gguf llama-nf4 --quantize nf4
-      dormant convert deepseek-fp8 deepseek-bf16 --dtype bfloat16 --max-shard-size 5GB
-      dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
-      dormant convert step-1000 model.safetensors --key model     # ranks' .distcp files
-      dormant convert llama llama-dcp --format dcp
-"""
-_RULES = {"llama": LLAMA, "llama3": LLAMA3}
-_SCHEMES = ("nf4", "fp4", "int8")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what this command takes."""
-    parser.add_argument(
-        "paths",
-        metavar="IN",
-        nargs="+",
-        help="a file, an index or a folder, or the URL of one; several become one checkpoint",
-    )
-    parser.add_argument("out", metavar="OUT", help="a file or a folder, see above")
-    parser.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        type=dtype,
-        help=f"cast floating-point tensors to one of {', '.join(DTYPE_NAMES)}",
-    )
-    parser.add_argument(
-        "--quantize",
-        metavar="SCHEME",
-        choices=_SCHEMES,
-        help="nf4, fp4 or int8, as in bitsandbytes; needs a config.json (or a GGUF file), which "
-        "gives the model class",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="PATH",
-        help="with --quantize: a config.json of transformers, or a folder that contains one "
-        "(default: IN)",
-    )
-    parser.add_argument(
-        "--format",
-        choices=("safetensors", "torch", "dcp"),
-        help="dcp: a folder of torch.distributed.checkpoint; the others follow from the name OUT",
-    )
-    parser.add_argument(
-        "--parts", metavar="N", type=positive, help="divide for N ranks of tensor parallelism"
-    )
-    parser.add_argument(
-        "--rules",
-        choices=sorted(_RULES),
-        help="how tensor-parallel parts are divided (default: LLaMA; shapes tell the version)",
-    )
-    parser.add_argument(
-        "--rename",
-        metavar="OLD=NEW",
-        type=renaming,
-        action="append",
-        default=[],
-        help="rename a tensor, or a prefix if OLD is empty or ends with a dot; may be repeated",
-    )
-    add_reading_options(parser, "keep")
-    add_output_options(parser)
+RULES = {"llama": LLAMA, "llama3": LLAMA3}
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -160,22 +66,8 @@ def run(options: argparse.Namespace) -> Outcome:
 def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
     if (options.quantize or options.parts) and not to_folder:
         raise UsageError(f"--quantize and --parts write a folder, but {options.out} is a file.")
-    if options.quantize and options.parts:
-        raise UsageError(
-            "--quantize and --parts cannot be used together, because quantized layers cannot be "
-            "divided. Divide with --parts, and quantize each rank's model when you load it."
-        )
-    if options.format == "dcp" and (options.parts or not to_folder):
-        raise UsageError(
-            "--format dcp writes a folder, which torch.distributed.checkpoint can load on any "
-            "number of ranks. Leave out --parts, and name a folder."
-        )
-    if options.quantize and options.no_decode:
-        raise UsageError("--quantize needs plain weights. Leave out --no-decode.")
-    if options.config is not None and not options.quantize:
-        raise UsageError(
-            "--config gives the model class for --quantize and has no effect without it."
-        )
+    if options.format == "dcp" and not to_folder:
+        raise UsageError(f"--format dcp writes a folder, but {options.out} is a file.")
     if options.quantize and _config_of(options) is None:
         raise UsageError(
             "--quantize needs a config.json of transformers (or a GGUF file), which gives the "
@@ -203,10 +95,12 @@ def _open(
         The tensors, whether some of them are kept encoded in the files, and how the names become
         those of a model, if the format has its own names.
     """
-    rules = None if options.rules is None else _RULES[options.rules]
+    rules = None if options.rules is None else RULES[options.rules]
     # Weights are decoded to two bytes or more; a cast to fewer bytes comes afterwards.
-    wanted = options.dtype is not None and options.dtype.itemsize > 1
-    decode: Decode = not options.no_decode and (options.dtype if wanted else True)
+    dtype = dtype_of(options.dtype)
+    decode: Decode = not options.no_decode
+    if decode and dtype is not None and dtype.itemsize > 1:
+        decode = dtype
     checkpoint = open_checkpoint(
         options.paths, key=options.key, rules=rules, decode=decode, foreign=options.foreign
     )
@@ -234,25 +128,22 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
     folders = folders_of(options.paths)
     state, decoded, _ = _open(options)
     is_quantized = "quantization_config" in configuration(folders)
-    if options.dtype is not None and is_quantized and not decoded:
+    dtype = dtype_of(options.dtype)
+    if dtype is not None and is_quantized and not decoded:
         raise UsageError(
             "the checkpoint is quantized, and --dtype would cast its scales. Leave out --dtype."
         )
-    if options.dtype is not None:
-        state = cast(state, options.dtype)
+    if dtype is not None:
+        state = cast(state, dtype)
     companions = find_companions(folders) if to_folder else {}
     if options.parts:
-        rules = None if options.rules is None else _RULES[options.rules]
+        rules = None if options.rules is None else RULES[options.rules]
         parts = split(state, options.parts, rules=rules)
         names = [f"consolidated.{rank:02}.pth" for rank in range(options.parts)]
         _save_parts(dict(zip(names, parts, strict=True)), target, options)
     else:
         _save(state, target, options)
-    copied = (
-        copy_companions(companions, target, dtype=options.dtype, decoded=decoded)
-        if companions
-        else []
-    )
+    copied = copy_companions(companions, target, dtype=dtype, decoded=decoded) if companions else []
     return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
 
 
@@ -299,7 +190,7 @@ def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
         forget_encoding(config)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{place} is already quantized, according to its config.json.")
-    model, left_out = lazy_model(config, state, options.dtype, naming)
+    model, left_out = lazy_model(config, state, dtype_of(options.dtype), naming)
     quantize(model, options.quantize)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     report = _save(model, target, options)
