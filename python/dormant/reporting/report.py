@@ -78,7 +78,8 @@ class Report:
             otherwise, it is the highest sample between storages.
         value_reads: operators that needed values while this thread recorded, with the bytes that
             were computed early for them.
-        random_path: a description of the code that draws random numbers on this machine.
+        random_path: a description of the code that drew random numbers on this machine; "" if none
+            were drawn.
         values: the argument `values` of `materialize`.
         read_bytes: bytes of the elements that were made from files.
         initialized_bytes: bytes of the elements that were drawn or filled, including elements that
@@ -211,7 +212,7 @@ class Report:
         ways = [f"{count} {_WAYS[way]}" for way in get_args(Way) if (count := self.count_way(way))]
         if ways:
             totals.append(", ".join(ways))
-        if self.initialized_bytes:
+        if self.random_path:
             totals.append(f"random numbers: {self.random_path}")
         if self.read_bytes:
             totals.append(

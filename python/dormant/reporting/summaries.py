@@ -9,6 +9,7 @@ from typing import Any
 
 from dormant._extension import _C
 from dormant.reporting.plot import plot_summary
+from dormant.reporting.random_path import random_path
 from dormant.reporting.rows import rows_of
 from dormant.tensors.inventory import take_inventory
 from dormant.tensors.targets import Target, roots_of
@@ -60,7 +61,8 @@ class Summary:
         tensors: every distinct tensor; tied tensors are listed once.
         bytes_now: bytes of the storages that have memory.
         bytes_after: bytes of all storages after everything is materialized.
-        random_path: a description of the code that draws random numbers on this machine.
+        random_path: a description of the code that will draw random numbers on this machine; "" if
+            no lazy tensor needs any.
     """
 
     tensors: list[TensorSummary]
@@ -115,7 +117,7 @@ class Summary:
         totals = [self._totals()]
         if meta:
             totals.append(f"{format_count(meta, 'tensor')} on the meta device, without values")
-        if any(tensor.lazy for tensor in self.tensors):
+        if self.random_path:
             totals.append(f"random numbers: {self.random_path}")
         return rows, totals
 
@@ -172,5 +174,5 @@ def summary(target: Target) -> Summary:
         ],
         bytes_now=inventory.nbytes - inventory.lazy_nbytes,
         bytes_after=inventory.nbytes,
-        random_path=_C.exact_path(),
+        random_path=random_path(inventory.lazy_storages.values()),
     )
