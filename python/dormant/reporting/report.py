@@ -6,13 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dormant.reporting.memory import MemorySample
 from dormant.reporting.plot import plot_report
 from dormant.tensors.names import Mismatch, grouped
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Origin = Literal["checkpoint", "initialized", "quantized", "empty", "real", "meta"]
 Way = Literal["tiles", "mapped", "replay", "received"]
@@ -142,11 +145,15 @@ class Report:
         """The whole report as plain dicts, lists, numbers and strings, for JSON."""
         return {**asdict(self), "lazy_rate": self.lazy_rate}
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Plots the bytes of the model's parts by origin and, if traced, memory over time.
 
         Args:
-            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...).
+            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...). None
+                writes no file.
+
+        Returns:
+            The figure of matplotlib, which notebooks show.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -160,11 +167,11 @@ class Report:
             >>> report = dormant.materialize(model, trace_memory=True)
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     picture = pathlib.Path(folder, "report.svg")
-            ...     report.plot(picture)
+            ...     figure = report.plot(picture)
             ...     picture.read_text().startswith("<?xml")
             True
         """
-        plot_report(self, path)
+        return plot_report(self, path)
 
     def __repr__(self) -> str:
         """One line: the number of tensors, their bytes and their origins."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dormant._extension import _C
 from dormant.reporting.plot import plot_summary
@@ -19,6 +19,9 @@ from dormant.text.table import (
     format_html_table,
     format_table,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HEADER = ("tensor", "shape", "dtype", "state", "bytes")
 
@@ -79,18 +82,22 @@ class Summary:
         """The whole summary as plain dicts, lists, numbers and strings, for JSON."""
         return {**asdict(self), "lazy_rate": self.lazy_rate}
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Plots the bytes of the model's parts: those that have memory, and those that will.
 
         Args:
-            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...).
+            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...). None
+                writes no file.
+
+        Returns:
+            The figure of matplotlib, which notebooks show.
 
         Raises:
             ImportError: matplotlib is not installed.
             ValueError: there is no such format.
             OSError: the system cannot write the file.
         """
-        plot_summary(self, path)
+        return plot_summary(self, path)
 
     def __repr__(self) -> str:
         """One line: the number of tensors, how many are lazy, and the bytes now and later."""
