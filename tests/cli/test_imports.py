@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 import dormant_command
-from dormant.cli.convert import RULES
 from dormant.cli.measurements import MEASUREMENTS, SHAPES
-from dormant_command.commands import bench, convert
+from dormant_command.commands import bench
 from dormant_command.parser import COMMANDS
 
 HERE = str(Path(dormant_command.__file__).parents[1])
@@ -80,4 +79,3 @@ def test_an_interrupt_while_torch_is_imported_shows_no_traceback(
 def test_what_arguments_may_name_is_what_there_is() -> None:
     assert tuple(MEASUREMENTS) == bench.MEASUREMENTS
     assert tuple(SHAPES) == bench.SIZES
-    assert tuple(RULES) == convert.RULES

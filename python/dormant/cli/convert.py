@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from dormant.cli.destination import (
     new_folder,
     output,
 )
+from dormant.cli.library_rules import library_rules
 from dormant.cli.pretrained import GGUF_ENDING, lazy_model, read_config
 from dormant.cli.written import Writing
 from dormant.loading.encoded import forget_encoding
@@ -38,14 +39,15 @@ from dormant.reporting.report import Report
 from dormant.saving.api import SAFETENSORS_ENDING, TORCH_ENDINGS, save
 from dormant.saving.stream import write_files
 from dormant.saving.torch_archive import plan_torch_archive
-from dormant.tensor_parallel.rules import LLAMA, LLAMA3
+from dormant.tensor_parallel.rules import LLAMA, LLAMA3, Rules, match
 from dormant.tensor_parallel.sets import split
 from dormant.tensors.names import renamed
 from dormant.tensors.names import renaming as as_function
+from dormant.text.printable import printable
 from dormant_command.arguments import prefix_or_name
 from dormant_command.outcome import Outcome, UsageError
 
-RULES = {"llama": LLAMA, "llama3": LLAMA3}
+_LLAMAS = {"llama": LLAMA, "llama3": LLAMA3}
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -95,7 +97,10 @@ def _open(
         The tensors, whether some of them are kept encoded in the files, and how the names become
         those of a model, if the format has its own names.
     """
-    rules = None if options.rules is None else RULES[options.rules]
+    if options.rules == "transformers":
+        rules: Rules | None = library_rules(_model_of(options), (), 1)
+    else:
+        rules = _LLAMAS.get(options.rules)
     # Weights are decoded to two bytes or more; a cast to fewer bytes comes afterwards.
     dtype = dtype_of(options.dtype)
     decode: Decode = not options.no_decode
@@ -137,14 +142,35 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
         state = cast(state, dtype)
     companions = find_companions(folders) if to_folder else {}
     if options.parts:
-        rules = None if options.rules is None else RULES[options.rules]
-        parts = split(state, options.parts, rules=rules)
+        parts = split(state, options.parts, rules=_rules_for_parts(options, state))
         names = [f"consolidated.{rank:02}.pth" for rank in range(options.parts)]
         _save_parts(dict(zip(names, parts, strict=True)), target, options)
     else:
         _save(state, target, options)
     copied = copy_companions(companions, target, dtype=dtype, decoded=decoded) if companions else []
     return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
+
+
+def _rules_for_parts(options: argparse.Namespace, names: Collection[str]) -> Rules:
+    """The rules that `--rules` names, or otherwise those to which the names belong."""
+    if options.rules in _LLAMAS:
+        return _LLAMAS[options.rules]
+    others = [name for name in names if match(LLAMA, name) is None]
+    if options.rules is None and not others:
+        return LLAMA
+    return library_rules(_model_of(options, others), names, options.parts)
+
+
+def _model_of(options: argparse.Namespace, others: Sequence[str] = ()) -> Any:
+    """The configuration of the model whose plan says how to divide its weights."""
+    place = _config_of(options)
+    if place is None:
+        found = f" {printable(others[0])} is not a name of LLaMA's, and" if others else ""
+        raise UsageError(
+            f"to divide the weights of a model of transformers, its config.json is needed:{found} "
+            f"{', '.join(options.paths)} has none. Pass --config."
+        )
+    return read_config(place)
 
 
 def _save(

@@ -45,7 +45,7 @@ EXAMPLES = """\
       dormant convert step-1000 model.safetensors --key model     # ranks' .distcp files
       dormant convert llama llama-dcp --format dcp
 """
-RULES = ("llama", "llama3")
+RULES = ("llama", "llama3", "transformers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="PATH",
-        help="with --quantize: a config.json of transformers, or a folder that contains one "
-        "(default: IN)",
+        help="with --quantize, --parts or --rules: a config.json of transformers, or a folder that "
+        "contains one (default: IN)",
     )
     parser.add_argument(
         "--format",
@@ -87,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rules",
         choices=RULES,
-        help="how tensor-parallel parts are divided (default: LLaMA; shapes tell the version)",
+        help="how tensor-parallel parts are divided: like LLaMA's, or by transformers' plan for "
+        "the model of config.json (default: what the names tell; shapes tell the version of LLaMA)",
     )
     parser.add_argument(
         "--rename",
@@ -115,7 +116,8 @@ def check(options: argparse.Namespace) -> None:
         )
     if options.quantize and options.no_decode:
         raise UsageError("--quantize needs plain weights. Leave out --no-decode.")
-    if options.config is not None and not options.quantize:
+    if options.config is not None and not (options.quantize or options.parts or options.rules):
         raise UsageError(
-            "--config gives the model class for --quantize and has no effect without it."
+            "--config gives the model class for --quantize, --parts and --rules, and has no effect "
+            "without them."
         )
