@@ -10,8 +10,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import TextIO, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO, TypeAlias
 
 from dormant_command.outcome import (
     FAILED,
@@ -25,6 +25,7 @@ from dormant_command.outcome import (
 )
 from dormant_command.parser import Unparsable, check, parse
 from dormant_command.signals import Terminated, ending_raises
+from dormant_command.streams import BesideBars
 
 Progress: TypeAlias = bool | Callable[[int, int], object] | None
 
@@ -62,8 +63,7 @@ def main(
         options = parse(given)
         check(options)
         options.progress = progress
-        # Output of imported code must not be mixed with the result.
-        with ending_raises(), contextlib.redirect_stdout(sys.stderr):
+        with ending_raises(), _apart_from_the_result():
             # Imports torch.
             subcommand = importlib.import_module(f"dormant.cli.{options.command}")
             outcome: Outcome = subcommand.run(options)
@@ -76,6 +76,21 @@ def main(
     except Exception as error:
         return _failed(error, options)
     return _print(outcome, options)
+
+
+@contextlib.contextmanager
+def _apart_from_the_result() -> Iterator[None]:
+    """Sends what imported code prints to stderr, and not into the middle of a progress bar."""
+    if sys.stderr is None:  # closed by the parent process
+        with contextlib.redirect_stdout(None):
+            yield
+        return
+    beside: Any = BesideBars(sys.stderr)
+    try:
+        with contextlib.redirect_stderr(beside), contextlib.redirect_stdout(beside):
+            yield
+    finally:
+        beside.finish()
 
 
 def _print(outcome: Outcome, options: argparse.Namespace) -> int:
