@@ -211,7 +211,7 @@ def test_packed_weights_on_disk_are_refused(scheme: str, tmp_path: Path) -> None
     model = built(lazily=True)
     dormant.quantize(model, scheme)
     for device_map in (ALL, MIXED):
-        with pytest.raises(ValueError, match=r"cannot bring them back: model\.layers\.0\."):
+        with pytest.raises(ValueError, match=r"cannot load them: model\.layers\.0\."):
             dispatch_model(model, device_map, offload_dir=tmp_path / "disk")
     assert dormant.is_lazy(model)
     assert not (tmp_path / "disk").exists()
