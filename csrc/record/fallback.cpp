@@ -24,6 +24,7 @@
 #include "record/lazy_storage.h"
 #include "record/recorder.h"
 #include "record/replay.h"
+#include "record/validity.h"
 #include "system/dispatch_state.h"
 
 namespace dormant::record {
@@ -275,8 +276,9 @@ void set_storage(const Call& call) {
     wanted = arguments.size() == 5 ? explicit_geometry(call)
              : wanted              ? wanted
                                    : flat_geometry(self, source);
+    const auto needed = wanted ? valid_nbytes(*wanted) : std::nullopt;
     // Of a tensor that requires grad, autograd notes that its storage was exchanged.
-    if (wanted && wanted->nbytes_needed() <= source.nbytes() && !autograd_would_track(call) &&
+    if (needed && *needed <= source.nbytes() && !autograd_would_track(call) &&
         !refuses_writes(self)) {
       auto* impl = self.unsafeGetTensorImpl();
       impl->set_storage_keep_dtype(source);

@@ -198,6 +198,7 @@ TEST(Record, OnlyStridedTensorsOfTheCpuCanBeEmptyAndLazy) {
   EXPECT_FALSE(recorded(sizes, at::kQInt8, none, none, none));
   EXPECT_FALSE(recorded({2, -3}, none, none, none, none));
   EXPECT_FALSE(recorded({int64_t{1} << 62, 8, 8}, none, none, none, none));
+  EXPECT_FALSE(recorded({int64_t{1} << 62}, none, none, none, none));
   EXPECT_FALSE(recorded(sizes, none, none, none, at::MemoryFormat::ChannelsLast));
 }
 
