@@ -311,14 +311,13 @@ void set_storage(const Call& call) {
   sync_key(self);
 }
 
-/// torch.use_deterministic_algorithms fills what nobody initialized
-/// (at::native::fill_empty_deterministic_).
+/// torch.use_deterministic_algorithms fills what nobody initialized, and counts that as a write
+/// where the caller's are counted (at::native::fill_empty_deterministic_).
 void fill_if_deterministic(const at::Tensor& tensor) {
   const auto& context = at::globalContext();
   if (!context.deterministicAlgorithms() || !context.deterministicFillUninitializedMemory()) {
     return;
   }
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
   if (tensor.is_floating_point() || tensor.is_complex()) {
     tensor.fill_(std::numeric_limits<double>::quiet_NaN());
   } else if (tensor.scalar_type() == c10::ScalarType::Bool) {

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/InferenceMode.h>
 #include <dormant/dormant.h>
 #include <gtest/gtest.h>
@@ -240,14 +241,23 @@ TEST(Fallback, DeterministicAlgorithmsFillWhatNobodyInitialized) {
   auto& context = at::globalContext();
   for (const auto dtype :
        {at::kFloat, at::kBFloat16, at::kComplexFloat, at::kInt, at::kByte, at::kBool}) {
-    const auto build = [&] { return at::empty({5}, dtype); };
-    context.setDeterministicAlgorithms(true, false);
-    const auto lazy = lazily(build);
-    const auto eager = eagerly(build);
-    context.setDeterministicAlgorithms(false, false);
-    ASSERT_TRUE(is_lazy(lazy));
-    dormant::materialize(lazy);
-    EXPECT_TRUE(same_bits(lazy, eager)) << dtype;
+    for (const bool counted : {true, false}) {  // torch::empty counts no write, at::empty does
+      const auto build = [&] {
+        std::optional<at::AutoDispatchBelowADInplaceOrView> below;
+        if (!counted) {
+          below.emplace();
+        }
+        return at::empty({5}, dtype);
+      };
+      context.setDeterministicAlgorithms(true, false);
+      const auto lazy = lazily(build);
+      const auto eager = eagerly(build);
+      context.setDeterministicAlgorithms(false, false);
+      ASSERT_TRUE(is_lazy(lazy));
+      EXPECT_EQ(lazy._version(), eager._version()) << dtype << ", " << counted;
+      dormant::materialize(lazy);
+      EXPECT_TRUE(same_bits(lazy, eager)) << dtype;
+    }
   }
 }
 
