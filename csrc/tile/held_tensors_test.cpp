@@ -65,6 +65,8 @@ TEST(HeldTensors, AreLazyAndInTheEndWhatTheyWere) {
     record_sevens(lazy);
     EXPECT_EQ(held.touched().size(), 2U);
   }
+  EXPECT_FALSE(record::carries_key(tensor));
+  EXPECT_FALSE(record::carries_key(part));
   EXPECT_EQ(address_of(tensor), address);
   EXPECT_TRUE(same_bits(tensor, real()));
   EXPECT_EQ(record::history_of(lazy), history);
