@@ -10,6 +10,7 @@
 #include "record/source_node.h"
 #include "tile/eager_comparison.h"
 #include "tile/program.h"
+#include "tile/walk.h"
 
 namespace dormant::tile {
 namespace {
@@ -360,9 +361,9 @@ TEST(Lowering, ADecodedTensorReadsItsPartsInTheirLogicalOrder) {
 
 // The elements of a tensor.
 
-std::shared_ptr<const Program> program_of_elements(const Tensor& lazy, bool may_transpose = false) {
+std::shared_ptr<const Program> program_of_elements(const Tensor& lazy) {
   const auto history = record::history_of(lazy);
-  return Program::of(record::Geometry::of(lazy), *history->buffer, history->tail, may_transpose);
+  return Program::of(record::Geometry::of(lazy), *history->buffer, history->tail);
 }
 
 TEST(Lowering, TheElementsOfAWholeTensorAreItsHistory) {
@@ -405,10 +406,14 @@ TEST(Lowering, NoElementsAndUnwrittenOnesHaveNoSteps) {
   EXPECT_EQ(unwritten->dtype(), at::kFloat);
 }
 
-TEST(Lowering, ElementsThatTurnTheMatrixHaveAProgramOnlyForWhoCanMakeRectangles) {
+TEST(Lowering, ElementsThatTurnTheMatrixHaveAProgramOfRectangles) {
   const auto lazy = lazily([] { return at::empty({300, 517}).normal_(); });
-  EXPECT_FALSE(program_of_elements(lazy.t()));
-  EXPECT_TRUE(program_of_elements(lazy.t(), /*may_transpose=*/true));
+  const auto program = program_of_elements(lazy.t());
+  ASSERT_TRUE(program);
+  EXPECT_TRUE(walk_of(*program).transposed);
+  // What goes through random numbers again and again has none.
+  const auto deep = lazily([] { return at::empty({100, 100, 30}).normal_(); });
+  EXPECT_FALSE(program_of_elements(deep.permute({2, 1, 0})));
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr Medium kMemory{/*in_place=*/true, /*row_bytes=*/64, /*rectangle_bytes=*/2 << 20};
-constexpr Medium kFile{/*in_place=*/false, /*row_bytes=*/4096, /*rectangle_bytes=*/8 << 20};
+constexpr Medium kMemory{/*in_place=*/true, {.row_bytes = 64, .best = 2 << 20}};
+constexpr Medium kFile{/*in_place=*/false, {.row_bytes = 4096, .best = 8 << 20}};
 constexpr std::byte kUntouched{0x5a};
 
 /// Keeps what it makes, and which parts were handed over.
@@ -171,9 +171,9 @@ TEST(ProgramJob, RectanglesHaveAllRowsAndAreAsLargeAsTheMediumWants) {
     const KeepingJob job(program, medium);
     ASSERT_TRUE(job.by_rectangles());
     const auto [best, comfortable] = job.tile_size();
-    EXPECT_GE(best, medium.rectangle_bytes);
+    EXPECT_GE(best, medium.rectangle.best);
     EXPECT_LE(comfortable, best);
-    EXPECT_GE(comfortable, std::min(best, 517 * medium.row_bytes));
+    EXPECT_GE(comfortable, std::min(best, 517 * medium.rectangle.row_bytes));
     for (const int64_t bytes : {int64_t{1}, comfortable, best}) {
       EXPECT_EQ(job.tile(bytes) % 517, 0) << bytes;
       EXPECT_GE(job.tile(bytes), 517) << bytes;
