@@ -57,7 +57,9 @@ CASES = {
     "a length that overflows": case("{}", b"", str(2**64 - 1), "at most 2", length=2**64 - 1),
     "a header that ends early": case("{" + GOOD, b"0000", "is not JSON at byte"),
     "text behind the header": case("{" + GOOD + "}x", b"0000", "is not JSON at byte"),
-    "a zero behind the header": case(b"{" + GOOD.encode() + b"}\0", b"0000", "null character at byte 62"),
+    "a zero behind the header": case(
+        b"{" + GOOD.encode() + b"}\0", b"0000", "null character at byte 62"
+    ),
     "space before the header": case(
         " {" + GOOD + "}", b"0000", "at byte 8, expected '{'", library_accepts=True
     ),

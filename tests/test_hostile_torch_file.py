@@ -465,7 +465,12 @@ def test_an_older_file_cut_short(tmp_path: Path, missing: int) -> None:
 
 def test_an_older_file_with_more_behind_it(tmp_path: Path) -> None:
     file = legacy_bytes(OLD, ONE)
-    refused(tmp_path, file + b"x", f"has {len(file) + 1} bytes", f"last storage ends at byte {len(file)}")
+    refused(
+        tmp_path,
+        file + b"x",
+        f"has {len(file) + 1} bytes",
+        f"last storage ends at byte {len(file)}",
+    )
 
 
 @pytest.mark.parametrize("numel", [2, 4, -1, 1 << 62])

@@ -232,8 +232,7 @@ Entry entry_at(const File& file, std::string_view directory, size_t& place) {
               integer_at<uint16_t>(left, 10)};
   const auto extra = left.substr(kEntrySize + name_size, extra_size);
   if (!widen(extra, {&entry.nbytes, &entry.stored, &entry.header})) {
-    no_directory(file,
-                 "byte " + std::to_string(place) + " is an entry without its 64-bit numbers");
+    no_directory(file, "byte " + std::to_string(place) + " is an entry without its 64-bit numbers");
   }
   if ((entry.flags & kUtf8) != 0 && text::first_not_utf8(entry.name) != std::string::npos) {
     no_directory(file, "the name at byte " + std::to_string(place) + " is not UTF-8");

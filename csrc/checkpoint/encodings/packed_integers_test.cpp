@@ -98,7 +98,8 @@ TEST(GptqEncoding, RefusesWhatContradictsTheConfiguration) {
                        "qweight has shape [16, 64]"));
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq","bits":4,"group_size":64})"),
                        "scales has shape [4, 64]"));
-  EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq"})"), "does not state the number of bits"));
+  EXPECT_TRUE(
+      contains(refusal(gptq(), R"({"quant_method":"gptq"})"), "does not state the number of bits"));
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq","bits":"4"})"), "states bits"));
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq","bits":1e300})"), "states bits"));
   for (const auto* format :
