@@ -290,7 +290,7 @@ def test_a_map_that_cannot_be_used_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="offload_dir"):
         dispatch_model(model, {"model": "disk", "lm_head": "disk"})
     (tmp_path / "index.json").write_text("{}")
-    with pytest.raises(ValueError, match="already holds"):
+    with pytest.raises(ValueError, match="already contains"):
         dispatch_model(model, {"model": "disk", "lm_head": "disk"}, offload_dir=tmp_path)
     with pytest.raises(ValueError, match=r"'lm_head' elsewhere. Name the parts"):
         dispatch_model(model, {"": "disk", "lm_head": "cpu"}, offload_dir=tmp_path / "other")
