@@ -21,7 +21,7 @@ from dormant.quantization.layers import QuantizedWeight, quantized_weights
 from dormant.ranks.together import Together, fsdp1_handle, sends_from_the_cpu
 from dormant.reporting.progress import Callback
 from dormant.reporting.tally import Tally
-from dormant.tensors.division import Division, division_of
+from dormant.tensors.division import Division, divisions_of
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.storage import unrecorded
 
@@ -276,7 +276,7 @@ def _parts_in(root: torch.nn.Module) -> Iterator[Part]:
     flat = dict(_flat_parts(root))
     for weight in quantized_weights(root):
         held = weight.held
-        division = division_of(weight.module)
+        division = divisions_of(weight.module).get(weight.format.held_as)
         if division is not None:
             # If fully_shard has sharded it again, each rank computes it from the whole weight.
             if held is not None and not is_dtensor(held) and not weight.source.is_meta:

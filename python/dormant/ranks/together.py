@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from dormant.tensors.division import division_of
+from dormant.tensors.division import divided_parameters
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.storage import unrecorded
 
@@ -329,10 +329,9 @@ def _all_groups_of(root: torch.nn.Module) -> Iterator[ProcessGroup]:
             mesh = parameter.device_mesh
             if mesh.get_coordinate() is not None:
                 yield from mesh.get_all_groups()
+    for _, _, division in divided_parameters(root):
+        yield division.group
     for module in root.modules():
-        division = division_of(module)
-        if division is not None:
-            yield division.group
         handle = fsdp1_handle(module)
         if handle is not None:
             yield handle.process_group

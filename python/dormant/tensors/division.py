@@ -1,11 +1,13 @@
-"""Modules that have a part of their weight as an ordinary tensor, and which part that is."""
+"""Modules that have parts of parameters as ordinary tensors, and which parts these are."""
 
 from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,15 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Division:
-    """How a matrix is divided evenly among the ranks of a one-dimensional mesh.
+    """How a parameter is divided evenly among the ranks of a one-dimensional mesh.
 
     Attributes:
         mesh: the ranks.
-        dim: 0 where each has some rows, 1 where each has some columns.
-        rows: those of the whole matrix.
+        dim: 0 where each has some rows (of a stack of matrices, some matrices), 1 where each has
+            some columns.
+        rows: those of the whole.
     """
-
-    ATTRIBUTE: ClassVar[str] = "_dormant_division"
 
     mesh: DeviceMesh
     dim: int
@@ -85,7 +86,36 @@ class Division:
         return self
 
 
-def division_of(module: torch.nn.Module) -> Division | None:
-    """Of a module that was divided; None of another."""
-    division: Division | None = vars(module).get(Division.ATTRIBUTE)
-    return division
+_ATTRIBUTE = "_dormant_divisions"
+
+
+def divisions_of(module: torch.nn.Module) -> Mapping[str, Division]:
+    """Of the parameters of `module` that were divided, by the names that they have in it."""
+    found: Mapping[str, Division] = vars(module).get(_ATTRIBUTE, MappingProxyType({}))
+    return found
+
+
+def set_division(module: torch.nn.Module, held_as: str, division: Division) -> None:
+    """Marks a parameter as divided.
+
+    Args:
+        module: the module that computes with it.
+        held_as: the name that the parameter has in `module.named_parameters`.
+        division: which part it is.
+    """
+    vars(module).setdefault(_ATTRIBUTE, {})[held_as] = division
+
+
+def divided_parameters(
+    root: torch.nn.Module,
+) -> Iterator[tuple[str, torch.nn.Parameter, Division]]:
+    """The name, the part and the division of every divided parameter in `root`."""
+    for prefix, module in root.named_modules():
+        for name, division in divisions_of(module).items():
+            *path, attribute = name.split(".")
+            holder: torch.nn.Module | None = module
+            for step in path:
+                holder = None if holder is None else holder._modules.get(step)
+            parameter = None if holder is None else holder._parameters.get(attribute)
+            if parameter is not None:
+                yield f"{prefix}.{name}" if prefix else name, parameter, division
