@@ -6,6 +6,7 @@ Compared with what bitsandbytes makes of the eager model in one process.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from compare import assert_same_bits
 from pages import blocks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
-from peers import four_bit
+from peers import four_bit, int8
 from stacked_models import pack_by_library
 
 ORDERS = [
@@ -45,8 +46,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def eager(family: str, path: Path | None, *, block_size: int = 32, nested: bool = True) -> Any:
-    """Packed by bitsandbytes alone: stacks of experts, and every layer but the head."""
+def eager(
+    family: str,
+    path: Path | None,
+    *,
+    block_size: int = 32,
+    nested: bool = True,
+    kind: str = "nf4",
+    skip: Sequence[str] = ("lm_head",),
+) -> Any:
+    """Packed by bitsandbytes alone: stacks of experts, and every layer but `skip`."""
     torch.manual_seed(SEED)
     model: Any = (
         AutoModelForCausalLM.from_config(FAMILIES[family]())
@@ -56,9 +65,10 @@ def eager(family: str, path: Path | None, *, block_size: int = 32, nested: bool 
     names = [name for name, parameter in model.named_parameters() if parameter.dim() == 3]
     pack_by_library(model, names, compress_statistics=nested, blocksize=block_size)
     for name, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and name != "lm_head":
-            options = {"compress_statistics": nested, "block_size": block_size}
-            model.set_submodule(name, four_bit(module, quant_type="nf4", **options))
+        if type(module) is torch.nn.Linear and not name.endswith(tuple(skip)):
+            options = {"compress_statistics": nested, "block_size": block_size, "quant_type": kind}
+            made = int8(module) if kind == "int8" else four_bit(module, **options)
+            model.set_submodule(name, made)
     return model
 
 
@@ -106,6 +116,19 @@ def test_schemes(run_ranks: RunRanks, folder: Path, block_size: int, nested: boo
     given = options(folder, "mixtral", "quantize, divide, load", 2, **changed)
     ranks = run_ranks(2, "expert_parallel:run", **given)
     check(ranks, eager("mixtral", folder / "mixtral", **changed))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("order", ["quantize, divide, load", "quantize, divide, materialize"])
+def test_tensor_parallelism(
+    run_ranks: RunRanks, folder: Path, order: str, world: int, kind: str
+) -> None:
+    skip = ["lm_head", *(["o_proj", "down_proj"] if kind == "int8" else [])]
+    given = options(folder, "llama", order, world, sizes={"tp_size": world}, kind=kind, skip=skip)
+    ranks = run_ranks(world, "expert_parallel:run", **given)
+    path = folder / "llama" if "load" in order else None
+    check(ranks, eager("llama", path, kind=kind, skip=skip))
 
 
 def test_a_rank_reads_its_experts(run_ranks: RunRanks, folder: Path) -> None:

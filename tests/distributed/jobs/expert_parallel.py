@@ -12,30 +12,36 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import transformers
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen3MoeConfig,
+)
 from transformers.distributed.configuration_utils import DistributedConfig
 
 import dormant
 from jobs.models import SEED
-from jobs.quantized import in_order, whole
+from jobs.quantized import in_order, scheme_of, whole
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 128,
-    "intermediate_size": 64,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
     "pad_token_id": 0,
-    "num_experts_per_tok": 2,
 }
+_EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
+_QWEN = {"num_experts_per_tok": 2, "num_experts": 8, "moe_intermediate_size": 64, "head_dim": 32}
 FAMILIES: dict[str, Any] = {
-    "mixtral": lambda: MixtralConfig(**_SIZES, num_local_experts=4),
-    "qwen3_moe": lambda: Qwen3MoeConfig(
-        **_SIZES, num_experts=8, moe_intermediate_size=64, head_dim=32
-    ),
-    "gpt_oss": lambda: GptOssConfig(**_SIZES, num_local_experts=4, head_dim=32, sliding_window=8),
+    "llama": lambda: LlamaConfig(**_SIZES),
+    "mixtral": lambda: MixtralConfig(**_SIZES, **_EXPERTS),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**_SIZES, **_QWEN),
+    "gpt_oss": lambda: GptOssConfig(**_SIZES, **_EXPERTS, head_dim=32, sliding_window=8),
 }
 TOKENS = [[1, 5, 9, 3, 7, 2, 60, 33]]
 
@@ -94,14 +100,21 @@ def outputs_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def run(
-    family: str, order: str, path: str, block_size: int, nested: bool, sizes: dict[str, Any]
+    family: str,
+    order: str,
+    path: str,
+    block_size: int,
+    nested: bool,
+    sizes: dict[str, Any],
+    kind: str = "nf4",
+    skip: list[str] | None = None,
 ) -> dict[str, Any]:
     """Quantizes, divides and loads in some order; says what this rank holds and computes."""
     quiet()
     model = lazy(family)
-    scheme = dormant.FourBit(block_size=block_size, nested=nested)
+    scheme = scheme_of(kind, block_size, nested, "uint8")
     for step, _, report in in_order(
-        order, model, scheme, path, lambda model: divided(model, **sizes), skip=None
+        order, model, scheme, path, lambda model: divided(model, **sizes), skip=skip
     ):
         real = [
             not dormant.is_lazy(module.parametrizations) for module, _ in stacks(model).values()
