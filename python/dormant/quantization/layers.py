@@ -309,11 +309,11 @@ def adopt_parts(roots: Iterable[object], operation: str) -> None:
     for root in roots:
         for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
             divided = weight.format.held_as in divisions_of(weight.module)
-            if divided and _is_divided_again(weight):
+            if divided and _reachable(weight.module, weight._source) is None:
                 raise NotImplementedError(
-                    f"{operation}: {weight.name} was quantized by {weight.format}, divided by "
-                    "parallelize_module, and divided again by FSDP. Use one of them: fully_shard "
-                    "for all ranks, or parallelize_module and copies of its parts."
+                    f"{operation}: {weight.name} was quantized by {weight.format}, divided for "
+                    "tensor or expert parallelism, and taken by FSDP1. Use fully_shard instead, or "
+                    "only one of them."
                 )
             if _is_never_gathered(weight):
                 raise NotImplementedError(
@@ -324,10 +324,6 @@ def adopt_parts(roots: Iterable[object], operation: str) -> None:
                 )
             if is_dtensor(weight.held):
                 weight.format.adopt_part(weight.module)
-
-
-def _is_divided_again(weight: QuantizedWeight) -> bool:
-    return is_dtensor(weight.held) or _reachable(weight.module, weight._source) is None
 
 
 def _is_never_gathered(weight: QuantizedWeight) -> bool:
