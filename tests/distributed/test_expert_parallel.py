@@ -72,13 +72,15 @@ def eager(
     return model
 
 
-def check(ranks: list[dict[str, Any]], expected: Any) -> None:
+def check(ranks: list[dict[str, Any]], expected: Any, experts: int = 0) -> None:
+    """Compares ranks of which each `experts` in a row have all experts."""
+    experts = experts or len(ranks)
     held = stacks(expected)
     outputs = outputs_of(expected)
     for rank, found in enumerate(ranks):
         assert list(found["elements"]) == list(held)
         for name, (module, attribute) in held.items():
-            part = getattr(module, attribute).chunk(len(ranks))[rank]
+            part = getattr(module, attribute).chunk(experts)[rank % experts]
             assert_same_bits(part.contiguous(), found["elements"][name], f"rank {rank}: {name}")
             packed = module.parametrizations[attribute].original.nbytes
             assert found["packed"][name] * len(ranks) == packed
@@ -131,6 +133,23 @@ def test_tensor_parallelism(
     check(ranks, eager("llama", path, kind=kind, skip=skip))
 
 
+SHARDED = [
+    (2, {"fsdp_size": 2, "ep_size": 2}),
+    (4, {"fsdp_size": 4, "ep_size": 2}),
+    (4, {"tp_size": 2, "fsdp_size": 2, "ep_size": 2}),
+]
+
+
+@pytest.mark.parametrize(("world", "sizes"), SHARDED, ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+def test_experts_that_fsdp_shards_again(
+    run_ranks: RunRanks, folder: Path, order: str, world: int, sizes: dict[str, int]
+) -> None:
+    given = options(folder, "mixtral", order, world, sizes=sizes)
+    ranks = run_ranks(world, "expert_parallel:run", **given)
+    check(ranks, eager("mixtral", folder / "mixtral" if "load" in order else None), 2)
+
+
 def test_a_rank_reads_its_experts(run_ranks: RunRanks, folder: Path) -> None:
     given = options(folder, "mixtral", "quantize, divide, load", 4)
     size = sum(file.stat().st_size for file in (folder / "mixtral").glob("*.safetensors"))
@@ -154,13 +173,16 @@ def test_the_state_is_that_of_the_whole_model(run_ranks: RunRanks, folder: Path)
                     assert_same_bits(expected[each], found["state"][each], each)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_folders(run_ranks: RunRanks, tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize(
+    ("world", "sizes"),
+    [(2, {"tp_size": 2, "ep_size": 2}), (4, {"tp_size": 4, "ep_size": 4}), *SHARDED],
+    ids=str,
+)
+def test_folders(run_ranks: RunRanks, tmp_path: Path, world: int, sizes: dict[str, int]) -> None:
     quiet()
     model = eager("mixtral", None)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(state, tmp_path / "whole.safetensors")
-    sizes = {"tp_size": world, "ep_size": world}
     arguments = {"family": "mixtral", "folder": str(tmp_path), "sizes": sizes}
     for found in run_ranks(world, "expert_parallel:saved", **arguments):
         for name, (module, attribute) in stacks(model).items():

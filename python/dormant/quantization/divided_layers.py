@@ -77,9 +77,10 @@ class _Divided(torch.nn.Module):
         for name in self._divided_names:
             part = destination.get(prefix + name)
             if part is not None:
-                with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-                    plain = part.detach().as_subclass(torch.Tensor)
-                destination[prefix + name] = division.whole(plain)
+                if not isinstance(part, DTensor):
+                    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+                        part = part.detach().as_subclass(torch.Tensor)
+                destination[prefix + name] = division.whole(part)
 
 
 class DividedLinear4bit(_Divided, _nn.Linear4bit):  # type: ignore[misc]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dormant.tensors.dtensor import is_dtensor
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -65,22 +67,58 @@ class Division:
         return parts.view(self.size, self.rows, -1).transpose(0, 1).reshape(-1)
 
     def whole(self, part: torch.Tensor) -> DTensor:
-        """A DTensor of which this rank has `part`: a matrix where columns are divided."""
+        """A DTensor of which this rank has `part`: a matrix where columns are divided.
+
+        Args:
+            part: as `cut` returns it, in any shape, or a DTensor that `fully_shard` made of that.
+
+        Raises:
+            NotImplementedError: `fully_shard` has cut columns within a row.
+        """
         tensor = importlib.import_module("torch.distributed.tensor")
-        if self.dim == 1:
-            part = part.reshape(self.rows, -1)
+        mesh, placements, own = self.mesh, [tensor.Shard(self.dim)], part
         shape = list(part.shape)
+        if is_dtensor(part):
+            mesh = self._mesh_with(part.device_mesh)
+            placements += part.placements
+            own = part._local_tensor
+        if self.dim == 1:
+            shape = [self.rows, part.numel() // self.rows]
+            if own.numel() % shape[1]:
+                raise NotImplementedError(
+                    f"state_dict: {self.size} ranks have columns of a weight of {self.rows} rows, "
+                    "and fully_shard has cut them within a row, which no DTensor describes. It "
+                    "needs a number of rows that is a multiple of its number of ranks."
+                )
+            own = own.reshape(-1, shape[1])
         shape[self.dim] *= self.size
         stride = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
         whole: DTensor = tensor.DTensor.from_local(
-            part,
-            self.mesh,
-            [tensor.Shard(self.dim)],
+            own,
+            mesh,
+            placements,
             run_check=False,
             shape=torch.Size(shape),
             stride=tuple(stride),
         )
         return whole
+
+    def _mesh_with(self, inner: DeviceMesh) -> DeviceMesh:
+        """The ranks of `mesh` in the first dimension and those of `inner` in the others."""
+        rank = torch.distributed.get_rank()
+        groups = [self.group, *inner.get_all_groups()]
+        # `init_device_mesh` numbers ranks like the elements of an array: steps add up.
+        table = torch.tensor(rank)
+        for group in groups:
+            steps = torch.tensor(torch.distributed.get_process_group_ranks(group)) - rank
+            table = table.unsqueeze(-1) + steps
+        names = (*(self.mesh.mesh_dim_names or ("part",)), *(inner.mesh_dim_names or ()))
+        kind: Any = importlib.import_module("torch.distributed.device_mesh").DeviceMesh
+        named = names if len(set(names)) == len(groups) else None
+        found: DeviceMesh = kind.from_group(
+            groups, inner.device_type, mesh=table, mesh_dim_names=named
+        )
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Division:
         return self

@@ -126,15 +126,16 @@ def run(
 
 def held(model: Any) -> dict[str, Any]:
     """What this rank has of the stacks, and what the model computes."""
-    found = stacks(model)
-    return {
-        "elements": {name: getattr(module, key).clone() for name, (module, key) in found.items()},
-        "packed": {
-            name: module.parametrizations[key].original.nbytes
-            for name, (module, key) in found.items()
-        },
-        "outputs": outputs_of(model),
-    }
+    elements, packed = {}, {}
+    for name, (module, key) in stacks(model).items():
+        original = module.parametrizations[key].original
+        if isinstance(original, DTensor):
+            packed[name] = original.to_local().nbytes
+            elements[name] = module.parametrizations[key][0](original.full_tensor()).clone()
+        else:
+            packed[name] = original.nbytes
+            elements[name] = getattr(module, key).clone()
+    return {"elements": elements, "packed": packed, "outputs": outputs_of(model)}
 
 
 def documented(code: str, path: str) -> dict[str, Any]:
