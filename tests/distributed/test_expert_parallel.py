@@ -16,8 +16,9 @@ import torch
 from jobs.expert_parallel import FAMILIES, outputs_of, quiet, stacks
 from jobs.models import SEED
 from launch import RunRanks
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+import dormant
 from compare import assert_same_bits
 from pages import blocks
 
@@ -196,6 +197,58 @@ def test_the_program_of_the_page(run_ranks: RunRanks, folder: Path) -> None:
     path = folder / "mixtral"
     ranks = run_ranks(2, "expert_parallel:documented", code=code, path=str(path))
     check(ranks, eager("mixtral", path, block_size=64))
+
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+INT8 = {"load_in_8bit": True}
+
+
+@pytest.mark.parametrize(
+    ("family", "scheme", "sizes"),
+    [
+        ("llama", NF4, {"tp_size": 2}),
+        ("llama", NF4, {"tp_plan": "auto"}),
+        ("llama", NF4, {"fsdp_size": 2}),
+        ("tied", NF4, {"fsdp_size": 2}),
+        ("tied", NF4, {"tp_size": 2}),
+        ("tied", INT8, {"fsdp_size": 2}),
+        ("llama", {**INT8, "llm_int8_skip_modules": ["o_proj", "down_proj"]}, {"tp_size": 2}),
+        ("mixtral", NF4, {"tp_size": 2, "ep_size": 2}),
+    ],
+    ids=str,
+)
+def test_quantizers_of_the_library(
+    run_ranks: RunRanks, folder: Path, family: str, scheme: dict[str, Any], sizes: dict[str, Any]
+) -> None:
+    """`from_pretrained` with both configurations gives the model of one process."""
+    path = folder / family
+    expected: Any = AutoModelForCausalLM.from_pretrained(
+        path, quantization_config=BitsAndBytesConfig(**scheme), device_map="cpu"
+    )
+    state, outputs = expected.state_dict(), outputs_of(expected)
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    given = {"path": str(path), "scheme": scheme, "sizes": sizes}
+    for found in run_ranks(2, "expert_parallel:pretrained", **given):
+        assert found["lazy"]
+        assert found["quantized"]
+        assert found["read"] < 0.8 * size
+        for name, tensor in found["state"].items():
+            if "absmax" not in name and "quant_state" not in name:
+                assert_same_bits(state[name], tensor.reshape(state[name].shape), name)
+        for name, tensor in outputs.items():
+            close = {"rtol": 5e-2, "atol": 5e-3} if name == "evaluated" else {}
+            torch.testing.assert_close(found["outputs"][name], tensor, **close)
+
+
+def test_a_checkpoint_that_is_quantized_already(run_ranks: RunRanks, tmp_path: Path) -> None:
+    with dormant.lazy_init():
+        model = AutoModelForCausalLM.from_config(FAMILIES["llama"]())
+    dormant.quantize(model, "nf4")
+    model.save_pretrained(tmp_path)
+    for scheme in ({}, NF4):
+        given = {"path": str(tmp_path), "scheme": scheme, "sizes": {"tp_size": 2}}
+        for found in run_ranks(2, "expert_parallel:pretrained", **given):
+            assert "bitsandbytes has quantized the checkpoint" in found["error"]
 
 
 def test_refusals(run_ranks: RunRanks) -> None:

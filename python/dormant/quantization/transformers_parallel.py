@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dormant._extension import _C
 from dormant.quantization.four_bit_parameter import FourBitParameter, parametrization_of
 from dormant.quantization.layers import QuantizedWeight, quantized_weights, set_format
 from dormant.quantization.tensor_parallel import (
@@ -148,6 +149,39 @@ def _dividing_stacks(original: Function) -> Function:
     return replacement
 
 
+def _untying(original: Function) -> Function:
+    """`maybe_distribute_model`: the library calls it before it ties weights, and looks up names."""
+
+    @functools.wraps(original)
+    def replacement(cls: Any, model: Any, distributed_config: Any, mesh_manager: Any) -> Any:
+        tied = [] if mesh_manager is None else list(_lazy_ties(model))
+        for module, attribute, parameter in tied:
+            own = torch.nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+            module._parameters[attribute] = own
+        try:
+            result = original(cls, model, distributed_config, mesh_manager)
+        except BaseException:
+            for module, attribute, parameter in tied:
+                module._parameters[attribute] = parameter
+            raise
+        if tied:
+            result.tie_weights(recompute_mapping=False)
+        return result
+
+    return replacement
+
+
+def _lazy_ties(model: Any) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Parameter]]:
+    """The parameters that are the same objects as others, with the modules that have them."""
+    for name, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        path, _, attribute = name.rpartition(".")
+        module = model.get_submodule(path)
+        parameter = module._parameters.get(attribute)
+        is_tied = parameter is not None and parameter is model.get_parameter(source)
+        if is_tied and _C.is_lazy(parameter):
+            yield module, attribute, parameter
+
+
 def _dividing_a_layer(dim: int, original: Function) -> Function:
     """`shard_param` of ColwiseParallel and RowwiseParallel."""
 
@@ -172,6 +206,12 @@ declare(
         "_resolve_parallel_plans",
         "looks for parameters by name, and packed ones have others",
         _listing_packed,
+    ),
+    Patch(
+        f"{_LIBRARY}.mixin:DistributedMixin",
+        "maybe_distribute_model",
+        "divides each tied weight separately, before it ties them",
+        _untying,
     ),
     Patch(
         f"{_LIBRARY}.expert_parallel",

@@ -14,6 +14,7 @@ import transformers
 from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     GptOssConfig,
     LlamaConfig,
     MixtralConfig,
@@ -39,6 +40,7 @@ _EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4}
 _QWEN = {"num_experts_per_tok": 2, "num_experts": 8, "moe_intermediate_size": 64, "head_dim": 32}
 FAMILIES: dict[str, Any] = {
     "llama": lambda: LlamaConfig(**_SIZES),
+    "tied": lambda: LlamaConfig(**_SIZES, tie_word_embeddings=True),
     "mixtral": lambda: MixtralConfig(**_SIZES, **_EXPERTS),
     "qwen3_moe": lambda: Qwen3MoeConfig(**_SIZES, **_QWEN),
     "gpt_oss": lambda: GptOssConfig(**_SIZES, **_EXPERTS, head_dim=32, sliding_window=8),
@@ -207,3 +209,25 @@ def message_of(model: Any, sizes: dict[str, Any]) -> str:
     except (ValueError, NotImplementedError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+def pretrained(path: str, scheme: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:
+    """The library's `from_pretrained` with both configurations, in the context."""
+    quiet()
+    as_torchrun_does()
+    options: dict[str, Any] = (
+        {"quantization_config": BitsAndBytesConfig(**scheme)} if scheme else {}
+    )
+    if "tp_plan" in sizes:
+        options |= sizes
+    else:
+        options["distributed_config"] = DistributedConfig(**sizes)
+    try:
+        with dormant.lazy_init():
+            model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except NotImplementedError as error:
+        return {"error": str(error)}
+    lazy = [dormant.is_lazy(parameter) for parameter in model.parameters()]
+    report = dormant.materialize(model)
+    found = {"lazy": all(lazy), "read": report.read_bytes, "state": whole(model.state_dict())}
+    return {**found, "quantized": model.is_quantized, "outputs": outputs_of(model)}
