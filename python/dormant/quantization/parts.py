@@ -11,7 +11,6 @@ the others. Such weights are packed in rounds: in each, every replica packs anot
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -170,6 +169,9 @@ def quantize_parts(
     if together.is_alone:
         parts = [part for part in parts if all(group.size() == 1 for group in _groups(part))]
     owned = {part.weight.name: _told(part, together) for part in parts}
+    rounds = list(_rounds(parts, owned))
+    # Before the exchange: afterwards, all ranks have the memory for it.
+    line = _Line(max(map(len, rounds)), parts, together) if parts else None
     answers = together.exchange(owned or None)
     everyone = {rank: theirs or {} for rank, theirs in answers.items()}
     for rank, theirs in everyone.items():
@@ -177,11 +179,9 @@ def quantize_parts(
             raise ValueError(_different_weights(together, owned, theirs, rank))
     _check_same_reads(parts, everyone, together)
     origins: dict[int, Literal["checkpoint", "initialized"]] = {}
-    if not parts:
+    if line is None:
         return origins
-    rounds = list(_rounds(parts, everyone, together))
-    line = _Line(max(map(len, rounds)), parts, everyone, together)
-    together.exchange()  # all ranks have the memory for it
+    line.everyone = everyone
     # FSDP1 has several in one storage.
     last = {_C.storage_id(part.memory): part for part in parts}
 
@@ -291,11 +291,8 @@ class _Task:
         return self.part.peers.hops(self.reader, rank)
 
 
-def _rounds(
-    parts: list[Part], everyone: Mapping[int, Mapping[str, _Told]], together: Together
-) -> Iterator[list[_Task]]:
+def _rounds(parts: list[Part], mine: Mapping[str, _Told]) -> Iterator[list[_Task]]:
     """What is packed at the same time: one weight by all ranks, or one by each replica."""
-    mine = everyone[together.rank]
     shared = [part for part in parts if mine[part.weight.name][3] is not None]
     yield from ([_Task(part)] for part in parts if mine[part.weight.name][3] is None)
     total, begin = sum(part.weight.shape.numel() for part in shared), 0
@@ -319,18 +316,14 @@ class _Line:
     Args:
         slots: the number of weights that are sent at the same time, at most.
         parts: this rank's parts.
-        everyone: what each rank has told of them.
         together: the ranks.
+
+    Attributes:
+        everyone: what each rank has told of its parts.
     """
 
-    def __init__(
-        self,
-        slots: int,
-        parts: list[Part],
-        everyone: Mapping[int, Mapping[str, _Told]],
-        together: Together,
-    ) -> None:
-        self._everyone = everyone
+    def __init__(self, slots: int, parts: list[Part], together: Together) -> None:
+        self.everyone: Mapping[int, Mapping[str, _Told]] = {}
         self._together = together
         longest = max(
             part.number_of_scales + max(group.size() for group in _groups(part)) for part in parts
@@ -441,7 +434,7 @@ class _Line:
         places = {}
         group, memory = _groups(part)[hop], self._memory[slot]
         for i, rank in enumerate(torch.distributed.get_process_group_ranks(group)):
-            begin, end, index, _ = self._everyone[rank][part.weight.name]
+            begin, end, index, _ = self.everyone[rank][part.weight.name]
             if hop > 0:  # by now, it also has those of the other ranks in its first group
                 assert part.division is not None
                 length = part.number_of_scales // part.division.size
@@ -492,14 +485,15 @@ def _parts_in(root: torch.nn.Module) -> Iterator[Part]:
 
 def _own_rows(held: Any) -> tuple[torch.Tensor, int, ProcessGroup] | None:
     """This rank's part of a DTensor of packed bytes, and the offset of its first byte."""
-    utils = importlib.import_module("torch.distributed.tensor._utils")
     divided = [i for i, placement in enumerate(held.placements) if not placement.is_replicate()]
     if len(divided) != 1 or not held.placements[divided[0]].is_shard(0):
         return None
     mesh, part = held.device_mesh, held._local_tensor
-    _, offset = utils.compute_local_shape_and_global_offset(held.shape, mesh, held.placements)
+    # torch's compute_local_shape_and_global_offset makes a tensor of the indices of all rows.
+    rows, dim = held.shape[0], divided[0]
+    first = min(rows, mesh.get_local_rank(dim) * -(-rows // mesh.size(dim)))
     row = math.prod(held.shape[1:]) * part.element_size()
-    return part, offset[0] * row, mesh.get_group(divided[0])
+    return part, first * row, mesh.get_group(dim)
 
 
 def _flat_parts(
