@@ -52,7 +52,10 @@ def eager(path: Path | None, quantized: Callable[[Any], Any]) -> Any:
     return model
 
 
-def check(ranks: list[dict[str, Any]], expected: Any, divided: dict[str, int]) -> None:
+def check(
+    ranks: list[dict[str, Any]], expected: Any, divided: dict[str, int], shards: int = 1
+) -> None:
+    parts = len(ranks) // shards
     whole = {name: elements(getattr(expected, name)) for name in DIVIDED}
     outputs = outputs_of(expected)
     for rank, found in enumerate(ranks):
@@ -60,7 +63,7 @@ def check(ranks: list[dict[str, Any]], expected: Any, divided: dict[str, int]) -
         for name, matrix in whole.items():
             part = matrix
             if name in divided:
-                part = matrix.chunk(len(ranks), divided[name])[rank]
+                part = matrix.chunk(parts, divided[name])[rank % parts]
                 assert found["bytes"][name] * len(ranks) == getattr(expected, name).weight.nbytes
             assert_same_bits(part.contiguous(), found["elements"][name], f"{where}: {name}")
         assert list(found["outputs"]) == list(outputs)
@@ -85,16 +88,25 @@ def test_every_order(run_ranks: RunRanks, path: Path, order: str, world: int, ki
     check(ranks, eager(path if "load" in order else None, make), divided)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_divided_and_sharded(run_ranks: RunRanks, path: Path, order: str, kind: str) -> None:
+    """parallelize_module over one dimension of a mesh, fully_shard over the other."""
+    ranks = run_ranks(4, "parallel_quantized:run", **options(path, order, kind=kind, shards=2))
+    make = int8 if kind == "int8" else functools.partial(four_bit, quant_type="nf4")
+    divided = {n: d for n, d in DIVIDED.items() if kind != "int8" or d == 0}
+    check(ranks, eager(path if "load" in order else None, make), divided, 2)
+
+
 @pytest.mark.parametrize("block_size", [32, 128])
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
+@pytest.mark.parametrize(("storage", "shards"), [("uint8", 1), ("bfloat16", 1), ("bfloat16", 2)])
 def test_options(
-    run_ranks: RunRanks, path: Path, block_size: int, nested: bool, storage: str
+    run_ranks: RunRanks, path: Path, block_size: int, nested: bool, storage: str, shards: int
 ) -> None:
     changed = {"kind": "fp4", "block_size": block_size, "nested": nested, "storage": storage}
-    ranks = run_ranks(
-        4, "parallel_quantized:run", **options(path, "quantize, divide, load", **changed)
-    )
+    given = options(path, "quantize, divide, load", **changed, shards=shards)
+    ranks = run_ranks(4, "parallel_quantized:run", **given)
     make = functools.partial(
         four_bit,
         quant_type="fp4",
@@ -102,7 +114,7 @@ def test_options(
         compress_statistics=nested,
         quant_storage=getattr(torch, storage),
     )
-    check(ranks, eager(path, make), DIVIDED)
+    check(ranks, eager(path, make), DIVIDED, shards)
 
 
 def test_a_rank_reads_its_part(run_ranks: RunRanks, path: Path) -> None:
@@ -116,14 +128,18 @@ def test_a_rank_reads_its_part(run_ranks: RunRanks, path: Path) -> None:
 MAKE = {"nf4": functools.partial(four_bit, quant_type="nf4"), "int8": int8}
 
 
+WORLDS = pytest.mark.parametrize(("world", "shards"), [(2, 1), (4, 1), (4, 2)])
+
+
 @pytest.mark.parametrize("kind", MAKE)
-@pytest.mark.parametrize("world", [2, 4])
+@WORLDS
 def test_the_state_is_that_of_the_whole_layer(
-    run_ranks: RunRanks, path: Path, kind: str, world: int
+    run_ranks: RunRanks, path: Path, kind: str, world: int, shards: int
 ) -> None:
     expected = eager(path, MAKE[kind]).state_dict()
     order = "quantize, divide, load"
-    for found in run_ranks(world, "parallel_quantized:run", **options(path, order, kind=kind)):
+    given = options(path, order, kind=kind, shards=shards)
+    for found in run_ranks(world, "parallel_quantized:run", **given):
         for name, tensor in found["state"].items():
             if "absmax" in name or "quant_state" in name or "nested" in name:
                 continue  # in full precision where parts end within blocks of scales
@@ -132,14 +148,15 @@ def test_the_state_is_that_of_the_whole_layer(
 
 
 @pytest.mark.parametrize("kind", MAKE)
-@pytest.mark.parametrize("world", [2, 4])
-def test_folders(run_ranks: RunRanks, tmp_path: Path, kind: str, world: int) -> None:
+@WORLDS
+def test_folders(run_ranks: RunRanks, tmp_path: Path, kind: str, world: int, shards: int) -> None:
     model = eager(None, MAKE[kind])
     safetensors.torch.save_file(
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
         tmp_path / "whole.safetensors",
     )
-    for found in run_ranks(world, "parallel_quantized:saved", kind=kind, folder=str(tmp_path)):
+    arguments = {"kind": kind, "folder": str(tmp_path), "shards": shards}
+    for found in run_ranks(world, "parallel_quantized:saved", **arguments):
         for name, matrix in found["elements"].items():
             assert_same_bits(elements(getattr(model, name)), matrix, name)
 
@@ -164,9 +181,9 @@ def test_refusals(run_ranks: RunRanks) -> None:
         "needs its number of columns a multiple of 128",
         "ValueError: parallelize_module: the 63 rows of a Linear8bitLt cannot be divided",
         "NotImplementedError: parallelize_module: the weight of a Linear8bitLt, 10 x 96",
-        "ValueError: parallelize_module: the quantized layer is already divided",
-        "NotImplementedError: materialize: gate.weight was quantized by nf4, blocks of 64, double "
-        "quantized, divided by parallelize_module, and divided again by FSDP",
+        "ValueError: parallelize_module: the quantized layer has been divided before",
+        "NotImplementedError: materialize: gate._fsdp_wrapped_module.weight was quantized by nf4, "
+        "blocks of 64, double quantized, divided for tensor or expert parallelism, and taken by",
         "NotImplementedError: materialize: up.weight was quantized by nf4, blocks of 64, double "
         "quantized and then divided by distribute_tensor or distribute_module",
         "RuntimeError: dormant: the input of a parallel Linear4bit is not a DTensor",

@@ -148,25 +148,39 @@ def test_what_is_packed_is_read_once(
         assert sum(result["read"] for result in ranks) == alone["read"]
 
 
-def test_packed_parts_with_replicas_are_whole(run_ranks: RunRanks, path: Path) -> None:
-    call = {"kind": "Layered", "way": "HSDP", "path": str(path), "quantized": "nf4"}
-    plain = run_ranks(4, "shared:load", **call, options={"share_reads": False})
-    for rank, result in enumerate(run_ranks(4, "shared:load", **call)):
-        where = f"rank {rank}"
-        assert_came_to_life(result, where)
-        assert_same_tensors(plain[rank]["local"], result["local"], where)
-        assert_same_tensors(plain[rank]["statistics"], result["statistics"], where)
-        assert result["read"] < plain[rank]["read"]
+@pytest.mark.parametrize("quantized", ["nf4", "int8"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_packed_parts_are_read_by_one_of_their_replicas(
+    run_ranks: RunRanks, path: Path, quantized: str, world: int
+) -> None:
+    call = {"kind": "Layered", "way": "HSDP", "path": str(path), "quantized": quantized}
+    plain = run_ranks(world, "shared:load", **call, options={"share_reads": False})
+    for deferred in (False, True):
+        ranks = run_ranks(world, "shared:load", **call, deferred=deferred)
+        for rank, result in enumerate(ranks):
+            where = f"rank {rank}"
+            assert_came_to_life(result, where)
+            assert_same_tensors(plain[rank]["local"], result["local"], where)
+            assert_same_tensors(plain[rank]["statistics"], result["statistics"], where)
+            assert result["origins"] == plain[rank]["origins"]
+            assert 0 < result["read"] < plain[rank]["read"]
+        assert 2 * sum(each["read"] for each in ranks) == sum(each["read"] for each in plain)
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count bytes")
-@pytest.mark.parametrize("world", [2, 4])
-def test_the_system_reads_each_byte_once(run_ranks: RunRanks, tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize(
+    ("world", "way", "quantized", "shards"),
+    [(2, "DDP", None, 1), (4, "DDP", None, 1), (4, "HSDP", "nf4", 2), (4, "HSDP", "int8", 2)],
+)
+def test_the_system_reads_each_byte_once(
+    run_ranks: RunRanks, tmp_path: Path, world: int, way: str, quantized: str | None, shards: int
+) -> None:
     path = tmp_path / "model.safetensors"
     nbytes = write("Wide", path)
     for share in (False, True):
-        for read in run_ranks(world, "shared:bytes_read", path=str(path), share=share):
-            part = nbytes // world if share else nbytes
+        call = {"path": str(path), "share": share, "way": way, "quantized": quantized}
+        for read in run_ranks(world, "shared:bytes_read", **call):
+            part = nbytes // (world if share else shards)
             assert part <= read < part + (1 << 16)
 
 
@@ -302,7 +316,9 @@ def test_a_file_that_is_cut_off_later(
             assert_same_tensors(eager_state("Layered", path), result["local"], f"rank {rank}")
 
 
-@pytest.mark.parametrize(("way", "quantized"), [("DDP", None), ("DDP", "nf4"), ("HSDP", None)])
+@pytest.mark.parametrize(
+    ("way", "quantized"), [("DDP", None), ("DDP", "nf4"), ("HSDP", None), ("HSDP", "nf4")]
+)
 @pytest.mark.parametrize("kind", ["allocate", "read"])
 @pytest.mark.parametrize("ranks", [[1], [0, 1]])
 def test_a_failure_at_every_step(

@@ -81,6 +81,12 @@ def test_a_failure_at_every_step(
     assert_same_bits(first["output"], second["output"], "output")
 
 
+@pytest.mark.parametrize("world", [2, 4])
+def test_messages_of_any_length(run_ranks: RunRanks, world: int) -> None:
+    for found in run_ranks(world, "together:messages"):
+        assert found["heard"] == found["expected"]
+
+
 @pytest.mark.parametrize("loads", [False, True], ids=["materialize", "load"])
 def test_ranks_that_recorded_different_values(
     run_ranks: RunRanks, path: Path, tmp_path: Path, loads: bool

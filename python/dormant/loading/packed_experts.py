@@ -72,7 +72,7 @@ def joined(model: torch.nn.Module, state: State) -> State:
         entries = [_entries(state, name, taken) for name in names]
         for name in taken:
             del values[name]
-        made = _stack(kind.scheme, entries, shape, weight.source.shape, target)
+        made = _stack(kind.scheme.of_whole, entries, shape, weight.source.shape, target)
         values |= {target + suffix: tensor for suffix, tensor in made.items()}
         sources = tuple(each for name in names for each in state.origins_of(name))
         origins |= {target + suffix: sources for suffix in made}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from dormant._extension import _C
+from dormant.loading import transformers_quantized
 from dormant.loading.construction import Call, as_the_library, call, current
 from dormant.loading.protection import Protection
 from dormant.loading.transformers_sharding import cutting_last
@@ -33,6 +34,9 @@ _DISTRIBUTED = ("distributed_config", "tp_plan", "tp_size", "device_mesh")
 def _in_a_call(original: Function) -> Function:
     @functools.wraps(original)
     def replacement(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if transformers_quantized.is_quantized_and_divided(kwargs):
+            whole = functools.partial(replacement, cls, *args)
+            return transformers_quantized.load(whole, cls, kwargs)
         is_distributed = any(kwargs.get(name) is not None for name in _DISTRIBUTED)
         with as_the_library() if is_distributed else contextlib.nullcontext(), call() as here:
             result = original(cls, *args, **kwargs)
@@ -137,6 +141,7 @@ def _among_the_constructed(original: Function) -> Function:
     ) -> Any:
         here = current()
         if here is None or not here.has_constructed:
+            transformers_quantized.check_not_quantized(load_config)
             with cutting_last(load_config):
                 return original(model, state_dict, files, load_config, *args, **kwargs)
         names: dict[int, list[str]] = {}

@@ -23,7 +23,7 @@ from dormant.ranks.peers import Peers, all_peers, peers_of_part
 from dormant.ranks.together import Together, fsdp1_handle
 from dormant.reporting.progress import Callback
 from dormant.reporting.tally import Tally
-from dormant.tensors.division import division_of
+from dormant.tensors.division import divided_parameters
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.identity import is_meta, owns_storage
 from dormant.tensors.inventory import Inventory
@@ -297,12 +297,12 @@ def _peers_by_storage(
 
     everyone = all_peers(together)
     for module in modules:
+        for _, divided, _ in divided_parameters(module):
+            note(divided, None)
         for child in module.modules():
             handle = fsdp1_handle(child)
             if handle is not None:
                 note(handle.flat_param, None)
-            if division_of(child) is not None:
-                note(child.get_parameter("weight"), None)
         tensors = (
             *module.named_parameters(remove_duplicate=False),
             *module.named_buffers(remove_duplicate=False),

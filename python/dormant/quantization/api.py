@@ -18,6 +18,7 @@ from dormant.quantization import (
     pretrained,
     tensor_parallel,  # noqa: F401 (declares its patches)
     torchao,
+    transformers_parallel,  # noqa: F401 (declares its patches)
 )
 from dormant.quantization.four_bit import FourBit
 from dormant.quantization.four_bit_parameter import FourBitParameter

@@ -7,14 +7,14 @@ layer computes with this rank's part of input and weight, as the library's own l
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 import bitsandbytes
 import torch
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from dormant.tensors.division import division_of
+from dormant.quantization.tensor_parallel import text_of_whole
+from dormant.tensors.division import divisions_of
 
 _nn: Any = bitsandbytes.nn
 
@@ -36,15 +36,17 @@ class _Divided(torch.nn.Module):
             x: replicated if the rows of the weight are divided; divided in its last dimension if
                 the columns are.
         """
-        division = division_of(self)
+        division = divisions_of(self).get("weight")
         assert division is not None
+        bias = self._parameters["bias"]
+        if vars(self).get("_hf_quantized_needs_local_tp"):  # transformers' hooks do the rest
+            return self._multiply(x, bias)
         if not isinstance(x, DTensor):
             raise RuntimeError(
                 f"dormant: the input of a parallel {self._library_kind.__name__} is not a DTensor. "
                 "Next: call the module itself, not its forward, so that the hooks of "
                 "parallelize_module run."
             )
-        bias = self._parameters["bias"]
         if division.dim == 0:
             own = x.to_local(grad_placements=[Partial()])
             own_bias = bias.to_local() if isinstance(bias, DTensor) else bias
@@ -70,14 +72,15 @@ class _Divided(torch.nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        division = division_of(self)
+        division = divisions_of(self).get("weight")
         assert division is not None
         for name in self._divided_names:
             part = destination.get(prefix + name)
             if part is not None:
-                with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-                    plain = part.detach().as_subclass(torch.Tensor)
-                destination[prefix + name] = division.whole(plain)
+                if not isinstance(part, DTensor):
+                    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+                        part = part.detach().as_subclass(torch.Tensor)
+                destination[prefix + name] = division.whole(part)
 
 
 class DividedLinear4bit(_Divided, _nn.Linear4bit):  # type: ignore[misc]
@@ -96,15 +99,9 @@ class DividedLinear4bit(_Divided, _nn.Linear4bit):  # type: ignore[misc]
         super()._save_to_state_dict(destination, prefix, keep_vars)
         weight: Any = self._parameters["weight"]
         state = getattr(weight, "quant_state", None)
-        division = division_of(self)
-        if state is None or division is None:
-            return
-        whole = copy.copy(state)
-        sizes = list(state.shape)
-        sizes[division.dim] *= division.size
-        whole.shape = torch.Size(sizes)
-        text = f"quant_state.bitsandbytes__{state.quant_type}"
-        destination[f"{prefix}weight.{text}"] = whole.as_dict(packed=True)[text]
+        division = divisions_of(self).get("weight")
+        if state is not None and division is not None:
+            destination.update(text_of_whole(state, division, f"{prefix}weight"))
 
 
 class DividedLinear8bitLt(_Divided, _nn.Linear8bitLt):  # type: ignore[misc]

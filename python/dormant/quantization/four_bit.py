@@ -104,6 +104,11 @@ class FourBit(LayerFormat):
         nested = ", double quantized" if self.nested else ""
         return f"{self.kind}, blocks of {self.block_size}{nested}"
 
+    @property
+    def of_whole(self) -> FourBit:
+        """The same format without a division."""
+        return self
+
     def check(self, weight: torch.Tensor, name: str) -> None:
         """Raises ValueError if `weight` cannot be quantized."""
         check_source(weight, name, "4-bit formats")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -119,6 +119,17 @@ class FourBitParameter:
     def refresh(self, module: torch.nn.Module, weight: torch.Tensor) -> None:
         """Quantizes `weight` again into the packed parameter."""
         self._put(module, *self.scheme.quantized(weight))
+
+    def exchange(
+        self,
+        module: torch.nn.Module,
+        make: Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]],
+    ) -> None:
+        """Replaces packed bytes and QuantState by what `make` makes of them."""
+        lists: Any = module._modules["parametrizations"]
+        packed = lists[self.attribute]._parameters["original"].data
+        with torch.no_grad():
+            self._put(module, *make(packed, self._unpacks(module).quant_state))
 
     def follow(
         self, module: torch.nn.Module, duplicate: torch.nn.Module, memo: Mapping[int, Any]

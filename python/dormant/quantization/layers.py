@@ -20,7 +20,7 @@ import torch
 from dormant._extension import _C
 from dormant.quantization.packed_format import PackedFormat
 from dormant.recording.context import lazy_init
-from dormant.tensors.division import division_of
+from dormant.tensors.division import divisions_of
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.shards import part_of
 
@@ -207,8 +207,9 @@ def format_of(module: torch.nn.Module) -> PackedFormat | None:
 
 
 def set_format(module: torch.nn.Module, packed_format: PackedFormat) -> None:
-    """Changes how the weight of a layer is packed from now on."""
-    _remember(module, replace(_sources[module]["weight"], format=packed_format))
+    """Changes how a weight of `module` is packed from now on."""
+    source = _sources[module][packed_format.attribute]
+    _remember(module, replace(source, format=packed_format))
 
 
 def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
@@ -307,11 +308,12 @@ def adopt_parts(roots: Iterable[object], operation: str) -> None:
     """
     for root in roots:
         for weight in quantized_weights(root) if isinstance(root, torch.nn.Module) else ():
-            if division_of(weight.module) is not None and _is_divided_again(weight):
+            divided = weight.format.held_as in divisions_of(weight.module)
+            if divided and _reachable(weight.module, weight._source) is None:
                 raise NotImplementedError(
-                    f"{operation}: {weight.name} was quantized by {weight.format}, divided by "
-                    "parallelize_module, and divided again by FSDP. Use one of them: fully_shard "
-                    "for all ranks, or parallelize_module and copies of its parts."
+                    f"{operation}: {weight.name} was quantized by {weight.format}, divided for "
+                    "tensor or expert parallelism, and taken by FSDP1. Use fully_shard instead, or "
+                    "only one of them."
                 )
             if _is_never_gathered(weight):
                 raise NotImplementedError(
@@ -322,10 +324,6 @@ def adopt_parts(roots: Iterable[object], operation: str) -> None:
                 )
             if is_dtensor(weight.held):
                 weight.format.adopt_part(weight.module)
-
-
-def _is_divided_again(weight: QuantizedWeight) -> bool:
-    return is_dtensor(weight.held) or _reachable(weight.module, weight._source) is None
 
 
 def _is_never_gathered(weight: QuantizedWeight) -> bool:

@@ -1,4 +1,4 @@
-"""Quantized layers in `parallelize_module`: each rank holds and computes its part of the weight.
+"""Quantized layers in tensor parallelism: each rank holds and computes its part of the weight.
 
 The library's layers do not support parts. Here, each packed weight is cut where blocks end, with
 its scales, and the layer computes with its part (divided_layers.py). The scales of the whole weight
@@ -14,7 +14,7 @@ import functools
 import importlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -26,34 +26,37 @@ from dormant.quantization.int8 import Int8
 from dormant.quantization.layers import format_of, set_format
 from dormant.recording.context import lazy_init
 from dormant.recording.patches import Function, Patch, declare
-from dormant.tensors.division import Division, division_of
+from dormant.tensors.division import Division, divisions_of, set_division
 from dormant.tensors.storage import unrecorded
 
 
 @dataclass(frozen=True, kw_only=True)
 class DividedFourBit(FourBit):
-    """The format of a Linear4bit that has a part of its weight."""
+    """The format of a weight in 4 bits of which a rank has a part."""
 
     division: Division
 
+    @property
+    def of_whole(self) -> FourBit:
+        """The format of the whole weight."""
+        options = {each.name: getattr(self, each.name) for each in fields(FourBit)}
+        return FourBit(**options)
+
     @staticmethod
-    def check_division(scheme: FourBit, shape: torch.Size, division: Division) -> None:
+    def check_division(
+        scheme: FourBit, shape: torch.Size, dim: int, size: int, *, operation: str
+    ) -> None:
         """Raises ValueError if a block of scales belongs to two ranks."""
-        rows, columns = shape
-        size, block = division.size, scheme.block_size
-        if division.dim == 0:
-            step = size * block // math.gcd(columns, block)
-            fits, what = rows % step == 0, f"its number of rows a multiple of {step}"
-        else:
-            fits = columns % (size * block) == 0
-            what = f"its number of columns a multiple of {size * block}"
-        if not fits:
-            by = "rows" if division.dim == 0 else "columns"
+        elements, block = shape.numel() // shape[0], scheme.block_size
+        name = "columns" if dim else "rows" if len(shape) == 2 else "experts"
+        step = size * block if dim else size * block // math.gcd(elements, block)
+        if shape[dim] % step:
+            what = "the weight of a Linear4bit" if len(shape) == 2 else "a stack of experts"
             raise ValueError(
-                f"parallelize_module: the weight of a Linear4bit, {rows} x {columns} in {scheme}, "
-                f"cannot be divided by {by} among {size} ranks at the ends of blocks. That needs "
-                f"{what}, or a smaller block_size; or leave the layer out of the plan, or of "
-                "dormant.quantize (skip=...)."
+                f"{operation}: {what}, {' x '.join(map(str, shape))} in {scheme}, cannot be "
+                f"divided by {name} among {size} ranks at the ends of blocks. That needs its "
+                f"number of {name} a multiple of {step}, or a smaller block_size; or leave the "
+                "layer out of the plan, or of dormant.quantize (skip=...)."
             )
 
     def quantized(self, weight: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -101,6 +104,16 @@ class DividedFourBit(FourBit):
         return [division.cut(_as_floats(*whole))]
 
 
+def text_of_whole(state: Any, division: Division, name: str) -> dict[str, torch.Tensor]:
+    """What bitsandbytes saves as text of the QuantState of a part, for the whole weight `name`."""
+    whole = copy.copy(state)
+    sizes = list(state.shape)
+    sizes[division.dim] *= division.size
+    whole.shape = torch.Size(sizes)
+    text = f"quant_state.bitsandbytes__{state.quant_type}"
+    return {f"{name}.{text}": whole.as_dict(packed=True)[text]}
+
+
 def _as_floats(absmax: torch.Tensor, nested_absmax: torch.Tensor, offset: torch.Tensor) -> Any:
     """Nested scales as the library computes with them; lazy if the given ones are lazy."""
     with lazy_init() if _C.is_lazy(absmax) else contextlib.nullcontext(), torch.no_grad():
@@ -116,20 +129,22 @@ class DividedInt8(Int8):
     division: Division
 
     @staticmethod
-    def check_division(scheme: Int8, shape: torch.Size, division: Division) -> None:
+    def check_division(
+        scheme: Int8, shape: torch.Size, dim: int, size: int, *, operation: str
+    ) -> None:
         """Raises ValueError for rows that do not divide evenly, NotImplementedError for columns."""
         rows, columns = shape
-        if division.dim == 1:
+        if dim == 1:
             raise NotImplementedError(
-                f"parallelize_module: the weight of a Linear8bitLt, {rows} x {columns}, cannot be "
+                f"{operation}: the weight of a Linear8bitLt, {rows} x {columns}, cannot be "
                 "divided by columns (RowwiseParallel): LLM.int8 quantizes each row of the input by "
                 "its largest value, which no rank has. Use ColwiseParallel, quantize the layer to "
                 "nf4, or skip it (dormant.quantize(..., skip=...))."
             )
-        if rows % division.size:
+        if rows % size:
             raise ValueError(
-                f"parallelize_module: the {rows} rows of a Linear8bitLt cannot be divided evenly "
-                f"among {division.size} ranks. Leave the layer out of the plan, or of "
+                f"{operation}: the {rows} rows of a Linear8bitLt cannot be divided evenly "
+                f"among {size} ranks. Leave the layer out of the plan, or of "
                 "dormant.quantize (skip=...)."
             )
 
@@ -162,47 +177,72 @@ class DividedInt8(Int8):
 
 
 @contextlib.contextmanager
-def _dividing(module: torch.nn.Module, mesh: Any, dim: int) -> Iterator[None]:
-    """Divides the packed weight of `module`; while open, a plain weight stands in its place."""
-    scheme = format_of(module)
-    assert isinstance(scheme, (FourBit, Int8))
-    if division_of(module) is not None:
-        raise ValueError("parallelize_module: the quantized layer is already divided.")
+def dividing(
+    module: torch.nn.Module, mesh: Any, dim: int, *, operation: str
+) -> Iterator[torch.nn.Parameter]:
+    """Divides the packed weight of a layer; while open, a plain weight stands in its place.
+
+    Args:
+        module: a layer that `is_packed`.
+        mesh: the ranks.
+        dim: 0 divides rows, 1 divides columns.
+        operation: for messages.
+
+    Yields:
+        The plain weight, on the meta device.
+
+    Raises:
+        ValueError, NotImplementedError: the weight cannot be divided in this way.
+    """
+    check_layer(module, dim, mesh.size(), operation=operation)
+    scheme: Any = format_of(module)
     weight: Any = module._parameters["weight"]
-    shape = weight.quant_state.shape if isinstance(scheme, FourBit) else weight.shape
+    shape = _shape(module)
     division = Division(mesh, dim, shape[0])
-    divided = _divided(scheme, shape, division)
     with unrecorded(), torch.device("meta"):
         plain = torch.nn.Parameter(torch.empty(shape), requires_grad=False)
     module._parameters["weight"] = plain
     try:
-        yield
+        yield plain
     finally:
         module._parameters["weight"] = weight
     layers = importlib.import_module("dormant.quantization.divided_layers")
-    divided.divide(module)
     four_bit = isinstance(scheme, FourBit)
+    kind: Any = DividedFourBit if four_bit else DividedInt8
+    divided: DividedFourBit | DividedInt8 = kind(**vars(scheme), division=division)
+    divided.divide(module)
     module.__class__ = layers.DividedLinear4bit if four_bit else layers.DividedLinear8bitLt
-    vars(module)[Division.ATTRIBUTE] = division
+    set_division(module, "weight", division)
     set_format(module, divided)
 
 
-def _divided(
-    scheme: FourBit | Int8, shape: torch.Size, division: Division
-) -> DividedFourBit | DividedInt8:
+def is_packed(module: torch.nn.Module) -> bool:
+    """Whether `module` is a layer of bitsandbytes that can be divided."""
+    weight: Any = module._parameters.get("weight")
+    return isinstance(format_of(module), (FourBit, Int8)) and not is_foreign(weight)
+
+
+def check_layer(module: torch.nn.Module, dim: int, size: int, *, operation: str) -> None:
+    """Raises ValueError or NotImplementedError if `size` ranks cannot have parts of the layer."""
+    if divisions_of(module):
+        raise ValueError(f"{operation}: the quantized layer has been divided before.")
+    scheme: Any = format_of(module)
     kind: Any = DividedFourBit if isinstance(scheme, FourBit) else DividedInt8
-    kind.check_division(scheme, shape, division)
-    divided: DividedFourBit | DividedInt8 = kind(**vars(scheme), division=division)
-    return divided
+    kind.check_division(scheme, _shape(module), dim, size, operation=operation)
+
+
+def _shape(module: torch.nn.Module) -> torch.Size:
+    weight: Any = module._parameters["weight"]
+    state = getattr(weight, "quant_state", None)
+    return weight.shape if state is None else torch.Size(state.shape)
 
 
 def _cuts_what_is_packed(dim: int, original: Function) -> Function:
     @functools.wraps(original)
     def replacement(self: Any, module: torch.nn.Module, device_mesh: Any) -> Any:
-        weight: Any = module._parameters.get("weight")
-        if not isinstance(format_of(module), (FourBit, Int8)) or is_foreign(weight):
+        if not is_packed(module):
             return original(self, module, device_mesh)
-        with _dividing(module, device_mesh, dim):
+        with dividing(module, device_mesh, dim, operation="parallelize_module"):
             return original(self, module, device_mesh)
 
     return replacement

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 
 import torch
 
 from dormant._extension import _C
 from dormant.ranks.together import Together, fsdp1_handle
-from dormant.tensors.division import division_of
+from dormant.tensors.division import divided_parameters
 from dormant.tensors.shards import part_of
 from dormant.text.printable import printable
 
@@ -21,7 +23,13 @@ def check_same_recording(modules: Iterable[torch.nn.Module], together: Together)
             tensor. Or not all ranks have the same `share_reads`.
         RuntimeError, OSError, MemoryError, ...: another rank failed.
     """
+    if together.is_alone:
+        return
     digests = {name: _C.digest(part) for name, part in _lazy_parts(modules)}
+    digest = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    answers = together.exchange([together.shares_reads, digest])
+    if all(answer == answers[together.rank] for answer in answers.values()):
+        return
     everyone = together.exchange([together.shares_reads, digests])
     first: dict[str, tuple[int, int]] = {}
     for rank, (shares, theirs) in everyone.items():
@@ -46,11 +54,9 @@ def check_same_recording(modules: Iterable[torch.nn.Module], together: Together)
 
 def _lazy_parts(modules: Iterable[torch.nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
     for module in modules:
-        for name, child in module.named_modules():
-            if division_of(child) is not None:
-                part = child._parameters["weight"]
-                if part is not None and _C.is_lazy(part):
-                    yield f"{name}.weight", part
+        for name, held, _ in divided_parameters(module):
+            if part_of(held) is None and _C.is_lazy(held):
+                yield name, held
         for name, parameter in module.named_parameters():
             part = part_of(parameter)
             if part is not None and _C.is_lazy(part):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from dormant.tensors.division import division_of
+from dormant.tensors.division import divided_parameters
 from dormant.tensors.dtensor import is_dtensor
 from dormant.tensors.storage import unrecorded
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # The other ranks raise the first kind that an error is an instance of.
 _KINDS = (KeyError, NotImplementedError, ValueError, TypeError, OSError, MemoryError, RuntimeError)
 
-# Number of bytes with which a rank reports its result.
+# Number of bytes with which a rank reports its result, and what it says if that fits.
 _ROW = 2048
 
 # A rank that waits checks after this many seconds whether another rank is known to be gone.
@@ -70,7 +70,8 @@ class Together:
         self._is_steady = False
         self._interrupt: BaseException | None = None
         # Allocated outside of torch's allocator, so that exhausted memory can still be reported.
-        self._table = torch.frombuffer(bytearray(world * _ROW), dtype=torch.uint8)
+        self._rows = bytearray(world * _ROW)
+        self._table = torch.frombuffer(self._rows, dtype=torch.uint8)
 
     @property
     def is_alone(self) -> bool:
@@ -109,28 +110,29 @@ class Together:
 
     def _exchange(self, said: Any) -> dict[int, Any]:
         text = b"" if said is None else json.dumps(said).encode()
-        sizes = self._agree(len(text))
-        if not any(sizes.values()):
-            return dict.fromkeys(sizes)
+        answers = self._agree(text)
+        found = {rank: json.loads(short) if short else None for rank, (_, short) in answers.items()}
+        sizes = {rank: size for rank, (size, short) in answers.items() if size and not short}
+        if not sizes:
+            return found
         try:
             with unrecorded():
                 together = torch.zeros(sum(sizes.values()), dtype=torch.uint8, device="cpu")
         except BaseException as error:
             self._fail(error)
             raise
-        self._agree(0)  # all ranks have the memory for it
+        self._agree(b"")  # all ranks have the memory for it
         starts = dict(zip(sizes, itertools.accumulate(sizes.values(), initial=0)))  # noqa: B905
-        if text:
-            begin = starts[self.rank]
+        begin = starts.get(self.rank)
+        if begin is not None:
             together[begin : begin + len(text)] = torch.frombuffer(
                 bytearray(text), dtype=torch.uint8
             )
         self._spread(together)
         whole = bytes(together.tolist())
-        return {
-            rank: json.loads(whole[starts[rank] : starts[rank] + size]) if size else None
-            for rank, size in sizes.items()
-        }
+        for rank, size in sizes.items():
+            found[rank] = json.loads(whole[starts[rank] : starts[rank] + size])
+        return found
 
     def wait(self, work: Work, group: ProcessGroup) -> None:
         """Waits until `work` in `group` is done.
@@ -202,35 +204,41 @@ class Together:
         """Tells the other ranks, in the exchange that they expect next."""
         self._ended = True
         with contextlib.suppress(RuntimeError):  # no rank is left to tell
-            self._tell(0, _failure_of(error))
+            self._tell(b"", _failure_of(error))
 
-    def _agree(self, size: int) -> dict[int, int]:
-        """The sizes that all ranks report.
+    def _agree(self, text: bytes) -> dict[int, tuple[int, bytes]]:
+        """The lengths of the texts of all ranks, and the texts that are short enough.
 
         Raises:
             KeyError, ...: a rank has failed.
         """
-        answers = self._tell(size, None)
+        answers = self._tell(text, None)
         self.ranks = list(answers)
-        for rank, (_, failure) in answers.items():
+        for rank, (_, failure, _) in answers.items():
             if failure is not None:
                 self._ended = True
                 raise _error_of(self.operation, rank, failure)
-        return {rank: told for rank, (told, _) in answers.items()}
+        return {rank: (size, short) for rank, (size, _, short) in answers.items()}
 
-    def _tell(self, size: int, failure: _Failure | None) -> dict[int, tuple[int, _Failure | None]]:
+    def _tell(
+        self, text: bytes, failure: _Failure | None
+    ) -> dict[int, tuple[int, _Failure | None, bytes]]:
         """What all ranks report; allocates nothing that torch needs memory for."""
-        row = json.dumps([size, failure]).encode()
+        row = json.dumps([len(text), failure]).encode()
         assert len(row) <= _ROW
-        rows = self._table.zero_().view(-1, _ROW)
-        rows[self.rank, : len(row)] = torch.frombuffer(bytearray(row), dtype=torch.uint8)
+        if len(row) + 1 + len(text) <= _ROW:
+            row += b"\n" + text
+        self._rows[:] = bytes(len(self._rows))
+        begin = self.rank * _ROW
+        self._rows[begin : begin + len(row)] = row
         self._spread(self._table)
         found = {}
-        for rank in range(len(rows)):
-            told = bytes(rows[rank].tolist()).rstrip(b"\0")
+        for rank in range(len(self._rows) // _ROW):
+            told = bytes(self._rows[rank * _ROW : (rank + 1) * _ROW]).rstrip(b"\0")
             if told:
-                size, failure = json.loads(told)
-                found[rank] = (size, None if failure is None else _Failure(*failure))
+                head, _, short = told.partition(b"\n")
+                size, failed = json.loads(head)
+                found[rank] = (size, None if failed is None else _Failure(*failed), short)
         return found
 
     def _spread(self, bytes_of_all: torch.Tensor) -> None:
@@ -329,10 +337,9 @@ def _all_groups_of(root: torch.nn.Module) -> Iterator[ProcessGroup]:
             mesh = parameter.device_mesh
             if mesh.get_coordinate() is not None:
                 yield from mesh.get_all_groups()
+    for _, _, division in divided_parameters(root):
+        yield division.group
     for module in root.modules():
-        division = division_of(module)
-        if division is not None:
-            yield division.group
         handle = fsdp1_handle(module)
         if handle is not None:
             yield handle.process_group

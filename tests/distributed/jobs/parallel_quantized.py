@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import (
     DTensor,
     Replicate,
@@ -66,12 +66,12 @@ def elements(layer: Any) -> torch.Tensor:
     """The matrix that the packed weight of a layer stands for."""
     if "quant_state" in vars(layer):
         weight = layer.weight
-        matrix: torch.Tensor = bitsandbytes.functional.dequantize_4bit(
-            weight.data, weight.quant_state
-        )
+        packed = weight.full_tensor() if isinstance(weight, DTensor) else weight.data
+        matrix: torch.Tensor = bitsandbytes.functional.dequantize_4bit(packed, layer.quant_state)
         return matrix.clone()
-    scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
-    return layer.weight.data.float() * scales[:, None]
+    scales = layer.state.SCB if layer.state.SCB is not None else layer.weight.SCB
+    codes = layer.weight.full_tensor() if isinstance(layer.weight, DTensor) else layer.weight.data
+    return codes.float() * scales[:, None]
 
 
 def outputs_of(model: Any) -> dict[str, torch.Tensor]:
@@ -95,12 +95,19 @@ def outputs_of(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def divided(model: Any, kind: str, **options: Any) -> Any:
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return parallelize_module(model, mesh, plan(kind != "int8"), **options)
+def divided(model: Any, kind: str, shards: int = 1, **options: Any) -> Any:
+    """Parallelized and, if there are several shards, sharded over the other dimension."""
+    sizes = (shards, dist.get_world_size() // shards)
+    meshes = init_device_mesh("cpu", sizes, mesh_dim_names=("shards", "parts"))
+    parallelize_module(model, meshes["parts"], plan(kind != "int8"), **options)
+    if shards > 1:
+        for layer in model.children():
+            fully_shard(layer, mesh=meshes["shards"])
+        fully_shard(model, mesh=meshes["shards"])
+    return model
 
 
-def lazy(kind: str, *, seed: int = SEED) -> Any:
+def lazy(kind: Any, *, seed: int = SEED) -> Any:
     """`Parallel`, quantized."""
     torch.manual_seed(seed)
     with dormant.lazy_init():
@@ -109,7 +116,9 @@ def lazy(kind: str, *, seed: int = SEED) -> Any:
     return model
 
 
-def run(order: str, path: str, kind: str, block_size: int, nested: bool, storage: str) -> Any:
+def run(
+    order: str, path: str, kind: str, block_size: int, nested: bool, storage: str, shards: int = 1
+) -> Any:
     """Quantizes, divides and loads in some order; says what this rank holds and computes."""
     torch.manual_seed(SEED)
     with dormant.lazy_init():
@@ -117,7 +126,7 @@ def run(order: str, path: str, kind: str, block_size: int, nested: bool, storage
     scheme = scheme_of(kind, block_size, nested, storage)
     loaded = False
     for step, _, report in in_order(
-        order, model, scheme, path, lambda model: divided(model, kind, src_data_rank=None)
+        order, model, scheme, path, lambda model: divided(model, kind, shards, src_data_rank=None)
     ):
         loaded = loaded or report is not None
         made = [
@@ -130,23 +139,27 @@ def run(order: str, path: str, kind: str, block_size: int, nested: bool, storage
     return {
         "elements": {name: elements(model.get_submodule(name)) for name in DIVIDED},
         "state": whole(model.state_dict()),
-        "bytes": {name: model.get_submodule(name).weight.nbytes for name in DIVIDED},
+        "bytes": {name: _own_bytes(model.get_submodule(name).weight) for name in DIVIDED},
         "outputs": outputs_of(model),
         "read": report.read_bytes,
         "size": Path(path).stat().st_size,
     }
 
 
-def saved(kind: str, folder: str) -> dict[str, Any]:
+def _own_bytes(weight: torch.Tensor) -> int:
+    return weight.to_local().nbytes if isinstance(weight, DTensor) else weight.nbytes
+
+
+def saved(kind: str, folder: str, shards: int) -> dict[str, Any]:
     """What comes back from folders that torch and dormant have saved, and from a whole model's."""
-    model = divided(lazy(kind), kind)
+    model = divided(lazy(kind), kind, shards)
     dormant.save({"model": model}, f"{folder}/lazy", format="dcp")
     assert dormant.is_lazy(model)
     dormant.materialize(model)
     dcp.save({"model": model.state_dict()}, checkpoint_id=f"{folder}/torch")
     expected = outputs_of(model)
     for name in ("lazy", "torch", "whole"):
-        other = divided(lazy(kind, seed=1), kind)
+        other = divided(lazy(kind, seed=1), kind, shards)
         checkpoint = f"{folder}/whole.safetensors" if name == "whole" else f"{folder}/{name}"
         report = dormant.load(other, checkpoint, share_reads=name == "whole")
         assert report.count("initialized") == 0
@@ -174,8 +187,7 @@ def others(kind: str, path: str) -> dict[str, Any]:
 
 def refusals() -> list[str]:
     """Messages; nothing has changed after them."""
-    meshes = init_device_mesh("cpu", (1, 2), mesh_dim_names=("copies", "parts"))
-    mesh = meshes["parts"]
+    mesh = init_device_mesh("cpu", (2,))
     with dormant.lazy_init():
         narrow: Any = nn.Sequential(nn.Linear(96, 10), nn.Linear(64, 63))
     eight = copy.deepcopy(narrow)
@@ -183,10 +195,11 @@ def refusals() -> list[str]:
     dormant.quantize(eight, "int8", skip=())
     wide = lazy("nf4")
     again = divided(lazy("nf4"), "nf4")
-    for_fsdp = parallelize_module(lazy("nf4"), mesh, plan(True))
+    flat = parallelize_module(lazy(scheme_of("nf4", 64, True, "float32")), mesh, plan(True))
     by_hand = lazy("nf4")
     distribute_module(by_hand.up, mesh, _cut_rows)
-    fully_shard(for_fsdp, mesh=meshes["copies"])
+    cpu = torch.device("cpu")
+    flat.gate = FullyShardedDataParallel(flat.gate, device_id=cpu, use_orig_params=True)
 
     def parallelize(model: Any, name: str, style: Any) -> Callable[[], object]:
         return lambda: parallelize_module(model, mesh, {name: style})
@@ -197,7 +210,7 @@ def refusals() -> list[str]:
         parallelize(eight, "1", ColwiseParallel()),
         parallelize(eight, "0", RowwiseParallel()),
         parallelize(again, "up", ColwiseParallel()),
-        lambda: dormant.materialize(for_fsdp),
+        lambda: dormant.materialize(flat),
         lambda: dormant.materialize(by_hand),
         lambda: wide.up.forward(torch.ones(1, 128)),
     ]

@@ -109,13 +109,19 @@ def scheme_of(kind: str, block_size: int, nested: bool, storage: str) -> Any:
 
 
 def in_order(
-    order: str, model: Any, scheme: Any, path: str, divide: Callable[[Any], Any]
+    order: str,
+    model: Any,
+    scheme: Any,
+    path: str,
+    divide: Callable[[Any], Any],
+    *,
+    skip: Any = ("head",),
 ) -> Iterator[tuple[str, Any, Any]]:
     """Takes the steps of `order`; yields each with the model and the report, if there is one."""
     for step in order.split(", "):
         report = None
         if step == "quantize":
-            dormant.quantize(model, scheme, skip=["head"])
+            dormant.quantize(model, scheme, skip=skip)
         elif step == "load lazily":
             dormant.load(model, path, materialize=False)
         elif step == "load":

@@ -80,8 +80,9 @@ def _square() -> DeviceMesh:
 
 def _hsdp(model: Any) -> nn.Module:
     mesh = _square()
-    for layer in model.layers if hasattr(model, "layers") else model.children():
-        fully_shard(layer, mesh=mesh)
+    for layer in model.children():
+        for each in layer if isinstance(layer, nn.ModuleList) else [layer]:
+            fully_shard(each, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
@@ -117,7 +118,7 @@ def lazy_model(kind: str, way: str, quantized: str | None = None, seed: int = SE
     with dormant.lazy_init():
         model = MODELS[kind]()
     if quantized is not None:
-        dormant.quantize(model, quantized, skip=["head"])
+        dormant.quantize(model, quantized, skip=["head"] if kind == "Layered" else ())
     return WAYS[way](model)
 
 
@@ -201,9 +202,9 @@ def compared(kind: str, way: str, path: str, tick: int) -> dict[str, Any]:
     return {**result, "without": without, "later": later}
 
 
-def bytes_read(path: str, share: bool) -> int:
+def bytes_read(path: str, share: bool, way: str, quantized: str | None) -> int:
     """Bytes that read calls gave this process while it loaded."""
-    model = lazy_model("Wide", "DDP")
+    model = lazy_model("Wide", way, quantized)
     before = characters_read()
     dormant.load(model, path, share_reads=share, mmap="never")
     return characters_read() - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import dormant
 from dormant import _C
+from dormant.ranks.together import Together
 from jobs import killed
 from jobs.models import SEED, Layered
 
@@ -51,7 +53,7 @@ def attempt(model: nn.Module, path: str | None) -> BaseException | None:
         if path is None:
             dormant.materialize(model)
         else:
-            dormant.load(model, path)
+            dormant.load(model, path, mmap="never")  # what is mapped takes no memory
     except BaseException as error:
         return error
     return None
@@ -100,6 +102,25 @@ def every_step_fails(way: str, path: str | None, kind: str, ranks: list[int]) ->
             first = outputs
         assert torch.equal(first, outputs), n
     return {"raised": raised, "lazy": kept, "output": outputs}
+
+
+def messages() -> dict[str, Any]:
+    """What ranks hear that say nothing, little, or more than fits into a row; and a failure."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model = lazy_model("float")
+    kinds: list[Any] = [None, "short", "x" * 5000, ["y" * 3000] * 2]
+    found: dict[str, Any] = {"heard": [], "expected": []}
+    with Together("load", [model]) as together:
+        for shift in range(4):
+            found["heard"].append(together.exchange(kinds[(rank + shift) % 4]))
+            found["expected"].append({r: kinds[(r + shift) % 4] for r in range(world)})
+        together.conclude()
+    with contextlib.suppress(RuntimeError), Together("load", [model]) as together:
+        _C.set_faults("allocate:1" if rank == 1 else "")
+        together.exchange("z" * 5000)
+        found["heard"].append("the failure of rank 1 is not noticed")
+    _C.set_faults("")
+    return found
 
 
 def other_seeds(path: str | None) -> list[str]:
