@@ -79,6 +79,10 @@ docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tabl
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict --clean
 	echo "site/index.html"
 
+.PHONY: docs-output
+docs-output: build ## run the code of the documentation, and write what it prints into the pages
+	@DORMANT_REWRITE_OUTPUT=1 $(PYTEST) $$(grep -lE 'from pages import' -r tests) $(PYTEST_ARGS)
+
 # The releases of torch that each wheel holds binaries for, and the Pythons: all of 3.10 to 3.14 that are found, unless named.
 WHEEL_TORCH := 2.11.0 2.12.0 2.12.1 2.13.0 2.14.0 2.14.1 2.15.0
 WHEEL_PYTHONS :=

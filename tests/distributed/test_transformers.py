@@ -93,7 +93,7 @@ def test_the_program_for_qlora(tmp_path: Path) -> None:
     """Adapters are trained as on one process, by bitsandbytes and peft alone."""
     torch.manual_seed(9)
     LlamaForCausalLM(FAMILIES["llama"]()).bfloat16().save_pretrained(tmp_path / "llama")
-    (program,) = [block.code for block in blocks("distributed.md") if block.title]
+    (program,) = [block.code for block in blocks("distributed.md") if block.file]
     (tmp_path / "qlora.py").write_text(program)
     process = subprocess.run(
         [
