@@ -203,7 +203,8 @@ def write_result(folder: Path, task: str, **changed: Any) -> None:
         "rows": [["<us>", "0.1"]],
         "notes": ["n"],
     }
-    result = {"machine": MACHINE, "task": task, "sheets": [sheet], "compared": 3, "mismatches": []}
+    result = {"date": "2026-11-30", "command": f"make {task}", "machine": MACHINE, "task": task}
+    result |= {"sheets": [sheet], "compared": 3, "mismatches": []}
     (folder / f"{task}.json").write_text(json.dumps({**result, **changed}))
 
 
@@ -213,9 +214,18 @@ def test_benchmarks_are_tables_under_the_machine_in_words(tmp_path: Path) -> Non
     page = render(tmp_path)
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Construct", "Load", "Unheard of"]
     assert page.count("2 cores (Some Processor, AVX2), torch 2.13.0, Python 3.11.1") == 3
+    assert page.count("Measured on 2026-11-30 by `make ") == 3
     assert "### a \\| b\n\n|   | seconds |\n|:--|--:|\n| &lt;us&gt; | 0.1 |\n\n- n" in page
     assert page.count("Outputs compared before timing: 3, all equal.") == 3
     assert "Other programs" not in page
+
+
+def test_the_committed_results_are_whole_runs() -> None:
+    results = ROOT / "benchmarks" / "results"
+    page = render(results)
+    assert page.count("Measured on 20") == len(list(results.glob("*.json"))) >= 2
+    assert "--quick" not in page
+    assert "compared outputs differ" not in page
 
 
 def test_benchmarks_say_what_spoils_them(tmp_path: Path) -> None:

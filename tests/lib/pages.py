@@ -116,7 +116,7 @@ class Block:
 
     def check_output(self, printed: str) -> None:
         """Compares what the block printed with what the page shows, or rewrites the page."""
-        printed = printed.replace(os.getcwd(), _FOLDER)
+        printed = printed.replace(str(Path.cwd()), _FOLDER)
         printed = "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
         if torch.__version__.split("+")[0] not in _RELEASE or _masked(printed) == _masked(
             self.output
