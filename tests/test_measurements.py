@@ -13,7 +13,7 @@ from pages import ROOT
 
 sys.path.append(str(ROOT / "tools"))
 
-import measurements  # noqa: E402
+import measurements
 
 
 def run_of_the_demo(**changes: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_a_run_with_differences_is_not_taken_over() -> None:
         measurements.take_over(run_of_the_demo(differences=["a.weight"]))
     lacking = run_of_the_demo()
     del lacking["results"]["llama-int8"]
-    with pytest.raises(ValueError, match="incomplete.*llama-int8"):
+    with pytest.raises(ValueError, match=r"incomplete.*llama-int8"):
         measurements.take_over(lacking)
 
 

@@ -1,7 +1,7 @@
 """Writes what `make demo` measured into README.md and docs/: a table and a picture.
 
-python tools/measurements.py                         # from examples/demo/measured.json
-python tools/measurements.py demo-out/results.json   # takes over a new run of `make demo` first
+`python tools/measurements.py` takes the numbers of examples/demo/measured.json. With the path of
+demo-out/results.json, which a new run of `make demo` left, it takes over that run first.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def main() -> None:
+    """Rewrites the picture and the tables."""
     if len(sys.argv) > 1:
         taken = take_over(json.loads(Path(sys.argv[1]).read_text()))
         DATA.write_text(json.dumps(taken, indent=1) + "\n")
