@@ -58,6 +58,25 @@ def test_coming_from_another_library(capsys: pytest.CaptureFixture[str]) -> None
     assert model.lm_head.weight.dtype is torch.bfloat16
 
 
+def test_a_gpu_is_used_if_there_is_one() -> None:
+    model = run_page("gpu.md")["model"]
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(256, 256), torch.nn.Linear(256, 16)]
+    eager = torch.nn.Sequential(*layers)
+    for expected, got in zip(eager.parameters(), model.parameters(), strict=True):
+        assert_same_bits(expected.detach().to(torch.bfloat16), got.detach().cpu())
+
+
+def test_loading_without_initialization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    initializers = dict(vars(torch.nn.init))
+    names = run_page("skip_init.md")
+    assert initializers == dict(vars(torch.nn.init))
+    for name, expected in names["trained"].state_dict().items():
+        assert_same_bits(expected, names["model"].state_dict()[name], name)
+    assert_same_bits(names["trained"].blocks[0].rates, names["model"].blocks[0].rates)
+
+
 @pytest.mark.filterwarnings("ignore:from_pretrained.*head.weight")
 def test_bugs_of_transformers_go_away() -> None:
     names = run_page("transformers_v5.md")
@@ -84,7 +103,7 @@ def test_recipes_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_of_a_page_is_run_by_a_test(page: Path) -> None:
     if blocks(page):
-        called = re.compile(rf'(?:blocks|run_page)\("{re.escape(page.name)}"')
+        called = re.compile(rf'(?:blocks|run_page|follow_page)\("{re.escape(page.name)}"')
         tests = [
             path for path in (ROOT / "tests").rglob("test_*.py") if called.search(path.read_text())
         ]

@@ -1,4 +1,4 @@
-"""Every recipe of docs/distributed.md ends with the eager model; docs/trained.md does what it says."""
+"""Every recipe of docs/distributed.md ends with the eager model; docs/trained.md is right."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def test_a_recipe_ends_with_the_eager_model(
     assert found.keys() == whole.keys()
 
 
-def test_a_trained_model_is_saved_and_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trained_model_is_saved_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     names = follow_page("trained.md")
