@@ -110,6 +110,14 @@ def test_code_of_a_page_is_run_by_a_test(page: Path) -> None:
         assert tests, f"no test runs the code of {page.name}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_code_and_output_fit_the_site(page: Path) -> None:
+    fenced = re.findall(r"^```\w+[^\n]*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for block in fenced for line in block.splitlines()]
+    # What a window of 1280 pixels shows beside the menus (docs/stylesheets/site.css).
+    assert [line for line in lines if len(line) > 96] == []
+
+
 # What is said
 
 

@@ -24,9 +24,9 @@ _, SUMMARY = blocks(ROOT / "README.md", "sh")
 RANK, WORLD = 1, 4
 
 
-def eager(config: Any) -> Any:
+def eager(models: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(config)
+    return transformers.LlamaForCausalLM(models["config"])
 
 
 @contextlib.contextmanager
@@ -47,7 +47,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("readme"))
     try:
-        examples = {"build": BUILD, "save": SAVE, "load": LOAD, "quantize": QUANTIZE, "large": LARGE}
+        examples = {
+            "build": BUILD,
+            "save": SAVE,
+            "load": LOAD,
+            "quantize": QUANTIZE,
+            "large": LARGE,
+        }
         for name, example in examples.items():
             example.run(names)
             models[name] = names["model"]
@@ -75,16 +81,16 @@ def assert_same_state(expected: dict[str, Any], got: dict[str, Any]) -> None:
 
 
 def test_build_gives_the_eager_model(models: dict[str, Any]) -> None:
-    assert_same_state(eager(models["config"]).to(torch.bfloat16).state_dict(), models["build"].state_dict())
+    assert_same_state(eager(models).to(torch.bfloat16).state_dict(), models["build"].state_dict())
 
 
 def test_save_writes_the_eager_model_and_leaves_it_lazy(models: dict[str, Any]) -> None:
     assert dormant.is_lazy(models["save"])
-    assert_same_state(eager(models["config"]).to(torch.bfloat16).state_dict(), models["saved"])
+    assert_same_state(eager(models).to(torch.bfloat16).state_dict(), models["saved"])
 
 
 def test_load_gives_the_values_of_the_file(models: dict[str, Any]) -> None:
-    expected = eager(models["config"]).to(torch.bfloat16).to(torch.float16).state_dict()
+    expected = eager(models).to(torch.bfloat16).to(torch.float16).state_dict()
     assert_same_state(expected, models["load"].state_dict())
 
 
@@ -100,6 +106,6 @@ def test_quantize_gives_the_bits_of_bitsandbytes(models: dict[str, Any]) -> None
 
 def test_shard_gives_this_rank_its_part_of_the_eager_model(models: dict[str, Any]) -> None:
     state = models["shard"].state_dict()
-    for name, tensor in eager(models["config"]).state_dict().items():
+    for name, tensor in eager(models).state_dict().items():
         assert isinstance(state[name], DTensor)
         assert_same_bits(tensor.chunk(WORLD)[RANK], state[name].to_local(), name)

@@ -25,7 +25,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
 COMMANDS = [
     shlex.split(line)
     for block in blocks("command_line.md", "sh")
-    for line in block.code.splitlines()
+    for line in block.code.replace("\\\n", "").splitlines()
 ]
 KEYS = {
     name: set(re.findall(r"`(\w+)`", row))
