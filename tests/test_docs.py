@@ -304,4 +304,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (site / "reference" / "building.html").read_text()
     assert 'id="dormant.materialize"' in reference
     assert "It is atomic for each storage" in reference
+    assert "Example" in reference
+    assert (
+        "<blockquote>" not in reference
+    )  # what an example in a docstring becomes if it is no code
     assert "Some Processor" in (site / "benchmarks.html").read_text()
