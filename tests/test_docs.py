@@ -51,6 +51,30 @@ def test_how_it_works_says_what_happens() -> None:
     assert names["scale"] == 2.0
 
 
+def test_the_example_of_hacking_is_recorded_and_computed_in_tiles() -> None:
+    names = run_page(ROOT / "HACKING.md")
+    torch.manual_seed(0)
+    torch.empty(1000).normal_()
+    expected = torch.empty(300, 500).normal_(0, 0.02).clamp_(-0.05, 0.05).to(torch.bfloat16)
+    assert_same_bits(expected, names["weight"])
+    assert dormant.is_lazy(names["first"])
+
+
+def test_files_and_links_of_hacking_exist() -> None:
+    text = (ROOT / "HACKING.md").read_text()
+    headings = {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    folders = ("benchmarks", "csrc", "examples", "fuzz", "include", "python", "tests", "tools")
+    files = {path.name for folder in folders for path in (ROOT / folder).rglob("*.*")}
+    named = set(re.findall(r"`(?:[\w/]+/)?(\w+\.(?:h|cpp|py))`", text))
+    assert len(named) > 80
+    placeholders = {name for name in named if name.lower().startswith("name")}
+    assert sorted(named - files - placeholders - {"extension.h"}) == []  # that one is of torch
+
+
 def test_coming_from_another_library(capsys: pytest.CaptureFixture[str]) -> None:
     model = run_page("coming_from.md")["model"]
     assert "Param lazy rate: 2/2" in capsys.readouterr().out
