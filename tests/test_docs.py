@@ -112,11 +112,11 @@ def test_bugs_of_transformers_go_away() -> None:
 
 def test_recipes_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build() -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.LayerNorm(300))
+        return torch.nn.Sequential(torch.nn.Linear(3000, 3000), torch.nn.LayerNorm(3000))
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(4)
-    state = run_page("recipes.md", torch=torch, dormant=dormant, Model=build)["state"]
+    state = run_page("recipes.md")["state"]
     assert (tmp_path / "model.recipe").stat().st_size < 20_000
     dormant.materialize(state)
     torch.manual_seed(4)
