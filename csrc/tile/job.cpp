@@ -6,6 +6,7 @@
 
 #include "tile/program_job.h"
 #include "tile/reader.h"
+#include "tile/tiling.h"
 
 namespace dormant::tile {
 namespace {
@@ -30,7 +31,10 @@ void allocate_target(Target& target, size_t nbytes) {
 }
 
 // Rows of a rectangle are at least a cache line, where they can be.
-constexpr Medium kMemory{/*in_place=*/true, /*row_bytes=*/64, /*rectangle_bytes=*/2 << 20};
+constexpr Medium kMemory{/*in_place=*/true, {.row_bytes = 64, .best = 2 << 20}};
+// Each row of a rectangle is a call of the quantizer, and what is packed a quarter of it or less.
+constexpr RectangleSize kPackedInMemory{.row_bytes = 512, .best = 2 << 20};
+constexpr RectangleSize kPackedForFile{.row_bytes = 2048, .best = 8 << 20};
 
 class StorageJob final : public ProgramJob {
  public:
@@ -69,21 +73,24 @@ class QuantizeJob final : public Job {
  public:
   QuantizeJob(record::NodePtr node, std::vector<Target> wanted,
               std::shared_ptr<const Program> source, StorePacked store)
-      : node_(std::move(node)), source_(std::move(source)), store_(std::move(store)) {
+      : node_(std::move(node)),
+        source_(std::move(source)),
+        store_(std::move(store)),
+        tiling_(*source_, Run{0, source_->numel()}, store_ ? kPackedForFile : kPackedInMemory,
+                quantizer().unit(sizes()), /*whole_units=*/true) {
     targets = std::move(wanted);
   }
 
   int64_t numel() const override { return node_->operands[0].geometry.numel(); }
   int64_t itemsize() const override { return static_cast<int64_t>(source_->itemsize()); }
 
-  int64_t tile(int64_t bytes) const override {
-    const auto unit = quantizer().unit(sizes());
-    return std::max(bytes / itemsize() / unit, int64_t{1}) * unit;
-  }
+  TileSize tile_size() const override { return tiling_.tile_size(); }
+  int64_t tile(int64_t bytes) const override { return tiling_.tile(bytes); }
 
   size_t thread_bytes(int64_t elements) const override {
+    const auto rows = tiling_.rows();
     return static_cast<size_t>(elements * itemsize() + loose_bytes(elements)) +
-           source_->scratch_bytes(elements);
+           static_cast<size_t>(rows) * sizeof(Run) + source_->scratch_bytes(elements, rows);
   }
 
   size_t shared_bytes() const override {
@@ -105,15 +112,20 @@ class QuantizeJob final : public Job {
     std::vector<std::byte> elements(static_cast<size_t>(std::min(tile, end - begin) * itemsize()));
     std::vector<std::byte> loose(static_cast<size_t>(loose_bytes(std::min(tile, end - begin))));
     auto memory = memory_;
-    for (; begin < end; begin += tile) {
-      const auto count = std::min(tile, end - begin);
-      reader.read(Run{begin, count}, elements.data());
-      const auto first = quantizer().packed_bytes(begin);
-      memory[0] = loose.empty() ? static_cast<std::byte*>(memory_[0]) + first : loose.data();
-      quantizer().run(elements.data(), source_->dtype(), sizes(), begin, count, memory);
-      if (store_) {
-        store_(first, static_cast<const std::byte*>(memory[0]), quantizer().packed_bytes(count));
-      }
+    std::vector<Run> runs;
+    while (begin < end) {
+      const auto count = tiling_.cut(begin, std::min(tile, end - begin), runs);
+      reader.read(runs, elements.data());
+      for_each_row(runs, [&](int64_t row, int64_t length, int64_t element) {
+        const auto first = quantizer().packed_bytes(row);
+        memory[0] = loose.empty() ? static_cast<std::byte*>(memory_[0]) + first : loose.data();
+        quantizer().run(elements.data() + element * itemsize(), source_->dtype(), sizes(), row,
+                        length, memory);
+        if (store_) {
+          store_(first, static_cast<const std::byte*>(memory[0]), quantizer().packed_bytes(length));
+        }
+      });
+      begin += count;
       if (!after_tile(static_cast<size_t>(count * itemsize()))) {
         return false;
       }
@@ -127,12 +139,12 @@ class QuantizeJob final : public Job {
   }
 
   std::optional<Program::Range> read_range(int64_t begin, int64_t end) const override {
-    return source_->read_range(begin, end - begin);
+    return tiling_.read_range(begin, end);
   }
 
   void append_reads(int64_t begin, int64_t end,
                     std::vector<Program::Range>& ranges) const override {
-    source_->append_reads(Run{begin, end - begin}, ranges);
+    tiling_.append_reads(begin, end, ranges);
   }
 
   Program::Origins origins() const override { return source_->origins(); }
@@ -186,6 +198,7 @@ class QuantizeJob final : public Job {
   const record::NodePtr node_;
   const std::shared_ptr<const Program> source_;
   const StorePacked store_;
+  const Tiling tiling_;
   std::vector<void*> memory_;  ///< of the outputs, then of the scratch
   std::vector<c10::DataPtr> scratch_;
 };
@@ -212,7 +225,8 @@ std::unique_ptr<Job> make_quantize_job(record::NodePtr node, std::vector<Target>
     return nullptr;
   }
   auto program = Program::of(geometry, *source.buffer, source.before);
-  if (!program || program->steps().empty()) {
+  if (!program || program->steps().empty() ||
+      !Tiling::fits(*program, node->quantizer->unit(geometry.sizes))) {
     return nullptr;
   }
   return std::make_unique<QuantizeJob>(std::move(node), std::move(targets), std::move(program),

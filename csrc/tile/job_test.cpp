@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "quantize/four_bit.h"
 #include "quantize/int8_rows.h"
 #include "record/source_node.h"
 #include "system/faults.h"
@@ -107,11 +108,27 @@ struct Quantized {
   std::vector<Tensor> expected;
 };
 
-Quantized quantized() {
-  const auto quantizer = std::make_shared<quantization::Int8Rows>();
-  const Build build = [] { return matrix(); };
+using record::Quantizer;
+
+/// Blocks of 64, and statistics that are quantized again.
+std::shared_ptr<const Quantizer> four_bit() {
+  std::vector<float> values;
+  for (int i = 0; i < 16; ++i) {
+    values.push_back((static_cast<float>(i) - 7.5F) / 7.5F);
+  }
+  std::vector<float> nested_map;
+  for (int i = 0; i < 256; ++i) {
+    nested_map.push_back((static_cast<float>(i) - 127.0F) / 128.0F);
+  }
+  return std::make_shared<quantization::FourBit>("fp4", 64, values, nested_map);
+}
+
+Quantized quantized(
+    const Build& build = [] { return matrix(); },
+    const std::shared_ptr<const Quantizer>& quantizer =
+        std::make_shared<quantization::Int8Rows>()) {
   Quantized result{record::quantize(lazily(build), quantizer), {}};
-  const auto source = eagerly(build);
+  const auto source = eagerly(build).contiguous();
   for (const auto& geometry : quantizer->outputs(source.sizes())) {
     result.expected.push_back(at::empty(geometry.sizes, at::TensorOptions().dtype(geometry.dtype)));
   }
@@ -130,6 +147,37 @@ TEST(Job, QuantizesWholeUnitsInAnyOrderOfPieces) {
   for (size_t i = 0; i < lazy.size(); ++i) {
     EXPECT_TRUE(same_bits(made(job->targets[i], lazy[i]), expected[i])) << i;
   }
+}
+
+const std::vector<Build> kTransposed = {
+    [] { return at::empty({640, 517}).normal_().t(); },
+    [] { return at::empty({640, 517}).normal_().t().contiguous().to(at::kBFloat16); },
+    [] { return at::empty({5, 128, 700}).normal_().to(at::kBFloat16).transpose(1, 2); },
+};
+
+TEST(Job, QuantizesATransposedTensorByRectangles) {
+  for (const auto& build : kTransposed) {
+    auto [lazy, expected] = quantized(build, four_bit());
+    const auto job = quantize_job_of(lazy);
+    ASSERT_TRUE(job);
+    for (const int64_t bytes : {int64_t{1}, kSmallestTileBytes, int64_t{1} << 19}) {
+      // Never whole.
+      EXPECT_LT(job->tile(bytes), job->numel());
+    }
+    const auto tile = job->tile(kSmallestTileBytes);
+    job->begin();
+    run_backwards(*job, 3 * tile, tile);
+    for (size_t i = 0; i < lazy.size(); ++i) {
+      EXPECT_TRUE(same_bits(made(job->targets[i], lazy[i]), expected[i])) << i;
+    }
+  }
+}
+
+TEST(Job, WhatCannotBeCutIntoRectanglesOfWholeUnitsIsNotQuantizedInTiles) {
+  const auto int8 = std::make_shared<quantization::Int8Rows>();  // a unit is a row
+  const Build odd = [] { return at::empty({300, 517}).normal_().t(); };
+  EXPECT_FALSE(quantize_job_of(quantized(kTransposed[0], int8).lazy));
+  EXPECT_FALSE(quantize_job_of(quantized(odd, four_bit()).lazy));
 }
 
 TEST(Job, StatisticsThatNobodyWantsAreScratchAndPackedElementsNeedATile) {
@@ -157,6 +205,20 @@ TEST(Job, PackedElementsAreHandedOver) {
   run_backwards(*job, 517 * 40, 517 * 7);
   EXPECT_TRUE(same_bits(codes, expected[0]));
   EXPECT_TRUE(same_bits(made(job->targets[0], lazy[1]), expected[1]));
+}
+
+TEST(Job, PackedElementsOfRectanglesAreHandedOverRowByRow) {
+  auto [lazy, expected] = quantized(kTransposed[2], four_bit());
+  auto codes = expected[0].clone().zero_();
+  const auto job = make_quantize_job(
+      record::history_of(lazy[0])->tail, {}, [&](int64_t begin, const std::byte* data, int64_t n) {
+        std::memcpy(static_cast<std::byte*>(codes.mutable_data_ptr()) + begin, data,
+                    static_cast<size_t>(n));
+      });
+  job->begin();
+  const auto tile = job->tile(kSmallestTileBytes);
+  run_backwards(*job, 2 * tile, tile);
+  EXPECT_TRUE(same_bits(codes, expected[0]));
 }
 
 TEST(Job, BeginsAnewWhereMemoryWasExhausted) {

@@ -445,16 +445,22 @@ class Lowering {
   int programs_ = 0;  ///< lowered so far
 };
 
-std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const NodePtr& tail) {
-  auto program = Lowering().lower(buffer, tail, 0);
+namespace {
+
+/// Only what can be made at a reasonable cost, in order or in rectangles (walk.h), has a program.
+std::shared_ptr<const Program> if_possible(std::shared_ptr<const Program> program) {
   return program && walk_of(*program).possible ? program : nullptr;
 }
 
+}  // namespace
+
+std::shared_ptr<const Program> Program::of(const record::Buffer& buffer, const NodePtr& tail) {
+  return if_possible(Lowering().lower(buffer, tail, 0));
+}
+
 std::shared_ptr<const Program> Program::of(const Geometry& tensor, const record::Buffer& buffer,
-                                           const NodePtr& tail, bool may_transpose) {
-  auto program = Lowering().lower(tensor, buffer, tail);
-  const auto walk = program ? walk_of(*program) : Walk();
-  return walk.possible && (may_transpose || !walk.transposed) ? program : nullptr;
+                                           const NodePtr& tail) {
+  return if_possible(Lowering().lower(tensor, buffer, tail));
 }
 
 }  // namespace dormant::tile

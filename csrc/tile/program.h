@@ -59,12 +59,10 @@ class Program {
   static std::shared_ptr<const Program> of(const record::Buffer& buffer,
                                            const record::NodePtr& tail);
 
-  /// The same of the elements of a tensor over that storage, in logical order. Only what can be
-  /// made in that order at a reasonable cost has one; with `may_transpose` also what can be made in
-  /// rectangles (walk.h).
+  /// The same of the elements of a tensor over that storage, in logical order.
   static std::shared_ptr<const Program> of(const record::Geometry& tensor,
                                            const record::Buffer& buffer,
-                                           const record::NodePtr& tail, bool may_transpose = false);
+                                           const record::NodePtr& tail);
 
   c10::ScalarType dtype() const { return dtype_; }
   size_t itemsize() const { return itemsize_; }

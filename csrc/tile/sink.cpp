@@ -32,7 +32,7 @@ constexpr size_t kUnaskedBytes = 128 * 1024 * 1024;
 // Between two writes from memory an interrupt is looked for.
 constexpr int64_t kBlockBytes = 4 * 1024 * 1024;
 // Each row of a rectangle is a write of its own: the longer they are, the fewer system calls.
-constexpr Medium kFile{/*in_place=*/false, /*row_bytes=*/512, /*rectangle_bytes=*/8 << 20};
+constexpr Medium kFile{/*in_place=*/false, {.row_bytes = 512, .best = 8 << 20}};
 
 void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) {
   const auto* bytes = static_cast<const char*>(data);
@@ -271,9 +271,7 @@ struct Contents {
 
  private:
   void add(const Output& output, const record::History& history, const Sink& sink) {
-    auto program = Program::of(Geometry::of(output.tensor), *history.buffer, history.tail,
-                               /*may_transpose=*/true);
-    if (program) {
+    if (auto program = Program::of(Geometry::of(output.tensor), *history.buffer, history.tail)) {
       auto job = std::make_unique<FileJob>(std::move(program), sink, output.offset);
       (job->by_rectangles() ? by_rectangles : in_order).push_back(std::move(job));
       return;

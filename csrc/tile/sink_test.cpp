@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "quantize/four_bit.h"
 #include "quantize/int8_rows.h"
 #include "record/source_node.h"
 #include "tile/eager_comparison.h"
@@ -183,9 +184,10 @@ TEST(Sink, WhatNobodyInitialisedIsZero) {
 }
 
 /// The outputs of quantizing what `build` gives: lazy ones, and real ones of the same bytes.
-std::pair<std::vector<Tensor>, std::vector<Tensor>> quantized(const Build& build) {
-  const auto quantizer = std::make_shared<quantization::Int8Rows>();
-  const auto source = eagerly(build);
+std::pair<std::vector<Tensor>, std::vector<Tensor>> quantized(
+    const Build& build, const std::shared_ptr<const record::Quantizer>& quantizer =
+                            std::make_shared<quantization::Int8Rows>()) {
+  const auto source = eagerly(build).contiguous();
   std::vector<Tensor> real;
   for (const auto& geometry : quantizer->outputs(source.sizes())) {
     real.push_back(at::empty(geometry.sizes, at::TensorOptions().dtype(geometry.dtype)));
@@ -209,6 +211,29 @@ TEST(Sink, PackedElementsAreWrittenAsTheyAreMade) {
     }
     // The scales, a row of tiles and their codes: never all codes.
     EXPECT_LT(least_budget(lazy[0], file.sink()), static_cast<size_t>(codes) / 4);
+  }
+}
+
+TEST(Sink, PackedElementsOfATransposedTensorAreWrittenInRectangles) {
+  std::vector<float> values;
+  for (int i = 0; i < 16; ++i) {
+    values.push_back((static_cast<float>(i) - 7.5F) / 7.5F);
+  }
+  const auto [lazy, real] = quantized([] { return at::empty({2, 1024, 700}).normal_().mT(); },
+                                      std::make_shared<quantization::FourBit>("fp4", 64, values));
+  const auto codes = static_cast<int64_t>(real[0].nbytes());
+  const TemporaryFile nothing;
+  const auto least = least_budget(lazy[0], nothing.sink());
+  // Whole, the elements in full precision would take eight times the bytes of the codes.
+  EXPECT_LT(least, static_cast<size_t>(codes) * 4);
+  for (const std::optional<size_t> budget : {std::optional<size_t>(), {least}}) {
+    const TemporaryFile file;
+    write({{lazy[0], 5}}, file.sink(), {budget, {}});
+    write({{lazy[0], 5 + codes}, {lazy[1], 5 + 2 * codes}}, file.sink());
+    for (const auto place : {int64_t{5}, 5 + codes}) {
+      EXPECT_EQ(file.bytes(real[0].nbytes(), place), bytes_of(real[0]));
+    }
+    EXPECT_EQ(file.bytes(real[1].nbytes(), 5 + 2 * codes), bytes_of(real[1]));
   }
 }
 

@@ -118,10 +118,13 @@ Walk walk_of(const Program& program) {
   return walk;
 }
 
-int64_t rectangle_width(const Transposed& transposed, int64_t elements) {
+int64_t rectangle_width(const Transposed& transposed, int64_t elements, int64_t unit) {
   constexpr int64_t kLine = 16;
   const auto columns = std::clamp<int64_t>(elements / transposed.rows, 1, transposed.columns);
-  return columns < kLine ? columns : columns / kLine * kLine;
+  if (unit == 0) {
+    unit = columns < kLine ? 1 : kLine;
+  }
+  return std::max<int64_t>(columns / unit, 1) * unit;
 }
 
 int64_t cut_rectangle(const Transposed& transposed, int64_t column, int64_t most,

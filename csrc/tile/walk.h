@@ -30,8 +30,9 @@ struct Walk {
 
 Walk walk_of(const Program& program);
 
-/// How many columns a rectangle of about so many elements has: whole cache lines, where it can.
-int64_t rectangle_width(const Transposed& transposed, int64_t elements);
+/// How many columns a rectangle of about so many elements has: a multiple of `unit`, which divides
+/// their number; if that is 0, whole cache lines, where it can.
+int64_t rectangle_width(const Transposed& transposed, int64_t elements, int64_t unit = 0);
 
 /// The elements of up to `most` columns from `column` on, a run for each row; columns are counted
 /// through all matrices, and those of one matrix make a rectangle. Returns how many they are.

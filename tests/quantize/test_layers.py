@@ -145,6 +145,24 @@ def test_conv1d_is_quantized_transposed(scheme: str) -> None:
     assert_same_bits(layer(inputs), theirs(inputs), "forward")
 
 
+def test_a_transposed_weight_is_never_whole_in_full_precision() -> None:
+    def build() -> Conv1D:
+        torch.manual_seed(2)
+        return Conv1D(1408, 1024)
+
+    with dormant.lazy_init():
+        layer: Any = build()
+    dormant.quantize(layer, "nf4")
+    # Replayed whole, it would take twice as much.
+    dormant.materialize(layer, memory_budget=1408 * 1024 * 4)
+    linear = nn.Linear(1024, 1408)
+    eager = build()
+    with torch.no_grad():
+        linear.weight.copy_(eager.weight.t())
+        linear.bias.copy_(eager.bias)
+    assert_same_state(layer, peer(linear, "nf4"))
+
+
 # --- parallel layers
 
 
