@@ -279,6 +279,19 @@ def test_the_committed_results_are_whole_runs() -> None:
     assert "compared outputs differ" not in page
 
 
+def test_the_measured_times_of_a_page_are_the_committed_ones() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "skip_init.json").read_text())
+    page = (DOCS / "skip_init.md").read_text()
+    cells: dict[str, list[str]] = {}
+    for sheet in result["sheets"]:
+        for name, _, processor, peak in sheet["rows"]:
+            cells.setdefault(name, [name]).append(f"{processor} s, {peak}")
+    assert len(cells) == 4
+    for row in cells.values():
+        assert f"| {' | '.join(row)} |" in page
+    assert f"Measured on {result['date']} by `{result['command']}`" in page
+
+
 def test_benchmarks_say_what_spoils_them(tmp_path: Path) -> None:
     machine = {**MACHINE, "load_average": 9.0}
     write_result(tmp_path, "load", machine=machine, mismatches=["weight: differs"])
