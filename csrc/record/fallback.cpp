@@ -24,6 +24,7 @@
 #include "record/lazy_storage.h"
 #include "record/recorder.h"
 #include "record/replay.h"
+#include "record/validity.h"
 #include "system/dispatch_state.h"
 
 namespace dormant::record {
@@ -275,8 +276,9 @@ void set_storage(const Call& call) {
     wanted = arguments.size() == 5 ? explicit_geometry(call)
              : wanted              ? wanted
                                    : flat_geometry(self, source);
+    const auto needed = wanted ? valid_nbytes(*wanted) : std::nullopt;
     // Of a tensor that requires grad, autograd notes that its storage was exchanged.
-    if (wanted && wanted->nbytes_needed() <= source.nbytes() && !autograd_would_track(call) &&
+    if (needed && *needed <= source.nbytes() && !autograd_would_track(call) &&
         !refuses_writes(self)) {
       auto* impl = self.unsafeGetTensorImpl();
       impl->set_storage_keep_dtype(source);
@@ -309,14 +311,13 @@ void set_storage(const Call& call) {
   sync_key(self);
 }
 
-/// torch.use_deterministic_algorithms fills what nobody initialized
-/// (at::native::fill_empty_deterministic_).
+/// torch.use_deterministic_algorithms fills what nobody initialized, and counts that as a write
+/// where the caller's are counted (at::native::fill_empty_deterministic_).
 void fill_if_deterministic(const at::Tensor& tensor) {
   const auto& context = at::globalContext();
   if (!context.deterministicAlgorithms() || !context.deterministicFillUninitializedMemory()) {
     return;
   }
-  const at::AutoDispatchBelowADInplaceOrView below_autograd;
   if (tensor.is_floating_point() || tensor.is_complex()) {
     tensor.fill_(std::numeric_limits<double>::quiet_NaN());
   } else if (tensor.scalar_type() == c10::ScalarType::Bool) {

@@ -256,7 +256,7 @@ History grown(const History& history, size_t nbytes, c10::StorageImpl* storage) 
 }
 
 /// The tensors that the call writes as they are now, to get the geometry that `changed` says, if
-/// any. False where one of them is no longer lazy.
+/// any. False where one of them is no longer lazy, or can't have that geometry.
 bool look_at_written(const Call& call, const std::vector<Geometry>& changed,
                      WrittenTensors& written) {
   written.clear();
@@ -270,8 +270,12 @@ bool look_at_written(const Call& call, const std::vector<Geometry>& changed,
     if (!changed.empty() && changed[i].sizes != each.geometry.sizes) {
       each.geometry.sizes = changed[i].sizes;
       each.geometry.strides = changed[i].strides;
-      if (const auto bytes = each.geometry.nbytes_needed(); bytes > history->buffer->nbytes) {
-        each.current = grown(*history, bytes, each.storage());
+      const auto bytes = valid_nbytes(each.geometry);
+      if (!bytes) {
+        return false;
+      }
+      if (*bytes > history->buffer->nbytes) {
+        each.current = grown(*history, *bytes, each.storage());
       }
     }
     written.push_back(std::move(each));
@@ -356,23 +360,10 @@ bool record_empty(const Call& call) {
     return false;
   }
   const auto sizes = arguments[0].toIntVector();
-  for (const auto size : sizes) {
-    if (size < 0) {
-      return false;
-    }
-  }
   geometry.sizes.assign(sizes.begin(), sizes.end());
   std::vector<int64_t> strides;
   if (strided) {
     strides = arguments[1].toIntVector();
-    if (strides.size() != sizes.size()) {
-      return false;
-    }
-    for (const auto stride : strides) {
-      if (stride < 0) {
-        return false;
-      }
-    }
   } else {
     const auto format =
         arguments[5].isNone() ? c10::MemoryFormat::Contiguous : arguments[5].toMemoryFormat();
@@ -394,8 +385,11 @@ bool record_empty(const Call& call) {
     }
   }
   geometry.strides.assign(strides.begin(), strides.end());
-  auto tensor =
-      make_lazy_tensor({make_buffer(geometry.nbytes_needed(), nullptr), nullptr}, geometry);
+  const auto nbytes = valid_nbytes(geometry);
+  if (!nbytes) {
+    return false;
+  }
+  auto tensor = make_lazy_tensor({make_buffer(*nbytes, nullptr), nullptr}, geometry);
   torch::jit::drop(*call.stack, arguments.size());
   call.stack->emplace_back(std::move(tensor));
   return true;
@@ -477,7 +471,11 @@ bool record_functional(const Call& call) {
   }
   std::vector<History> histories;
   for (const auto& geometry : *results) {
-    histories.push_back({make_buffer(geometry.nbytes_needed(), nullptr), node});
+    const auto nbytes = valid_nbytes(geometry);
+    if (!nbytes) {
+      return false;
+    }
+    histories.push_back({make_buffer(*nbytes, nullptr), node});
   }
   Drawing drawing(call);
   if (!drawing.draw(*node)) {
@@ -528,9 +526,12 @@ bool record_resize(const Call& call) {
   Geometry wanted;
   try {
     wanted = Geometry::contiguous(sizes, tensor.scalar_type());
-    wanted.offset = tensor.storage_offset();
-    static_cast<void>(wanted.nbytes_needed());
   } catch (const c10::ValueError&) {
+    return false;
+  }
+  wanted.offset = tensor.storage_offset();
+  const auto bytes = valid_nbytes(wanted);
+  if (!bytes) {
     return false;
   }
   WrittenTensors written;
@@ -542,8 +543,8 @@ bool record_resize(const Call& call) {
       return false;
     }
     auto* storage = tensor.storage().unsafeGetStorageImpl();
-    if (const auto bytes = wanted.nbytes_needed(); bytes > history->buffer->nbytes) {
-      growth.push_back({storage, *history, grown(*history, bytes, storage)});
+    if (*bytes > history->buffer->nbytes) {
+      growth.push_back({storage, *history, grown(*history, *bytes, storage)});
     }
   } while (!exchange(growth));
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(wanted.sizes, wanted.strides);

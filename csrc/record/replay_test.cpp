@@ -99,6 +99,17 @@ TEST(Replay, MutablePointerToUnwrittenStorageGivesItMemoryWherePyTorchLetsIt) {
   EXPECT_TRUE(table.equal(at::full({4}, 3.0)));
 }
 
+TEST(Replay, ATypedPointerToUnwrittenStorageIsRefusedAndItStaysLazy) {
+  at::Tensor table;
+  {
+    const LazyInit guard;
+    table = at::empty({4});
+  }
+  EXPECT_THROW(table.mutable_data_ptr<float>(), c10::Error);
+  EXPECT_THROW(table.const_data_ptr<float>(), c10::Error);
+  EXPECT_TRUE(is_lazy(table));
+}
+
 TEST(Replay, WhatSharesNothingIsReplayedOneAfterTheOther) {
   constexpr int kCount = 5;
   std::vector<at::Tensor> sources;

@@ -139,4 +139,12 @@ bool valid_write(const Call& call, std::vector<Geometry>& changed) {
   return true;
 }
 
+std::optional<size_t> valid_nbytes(const Geometry& geometry) {
+  try {
+    return geometry.nbytes_needed();
+  } catch (const c10::ValueError&) {
+    return std::nullopt;
+  }
+}
+
 }  // namespace dormant::record

@@ -4,6 +4,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
+#include <optional>
 #include <vector>
 
 #include "record/call.h"
@@ -17,5 +19,9 @@ bool operands_overlap(const Call& call, const at::Tensor& written);
 /// Whether eager accepts a call that writes lazy tensors; false where only running it can tell.
 /// `changed`, unless empty, is the geometry that it leaves its written arguments with.
 bool valid_write(const Call& call, std::vector<Geometry>& changed);
+
+/// Bytes that a storage needs for `geometry`; nothing where eager refuses such a tensor: a negative
+/// number, or more bytes than can be counted.
+std::optional<size_t> valid_nbytes(const Geometry& geometry);
 
 }  // namespace dormant::record

@@ -1,63 +1,23 @@
-// What the tile tests share: one build run lazily and eagerly under one seed, and equality of bits.
+// What the tile tests share: comparisons with eager, and the program of a lazy tensor.
 #pragma once
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/core/Tensor.h>
-#include <dormant/dormant.h>
-#include <gtest/gtest.h>
-
-#include <cstring>
-#include <functional>
 #include <memory>
 
+#include "record/eager_comparison.h"
 #include "record/lazy_storage.h"
 #include "tile/program.h"
 
 namespace dormant::tile {
 
-using Build = std::function<at::Tensor()>;
-
-constexpr uint64_t kSeed = 20;
-
-inline at::Tensor eagerly(const Build& build) {
-  auto generator = at::detail::getDefaultCPUGenerator();
-  generator.set_current_seed(kSeed);
-  return build();
-}
-
-/// The same, recorded. Only the tensor that `build` returns lives on.
-inline at::Tensor lazily(const Build& build) {
-  auto generator = at::detail::getDefaultCPUGenerator();
-  generator.set_current_seed(kSeed);
-  const LazyInit guard;
-  return build();
-}
+using record::Build;
+using record::eagerly;
+using record::kSeed;
+using record::lazily;
+using record::same_bits;
 
 inline std::shared_ptr<const Program> program_of(const at::Tensor& lazy) {
   const auto history = record::history_of(lazy);
   return !history ? nullptr : Program::of(*history->buffer, history->tail);
-}
-
-/// Equality of bits: NaN equals itself, 0 does not equal -0.
-inline ::testing::AssertionResult same_bits(const at::Tensor& got, const at::Tensor& expected) {
-  if (got.sizes() != expected.sizes() || got.strides() != expected.strides() ||
-      got.scalar_type() != expected.scalar_type()) {
-    return ::testing::AssertionFailure()
-           << "got " << got.scalar_type() << " of sizes " << got.sizes() << " and strides "
-           << got.strides() << ", expected " << expected.scalar_type() << " of sizes "
-           << expected.sizes() << " and strides " << expected.strides();
-  }
-  const auto a = got.contiguous();
-  const auto b = expected.contiguous();
-  const auto width = a.element_size();
-  const auto* left = static_cast<const char*>(a.const_data_ptr());
-  const auto* right = static_cast<const char*>(b.const_data_ptr());
-  for (int64_t i = 0; i < a.numel(); ++i) {
-    if (std::memcmp(left + i * width, right + i * width, width) != 0) {
-      return ::testing::AssertionFailure() << "element " << i << " of " << a.numel() << " differs";
-    }
-  }
-  return ::testing::AssertionSuccess();
 }
 
 }  // namespace dormant::tile

@@ -21,7 +21,7 @@ HeldTensors::HeldTensors(std::vector<at::Tensor> tensors)
   settle();
 }
 
-HeldTensors::~HeldTensors() = default;
+HeldTensors::~HeldTensors() { restore(); }
 
 std::vector<Materialized> HeldTensors::materialize(c10::ArrayRef<at::Tensor> tensors,
                                                    Options options) {

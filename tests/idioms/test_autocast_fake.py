@@ -169,7 +169,8 @@ def test_deterministic_algorithms_fill_what_eager_fills() -> None:
     def build() -> Tensors:
         torch.use_deterministic_algorithms(True)
         try:
-            return [torch.empty(5), torch.empty(3, dtype=torch.int64), torch.randn(3).cumsum(0)]
+            empty = [torch.empty(5), torch.empty(3, dtype=torch.int64), torch.Tensor(4)]
+            return [*empty, torch.randn(3).cumsum(0)]
         finally:
             torch.use_deterministic_algorithms(False)
 
