@@ -81,7 +81,8 @@ docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tabl
 
 .PHONY: docs-output
 docs-output: build ## run the code of the documentation, and write what it prints into the pages
-	@DORMANT_REWRITE_OUTPUT=1 $(PYTEST) $$(grep -lE 'from pages import' -r tests) $(PYTEST_ARGS)
+	@DORMANT_REWRITE_OUTPUT=1 $(PYTEST) $$(grep -lr 'from pages import' tests --include='test_*.py') \
+		-k "(docs or document or page or readme or trained or tutorial) and not cpp" $(PYTEST_ARGS)
 	$(PY) tools/measurements.py
 
 # The releases of torch that each wheel holds binaries for, and the Pythons: all of 3.10 to 3.14 that are found, unless named.

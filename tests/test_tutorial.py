@@ -15,6 +15,9 @@ from compare import assert_same_bits
 from pages import blocks, follow_page
 
 
+pytestmark = pytest.mark.timeout(900)  # starts five processes, which import torch
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tutorial")

@@ -63,6 +63,7 @@ def test_a_recipe_ends_with_the_eager_model(
     assert found.keys() == whole.keys()
 
 
+@pytest.mark.timeout(900)  # starts eight processes, which import torch
 def test_a_trained_model_is_saved_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

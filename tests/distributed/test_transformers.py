@@ -86,6 +86,7 @@ def test_rows_that_are_permuted_when_they_are_loaded(
         torch.testing.assert_close(output, found["lazily output"])
 
 
+@pytest.mark.timeout(900)
 def test_the_page_about_qlora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapters are trained as on one process, by bitsandbytes and peft alone."""
     monkeypatch.chdir(tmp_path)

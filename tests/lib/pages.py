@@ -90,7 +90,7 @@ class Block:
         if not changes:
             self.check_output(printed.getvalue())
 
-    def run_in_shell(self, timeout: int = 250) -> None:
+    def run_in_shell(self, timeout: int = 600) -> None:
         """Executes its commands in the current folder, with the programs of this Python.
 
         Raises:
