@@ -14,7 +14,6 @@ import dormant
 from compare import assert_same_bits
 from pages import blocks, follow_page
 
-
 pytestmark = pytest.mark.timeout(900)  # starts five processes, which import torch
 
 
