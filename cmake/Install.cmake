@@ -40,3 +40,12 @@ install(
   PATTERN "include" EXCLUDE
   PATTERN "_builds" EXCLUDE
   PATTERN "share" EXCLUDE)
+install(
+  DIRECTORY python/dormant_command/
+  DESTINATION ../dormant_command
+  COMPONENT python_sources
+  EXCLUDE_FROM_ALL
+  FILES_MATCHING
+  PATTERN "*.py"
+  PATTERN "py.typed"
+  PATTERN "__pycache__" EXCLUDE)

@@ -30,7 +30,7 @@ using text::in_quotes;
 const CatalogEntry& find(const checkpoint::Catalog& catalog, const std::string& name) {
   const auto found = catalog.tensors.find(name);
   TORCH_CHECK_INDEX(found != catalog.tensors.end(), "dormant: the checkpoint has no tensor ",
-                    in_quotes(name), "; it has ", catalog.tensors.size());
+                    in_quotes(name), "; it has ", catalog.tensors.size(), " tensors");
   return found->second;
 }
 
@@ -82,12 +82,11 @@ std::vector<ModuleTensor> distinct(const NamedTensors& tensors) {
     if (!tensor.defined()) {
       continue;  // libtorch's way to say that a layer has no bias
     }
-    TORCH_CHECK_VALUE(!tensor.is_meta(), "dormant: load: ", in_quotes(name),
+    TORCH_CHECK_VALUE(!tensor.is_meta(), "load: ", in_quotes(name),
                       " is on the meta device and cannot hold values. Next: build the model under "
                       "dormant::LazyInit instead.");
-    TORCH_CHECK_NOT_IMPLEMENTED(tensor.has_storage() && tensor.is_cpu(),
-                                "dormant: load: ", in_quotes(name), " is a tensor of layout ",
-                                tensor.layout(), " on ", tensor.device(),
+    TORCH_CHECK_NOT_IMPLEMENTED(tensor.has_storage() && tensor.is_cpu(), "load: ", in_quotes(name),
+                                " is a tensor of layout ", tensor.layout(), " on ", tensor.device(),
                                 ", expected a strided one on the CPU");
     const auto [place, added] = known.emplace(record::identity_of(tensor), found.size());
     if (added) {
@@ -109,7 +108,7 @@ std::map<std::string, std::string> renamed(
       continue;
     }
     const auto [found, added] = names.emplace(*own, name);
-    TORCH_CHECK_VALUE(added, "dormant: load: rename gives ", in_quotes(found->first),
+    TORCH_CHECK_VALUE(added, "load: rename gives ", in_quotes(found->first),
                       " for two tensors of the checkpoint, ", in_quotes(found->second), " and ",
                       in_quotes(name), ", expected different names");
   }
@@ -145,13 +144,13 @@ void check_equal(const checkpoint::Catalog& catalog, const ModuleTensor& tensor)
   const auto& first = find(catalog, tensor.sources.front());
   for (size_t i = 1; i < tensor.sources.size(); ++i) {
     const auto& second = find(catalog, tensor.sources[i]);
-    TORCH_CHECK_VALUE(same_bytes(first, second), "dormant: load: ", in_quotes(tensor.names[0]),
-                      " and ", in_quotes(tensor.names[1]),
+    TORCH_CHECK_VALUE(same_bytes(first, second), "load: ", in_quotes(tensor.names[0]), " and ",
+                      in_quotes(tensor.names[1]),
                       " are one tensor in the module, and the checkpoint has different values for "
                       "them: ",
                       in_quotes(first.entry.name), " in ", first.home(), " and ",
                       in_quotes(second.entry.name), " in ", second.home(),
-                      ". Next: untie the module, or drop one with `rename`.");
+                      ". Next: untie the module, or leave one out with `rename`.");
   }
 }
 
@@ -224,7 +223,7 @@ Match match(const NamedTensors& tensors, const Checkpoint& checkpoint,
   }
   // With Unexpected::ignore that would be a model of random values.
   TORCH_CHECK_INDEX(offered == 0 || tensors.empty() || unexpected.size() < offered,
-                    "dormant: load: no name of the checkpoint is one of the module; nothing was "
+                    "load: no name of the checkpoint is a name of the module; nothing was "
                     "changed.",
                     listed("tensors of the checkpoint are not in the module", unexpected),
                     listed("names of the module are not in the checkpoint", missing),
@@ -244,8 +243,8 @@ Match match(const NamedTensors& tensors, const Checkpoint& checkpoint,
     accepting.emplace_back("mismatched = Mismatched::initialize");
   }
   TORCH_CHECK_INDEX(refusal.empty(),
-                    "dormant: load: the checkpoint does not fit the module; nothing was changed.",
-                    refusal, " Next: pass `rename`, or accept it with ", joined(accepting), ".");
+                    "load: the checkpoint does not fit the module; nothing was changed.", refusal,
+                    " Next: pass `rename`, or accept it with ", joined(accepting), ".");
   return result;
 }
 
@@ -259,7 +258,9 @@ std::string begun_names(const std::vector<ModuleTensor>& tensors,
       names.push_back(in_quotes(tensor.names.front()));
     }
   }
-  return names.empty() ? "" : "dormant: load: written before, wholly or in part: " + joined(names);
+  return names.empty() ? ""
+                       : "load: these tensors, real before, were written in whole or in part: " +
+                             joined(names);
 }
 
 /// Without the system's words for the code, which the constructor appends.

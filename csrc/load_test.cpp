@@ -251,7 +251,7 @@ TEST(Load, ReadThatFailsMidwayNamesWhatWasWritten) {
   const NamedTensors real{{"a", at::zeros({1 << 20})}};
   auto text = message_of<c10::ValueError>([&] { load(real, path, options); });
   EXPECT_TRUE(contains(text, path + ": the file ends at byte " + std::to_string(size / 2)));
-  EXPECT_TRUE(contains(text, "written before, wholly or in part: 'a'")) << text;
+  EXPECT_TRUE(contains(text, "were written in whole or in part: 'a'")) << text;
   EXPECT_FALSE(is_lazy(real[0].second));
 
   folder.write("m", file_of({{"a", a}}));

@@ -27,12 +27,12 @@ const char* name_of(FourBitKind kind) { return kind == FourBitKind::nf4 ? "nf4" 
 
 /// What is quantized: no gradient goes through it.
 at::Tensor checked_source(const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.defined(), "dormant: quantize: the tensor is undefined");
+  TORCH_CHECK_VALUE(tensor.defined(), "quantize: the tensor is undefined");
   TORCH_CHECK_NOT_IMPLEMENTED(
       tensor.is_cpu() && tensor.layout() == at::kStrided && tensor.has_storage(),
-      "dormant: quantize: got a tensor of layout ", tensor.layout(), " on ", tensor.device(),
+      "quantize: got a tensor of layout ", tensor.layout(), " on ", tensor.device(),
       ", expected a strided one on the CPU. Next: quantize there, and move what comes out.");
-  TORCH_CHECK_VALUE(tensor.numel() > 0, "dormant: quantize: got sizes ", tensor.sizes(),
+  TORCH_CHECK_VALUE(tensor.numel() > 0, "quantize: got sizes ", tensor.sizes(),
                     ", expected at least one element");
   return tensor.detach().resolve_neg();
 }

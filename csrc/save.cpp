@@ -87,8 +87,8 @@ void check(const NamedTensors& tensors) {
   for (const auto& each : refused) {
     list += (list.empty() ? "" : "; ") + each;
   }
-  TORCH_CHECK_VALUE(false, "dormant: save: safetensors cannot hold ", refused.size(), " of ",
-                    tensors.size(), " entries: ", list,
+  TORCH_CHECK_VALUE(false, "save: safetensors cannot hold ", refused.size(), " of ", tensors.size(),
+                    " entries: ", list,
                     ". Leave them out, convert them, or save them in another format.");
 }
 
@@ -158,7 +158,7 @@ void check_size(int descriptor, uint64_t nbytes, const std::string& path) {
   if (!is_known || static_cast<uint64_t>(status.st_size) != nbytes) {
     throw std::system_error(
         EIO, std::generic_category(),
-        "dormant: save: " + path + " has " +
+        "save: " + path + " has " +
             (is_known ? std::to_string(status.st_size) : std::string("an unknown number of")) +
             " bytes after writing, expected " + std::to_string(nbytes) +
             ". Another process changed it meanwhile; save again");
@@ -171,8 +171,7 @@ struct Target {
 };
 
 Target target_of(const std::string& path) {
-  TORCH_CHECK_VALUE(!path.empty(),
-                    "dormant: save: got an empty path. Expected that of a file or a folder.");
+  TORCH_CHECK_VALUE(!path.empty(), "save: got an empty path. Expected that of a file or a folder.");
   std::error_code error;
   const fs::path target(path);
   if (fs::is_directory(target, error) || path.ends_with('/')) {
@@ -180,7 +179,7 @@ Target target_of(const std::string& path) {
   }
   const auto ending = target.extension().string();
   TORCH_CHECK_NOT_IMPLEMENTED(
-      ending != ".pt" && ending != ".pth" && ending != ".bin", "dormant: save: ", printable(path),
+      ending != ".pt" && ending != ".pth" && ending != ".bin", "save: ", printable(path),
       " names a file of torch.save, which C++ does not write. Next: name a file that ends in "
       "'.safetensors' or a folder, or save from Python.");
   if (ending != kSafetensors) {
@@ -196,7 +195,7 @@ SaveReport save(const NamedTensors& tensors, const std::string& path, const Save
   const auto on_step = system::in_this_state(options.on_step);
   const system::PlainDispatch plain;
   TORCH_CHECK_VALUE(options.max_shard_size > 0,
-                    "dormant: save: max_shard_size must be a positive number of bytes, got 0");
+                    "save: max_shard_size must be a positive number of bytes, got 0");
   const auto target = target_of(path);
   check(tensors);
   SaveReport report;

@@ -231,7 +231,7 @@ TEST(Save, AnyCallThatFailsLeavesTheEarlierFilesAsTheyWere) {
           } catch (const std::system_error& error) {
             failed = true;
             EXPECT_EQ(error.code().value(), kind == "write" ? ENOSPC : EIO);
-            EXPECT_TRUE(contains(error.what(), "dormant: save: ")) << error.what();
+            EXPECT_TRUE(contains(error.what(), "save: ")) << error.what();
           }
           system::set_faults("");
           if (!failed) {

@@ -1,13 +1,13 @@
 """A multimodal LLaMA: built lazily, quantized to 4 bits, loaded from 4 tensor-parallel files.
 
-The model has LoRA adapters, which start from zero, and a vision encoder, which is made real inside
-the lazy context. The checkpoint has neither: a set of four files, as LLaMA's. It is loaded into one
-rank, then into two, each of which takes its own part of every layer. Neither the model nor one of
-its layers ever exists in full precision.
+The model has LoRA adapters, which start from zero, and a vision encoder, which is materialized
+inside the lazy context. The checkpoint is a set of four files, like LLaMA's, and contains neither.
+It is loaded into one rank, then into two ranks, each of which takes its own part of every
+layer. Neither the model nor any of its layers ever exists in full precision.
 
-Each rank then goes the eager way, too: it builds the model, joins and cuts the files with torch,
-and quantizes layer by layer with bitsandbytes. The program compares weights and outputs bit for bit
-and exits with 1 if any of them differ.
+Each rank then does the same eagerly: it builds the model, joins and cuts the files with torch, and
+quantizes layer by layer with bitsandbytes. The program compares weights and outputs bit for bit and
+exits with status 1 if any of them differ.
 
     python examples/quantize_tensor_parallel.py [--features 512] [--layers 4]
 """

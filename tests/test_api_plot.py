@@ -9,17 +9,20 @@ import sys
 import threading
 import time
 from html.parser import HTMLParser
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from torch import nn
 
 import dormant
 from dormant.reporting.memory import MemorySample, MemoryTrace, resident_and_mapped_bytes, thinned
 from dormant.reporting.plot import _COLORS, by_part
-from dormant.reporting.report import Origin, Report
+from dormant.reporting.report import Origin, Report, TensorReport
 from dormant.text.table import format_html_table
 
 MIB = 1 << 20
@@ -138,6 +141,44 @@ def test_a_report_draws_its_parts_and_memory_over_time(report: Report, tmp_path:
         assert shown in text
     dormant.materialize(lazy_model()).plot(tmp_path / "untraced.svg")
     assert "seconds" not in text_of(tmp_path / "untraced.svg")
+
+
+def test_without_a_path_the_figure_is_returned(report: Report) -> None:
+    for figure in (report.plot(), dormant.summary(lazy_model()).plot()):
+        assert isinstance(figure, Figure)
+        # Notebooks call this.
+        assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    assert "matplotlib.pyplot" not in sys.modules, "it would choose a window system"
+
+
+@pytest.mark.parametrize("nbytes", [1, 1000, 640 * 1024, 2560 * 1024, 3 << 30, 513 << 30, 99 << 40])
+def test_nothing_in_a_picture_hides_or_leaves_it(nbytes: int) -> None:
+    names = [f"a_module_with_a_long_name.another_one.$layer_{i}.weight" for i in range(9)]
+    tensors = [
+        TensorReport((name,), (), "uint8", nbytes // (i + 1), origin, 0, i, None)
+        for i, (name, origin) in enumerate(zip(names, cycle(get_args(Origin)), strict=False))
+    ]
+    trace = tuple(MemorySample(i / 7, nbytes * i // 6, 0) for i in range(7))
+    report = Report(tensors, 9, nbytes, nbytes, 0, 1.0, None, memory_trace=trace)
+    figure = report.plot()
+    figure.draw_without_rendering()
+    picture = figure.bbox
+    for axes in figure.axes:
+        (legend,) = (each for each in axes.get_children() if isinstance(each, Legend))
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            labels = [
+                tick.label1.get_window_extent()
+                for tick in axis.get_major_ticks()
+                if low <= tick.get_loc() <= high
+            ]
+            assert len(labels) >= 2
+            for before, after in pairwise(labels):
+                assert not before.overlaps(after)
+            for box in (*labels, legend.get_window_extent(), axes.title.get_window_extent()):
+                assert picture.x0 <= box.x0 <= box.x1 <= picture.x1
+                assert picture.y0 <= box.y0 <= box.y1 <= picture.y1
 
 
 def test_every_origin_has_a_color() -> None:

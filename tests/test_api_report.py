@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -292,3 +293,26 @@ def test_what_only_hooks_hold_of_a_parameter_is_not_listed_beside_it() -> None:
     assert sum(tensor.nbytes for tensor in found.tensors) == found.bytes_after == 64 + 16 + 12
     dormant.materialize(model)
     assert not dormant.is_lazy(model)
+
+
+# Random numbers
+
+
+def test_nothing_is_said_of_random_numbers_if_none_are_drawn(tmp_path: Path) -> None:
+    def check(described: dormant.Summary | dormant.Report, *, drawn: bool) -> None:
+        assert bool(described.random_path) == drawn
+        assert ("random numbers: " in str(described)) == drawn
+
+    for build, drawn in ((partial(nn.LayerNorm, 8), False), (partial(nn.Linear, 8, 8), True)):
+        with dormant.lazy_init():
+            model = build()
+        check(dormant.summary(model), drawn=drawn)
+        check(dormant.save(model, tmp_path / "model.safetensors"), drawn=drawn)
+        check(dormant.materialize(model), drawn=drawn)
+        check(dormant.summary(model), drawn=False)  # nothing is lazy any more
+        with dormant.lazy_init():
+            loaded = build()
+        check(dormant.load(loaded, tmp_path / "model.safetensors"), drawn=False)
+    with dormant.lazy_init():
+        model = nn.Linear(8, 8)
+    check(dormant.materialize(model, values="empty"), drawn=False)

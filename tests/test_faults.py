@@ -344,7 +344,7 @@ def test_without_memory_materialize_says_how_much_is_needed_and_how_much_is_free
             return
         assert f"{len(lazy_storages)} storage" in text
         assert f" {format_bytes(rest.bytes_after - rest.bytes_now)}, the largest " in text
-        assert " free. What was finished stays." in text or resident_bytes() is None
+        assert " free. Tensors that are finished stay real." in text or resident_bytes() is None
         assert isinstance(error.__cause__, (MemoryError, RuntimeError))
         # It can be called again, which continues.
         dormant.materialize(model, **options.get(way, {}))

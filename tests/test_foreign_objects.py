@@ -376,7 +376,7 @@ def test_a_frozen_torchscript_program_is_the_constants_of_its_code(tmp_path: Pat
         assert_same_bits(one, other)
 
 
-# What was made to deceive.
+# Malicious objects.
 
 
 class Evil:

@@ -1,4 +1,4 @@
-"""GGUF files that are damaged or made to deceive: each is refused, and says where and why.
+"""GGUF files that are damaged or malicious: each is refused, and says where and why.
 
 The package gguf is asked about each of them, too: what it accepts and dormant refuses is marked, so
 the differences are stated here and nowhere else.
@@ -55,7 +55,7 @@ CASES = {
     ),
     "version 9": case(gguf_bytes(version=9), "is 9, expected 2 or 3"),
     "version 0": case(gguf_bytes(version=0), "is 0, expected 2 or 3"),
-    "of a big-endian machine": case(
+    "a big-endian file": case(
         b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian", "Next:", error=NotImplementedError,
         library_accepts=True,
     ),
@@ -100,7 +100,7 @@ CASES = {
     "alignment 0": key(pair("general.alignment", 4, u32(0)), "general.alignment is 0"),
     "alignment 24": key(pair("general.alignment", 4, u32(24)), "general.alignment is 24"),
     "alignment 2**62": key(pair("general.alignment", 10, u64(2**62)), str(2**62)),
-    "alignment in words": key(pair("general.alignment", 8, text("32")), "no unsigned number"),
+    "alignment in words": key(pair("general.alignment", 8, text("32")), "not an unsigned number"),
     "a tensor that is cut off": case(
         b"GGUF" + u32(3) + u64(1) + u64(0) + text("abcdefghi") + u32(1) + u64(4),
         "tensor 'abcdefghi'", "takes 4 bytes",
@@ -123,8 +123,8 @@ CASES = {
     "sizes that overflow beside a zero": one(
         tensor("a", [0, 2**62, 2**62], F32, 0), b"", "overflows"
     ),
-    "an unknown type": one(tensor("a", [4], 200, 0), bytes(16), "'a'", "is of type 200"),
-    "a type that ggml removed": one(tensor("a", [32], 5, 0), bytes(32), "is of type 5", "removed"),
+    "an unknown type": one(tensor("a", [4], 200, 0), bytes(16), "'a'", "has type 200"),
+    "a type that ggml removed": one(tensor("a", [32], 5, 0), bytes(32), "has type 5", "removed"),
     "half a block": one(tensor("a", [16], Q8_0, 0), bytes(64), "whole blocks of Q8_0, 32"),
     "a row of half a super-block": one(
         tensor("a", [128, 2], Q4_K, 0), bytes(144), "shape [2, 128]", "whole blocks of Q4_K, 256"
@@ -140,7 +140,7 @@ CASES = {
     "no data": one(GOOD, b"", "expected a range within its 0 bytes"),
     "tensors that overlap": case(
         gguf_bytes(tensors=[tensor("a", [9], F32, 0), tensor("b", [4], F32, 32)], data=bytes(64)),
-        "tensor 'b'", "where tensor 'a' ends: they overlap", library_accepts=True,
+        "tensor 'b'", "where tensor 'a' ends, so they overlap", library_accepts=True,
     ),
     "tensors of the same bytes": case(
         gguf_bytes(tensors=[GOOD, tensor("b", [4], F32, 0)], data=bytes(16)), "they overlap",

@@ -1,4 +1,4 @@
-"""Indices that are damaged or made to deceive: each is refused, and says where and why."""
+"""Indices that are damaged or malicious: each is refused, and says where and why."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_links_within_a_cache_are_followed(folder: Path, tmp_path: Path) -> None
     ("shard", "says"),
     [
         ("/etc/passwd", "an absolute path"),
-        ("../model.safetensors", "a path out of its folder"),
-        ("sub/../../model.safetensors", "a path out of its folder"),
-        ("..", "a path out of its folder"),
+        ("../model.safetensors", "a path that leaves the folder"),
+        ("sub/../../model.safetensors", "a path that leaves the folder"),
+        ("..", "a path that leaves the folder"),
         ("", "an empty path"),
-        (f"./{SECOND}", "a second way to write a path"),
-        (f"{SECOND}/", "a second way to write a path"),
-        (f"{SECOND}\0", "a path with a zero"),
+        (f"./{SECOND}", "a path that is not normalized"),
+        (f"{SECOND}/", "a path that is not normalized"),
+        (f"{SECOND}\0", "a path with a null character"),
     ],
 )
 def test_a_file_must_be_beside_the_index(folder: Path, shard: str, says: str) -> None:
@@ -92,7 +92,7 @@ def test_a_file_is_named_by_a_string(folder: Path, value: object, says: str) -> 
         ("[]", "expected '{'"),
         ('{"weight_map":{"a":"x"', "is not JSON at byte"),
         ('{"weight_map":{}} x', "is not JSON at byte"),
-        ('{"metadata":{}}', 'no "weight_map"'),
+        ('{"metadata":{}}', '"weight_map" is missing'),
         ('{"weight_map":[]}', "'weight_map' is an array"),
         ('{"weight_map":{},"metadata":3}', "'metadata' is 3"),
         ('{"weight_map":{},"weight_map":{}}', "names 'weight_map' twice"),
@@ -108,12 +108,12 @@ def test_a_document_of_another_form_is_refused(folder: Path, document: str, says
 
 def test_absent_files_are_all_listed(folder: Path) -> None:
     path = index(folder, weights(x="3.safetensors", y="4.safetensors"))
-    refused(path, "2 of 4 files are absent: '3.safetensors', '4.safetensors'", str(folder))
+    refused(path, "2 of 4 files are missing: '3.safetensors', '4.safetensors'", str(folder))
 
 
 def test_a_folder_for_a_file_is_absent(folder: Path) -> None:
     (folder / "sub").mkdir()
-    refused(index(folder, weights(x="sub")), "1 of 3 files are absent: 'sub'")
+    refused(index(folder, weights(x="sub")), "1 of 3 files are missing: 'sub'")
 
 
 def test_a_tensor_that_its_file_lacks(folder: Path) -> None:

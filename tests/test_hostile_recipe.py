@@ -65,7 +65,7 @@ def refuse(make: Callable[[], torch.Tensor], edit: Edit) -> None:
     load(document, tensors)
     edit(document, tensors)
     living, state, threads = live_storages(), torch.get_rng_state(), torch.get_num_threads()
-    with pytest.raises(ValueError, match=r"dormant: recipe: .*Next: "):
+    with pytest.raises(ValueError, match=r"recipe: .*Next: "):
         load(document, tensors)
     assert _C.live_storages() == living
     assert torch.equal(torch.get_rng_state(), state)
@@ -468,7 +468,7 @@ def test_deep_nesting(opening: bytes) -> None:
         opening * 100_000,
         b'{"schema":"dormant.recipe","version":2,"steps":' + opening * 9,
     ):
-        with pytest.raises(ValueError, match=r"dormant: recipe: .*Next: "):
+        with pytest.raises(ValueError, match=r"recipe: .*Next: "):
             _C.load(damage, [])
 
 
@@ -499,5 +499,5 @@ def test_the_message_says_where_and_what() -> None:
     ],
 )
 def test_captured_tensors_that_cannot_be(packed: Any) -> None:
-    with pytest.raises(ValueError, match="dormant: recipe: a captured tensor is not valid"):
+    with pytest.raises(ValueError, match="recipe: a captured tensor is not valid"):
         recipes.load_storage(b"{}", [packed])

@@ -1,4 +1,4 @@
-"""Safetensors files that are damaged or made to deceive: each is refused, and says where and why.
+"""Safetensors files that are damaged or malicious: each is refused, and says where and why.
 
 The format's own library is asked about each of them, too: what it accepts and dormant refuses is
 marked, so the differences are stated here and nowhere else.
@@ -57,7 +57,9 @@ CASES = {
     "a length that overflows": case("{}", b"", str(2**64 - 1), "at most 2", length=2**64 - 1),
     "a header that ends early": case("{" + GOOD, b"0000", "is not JSON at byte"),
     "text behind the header": case("{" + GOOD + "}x", b"0000", "is not JSON at byte"),
-    "a zero behind the header": case(b"{" + GOOD.encode() + b"}\0", b"0000", "zero at byte 62"),
+    "a zero behind the header": case(
+        b"{" + GOOD.encode() + b"}\0", b"0000", "null character at byte 62"
+    ),
     "space before the header": case(
         " {" + GOOD + "}", b"0000", "at byte 8, expected '{'", library_accepts=True
     ),
@@ -132,7 +134,7 @@ CASES = {
         {"a": described("U8", [4], 0, 4), "b": described("U8", [4], 2, 6)},
         b"000000",
         "tensor 'b'",
-        "where tensor 'a' ends: they overlap",
+        "where tensor 'a' ends, so they overlap",
     ),
     "a hole between tensors": case(
         {"a": described("U8", [1], 0, 1), "b": described("U8", [1], 3, 4)},
@@ -243,7 +245,7 @@ def test_a_file_that_shrank_is_an_error_and_the_tensor_stays_lazy(path: Path) ->
     tensor = dormant.open_checkpoint(path)["a"]
     size = path.stat().st_size
     os.truncate(path, size - 1)
-    refused_to_come_to_life(tensor, path, f"it has {size - 1} bytes, expected {size}")
+    refused_to_come_to_life(tensor, path, f"the file has {size - 1} bytes, expected {size}")
 
 
 def test_a_file_that_grew_is_an_error(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files of torch.save that are damaged or made to deceive: each is refused, and says where and why.
+"""Files of torch.save that are damaged or malicious: each is refused, and says where and why.
 
 The files are built from raw bytes. The first two tests show that the builder makes files that both
 PyTorch and dormant read, so the others fail for what they change and nothing else.
@@ -76,7 +76,7 @@ def test_the_builder_makes_older_files_that_pytorch_reads(tmp_path: Path) -> Non
 
 
 def test_a_missing_directory(tmp_path: Path) -> None:
-    refused(tmp_path, zip_bytes(records(), end=False), "no readable directory", "cut short")
+    refused(tmp_path, zip_bytes(records(), end=False), "no readable directory", "truncated")
 
 
 @pytest.mark.parametrize("kept", [4, 30, 200, -1, -22, -23])
@@ -166,7 +166,7 @@ def test_a_record_that_runs_into_the_directory(tmp_path: Path) -> None:
     "name", ["../evil", "archive/../evil", "/etc/passwd", "archive\\..\\evil", "archive/a\0b"]
 )
 def test_a_name_that_leads_out_of_the_archive(tmp_path: Path, name: str) -> None:
-    refused(tmp_path, zip_bytes([*records(), Record(name, b"x")]), "leads out of the archive")
+    refused(tmp_path, zip_bytes([*records(), Record(name, b"x")]), "leaves the archive")
 
 
 def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_pickle_that_calls_something_else(tmp_path: Path, function: Any, name:
     assert str(record.callable) == name
     assert record.arguments == arguments
     assert not marker.exists()
-    with pytest.raises(ValueError, match=f"weights-only loading at its byte .* for {name}"):
+    with pytest.raises(ValueError, match=f"weights-only loading at byte .* for {name}"):
         dormant.open_checkpoint(path, foreign="error")
 
 
@@ -367,11 +367,11 @@ def test_thousands_of_dimensions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (Tensor(Storage("0", 3)), "holds a Tensor"),
-        ([1, 2], "holds a list"),
-        ({0: Tensor(Storage("0", 3))}, "holds a tensor under int 0"),
-        ({"": Tensor(Storage("0", 3))}, "holds a tensor under str ''"),
-        ({"\ud800": Tensor(Storage("0", 3))}, "holds a tensor under str '\\xed\\xa0\\x80'"),
+        (Tensor(Storage("0", 3)), "contains a Tensor"),
+        ([1, 2], "contains a list"),
+        ({0: Tensor(Storage("0", 3))}, "contains a tensor under int 0"),
+        ({"": Tensor(Storage("0", 3))}, "contains a tensor under str ''"),
+        ({"\ud800": Tensor(Storage("0", 3))}, "contains a tensor under str '\\xed\\xa0\\x80'"),
         ({"epoch": 3}, "['epoch']", ),
         ({"m": STATE, "ema": STATE}, "['m', 'ema']"),
     ],
@@ -445,8 +445,8 @@ ONE = [("0", 3, BYTES)]
         ({"system": {"little_endian": False}}, "'little_endian': bool False"),
         ({"system": ["x"]}, "'little_endian': nothing"),
         ({"system": {"little_endian": 1}}, "'little_endian': int 1, expected True"),
-        ({"keys": ["1"]}, "in one only: ['0', '1']"),
-        ({"keys": []}, "in one only: ['0']"),
+        ({"keys": ["1"]}, "only one of the two has ['0', '1']"),
+        ({"keys": []}, "only one of the two has ['0']"),
         ({"keys": ["0", "0"]}, "lists 2 storages"),
         ({"keys": {"0": 1}}, "the list of storages is a dict"),
         ({"keys": [0]}, "expected a list of text"),
@@ -465,13 +465,18 @@ def test_an_older_file_cut_short(tmp_path: Path, missing: int) -> None:
 
 def test_an_older_file_with_more_behind_it(tmp_path: Path) -> None:
     file = legacy_bytes(OLD, ONE)
-    refused(tmp_path, file + b"x", f"has {len(file) + 1} bytes", f"an end at byte {len(file)}")
+    refused(
+        tmp_path,
+        file + b"x",
+        f"has {len(file) + 1} bytes",
+        f"last storage ends at byte {len(file)}",
+    )
 
 
 @pytest.mark.parametrize("numel", [2, 4, -1, 1 << 62])
 def test_an_older_file_with_another_number_of_elements(tmp_path: Path, numel: int) -> None:
     file = legacy_bytes(OLD, [("0", numel, BYTES)])
-    refused(tmp_path, file, f"has {numel} elements, its tensors expect 3")
+    refused(tmp_path, file, f"has {numel} elements, but its tensors expect 3")
 
 
 def test_an_older_storage_larger_than_the_file(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_has_all_python_sources_and_types(wheel: Path) -> None:
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("dormant/")}
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = ROOT / "python"
     sources = {
         str(path.relative_to(package))
@@ -93,7 +93,7 @@ def test_wheel_names_its_extras_and_the_command(wheel: Path) -> None:
     required = {text.split(";")[0] for text in metadata.get_all("Requires-Dist") or ()}
     assert {"transformers>=5", "bitsandbytes>=0.50", "matplotlib>=3.9"} <= required
     scripts = archive.read(about.replace("METADATA", "entry_points.txt")).decode()
-    assert "dormant = dormant.cli.main:main" in scripts
+    assert "dormant = dormant_command.main:main" in scripts
 
 
 def test_source_distribution_has_all_sources_and_nothing_built(tmp_path: Path) -> None:

@@ -123,6 +123,13 @@ def test_functions_import_optional_libraries_only(module: str) -> None:
             assert imported.partition(".")[0] in OPTIONAL, f"{module} imports {imported} late"
 
 
+def test_the_command_s_arguments_use_the_standard_library_only() -> None:
+    for path in sorted((PACKAGE.parent / "dormant_command").rglob("*.py")):
+        for imported, _ in imports(path):
+            top = imported.partition(".")[0]
+            assert top == "dormant_command" or top in sys.stdlib_module_names, path
+
+
 def test_importing_the_package_loads_nothing_that_is_used_later() -> None:
     result = subprocess.run(
         [

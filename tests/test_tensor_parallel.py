@@ -344,7 +344,7 @@ def test_values_that_are_no_tensors_are_refused() -> None:
 
 
 def test_there_must_be_parts() -> None:
-    with pytest.raises(ValueError, match="there are no parts"):
+    with pytest.raises(ValueError, match="got no parts"):
         merge([])
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         split(even(), 0)

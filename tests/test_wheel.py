@@ -113,7 +113,8 @@ def test_holds_the_sources_and_what_cmake_installed(package: Path, unpacked: Pat
     packed = {path.relative_to(held) for path in held.rglob("*") if path.is_file()}
     assert packed == sources | installed
     assert {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")} == {
-        "dormant"
+        "dormant",
+        "dormant_command",
     }
 
 

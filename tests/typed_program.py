@@ -93,6 +93,7 @@ def schemes(model: torch.nn.Module, layer: Callable[[torch.nn.Module], torch.nn.
 
 def shown(summary: dormant.Summary, report: dormant.Report, tensor: dormant.TensorReport) -> None:
     summary.plot("summary.png")
+    summary.plot().savefig("summary.svg")
     report.plot(Path("report.png"))
     assert_type(summary.lazy_rate, float)
     assert_type(summary.tensors, list[dormant.TensorSummary])

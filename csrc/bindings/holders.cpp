@@ -47,7 +47,7 @@ class Holders {
   };
 
   static PyTypeObject* as_type(py::handle type) {
-    TORCH_CHECK_TYPE(PyType_Check(type.ptr()), "dormant: holders: expected types");
+    TORCH_CHECK_TYPE(PyType_Check(type.ptr()), "holders: expected types");
     return reinterpret_cast<PyTypeObject*>(type.ptr());
   }
 
@@ -128,7 +128,7 @@ void bind_holders(py::module_& m) {
   m.def("holders", &holders, py::arg("objects"), py::arg("followed"), py::arg("ignored"),
         py::pos_only(),
         "Positions of the objects that may hold a tensor, without running any code of theirs.\n\n"
-        "What is of a type in `followed` always may; what is of one in `ignored` never does.");
+        "Objects of a type in `followed` always may; objects of a type in `ignored` never do.");
 }
 
 }  // namespace dormant::bindings

@@ -47,7 +47,7 @@ using OnStep = std::optional<std::function<void(size_t, size_t)>>;
 
 c10::Storage storage_of(const at::Tensor& tensor) {
   TORCH_CHECK_TYPE(tensor.has_storage(), "dormant: a tensor of layout ", tensor.layout(),
-                   " has no storage of its own");
+                   " has no storage");
   return tensor.storage();
 }
 
@@ -103,9 +103,8 @@ const char* name_of(dormant::tile::Way way) {
 }
 
 dormant::Values values_from(const std::string& name) {
-  TORCH_CHECK_VALUE(name == "exact" || name == "fast" || name == "empty",
-                    "dormant: materialize: values=\"", name,
-                    "\", expected \"exact\", \"fast\" or \"empty\"");
+  TORCH_CHECK_VALUE(name == "exact" || name == "fast" || name == "empty", "materialize: values=\"",
+                    name, "\", expected \"exact\", \"fast\" or \"empty\"");
   return name == "exact"  ? dormant::Values::exact
          : name == "fast" ? dormant::Values::fast
                           : dormant::Values::empty;
@@ -174,14 +173,14 @@ void write_tensors(const std::vector<std::tuple<Tensor, int64_t>>& tensors, int 
 at::Tensor view_as(const Tensor& storage_tensor, const py::object& dtype,
                    const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                    int64_t offset) {
-  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "dormant: view_as: dtype must be a torch.dtype");
+  TORCH_CHECK_TYPE(THPDtype_Check(dtype.ptr()), "view_as: dtype must be a torch.dtype");
   Geometry geometry;
   geometry.sizes.assign(sizes.begin(), sizes.end());
   geometry.strides.assign(strides.begin(), strides.end());
   geometry.offset = offset;
   geometry.dtype = reinterpret_cast<THPDtype*>(dtype.ptr())->scalar_type;
   const auto storage = storage_of(storage_tensor);
-  TORCH_CHECK_VALUE(geometry.nbytes_needed() <= storage.nbytes(), "dormant: view_as: sizes ", sizes,
+  TORCH_CHECK_VALUE(geometry.nbytes_needed() <= storage.nbytes(), "view_as: sizes ", sizes,
                     " and strides ", strides, " at offset ", offset, " need ",
                     geometry.nbytes_needed(), " bytes, the storage has ", storage.nbytes());
   auto tensor = make_tensor(storage, geometry);

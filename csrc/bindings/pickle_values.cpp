@@ -193,11 +193,12 @@ class Maker {
   void check_key(PickleId id) const {
     const auto& [depth, weight] = sizes_[id];
     TORCH_CHECK_VALUE(depth <= kDeepestKey && weight <= kHeaviestKey,
-                      "dormant: open_checkpoint: ", pickle_.where(), ": a tuple made at its byte ",
-                      pickle_.offset(id), " is a key of a dict or in a set, ", depth, " deep with ",
-                      weight, weight > kHeaviestKey ? " or more" : "",
-                      " elements, expected at most ", kDeepestKey, " and ", kHeaviestKey,
-                      ". Cause: the file is damaged, or was made to deceive.");
+                      "open_checkpoint: ", pickle_.where(), ": the tuple created at byte ",
+                      pickle_.offset(id), " is a dict key or set element with depth ", depth,
+                      " and ", weight, weight > kHeaviestKey ? " or more" : "",
+                      " elements, expected at most depth ", kDeepestKey, " and ", kHeaviestKey,
+                      " elements"
+                      ". Cause: the file is damaged or malicious.");
   }
 
   /// Of what Python raises where a key cannot be hashed.
@@ -209,10 +210,10 @@ class Maker {
       throw py::error_already_set();
     }
     const py::error_already_set error;
-    TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", pickle_.where(), ": the ",
-                      pickle_.describe(id), " made at its byte ", pickle_.offset(id),
+    TORCH_CHECK_VALUE(false, "open_checkpoint: ", pickle_.where(), ": the ", pickle_.describe(id),
+                      " created at byte ", pickle_.offset(id),
                       " has a key that Python cannot hash: ", error.what(),
-                      ". Cause: the file is damaged, or was made to deceive.");
+                      ". Cause: the file is damaged or malicious.");
   }
 
   py::object hashed(PickleId id, py::object object) const {

@@ -28,8 +28,8 @@ using record::Quantizer;
 c10::ArrayRef<float> values_of(const char* what, const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.scalar_type() == c10::ScalarType::Float &&
                         tensor.dim() == 1 && tensor.is_contiguous(),
-                    "dormant: FourBit: ", what, " is ", tensor.scalar_type(), " of sizes ",
-                    tensor.sizes(), " on ", tensor.device(),
+                    "FourBit: ", what, " is ", tensor.scalar_type(), " of sizes ", tensor.sizes(),
+                    " on ", tensor.device(),
                     "; expected a contiguous vector of float32 on the CPU");
   return {tensor.const_data_ptr<float>(), static_cast<size_t>(tensor.numel())};
 }

@@ -71,10 +71,10 @@ void check_part(const Contents& contents, const File& file, size_t number, size_
   };
   TORCH_CHECK_VALUE(
       says("split.no") == std::to_string(number) && says("split.count") == std::to_string(count),
-      "dormant: open_checkpoint: ", file.name(), ": split.no and split.count are ",
+      "open_checkpoint: ", file.name(), ": split.no and split.count are ",
       text::in_quotes(says("split.no")), " and ", text::in_quotes(says("split.count")),
       ", expected ", number, " and ", count,
-      " by its name. Cause: the files are not of one checkpoint. Next: get them "
+      " according to its name. Cause: the files belong to different checkpoints. Next: get them "
       "again.");
 }
 
@@ -83,10 +83,11 @@ void add(Catalog& catalog, Contents contents) {
     auto name = entry.entry.name;
     const auto& file = *entry.file;
     const auto [found, added] = catalog.tensors.try_emplace(std::move(name), std::move(entry));
-    TORCH_CHECK_VALUE(added, "dormant: open_checkpoint: tensor ", text::in_quotes(found->first),
-                      " is in two files, ", found->second.file->name(), " and ", file.name(),
-                      ", expected one. Cause: they are of different checkpoints. Next: download or "
-                      "save it again.");
+    TORCH_CHECK_VALUE(
+        added, "open_checkpoint: tensor ", text::in_quotes(found->first), " is in two files, ",
+        found->second.file->name(), " and ", file.name(),
+        ", expected one. Cause: the files belong to different checkpoints. Next: download or "
+        "save it again.");
   }
   catalog.metadata.merge(contents.metadata);
 }
@@ -103,21 +104,21 @@ Catalog open_index(const std::string& path, const CatalogOptions& options) {
     add(catalog, read(file, options));
   }
   constexpr const char* kCause =
-      "Cause: index and files are of different checkpoints. Next: download or save it again.";
+      "Cause: the index and the files belong to different checkpoints. Next: download or save them "
+      "again.";
   for (const auto& [tensor, shard] : index.files) {
     const auto found = catalog.tensors.find(tensor);
     const bool exists = found != catalog.tensors.end();
     TORCH_CHECK_VALUE(exists && found->second.file->path() == files.at(shard)->path(),
-                      "dormant: open_checkpoint: ", text::printable(path), ": tensor ",
+                      "open_checkpoint: ", text::printable(path), ": tensor ",
                       text::in_quotes(tensor), " is in ",
                       exists ? found->second.file->name() : "no file", ", expected in ",
                       text::printable(shard), ". ", kCause);
   }
   for (const auto& [tensor, found] : catalog.tensors) {
-    TORCH_CHECK_VALUE(index.files.contains(tensor),
-                      "dormant: open_checkpoint: ", text::printable(path), ": tensor ",
-                      text::in_quotes(tensor), " of ", found.file->name(), " is not in the index. ",
-                      kCause);
+    TORCH_CHECK_VALUE(index.files.contains(tensor), "open_checkpoint: ", text::printable(path),
+                      ": tensor ", text::in_quotes(tensor), " of ", found.file->name(),
+                      " is not in the index. ", kCause);
   }
   return catalog;
 }
@@ -170,8 +171,9 @@ Catalog distributed_catalog(DistributedCheckpoint found, const std::string& path
                                                                  nullptr, std::move(view)});
   }
   TORCH_CHECK_INDEX(!key || key->empty() || !catalog.tensors.empty(),
-                    "dormant: open_checkpoint: ", text::printable(path), " has no mapping ",
-                    text::in_quotes(*key), " with tensors. Next: pass another `key`, or none.");
+                    "open_checkpoint: ", text::printable(path), " has no mapping ",
+                    text::in_quotes(*key),
+                    " with tensors. Next: pass another `key`, or leave it out.");
   return catalog;
 }
 

@@ -67,7 +67,7 @@ TEST(Catalog, FolderPrefersTheSingleFileThenTheIndexThenAnythingAlone) {
 TEST(Catalog, AmbiguousAndEmptyFoldersAreRefused) {
   const ScratchFolder folder;
   EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalog(folder.path("")); }),
-                       "holds no checkpoint, expected model.safetensors"));
+                       "contains no checkpoint, expected model.safetensors"));
   folder.write("x.safetensors", file_of({"a"}));
   folder.write("y.safetensors", file_of({"a"}));
   EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { open_catalog(folder.path("")); }),

@@ -20,7 +20,8 @@ namespace dormant::checkpoint {
 namespace {
 
 constexpr const char* kDamaged =
-    "Cause: the file is damaged, or of a torch that writes it otherwise. Next: load it with "
+    "Cause: the file is damaged, or written by a release of torch with another layout. Next: load "
+    "it with "
     "torch.distributed.checkpoint, and save it again.";
 
 /// Where the bytes of a value lie.
@@ -57,12 +58,12 @@ class MetadataReader {
   using Values = std::span<const PickleId>;
 
   [[noreturn]] void refuse(PickleId id, const std::string& expected) const {
-    TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", where_, ": got ", pickle_.describe(id),
+    TORCH_CHECK_VALUE(false, "open_checkpoint: ", where_, ": got ", pickle_.describe(id),
                       " at byte ", pickle_.offset(id), ", expected ", expected, ". ", kDamaged);
   }
   [[noreturn]] void refuse_tensor(const std::string& name, const std::string& problem) const {
-    TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", where_, ": tensor ",
-                      text::in_quotes(name), " ", problem, ". ", kDamaged);
+    TORCH_CHECK_VALUE(false, "open_checkpoint: ", where_, ": tensor ", text::in_quotes(name), " ",
+                      problem, ". ", kDamaged);
   }
 
   /// A value of one of torch's classes, wherever in torch.distributed the class was at the time.
@@ -91,7 +92,7 @@ class MetadataReader {
   PickleId required(PickleId instance, const std::string& name) const {
     const auto found = attribute(instance, name);
     if (!found) {
-      refuse(instance, "one with " + name);
+      refuse(instance, "an object with attribute " + name);
     }
     return *found;
   }
@@ -112,7 +113,7 @@ class MetadataReader {
   int64_t count(PickleId id) const {
     const auto value = pickle_.is(id, PickleKind::integer) ? pickle_.integer(id) : std::nullopt;
     if (!value || *value < 0) {
-      refuse(id, "a number that is not negative");
+      refuse(id, "a non-negative number");
     }
     return *value;
   }
@@ -149,8 +150,8 @@ class MetadataReader {
       refuse(id, "a dtype");
     }
     const auto found = dtype_named(pickle_.global(id).name);
-    TORCH_CHECK_NOT_IMPLEMENTED(found, "dormant: open_checkpoint: ", where_, ": got ",
-                                pickle_.describe(id), " at byte ", pickle_.offset(id),
+    TORCH_CHECK_NOT_IMPLEMENTED(found, "open_checkpoint: ", where_, ": got ", pickle_.describe(id),
+                                " at byte ", pickle_.offset(id),
                                 ", expected a dtype of plain elements. Next: load it with "
                                 "torch.distributed.checkpoint.");
     return *found;
@@ -185,7 +186,7 @@ class MetadataReader {
             pickle_.is(*transforms, PickleKind::list) || pickle_.is(*transforms, PickleKind::tuple);
         const auto values = is_list ? pickle_.items(*transforms) : Values();
         TORCH_CHECK_NOT_IMPLEMENTED(
-            is_list && values.empty(), "dormant: open_checkpoint: ", where_, ": ",
+            is_list && values.empty(), "open_checkpoint: ", where_, ": ",
             text::in_quotes(stored.path), " was transformed by ",
             values.empty() ? pickle_.describe(*transforms) : pickle_.describe(values.front()),
             " when it was written, expected plain bytes. Next: load it with "
@@ -201,7 +202,7 @@ class MetadataReader {
     const auto found = stored_.find(key_of(name, offsets));
     if (found == stored_.end()) {
       refuse_tensor(name, c10::str("has a part at ", c10::IntArrayRef(offsets),
-                                   " of which storage_data does not say where it lies"));
+                                   " whose location storage_data does not give"));
     }
     return found->second;
   }
@@ -212,8 +213,8 @@ class MetadataReader {
       file = open_(stored.path);
     }
     if (stored.offset > file->size() || stored.length > file->size() - stored.offset) {
-      refuse_tensor(name, c10::str("has ", stored.length, " bytes from byte ", stored.offset,
-                                   " on in ", file->name(), ", which has ", file->size()));
+      refuse_tensor(name, c10::str("has ", stored.length, " bytes at byte ", stored.offset, " of ",
+                                   file->name(), ", which has ", file->size(), " bytes"));
     }
     return file;
   }
@@ -247,8 +248,8 @@ class MetadataReader {
         end[i] = inside ? begin[i] + size[i] : 0;
       }
       if (!inside) {
-        refuse_tensor(name, c10::str("has a part at ", c10::IntArrayRef(begin), " of sizes ",
-                                     c10::IntArrayRef(size), " outside of its own sizes ",
+        refuse_tensor(name, c10::str("has a part at ", c10::IntArrayRef(begin), " with sizes ",
+                                     c10::IntArrayRef(size), " outside the sizes of the tensor, ",
                                      c10::IntArrayRef(whole)));
       }
       Box box{begin, std::move(end)};

@@ -53,8 +53,8 @@ class OffsetsReader final : public text::JsonHandler {
 
  private:
   [[noreturn]] void refuse(const std::string& got) const {
-    TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", file_, ": ", kOffsets, " has ", got,
-                      ", expected saved_offsets of each tensor. Cause: the file is damaged. Next: "
+    TORCH_CHECK_VALUE(false, "open_checkpoint: ", file_, ": ", kOffsets, " has ", got,
+                      ", expected saved_offsets for each tensor. Cause: the file is damaged. Next: "
                       "get it again.");
   }
 
@@ -98,15 +98,15 @@ DistributedCheckpoint read_distributed_safetensors(
   for (const auto& file : files) {
     auto header = read_safetensors_header(*file);
     const auto info = header.metadata.find(kOffsets);
-    TORCH_CHECK_VALUE(info != header.metadata.end(), "dormant: open_checkpoint: ", file->name(),
-                      " has no ", kOffsets,
-                      " in its metadata, expected it as in the other files. "
-                      "Cause: they are of different checkpoints. Next: open this file alone.");
+    TORCH_CHECK_VALUE(
+        info != header.metadata.end(), "open_checkpoint: ", file->name(), " has no ", kOffsets,
+        " in its metadata, expected it as in the other files. "
+        "Cause: the files belong to different checkpoints. Next: open this file by itself.");
     OffsetsReader reader(file->name());
     text::read_json_object({info->second, file->name(), kOffsets, 0}, kDeepest, reader);
     for (auto& entry : header.entries) {
       const auto what =
-          "dormant: open_checkpoint: " + file->name() + ": tensor " + text::in_quotes(entry.name);
+          "open_checkpoint: " + file->name() + ": tensor " + text::in_quotes(entry.name);
       const auto found = reader.offsets.find(entry.name);
       TORCH_CHECK_VALUE(found != reader.offsets.end() && found->second.size() == entry.sizes.size(),
                         what, " has ", entry.sizes.size(), " dimensions, expected as many in ",
@@ -117,14 +117,15 @@ DistributedCheckpoint read_distributed_safetensors(
         whole.sizes.assign(entry.sizes.size(), 0);
       }
       TORCH_CHECK_VALUE(whole.dtype == entry.dtype && whole.sizes.size() == entry.sizes.size(),
-                        what, " is of ", entry.dtype, " and ", entry.sizes.size(),
-                        " dimensions, in other files of ", whole.dtype, " and ", whole.sizes.size(),
-                        ". Cause: they are of different checkpoints. Next: get them again.");
+                        what, " has dtype ", entry.dtype, " and ", entry.sizes.size(),
+                        " dimensions here, and dtype ", whole.dtype, " and ", whole.sizes.size(),
+                        " dimensions in other files. Cause: the files belong to different "
+                        "checkpoints. Next: get them again.");
       Box box{found->second, found->second};
       for (size_t i = 0; i < entry.sizes.size(); ++i) {
         TORCH_CHECK_VALUE(!__builtin_add_overflow(box.begin[i], entry.sizes[i], &box.end[i]), what,
                           " begins at ", box.begin[i],
-                          ", beyond what can be counted. Cause: the "
+                          ", which overflows. Cause: the "
                           "file is damaged. Next: get it again.");
         whole.sizes[i] = std::max(whole.sizes[i], box.end[i]);
       }

@@ -26,8 +26,8 @@ DistributedTensor DistributedTensors::add(const std::string& where, std::string 
     const auto factor = static_cast<uint64_t>(std::max<int64_t>(size, 1));
     TORCH_CHECK_VALUE(
         !__builtin_mul_overflow(extent, factor, &extent) && extent <= uint64_t{1} << 62,
-        "dormant: open_checkpoint: ", where, ": tensor ", text::in_quotes(name), " has sizes ",
-        c10::IntArrayRef(sizes), " of ", dtype, ", whose bytes cannot be counted. ", kDamaged);
+        "open_checkpoint: ", where, ": tensor ", text::in_quotes(name), " has sizes ",
+        c10::IntArrayRef(sizes), " of ", dtype, ", whose number of bytes overflows. ", kDamaged);
   }
   const uint64_t nbytes = empty ? 0 : extent;
   for (const auto& piece : pieces) {
@@ -35,7 +35,7 @@ DistributedTensor DistributedTensors::add(const std::string& where, std::string 
     for (size_t i = 0; i < sizes.size(); ++i) {
       needed *= static_cast<uint64_t>(piece.box.end[i] - piece.box.begin[i]);
     }
-    TORCH_CHECK_VALUE(needed <= piece.length, "dormant: open_checkpoint: ", where, ": tensor ",
+    TORCH_CHECK_VALUE(needed <= piece.length, "open_checkpoint: ", where, ": tensor ",
                       text::in_quotes(name), " has elements ", text_of(piece.box), " in ",
                       piece.length, " bytes at byte ", piece.offset, " of ", piece.file->name(),
                       ", expected at least ", needed, ". ", kDamaged);

@@ -14,7 +14,7 @@ std::shared_ptr<const File> File::open(const std::string& path) { return LocalFi
 File::File(std::string path) : path_(std::move(path)), name_(text::printable(path_)) {}
 
 void File::check_range(uint64_t offset, uint64_t count) const {
-  TORCH_CHECK_VALUE(offset <= size_ && count <= size_ - offset, "dormant: read ", name_, ": ",
+  TORCH_CHECK_VALUE(offset <= size_ && count <= size_ - offset, "dormant: reading ", name_, ": ",
                     count, " bytes at offset ", offset, ", the file has ", size_, " bytes");
 }
 

@@ -17,10 +17,9 @@ FileStorage::FileStorage(std::shared_ptr<const record::Source> source, c10::Scal
       offset_(offset),
       nbytes_(nbytes),
       latest_(c10::intrusive_ptr<c10::StorageImpl>()) {
-  TORCH_CHECK_VALUE(nbytes_ % c10::elementSize(dtype_) == 0,
-                    "dormant: open_checkpoint: ", source_->name(), ": a storage of ", nbytes_,
-                    " bytes at offset ", offset_, ", expected a multiple of ",
-                    c10::elementSize(dtype_), " for ", dtype_);
+  TORCH_CHECK_VALUE(nbytes_ % c10::elementSize(dtype_) == 0, "open_checkpoint: ", source_->name(),
+                    ": a storage of ", nbytes_, " bytes at offset ", offset_,
+                    ", expected a multiple of ", c10::elementSize(dtype_), " for ", dtype_);
 }
 
 at::Tensor FileStorage::tensor() {

@@ -111,8 +111,8 @@ Names choices_of(const Names& names, std::string_view kind) {
     list += list.empty() ? "" : ", ";
     list += text::in_quotes(name);
   }
-  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", text::printable(folder),
-                    " holds ", names.size(), " checkpoints: ", text::printable(list),
+  TORCH_CHECK_VALUE(false, "open_checkpoint: the folder ", text::printable(folder), " holds ",
+                    names.size(), " checkpoints: ", text::printable(list),
                     ", expected one. Next: pass the path of one of them.");
 }
 
@@ -175,8 +175,8 @@ std::vector<std::string> find_checkpoint(const std::string& folder) {
       R"(consolidated\.[0-9]{1,9}(-of-[0-9]{1,9}\.(model|model-diff))?\.pth)");
   const auto parts = std::count_if(names.begin(), names.end(),
                                    [](const auto& name) { return std::regex_match(name, part); });
-  TORCH_CHECK_NOT_IMPLEMENTED(parts < 2, "dormant: open_checkpoint: the folder ",
-                              text::printable(folder), " holds ", parts,
+  TORCH_CHECK_NOT_IMPLEMENTED(parts < 2, "open_checkpoint: the folder ", text::printable(folder),
+                              " holds ", parts,
                               " parts of a tensor-parallel set, which C++ does not merge. Next: "
                               "convert it by `dormant convert`, or open one part by its path.");
   if (has(names, kDistributedMetadata)) {
@@ -196,8 +196,8 @@ std::vector<std::string> find_checkpoint(const std::string& folder) {
       return {path(plain(choices, folder, kind))};
     }
   }
-  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: the folder ", text::printable(folder),
-                    " holds no checkpoint, expected model.safetensors, "
+  TORCH_CHECK_VALUE(false, "open_checkpoint: the folder ", text::printable(folder),
+                    " contains no checkpoint, expected model.safetensors, "
                     "model.safetensors.index.json, pytorch_model.bin, its index, .metadata, or one "
                     "file *.safetensors, *.bin, *.pth, *.pt, or its index, or *.gguf. Next: pass "
                     "the path of a file.");

@@ -29,7 +29,8 @@ constexpr uint64_t kShortestPair = 8 + 4 + 1;
 constexpr uint64_t kShortestTensor = 8 + 4 + 4 + 8;
 constexpr size_t kWindow = 1 << 20;
 constexpr const char* kDamaged =
-    "Cause: the file is damaged, incomplete or of another format. Next: download or make it again.";
+    "Cause: the file is damaged or incomplete, or has another format. Next: download or make it "
+    "again.";
 
 /// Bytes of a value of a type that has a size of its own; zero for strings and arrays.
 uint64_t width_of(GgufValueType type) {
@@ -68,7 +69,7 @@ class Reader {
     begin_ = position_;
   }
   std::string here() const {
-    return "dormant: open_checkpoint: " + source_.name() + ": " + what_ + " at byte " +
+    return "open_checkpoint: " + source_.name() + ": " + what_ + " at byte " +
            std::to_string(begin_);
   }
 
@@ -96,7 +97,7 @@ class Reader {
   /// c10::ValueError unless `count` more bytes exist.
   void need(uint64_t count) const {
     TORCH_CHECK_VALUE(count <= left(), here(), " takes ", count, " bytes, expected at most ",
-                      left(), ", what is left of the file. ", kDamaged);
+                      left(), ", which is what is left of the file. ", kDamaged);
   }
 
  private:
@@ -172,7 +173,7 @@ GgufValue read_value(Reader& reader, GgufValueType type) {
     case GgufValueType::array:
       break;
   }
-  TORCH_CHECK_VALUE(false, reader.here(), ": an array in an array. ", kDamaged);
+  TORCH_CHECK_VALUE(false, reader.here(), " is an array inside an array. ", kDamaged);
 }
 
 GgufValueType read_type(Reader& reader) {
@@ -180,7 +181,7 @@ GgufValueType read_type(Reader& reader) {
   TORCH_CHECK_VALUE(number <= static_cast<uint32_t>(GgufValueType::float64), reader.here(),
                     " has a value of type ", number, ", expected 0 to ",
                     static_cast<uint32_t>(GgufValueType::float64),
-                    ". Cause: the file is damaged, or of a newer format.");
+                    ". Cause: the file is damaged, or has a newer format.");
   return static_cast<GgufValueType>(number);
 }
 
@@ -233,13 +234,14 @@ uint32_t read_version(Reader& reader) {
   const auto version = reader.number<uint32_t>();
   TORCH_CHECK_NOT_IMPLEMENTED(
       (version & 0xffff) != 0 || version == 0, reader.here(), " is ", version,
-      ", which is that of a file of a big-endian machine; expected a little-endian one. Next: "
-      "convert it with gguf-convert-endian of Python's package gguf.");
-  TORCH_CHECK_NOT_IMPLEMENTED(version != 1, reader.here(),
-                              " is 1, expected 2 or 3: files of version 1 are of the summer of "
-                              "2023. Next: convert it with a llama.cpp of that time.");
+      ", which indicates a big-endian file; expected a little-endian one. Next: "
+      "convert it with gguf-convert-endian from the Python package gguf.");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      version != 1, reader.here(),
+      " is 1, expected 2 or 3: version 1 was used only in the "
+      "summer of 2023. Next: convert the file with a llama.cpp of that time.");
   TORCH_CHECK_VALUE(version == 2 || version == 3, reader.here(), " is ", version,
-                    ", expected 2 or 3. Cause: the file is damaged, or of a newer format.");
+                    ", expected 2 or 3. Cause: the file is damaged, or has a newer format.");
   return version;
 }
 
@@ -272,9 +274,9 @@ GgufTensor read_tensor(Reader& reader) {
   }
   const auto number = reader.number<uint32_t>();
   tensor.type = decode::find_gguf_type(number);
-  TORCH_CHECK_VALUE(tensor.type != nullptr, reader.here(), " is of type ", number,
-                    ", expected one of ggml's. Cause: the file is damaged, or of a type that is "
-                    "newer than this release, or that ggml removed.");
+  TORCH_CHECK_VALUE(tensor.type != nullptr, reader.here(), " has type ", number,
+                    ", expected a type of ggml. Cause: the file is damaged, or its type is newer "
+                    "than this release, or was removed from ggml.");
   const auto& type = *tensor.type;
   entry.dtype = type.dtype;
   entry.sizes = tensor.sizes;
@@ -312,9 +314,9 @@ uint64_t alignment_of(const Gguf& header, const record::Source& source) {
   }
   const auto* value = std::get_if<uint64_t>(&found->second);
   TORCH_CHECK_VALUE(value != nullptr && std::has_single_bit(*value) && *value <= UINT32_MAX,
-                    "dormant: open_checkpoint: ", source.name(), ": ", kAlignmentKey, " is ",
-                    value != nullptr ? std::to_string(*value) : "no unsigned number",
-                    ", expected a power of two of 32 bits. ", kDamaged);
+                    "open_checkpoint: ", source.name(), ": ", kAlignmentKey, " is ",
+                    value != nullptr ? std::to_string(*value) : "not an unsigned number",
+                    ", expected a power of two that fits 32 bits. ", kDamaged);
   return *value;
 }
 
@@ -329,7 +331,7 @@ void place(Gguf& header, uint64_t header_size, uint64_t file_size, const record:
   for (auto& tensor : header.tensors) {
     auto& entry = tensor.entry;
     const auto title =
-        "dormant: open_checkpoint: " + source.name() + ": tensor " + text::in_quotes(entry.name);
+        "open_checkpoint: " + source.name() + ": tensor " + text::in_quotes(entry.name);
     TORCH_CHECK_VALUE(entry.offset % alignment == 0, title, ": its bytes start at ", entry.offset,
                       " of the data, expected a multiple of the alignment, ", alignment, ". ",
                       kDamaged);
@@ -349,10 +351,10 @@ void place(Gguf& header, uint64_t header_size, uint64_t file_size, const record:
       continue;
     }
     TORCH_CHECK_VALUE(before == nullptr || before->offset + before->nbytes <= entry->offset,
-                      "dormant: open_checkpoint: ", source.name(), ": tensor ",
-                      text::in_quotes(entry->name), ": its bytes start at ", entry->offset,
-                      ", expected at least ", before->offset + before->nbytes, ", where tensor ",
-                      text::in_quotes(before->name), " ends: they overlap. ", kDamaged);
+                      "open_checkpoint: ", source.name(), ": tensor ", text::in_quotes(entry->name),
+                      ": its bytes start at ", entry->offset, ", expected at least ",
+                      before->offset + before->nbytes, ", where tensor ",
+                      text::in_quotes(before->name), " ends, so they overlap. ", kDamaged);
     before = entry;
   }
 }
@@ -373,8 +375,8 @@ Gguf parse_gguf(const record::Source& source, uint64_t file_size) {
   const auto pairs = read_count(reader, "keys", kShortestPair);
   const auto check_length = [&] {
     TORCH_CHECK_VALUE(reader.position() <= kLongestGgufHeader, reader.here(),
-                      " goes on, expected an end of the header before byte ", kLongestGgufHeader,
-                      ". ", kDamaged);
+                      " is too far from the start, expected the header to end before byte ",
+                      kLongestGgufHeader, ". ", kDamaged);
   };
   std::unordered_set<std::string> names;
   for (uint64_t i = 0; i < pairs; ++i) {

@@ -29,7 +29,8 @@ constexpr size_t kDeepest = 16;
 constexpr const char* kWeightMap = "weight_map";
 constexpr const char* kMetadata = "metadata";
 constexpr const char* kDamaged =
-    "Cause: the file is damaged, incomplete or of another format. Next: download or save it again.";
+    "Cause: the file is damaged or incomplete, or has another format. Next: download or save it "
+    "again.";
 
 class IndexReader final : public text::JsonHandler {
  public:
@@ -61,7 +62,7 @@ class IndexReader final : public text::JsonHandler {
       field_ = std::move(name);
     } else if (in_weight_map()) {
       tensor_ = std::move(name);
-      TORCH_CHECK_VALUE(!tensor_.empty(), "dormant: open_checkpoint: ", file_,
+      TORCH_CHECK_VALUE(!tensor_.empty(), "open_checkpoint: ", file_,
                         ": a tensor without a name before byte ", position(), ", expected text. ",
                         kDamaged);
     }
@@ -92,8 +93,10 @@ class IndexReader final : public text::JsonHandler {
       index_.files = std::move(flat_);
       return std::move(index_);
     }
-    TORCH_CHECK_VALUE(has_weight_map_, "dormant: open_checkpoint: ", file_,
-                      ": no \"weight_map\", expected an object from tensors to files. ", kDamaged);
+    TORCH_CHECK_VALUE(
+        has_weight_map_, "open_checkpoint: ", file_,
+        ": \"weight_map\" is missing, expected an object from names of tensors to files. ",
+        kDamaged);
     return std::move(index_);
   }
 
@@ -101,13 +104,13 @@ class IndexReader final : public text::JsonHandler {
   /// Why a tensor must not be in `shard`; empty where it may.
   std::string refusal(const std::string& tensor, const std::string& shard) const {
     if (tensor.empty()) {
-      return c10::str("dormant: open_checkpoint: ", file_, ": a tensor without a name before byte ",
+      return c10::str("open_checkpoint: ", file_, ": a tensor without a name before byte ",
                       position(), ", expected text. ", kDamaged);
     }
     const auto* cause = obstacle_to_path(shard);
     return cause == nullptr
                ? ""
-               : c10::str("dormant: open_checkpoint: ", file_, ": tensor ", text::in_quotes(tensor),
+               : c10::str("open_checkpoint: ", file_, ": tensor ", text::in_quotes(tensor),
                           " is in ", text::in_quotes(shard), " before byte ", position(), ": ",
                           cause, ", expected the name of a file beside the index. ", kDamaged);
   }
@@ -124,7 +127,7 @@ class IndexReader final : public text::JsonHandler {
   bool in_weight_map() const { return depth_ == 2 && field_ == kWeightMap; }
 
   void refuse_in_weight_map(const std::string& got) const {
-    TORCH_CHECK_VALUE(!in_weight_map(), "dormant: open_checkpoint: ", file_, ": tensor ",
+    TORCH_CHECK_VALUE(!in_weight_map(), "open_checkpoint: ", file_, ": tensor ",
                       text::in_quotes(tensor_), " has ", got, " before byte ", position(),
                       ", expected the name of its file. ", kDamaged);
   }
@@ -132,8 +135,8 @@ class IndexReader final : public text::JsonHandler {
   /// The two fields that mean something are objects.
   void refuse(const std::string& got) const {
     TORCH_CHECK_VALUE(depth_ != 1 || (field_ != kWeightMap && field_ != kMetadata),
-                      "dormant: open_checkpoint: ", file_, ": ", text::in_quotes(field_), " is ",
-                      got, " before byte ", position(), ", expected an object. ", kDamaged);
+                      "open_checkpoint: ", file_, ": ", text::in_quotes(field_), " is ", got,
+                      " before byte ", position(), ", expected an object. ", kDamaged);
   }
 
   void scalar(const std::string& got) {
@@ -172,16 +175,16 @@ const char* obstacle_to_path(std::string_view path) {
     return "an absolute path";
   }
   if (path.find('\0') != std::string_view::npos) {
-    return "a path with a zero";
+    return "a path with a null character";
   }
   while (true) {
     const auto slash = path.find('/');
     const auto part = path.substr(0, slash);
     if (part == "..") {
-      return "a path out of its folder";
+      return "a path that leaves the folder";
     }
     if (part.empty() || part == ".") {
-      return "a second way to write a path";
+      return "a path that is not normalized";
     }
     if (slash == std::string_view::npos) {
       return nullptr;
@@ -199,7 +202,7 @@ Index parse_index(std::string_view document, const std::string& file) {
 }
 
 Index parse_index(const File& file) {
-  TORCH_CHECK_VALUE(file.size() <= kLongestIndex, "dormant: open_checkpoint: ", file.name(),
+  TORCH_CHECK_VALUE(file.size() <= kLongestIndex, "open_checkpoint: ", file.name(),
                     ": the index has ", file.size(), " bytes, expected at most ", kLongestIndex,
                     ". ", kDamaged);
   std::string document(file.size(), '\0');
@@ -238,9 +241,9 @@ Index read_index(const std::string& path) {
     list += text::in_quotes(shard);
     ++named;
   }
-  TORCH_CHECK_VALUE(absent.empty(), "dormant: open_checkpoint: ", file->name(), ": ", absent.size(),
-                    " of ", found.size() + absent.size(), " files are absent: ", list,
-                    ". Cause: the download or the copy is incomplete. Next: fetch them into ",
+  TORCH_CHECK_VALUE(absent.empty(), "open_checkpoint: ", file->name(), ": ", absent.size(), " of ",
+                    found.size() + absent.size(), " files are missing: ", list,
+                    ". Cause: the download or the copy is incomplete. Next: get them into ",
                     text::printable(folder), ".");
   return index;
 }

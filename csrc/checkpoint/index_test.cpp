@@ -28,7 +28,7 @@ std::vector<Refusal> refusals() {
       {"Empty", "", "the index starts with nothing"},
       {"Array", "[]", "starts with '['"},
       {"NotJson", "{]", "is not JSON at byte"},
-      {"NoWeightMap", R"({"metadata":{}})", "no \"weight_map\""},
+      {"NoWeightMap", R"({"metadata":{}})", "\"weight_map\" is missing"},
       {"WeightMapIsAnArray", R"({"weight_map":[]})", "'weight_map' is an array"},
       {"WeightMapIsNull", R"({"weight_map":null})", "'weight_map' is null"},
       {"MetadataIsAString", R"({"metadata":"x","weight_map":{}})", "'metadata' is a string"},
@@ -39,25 +39,26 @@ std::vector<Refusal> refusals() {
       {"WeightMapTwice", R"({"weight_map":{},"weight_map":{}})", "names 'weight_map' twice"},
       {"EmptyName", R"({"weight_map":{"":"a"}})", "a tensor without a name"},
       {"AbsolutePath", mapping("/etc/passwd"), "'/etc/passwd' before byte 32: an absolute path"},
-      {"PathOutOfTheFolder", mapping("../x"), "'../x' before byte 25: a path out of its folder"},
-      {"PathOutOfTheFolderInside", mapping("a/../../x"), "a path out of its folder"},
-      {"ParentAlone", mapping(".."), "a path out of its folder"},
-      {"EscapedPath", mapping("\\u002e\\u002e/x"), "a path out of its folder"},
+      {"PathOutOfTheFolder", mapping("../x"),
+       "'../x' before byte 25: a path that leaves the folder"},
+      {"PathOutOfTheFolderInside", mapping("a/../../x"), "a path that leaves the folder"},
+      {"ParentAlone", mapping(".."), "a path that leaves the folder"},
+      {"EscapedPath", mapping("\\u002e\\u002e/x"), "a path that leaves the folder"},
       {"EmptyPath", mapping(""), "an empty path"},
-      {"PathWithAZero", mapping("a\\u0000b"), "a path with a zero"},
-      {"SamePathAnotherWay", mapping("./a"), "a second way to write a path"},
-      {"DoubleSlash", mapping("a//b"), "a second way to write a path"},
-      {"TrailingSlash", mapping("a/"), "a second way to write a path"},
+      {"PathWithAZero", mapping("a\\u0000b"), "a path with a null character"},
+      {"SamePathAnotherWay", mapping("./a"), "a path that is not normalized"},
+      {"DoubleSlash", mapping("a//b"), "a path that is not normalized"},
+      {"TrailingSlash", mapping("a/"), "a path that is not normalized"},
       {"Deep", R"({"metadata":)" + std::string(100000, '['), "'metadata' is an array"},
       {"FlatAbsolutePath", R"({"v":"a","w":"/etc/passwd"})", "'/etc/passwd' before byte 26"},
-      {"FlatPathOutOfTheFolder", R"({"w":"../x","v":"a"})", "a path out of its folder"},
+      {"FlatPathOutOfTheFolder", R"({"w":"../x","v":"a"})", "a path that leaves the folder"},
       {"FlatEmptyName", R"({"":"a"})", "a tensor without a name"},
       {"FlatTwice", R"({"w":"a","w":"b"})", "names 'w' twice"},
-      {"FlatWithANumber", R"({"w":"a","v":1})", "no \"weight_map\""},
-      {"FlatWithAnObject", R"({"w":"a","v":{"w":"b"}})", "no \"weight_map\""},
-      {"FlatWithAnArray", R"({"w":"a","v":["b"]})", "no \"weight_map\""},
-      {"FlatWithMetadata", R"({"w":"a","metadata":{}})", "no \"weight_map\""},
-      {"Nothing", "{}", "no \"weight_map\""},
+      {"FlatWithANumber", R"({"w":"a","v":1})", "\"weight_map\" is missing"},
+      {"FlatWithAnObject", R"({"w":"a","v":{"w":"b"}})", "\"weight_map\" is missing"},
+      {"FlatWithAnArray", R"({"w":"a","v":["b"]})", "\"weight_map\" is missing"},
+      {"FlatWithMetadata", R"({"w":"a","metadata":{}})", "\"weight_map\" is missing"},
+      {"Nothing", "{}", "\"weight_map\" is missing"},
       {"DeepInside", R"({"metadata":{"a":)" + std::string(100000, '['), "nested deeper than 16"},
   };
 }
@@ -104,7 +105,7 @@ TEST(Index, AbsentFilesAreListed) {
   folder.write("a", "x");
   const auto path = folder.write("i.json", R"({"weight_map":{"u":"a","v":"c","w":"b","x":"b"}})");
   const auto text = message_of<c10::ValueError>([&] { read_index(path); });
-  EXPECT_TRUE(contains(text, path + ": 2 of 3 files are absent: 'b', 'c'.")) << text;
+  EXPECT_TRUE(contains(text, path + ": 2 of 3 files are missing: 'b', 'c'.")) << text;
 }
 
 }  // namespace

@@ -42,13 +42,13 @@ std::shared_ptr<const LocalFile> LocalFile::open(const std::string& path) {
   file->descriptor_ = system::is_due(system::Fault::read) ? -1 : ::open(path.c_str(), kFlags);
   if (file->descriptor_ < 0) {
     throw std::system_error(errno, std::generic_category(),
-                            "dormant: open_checkpoint: opening " + text::printable(path));
+                            "open_checkpoint: opening " + text::printable(path));
   }
   struct ::stat status{};
   if (::fstat(file->descriptor_, &status) != 0) {
-    file->fail(errno, "asking for the size of");
+    file->fail(errno, "reading the size of");
   }
-  TORCH_CHECK_VALUE(S_ISREG(status.st_mode), "dormant: open_checkpoint: ", file->name(), " is ",
+  TORCH_CHECK_VALUE(S_ISREG(status.st_mode), "open_checkpoint: ", file->name(), " is ",
                     S_ISDIR(status.st_mode) ? "a folder" : "a device, pipe or socket",
                     ", expected a file");
   file->identity_ = identity_of(status);
@@ -82,19 +82,20 @@ void LocalFile::fail(int error, const std::string& what) const {
 
 void LocalFile::check_same(const Identity& now) const {
   constexpr const char* kNext =
-      "Cause: somebody wrote to the file itself, not to a new one in its place. Next: open the "
+      "Cause: a program wrote to the file in place instead of replacing it. Next: open the "
       "checkpoint again.";
-  TORCH_CHECK_VALUE(now.size == identity_.size, "dormant: read ", name(), ": it has ", now.size,
-                    " bytes, expected ", identity_.size, " as when it was opened. ", kNext);
-  TORCH_CHECK_VALUE(now.modified == identity_.modified, "dormant: read ", name(),
-                    ": it was modified at ", now.modified, " ns, expected ", identity_.modified,
-                    " ns as when it was opened. ", kNext);
+  TORCH_CHECK_VALUE(now.size == identity_.size, "dormant: reading ", name(), ": the file has ",
+                    now.size, " bytes, expected ", identity_.size, " as when it was opened. ",
+                    kNext);
+  TORCH_CHECK_VALUE(now.modified == identity_.modified, "dormant: reading ", name(),
+                    ": the file was modified at ", now.modified, " ns, expected ",
+                    identity_.modified, " ns as when it was opened. ", kNext);
 }
 
 void LocalFile::check() const {
   struct ::stat status{};
   if (::fstat(descriptor_, &status) != 0) {
-    fail(errno, "asking for the size of");
+    fail(errno, "reading the size of");
   }
   check_same(identity_of(status));
 }
@@ -115,10 +116,10 @@ void LocalFile::read(uint64_t offset, size_t count, void* out) const {
       fail(errno, "reading " + std::to_string(count - done) + " bytes at offset " +
                       std::to_string(place) + " of");
     }
-    TORCH_CHECK_VALUE(got > 0, "dormant: read ", name(), ": the file ends at byte ", place,
+    TORCH_CHECK_VALUE(got > 0, "dormant: reading ", name(), ": the file ends at byte ", place,
                       ", expected ", count, " bytes at offset ", offset,
-                      ". Cause: it shrank since it was opened, when it had ", identity_.size,
-                      " bytes. Next: open the checkpoint again.");
+                      ". Cause: the file was truncated after it was opened, when it had ",
+                      identity_.size, " bytes. Next: open the checkpoint again.");
     done += static_cast<size_t>(got);
   }
 }

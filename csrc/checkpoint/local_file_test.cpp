@@ -54,8 +54,8 @@ TEST(File, ShrunkFileIsAnErrorThatSaysSo) {
   const auto text = message_of<c10::ValueError>([&] { read(*file, 2, 8); });
   EXPECT_TRUE(contains(text, path + ": the file ends at byte 4, expected 8 bytes at offset 2"))
       << text;
-  EXPECT_TRUE(
-      contains(message_of<c10::ValueError>([&] { file->check(); }), "it has 4 bytes, expected 10"));
+  EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { file->check(); }),
+                       "the file has 4 bytes, expected 10"));
 }
 
 TEST(File, CheckNoticesAModification) {
@@ -66,7 +66,7 @@ TEST(File, CheckNoticesAModification) {
   const std::array<timespec, 2> times = {timespec{1, 0}, timespec{1, 5}};
   ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times.data(), 0), 0);
   EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { file->check(); }),
-                       "it was modified at 1000000005 ns, expected"));
+                       "the file was modified at 1000000005 ns, expected"));
 }
 
 TEST(File, ReplacedFileIsStillReadable) {
@@ -202,7 +202,7 @@ TEST(File, AFileThatChangedIsNotMapped) {
   std::filesystem::resize_file(path, 4);
   for (const auto guard : {Guard::required, Guard::if_possible}) {
     EXPECT_TRUE(contains(message_of<c10::ValueError>([&] { file->map(0, 4, guard); }),
-                         "it has 4 bytes, expected 10"));
+                         "the file has 4 bytes, expected 10"));
   }
 }
 

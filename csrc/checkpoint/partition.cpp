@@ -82,10 +82,10 @@ Partition::Partition(c10::IntArrayRef sizes, c10::ArrayRef<Box> boxes, const std
 
 size_t Partition::add(const Box& region, std::vector<size_t> numbers, int depth) {
   const auto refuse_gap = [&](const Box& gap) {
-    TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", *what_, " has no piece with elements ",
+    TORCH_CHECK_VALUE(false, "open_checkpoint: ", *what_, " has no piece with elements ",
                       text_of(gap),
-                      ", expected pieces that fill it. Cause: the files of some ranks are not part "
-                      "of the checkpoint. Next: save it again.");
+                      ", expected pieces that cover the whole tensor. Cause: files of some ranks "
+                      "are missing from the checkpoint. Next: save it again.");
   };
   const auto place = nodes_.size();
   nodes_.emplace_back();
@@ -140,15 +140,14 @@ size_t Partition::add(const Box& region, std::vector<size_t> numbers, int depth)
     for (size_t k = 0; k < i; ++k) {
       const auto& a = boxes_[numbers[k]];
       const auto& b = boxes_[numbers[i]];
-      TORCH_CHECK_VALUE(!overlap(a, b), "dormant: open_checkpoint: ", *what_, " has pieces ",
-                        text_of(a), " and ", text_of(b),
-                        " that overlap, expected each element in one. Next: save it again.");
+      TORCH_CHECK_VALUE(!overlap(a, b), "open_checkpoint: ", *what_, " has pieces ", text_of(a),
+                        " and ", text_of(b),
+                        " that overlap, expected each element in one piece. Next: save it again.");
     }
   }
   TORCH_CHECK_NOT_IMPLEMENTED(
-      false, "dormant: open_checkpoint: ", *what_, " has ", numbers.size(), " pieces in ",
-      text_of(region),
-      " that no straight cut divides, expected the pieces of ranks that divide dimensions. Next: "
+      false, "open_checkpoint: ", *what_, " has ", numbers.size(), " pieces in ", text_of(region),
+      " that no straight cut separates, expected dimensions that are divided among ranks. Next: "
       "load it with torch.distributed.checkpoint and save it again.");
 }
 

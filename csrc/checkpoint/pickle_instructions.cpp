@@ -135,8 +135,8 @@ bool PickleMachine::step(uint8_t instruction) {
     }
     default:
       fail(
-          "it is not one that is read: the pickle asks for something outside of it, or is of a "
-          "newer protocol");
+          "it is not supported: the pickle refers to something outside the file, or has a newer "
+          "protocol");
   }
 }
 
@@ -203,7 +203,7 @@ bool PickleMachine::step_text(uint8_t instruction) {
     case kUnicode: {
       const auto text = from_raw_unicode_escape(view(line(kLongestPickle)));
       if (!text) {
-        fail("text with an escape that is not one");
+        fail("text with an invalid escape");
       }
       push_decoded(PickleKind::text, *text);
       return true;
@@ -350,7 +350,8 @@ void PickleMachine::set(const std::vector<PickleId>& entries) {
 
 void PickleMachine::add_to_set(const std::vector<PickleId>& items) {
   auto& all =
-      pickle_.containers_[pickle_.values_[expect(top(), PickleKind::set, "what it adds to")].place];
+      pickle_.containers_[pickle_.values_[expect(top(), PickleKind::set, "the set that it adds to")]
+                              .place];
   all.insert(all.end(), items.begin(), items.end());
 }
 
@@ -400,7 +401,7 @@ bool PickleMachine::step_call(uint8_t instruction) {
       if (names) {
         push_global(std::string(view(names->first)), std::string(view(names->second)));
       } else if (items.empty()) {
-        fail("a call of nothing");
+        fail("it calls a class that is not there");
       } else {
         push(items.front());
         items.erase(items.begin());
@@ -426,10 +427,11 @@ bool PickleMachine::step_call(uint8_t instruction) {
 void PickleMachine::build() {
   const auto state = pop();
   auto& record =
-      pickle_
-          .records_[pickle_.values_[expect(top(), PickleKind::record, "what has a state")].place];
+      pickle_.records_
+          [pickle_.values_[expect(top(), PickleKind::record, "the object whose state it sets")]
+               .place];
   if (record.state) {
-    fail("a second state of one object");
+    fail("it sets the state of an object twice");
   }
   record.state = state;
 }

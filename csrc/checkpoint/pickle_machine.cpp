@@ -72,11 +72,11 @@ void PickleMachine::run() {
 }
 
 void PickleMachine::fail(const std::string& what) const {
-  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", pickle_.where_,
-                    " is not a valid pickle: instruction ", name_of(code_), " at its byte ",
-                    instruction_, ": ", what,
-                    ". Cause: the file is damaged, or not a checkpoint. Next: download or save it "
-                    "again.");
+  TORCH_CHECK_VALUE(
+      false, "open_checkpoint: ", pickle_.where_, " is not a valid pickle: instruction ",
+      name_of(code_), " at byte ", instruction_, ": ", what,
+      ". Cause: the file is damaged, or is not a checkpoint. Next: download or save it "
+      "again.");
 }
 
 std::string PickleMachine::name_of(uint8_t instruction) const {
@@ -233,7 +233,7 @@ void PickleMachine::push_tuple(std::vector<PickleId> items) {
     deepest = std::max(deepest, depths_[item]);
   }
   if (deepest >= kDeepestPickleTuple) {
-    fail("a tuple in tuples nested deeper than " + std::to_string(kDeepestPickleTuple));
+    fail("tuples nested deeper than " + std::to_string(kDeepestPickleTuple));
   }
   push_container(PickleKind::tuple, std::move(items));
   depths_.back() = deepest + 1;
@@ -270,7 +270,7 @@ void PickleMachine::push_record(PickleRecord record) {
 
 PickleId PickleMachine::top() const {
   if (stack_.size() <= (marks_.empty() ? 0 : marks_.back())) {
-    fail("it needs a value, and the stack has none");
+    fail("it needs a value, but the stack is empty");
   }
   return stack_.back();
 }
@@ -284,7 +284,7 @@ PickleId PickleMachine::pop() {
 std::vector<PickleId> PickleMachine::pop_count(size_t count) {
   const auto present = stack_.size() - (marks_.empty() ? 0 : marks_.back());
   if (present < count) {
-    fail("it needs " + std::to_string(count) + " values, and the stack has " +
+    fail("it needs " + std::to_string(count) + " values, but the stack has " +
          std::to_string(present));
   }
   std::vector<PickleId> items(stack_.end() - static_cast<std::ptrdiff_t>(count), stack_.end());
@@ -294,7 +294,7 @@ std::vector<PickleId> PickleMachine::pop_count(size_t count) {
 
 std::vector<PickleId> PickleMachine::pop_mark() {
   if (marks_.empty()) {
-    fail("it needs a mark, and the stack has none");
+    fail("it needs a mark, but the stack has none");
   }
   const auto mark = marks_.back();
   marks_.pop_back();
@@ -329,7 +329,7 @@ void PickleMachine::put(uint64_t index) {
 
 void PickleMachine::get(uint64_t index) {
   if (index >= memo_.size() || memo_[index] == kNothing) {
-    fail("it gets number " + std::to_string(index) + " of the memo, where nothing was put");
+    fail("it gets number " + std::to_string(index) + " of the memo, which was never put");
   }
   push(memo_[index]);
 }

@@ -23,7 +23,8 @@ constexpr uint64_t kLengthBytes = 8;
 // { name: { "shape": [ ... ] } }
 constexpr size_t kDeepest = 3;
 constexpr const char* kDamaged =
-    "Cause: the file is damaged, incomplete or of another format. Next: download or save it again.";
+    "Cause: the file is damaged or incomplete, or has another format. Next: download or save it "
+    "again.";
 
 // The format's dtypes whose elements share bytes, and that PyTorch has nothing for.
 constexpr std::array<std::string_view, 2> kPacked = {"F6_E2M3", "F6_E3M2"};
@@ -84,7 +85,7 @@ class HeaderReader final : public text::JsonHandler {
   void key(std::string& name) override {
     switch (state_) {
       case State::names:
-        TORCH_CHECK_VALUE(!name.empty(), "dormant: open_checkpoint: ", file_,
+        TORCH_CHECK_VALUE(!name.empty(), "open_checkpoint: ", file_,
                           ": a tensor without a name before byte ", position(), ", expected text. ",
                           kDamaged);
         name_ = std::move(name);
@@ -102,7 +103,7 @@ class HeaderReader final : public text::JsonHandler {
         TORCH_CHECK_VALUE(state_ != State::unknown, tensor(), ": unknown field ",
                           text::in_quotes(field_), " before byte ", position(),
                           ", expected 'dtype', 'shape' and 'data_offsets'. Cause: the file is "
-                          "damaged, or of a newer format.");
+                          "damaged, or has a newer format.");
     }
   }
 
@@ -130,7 +131,7 @@ class HeaderReader final : public text::JsonHandler {
     TORCH_CHECK_VALUE(sizes_->size() < kMostDimensions, tensor(), ": shape has more than ",
                       kMostDimensions, " dimensions before byte ", position(),
                       ", expected at most ", kMostDimensions,
-                      ". Cause: the file is damaged, or not made for PyTorch.");
+                      ". Cause: the file is damaged, or was not written for PyTorch.");
     TORCH_CHECK_VALUE(value <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()), tensor(),
                       ": shape has the size ", value, " before byte ", position(),
                       ", expected at most ", std::numeric_limits<int64_t>::max(), ". ", kDamaged);
@@ -153,7 +154,7 @@ class HeaderReader final : public text::JsonHandler {
       const auto previous =
           before == nullptr ? "the header" : "tensor " + text::in_quotes(before->name);
       TORCH_CHECK_VALUE(entry.offset >= end, tensor(), ": its bytes start at ", entry.offset,
-                        ", expected ", end, ", where ", previous, " ends: they overlap. ",
+                        ", expected ", end, ", where ", previous, " ends, so they overlap. ",
                         kDamaged);
       TORCH_CHECK_VALUE(entry.offset == end, tensor(), ": its bytes start at ", entry.offset,
                         ", expected ", end, ", where ", previous, " ends: a hole of ",
@@ -162,7 +163,7 @@ class HeaderReader final : public text::JsonHandler {
       before = &entry;
     }
     const auto file_size = data_begin_ + data_size_;
-    TORCH_CHECK_VALUE(end == file_size, "dormant: open_checkpoint: ", file_,
+    TORCH_CHECK_VALUE(end == file_size, "open_checkpoint: ", file_,
                       ": the last tensor ends at byte ", end, ", the file at ", file_size, ": ",
                       file_size - end, " bytes belong to no tensor. ", kDamaged);
     return std::move(header_);
@@ -185,7 +186,7 @@ class HeaderReader final : public text::JsonHandler {
   bool is_metadata() const { return name_ == kSafetensorsMetadata; }
 
   std::string tensor() const {
-    return "dormant: open_checkpoint: " + file_ + ": tensor " + text::in_quotes(name_);
+    return "open_checkpoint: " + file_ + ": tensor " + text::in_quotes(name_);
   }
 
   [[noreturn]] void unexpected(const std::string& got) const {
@@ -194,14 +195,14 @@ class HeaderReader final : public text::JsonHandler {
         TORCH_CHECK_VALUE(false, tensor(), ": ", got, " before byte ", position(),
                           ", expected an object. ", kDamaged);
       case State::metadata:
-        TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", file_, ": ", kSafetensorsMetadata,
-                          ": ", text::in_quotes(field_), " is ", got, " before byte ", position(),
+        TORCH_CHECK_VALUE(false, "open_checkpoint: ", file_, ": ", kSafetensorsMetadata, ": ",
+                          text::in_quotes(field_), " is ", got, " before byte ", position(),
                           ", expected a string. ", kDamaged);
       default:
         TORCH_CHECK_VALUE(false, tensor(), ": ", text::in_quotes(field_), " has ", got,
                           " before byte ", position(), ", expected ",
                           state_ == State::dtype ? "a string"
-                          : in_array_            ? "an integer from 0 on"
+                          : in_array_            ? "a non-negative integer"
                                                  : "an array",
                           ". ", kDamaged);
     }
@@ -220,7 +221,7 @@ class HeaderReader final : public text::JsonHandler {
                       position(), ", expected one of ", known, ". Cause: ",
                       packed ? "its elements share bytes, which dormant does not read. Next: "
                                "unpack it with the library that wrote it."
-                             : "the file is damaged, or of a newer format.");
+                             : "the file is damaged, or has a newer format.");
   }
 
   void finish_tensor() {
@@ -235,7 +236,7 @@ class HeaderReader final : public text::JsonHandler {
     const auto [begin, end] = std::pair(offsets_->at(0), offsets_->at(1));
     TORCH_CHECK_VALUE(begin <= end && end <= data_size_, tensor(), ": data_offsets ", begin, " to ",
                       end, " before byte ", position(), ", expected a range within the ",
-                      data_size_, " bytes behind the header. ", kDamaged);
+                      data_size_, " bytes after the header. ", kDamaged);
     const auto type = dtype_->type;
     if (dtype_->packed > 1) {
       TORCH_CHECK_VALUE(!sizes_->empty() && sizes_->back() % dtype_->packed == 0, tensor(),
@@ -282,18 +283,18 @@ class HeaderReader final : public text::JsonHandler {
 uint64_t safetensors_header_size(std::string_view first_bytes, uint64_t file_size,
                                  const std::string& file) {
   TORCH_CHECK_VALUE(file_size >= kLengthBytes && first_bytes.size() >= kLengthBytes,
-                    "dormant: open_checkpoint: ", file, ": the file has ", file_size,
+                    "open_checkpoint: ", file, ": the file has ", file_size,
                     " bytes, expected at least ", kLengthBytes, " for the length of the header. ",
                     kDamaged);
   uint64_t size = 0;
   for (size_t i = 0; i < kLengthBytes; ++i) {
     size |= static_cast<uint64_t>(static_cast<uint8_t>(first_bytes[i])) << (8 * i);
   }
-  TORCH_CHECK_VALUE(size <= file_size - kLengthBytes, "dormant: open_checkpoint: ", file,
+  TORCH_CHECK_VALUE(size <= file_size - kLengthBytes, "open_checkpoint: ", file,
                     ": the header has ", size, " bytes by the number at byte 0, expected at most ",
                     file_size - kLengthBytes, " in a file of ", file_size, " bytes. ", kDamaged);
-  TORCH_CHECK_VALUE(size <= kLongestHeader, "dormant: open_checkpoint: ", file, ": the header has ",
-                    size, " bytes by the number at byte 0, expected at most ", kLongestHeader,
+  TORCH_CHECK_VALUE(size <= kLongestHeader, "open_checkpoint: ", file, ": the header has ", size,
+                    " bytes by the number at byte 0, expected at most ", kLongestHeader,
                     ", the format's limit. ", kDamaged);
   return size;
 }
@@ -301,7 +302,7 @@ uint64_t safetensors_header_size(std::string_view first_bytes, uint64_t file_siz
 Safetensors parse_safetensors_header(std::string_view header, uint64_t file_size,
                                      const std::string& file) {
   TORCH_CHECK_VALUE(file_size >= kLengthBytes && header.size() <= file_size - kLengthBytes,
-                    "dormant: open_checkpoint: ", file, ": a header of ", header.size(),
+                    "open_checkpoint: ", file, ": a header of ", header.size(),
                     " bytes in a file of ", file_size, " bytes. ", kDamaged);
   HeaderReader reader(file, header.size(), file_size);
   text::read_json_object({header, file, "the header", kLengthBytes}, kDeepest, reader);

@@ -27,7 +27,7 @@ void append(std::string& text, std::initializer_list<std::string_view> parts) {
 
 /// In double quotes, every character as itself where JSON allows it.
 std::string quoted(const std::string& text, const char* what) {
-  TORCH_CHECK_VALUE(text::first_not_utf8(text) == std::string::npos, "dormant: save: ", what, " ",
+  TORCH_CHECK_VALUE(text::first_not_utf8(text) == std::string::npos, "save: ", what, " ",
                     text::in_quotes(text), " is not UTF-8, which safetensors files have to be");
   return nlohmann::json(text).dump();
 }
@@ -37,7 +37,7 @@ uint64_t bytes_of(const TensorToWrite& tensor) {
   auto bytes = static_cast<int64_t>(c10::elementSize(tensor.dtype));
   for (const auto size : tensor.sizes) {
     TORCH_CHECK_VALUE(size >= 0 && !__builtin_mul_overflow(bytes, size, &bytes),
-                      "dormant: save: ", text::in_quotes(tensor.name), " has sizes ",
+                      "save: ", text::in_quotes(tensor.name), " has sizes ",
                       c10::IntArrayRef(tensor.sizes), " of ", tensor.dtype, ", expected at most ",
                       kMost, " bytes");
   }
@@ -47,7 +47,7 @@ uint64_t bytes_of(const TensorToWrite& tensor) {
 const SafetensorsDtype& dtype_of(const TensorToWrite& tensor) {
   const auto* dtype = find_safetensors_dtype(tensor.dtype);
   TORCH_CHECK_VALUE(dtype != nullptr && (dtype->packed == 1 || !tensor.sizes.empty()),
-                    "dormant: save: ", text::in_quotes(tensor.name), ": safetensors has no ",
+                    "save: ", text::in_quotes(tensor.name), ": safetensors has no ",
                     dtype == nullptr ? "" : "scalars of ", tensor.dtype);
   return *dtype;
 }
@@ -62,7 +62,7 @@ std::string entry(const TensorToWrite& tensor, uint64_t begin, uint64_t end) {
     auto size = tensor.sizes[i];
     if (i + 1 == tensor.sizes.size()) {
       TORCH_CHECK_VALUE(!__builtin_mul_overflow(size, dtype.packed, &size),
-                        "dormant: save: ", text::in_quotes(tensor.name),
+                        "save: ", text::in_quotes(tensor.name),
                         " has too many elements for the format");
     }
     text += i == 0 ? "" : ",";
@@ -80,7 +80,7 @@ SafetensorsLayout lay_out_safetensors(c10::ArrayRef<TensorToWrite> tensors,
   std::set<std::string_view> names = {kSafetensorsMetadata};
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto& name = tensors[i].name;
-    TORCH_CHECK_VALUE(names.insert(name).second, "dormant: save: the name ", text::in_quotes(name),
+    TORCH_CHECK_VALUE(names.insert(name).second, "save: the name ", text::in_quotes(name),
                       name == kSafetensorsMetadata ? " is reserved by safetensors"
                                                    : " is given twice, expected different names");
     order.emplace_back(&dtype_of(tensors[i]), i);
@@ -102,7 +102,7 @@ SafetensorsLayout lay_out_safetensors(c10::ArrayRef<TensorToWrite> tensors,
     const auto& tensor = tensors[i];
     const auto nbytes = bytes_of(tensor);
     TORCH_CHECK_VALUE(nbytes <= static_cast<uint64_t>(kMost) - position,
-                      "dormant: save: the tensors have more than ", kMost, " bytes");
+                      "save: the tensors have more than ", kMost, " bytes");
     begins[i] = position;
     header += ',';
     header += entry(tensor, position, position + nbytes);
@@ -110,7 +110,7 @@ SafetensorsLayout lay_out_safetensors(c10::ArrayRef<TensorToWrite> tensors,
   }
   header += "}";
   header.resize((header.size() + kLengthBytes - 1) / kLengthBytes * kLengthBytes, ' ');
-  TORCH_CHECK_VALUE(header.size() <= kLongestHeader, "dormant: save: the header of a file with ",
+  TORCH_CHECK_VALUE(header.size() <= kLongestHeader, "save: the header of a file with ",
                     tensors.size(), " tensors takes ", header.size(),
                     " bytes, readers of safetensors accept ", kLongestHeader,
                     ". Save to a folder with a smaller max_shard_size, so that each file has fewer "
@@ -124,7 +124,7 @@ SafetensorsLayout lay_out_safetensors(c10::ArrayRef<TensorToWrite> tensors,
     layout.offsets.push_back(layout.prefix.size() + begin);
   }
   TORCH_CHECK_VALUE(layout.prefix.size() <= static_cast<uint64_t>(kMost) - position,
-                    "dormant: save: the tensors have more than ", kMost, " bytes");
+                    "save: the tensors have more than ", kMost, " bytes");
   layout.nbytes = layout.prefix.size() + position;
   return layout;
 }

@@ -28,14 +28,14 @@ constexpr uint64_t kLongestByteOrder = 64;
 constexpr size_t kNamed = 5;  // storages that a message lists
 
 constexpr const char* kDamaged = "Cause: the file is damaged. Next: download or save it again.";
-constexpr const char* kOtherOrder = "Next: load and save it on a machine of that kind.";
+constexpr const char* kOtherOrder = "Next: load and save it on a big-endian machine.";
 
 bool is_tar(std::string_view first_bytes) {
   return (first_bytes.size() >= 262 && first_bytes.substr(257, 5) == "ustar") ||
          first_bytes.starts_with(std::string_view("storages\0", 9));
 }
 
-std::string about(const File& file) { return "dormant: open_checkpoint: " + file.name(); }
+std::string about(const File& file) { return "open_checkpoint: " + file.name(); }
 
 // The zip layout.
 
@@ -69,7 +69,8 @@ std::map<std::string, ZipRecord> without_prefix(const File& file, std::vector<Zi
     const auto [known, added] = named.try_emplace(std::move(name), std::move(record));
     TORCH_CHECK_VALUE(added, about(file), " has two records ", in_quotes(known->second.name),
                       ", at bytes ", known->second.offset, " and ", offset,
-                      ". Cause: programs differ in which they take. Next: do not use it.");
+                      ". Cause: the file may be malicious, since programs disagree about which "
+                      "record to read. Next: do not use it.");
   }
   return named;
 }
@@ -93,7 +94,8 @@ void check_byte_order(const File& file, const std::map<std::string, ZipRecord>& 
 std::unique_ptr<TorchArchive> read_pickle(const File& file, const ZipRecord& record) {
   TORCH_CHECK_VALUE(record.nbytes <= kLongestPickle, about(file), ": record ",
                     in_quotes(record.name), " at byte ", record.offset, " has ", record.nbytes,
-                    " bytes, expected at most ", kLongestPickle, ". Cause: it is no checkpoint.");
+                    " bytes, expected at most ", kLongestPickle,
+                    ". Cause: it is not a checkpoint.");
   std::string data(record.nbytes, '\0');
   file.read(record.offset, data.size(), data.data());
   return std::make_unique<TorchArchive>(
@@ -124,15 +126,14 @@ std::unique_ptr<TorchArchive> read_zip(const File& file) {
   for (const auto& [key, storage] : archive->objects.storages()) {
     const auto name = folder + key;
     const auto found = records.find(name);
-    TORCH_CHECK_VALUE(found != records.end(), "dormant: open_checkpoint: ", archive->pickle.where(),
+    TORCH_CHECK_VALUE(found != records.end(), "open_checkpoint: ", archive->pickle.where(),
                       ": storage ", in_quotes(key), " has no record ", in_quotes(name), ". ",
                       kDamaged);
     const auto& record = found->second;
-    TORCH_CHECK_VALUE(record.nbytes == storage.nbytes,
-                      "dormant: open_checkpoint: ", archive->pickle.where(), ": record ",
-                      in_quotes(record.name), " at byte ", record.offset, " has ", record.nbytes,
-                      " bytes, expected ", storage.nbytes, " for ", storage.numel, " elements of ",
-                      storage.dtype, ". ", kDamaged);
+    TORCH_CHECK_VALUE(record.nbytes == storage.nbytes, "open_checkpoint: ", archive->pickle.where(),
+                      ": record ", in_quotes(record.name), " at byte ", record.offset, " has ",
+                      record.nbytes, " bytes, expected ", storage.nbytes, " for ", storage.numel,
+                      " elements of ", storage.dtype, ". ", kDamaged);
     archive->storages.emplace(key, TorchArchive::Run{record.offset, record.nbytes});
   }
   return archive;
@@ -191,10 +192,11 @@ void find_storages(const File& file, TorchArchive& archive, const Pickle& keys, 
     }
   }
   TORCH_CHECK_VALUE(count == 0 && listed.size() == items.size(), about(file), " lists ",
-                    items.size(), " storages, its tensors are over ", expected.size(),
-                    "; in one only: [", some, "], expected each once. ", kDamaged);
+                    items.size(), " storages, and its tensors use ", expected.size(),
+                    "; only one of the two has [", some, "], expected the same storages. ",
+                    kDamaged);
   const auto size = file.size();
-  constexpr const char* kCut = "Cause: it is cut short. Next: download or save it again.";
+  constexpr const char* kCut = "Cause: the file is truncated. Next: download or save it again.";
   for (const auto item : items) {
     const std::string key(keys.text(item));
     const auto& storage = expected.at(key);
@@ -208,16 +210,16 @@ void find_storages(const File& file, TorchArchive& archive, const Pickle& keys, 
     }
     TORCH_CHECK_VALUE(numel == storage.numel, about(file), ": storage ", in_quotes(key),
                       " at byte ", position, " has ", static_cast<int64_t>(numel),
-                      " elements, its tensors expect ", storage.numel, ". ", kDamaged);
+                      " elements, but its tensors expect ", storage.numel, ". ", kDamaged);
     position += kCountSize;
     TORCH_CHECK_VALUE(storage.nbytes <= size - position, about(file), " ends at byte ", size,
                       ", expected storage ", in_quotes(key), " of ", storage.nbytes,
-                      " bytes at byte ", position, " to be in it. ", kCut);
+                      " bytes at byte ", position, ". ", kCut);
     archive.storages.emplace(key, TorchArchive::Run{position, storage.nbytes});
     position += storage.nbytes;
   }
   TORCH_CHECK_VALUE(position == size, about(file), " has ", size,
-                    " bytes, expected its last storage to end there, got an end at byte ", position,
+                    " bytes, but its last storage ends at byte ", position,
                     ". Cause: something was appended, or the file is damaged.");
 }
 
@@ -235,7 +237,7 @@ std::unique_ptr<TorchArchive> read_legacy(const File& file) {
                           ? system.find(system.root(), "little_endian")
                           : std::nullopt;
   TORCH_CHECK_VALUE(little && system.is(*little, PickleKind::boolean) && system.boolean(*little),
-                    about(file), " says of the system that wrote it 'little_endian': ",
+                    about(file), " states for the system that wrote it 'little_endian': ",
                     little ? system.describe(*little) : "nothing", ", expected True. ",
                     kOtherOrder);
   auto archive = std::make_unique<TorchArchive>(sequence.next("object"));
@@ -268,12 +270,12 @@ std::unique_ptr<const TorchArchive> read_torch_archive(const File& file) {
   }
   TORCH_CHECK_NOT_IMPLEMENTED(!is_tar(first), about(file),
                               " has the tar layout of torch before 0.1.10. Next: load it with "
-                              "torch.load(weights_only=False), if it is trusted, and save it with "
+                              "torch.load(weights_only=False), if you trust it, and save it with "
                               "torch.save.");
   TORCH_CHECK_VALUE(false, about(file), " begins with ",
                     in_quotes(std::string_view(first).substr(0, 16)),
-                    ", expected a file of torch.save: a zip file or its older layout. Next: a "
-                    "pickle of another kind must be loaded by the program that wrote it.");
+                    ", expected a file of torch.save: a zip file or its older layout. Next: load "
+                    "a pickle of another kind with the program that wrote it.");
 }
 
 }  // namespace dormant::checkpoint

@@ -50,10 +50,10 @@ TEST(TorchArchive, ChecksEveryStorage) {
   };
   EXPECT_TRUE(contains(refusal(torch_zip(kState, {})), "storage '0' has no record 'data/0'"));
   EXPECT_TRUE(contains(refusal(torch_zip(kState, {{"0", "short"}})), "has 5 bytes, expected 12"));
-  EXPECT_TRUE(
-      contains(refusal(torch_legacy(kState, {{"0", kBytes}, {"1", ""}})), "in one only: ['1']"));
+  EXPECT_TRUE(contains(refusal(torch_legacy(kState, {{"0", kBytes}, {"1", ""}})),
+                       "only one of the two has ['1']"));
   EXPECT_TRUE(contains(refusal(torch_legacy(kState, {{"0", kBytes + kBytes}})),
-                       "has 6 elements, its tensors expect 3"));
+                       "has 6 elements, but its tensors expect 3"));
 }
 
 TEST(TorchArchive, NamesTheOldestLayout) {
@@ -96,7 +96,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Geometry{"Ranks", {.sizes = {3}, .strides = {1, 1}}, "1 sizes and 2 strides"},
                     Geometry{"ConjugateOfReal",
                              {.metadata = pickled_dict({{"conj", "\x88"}})},
-                             "the conjugate of Float"}),
+                             "a conjugate with dtype Float"}),
     [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

@@ -140,8 +140,8 @@ TorchObjects::TorchObjects(const Pickle& pickle) : pickle_(pickle) {
 void TorchObjects::read_storage(PickleId id) {
   const auto name = pickle_.persistent(id);
   const auto about = [&] {
-    return c10::str("dormant: open_checkpoint: ", pickle_.where(), ": at its byte ",
-                    pickle_.offset(id), " ");
+    return c10::str("open_checkpoint: ", pickle_.where(), ": at its byte ", pickle_.offset(id),
+                    " ");
   };
   const bool is_tuple = pickle_.is(name, PickleKind::tuple);
   const auto fields = is_tuple ? pickle_.items(name) : std::span<const PickleId>();
@@ -161,7 +161,7 @@ void TorchObjects::read_storage(PickleId id) {
                          : nullptr;
   TORCH_CHECK_VALUE(type != nullptr && pickle_.global(fields[1]).module.starts_with("torch"),
                     about(), "a storage has type ", pickle_.describe(fields[1]),
-                    ", expected one of PyTorch's. ", kDamaged);
+                    ", expected one of PyTorch. ", kDamaged);
   TORCH_CHECK_VALUE(pickle_.is(fields[2], PickleKind::text), about(), "a storage has key ",
                     pickle_.describe(fields[2]), ", expected text. ", kDamaged);
   const std::string key(pickle_.text(fields[2]));
@@ -177,8 +177,8 @@ void TorchObjects::read_storage(PickleId id) {
   uint64_t nbytes = 0;
   TORCH_CHECK_VALUE(
       numel && !__builtin_mul_overflow(*numel, c10::elementSize(type->dtype), &nbytes), about(),
-      "storage ", in_quotes(key), " has ", pickle_.describe(fields[4]), " elements, expected as ",
-      "many as a file can hold. ", kDamaged);
+      "storage ", in_quotes(key), " has ", pickle_.describe(fields[4]),
+      " elements, expected a number that a file can hold. ", kDamaged);
   Reference reference{key, 0, *numel};
   if (fields.size() == 6 && !pickle_.is(fields[5], PickleKind::none)) {
     const auto view = pickle_.is(fields[5], PickleKind::tuple) ? pickle_.items(fields[5])
@@ -191,7 +191,7 @@ void TorchObjects::read_storage(PickleId id) {
                       ", expected a key, an offset and a number of elements. ", kDamaged);
     TORCH_CHECK_VALUE(*offset <= *numel && *part <= *numel - *offset, about(), "a view of storage ",
                       in_quotes(key), " has ", *part, " elements from element ", *offset,
-                      " on, the storage has ", *numel, ". ", kDamaged);
+                      " on, but the storage has ", *numel, ". ", kDamaged);
     reference.offset = *offset;
     reference.numel = *part;
   }
@@ -251,8 +251,8 @@ bool TorchObjects::is_tensor(PickleId id) const {
 }
 
 TorchTensor TorchObjects::tensor(PickleId id, const std::string& where) const {
-  TORCH_CHECK_VALUE(is_tensor(id), "dormant: open_checkpoint: ", where, " is ",
-                    pickle_.describe(id), ", expected a tensor. ", kDamaged);
+  TORCH_CHECK_VALUE(is_tensor(id), "open_checkpoint: ", where, " is ", pickle_.describe(id),
+                    ", expected a tensor. ", kDamaged);
   auto found = *call(id);
   bool parameter = false;
   bool requires_grad = false;
@@ -261,7 +261,7 @@ TorchTensor TorchObjects::tensor(PickleId id, const std::string& where) const {
   for (size_t i = 0; i < kMostWrappers && is_parameter(found.function); ++i) {
     const auto arguments = found.arguments;
     const auto inner = arguments.empty() ? std::nullopt : call(arguments[0]);
-    TORCH_CHECK_VALUE(inner && arguments.size() >= 2, "dormant: open_checkpoint: ", where,
+    TORCH_CHECK_VALUE(inner && arguments.size() >= 2, "open_checkpoint: ", where,
                       " is a parameter of something that is not a tensor. ", kDamaged);
     parameter = true;
     requires_grad = pickle_.is(arguments[1], PickleKind::boolean) && pickle_.boolean(arguments[1]);
@@ -270,13 +270,13 @@ TorchTensor TorchObjects::tensor(PickleId id, const std::string& where) const {
     found = *inner;
   }
   if (const auto what = without_bytes(found)) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "dormant: open_checkpoint: ", where, " is ", *what,
-                                " (byte ", pickle_.offset(id), " of ", pickle_.where(),
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "open_checkpoint: ", where, " is ", *what, " (byte ",
+                                pickle_.offset(id), " of ", pickle_.where(),
                                 "), whose elements are not bytes of the file; expected strided "
                                 "tensors. Next: load it with torch.load and save dense tensors.");
   }
   TORCH_CHECK_NOT_IMPLEMENTED(
-      is_rebuild(found.function), "dormant: open_checkpoint: ", where, " is made by ",
+      is_rebuild(found.function), "open_checkpoint: ", where, " is made by ",
       text::printable(c10::str(found.function.module, ".", found.function.name)), " (byte ",
       pickle_.offset(id), " of ", pickle_.where(),
       "), so its elements are not bytes of the file; expected strided tensors. Next: load it with "
@@ -293,12 +293,12 @@ TorchTensor TorchObjects::tensor(PickleId id, const std::string& where) const {
 TorchTensor TorchObjects::rebuilt(const Call& call, const std::string& where) const {
   const auto& arguments = call.arguments;
   const bool has_dtype = call.function.name == "_rebuild_tensor_v3";
-  const auto about = [&] { return "dormant: open_checkpoint: " + where; };
+  const auto about = [&] { return "open_checkpoint: " + where; };
   const size_t least = has_dtype ? 7 : call.function.name == "_rebuild_tensor" ? 4 : 6;
   TORCH_CHECK_VALUE(arguments.size() >= least && arguments.size() <= least + 1, about(), " has ",
                     arguments.size(), " arguments, expected ", least, ". ", kDamaged);
   const auto reference = references_.find(arguments[0]);
-  TORCH_CHECK_VALUE(reference != references_.end(), about(), " is over ",
+  TORCH_CHECK_VALUE(reference != references_.end(), about(), " has as its storage ",
                     pickle_.describe(arguments[0]), ", expected a storage. ", kDamaged);
   const auto& [key, view_offset, view_numel] = reference->second;
   const auto& storage = storages_.at(key);
@@ -311,7 +311,7 @@ TorchTensor TorchObjects::rebuilt(const Call& call, const std::string& where) co
                             ? find(kDtypes, &Named::name, pickle_.global(arguments[6]).name)
                             : nullptr;
     TORCH_CHECK_VALUE(dtype != nullptr, about(), " has dtype ", pickle_.describe(arguments[6]),
-                      ", expected one of PyTorch's. ", kDamaged);
+                      ", expected one of PyTorch. ", kDamaged);
     tensor.dtype = dtype->dtype;
   }
   tensor.sizes = numbers(arguments[2], where, "sizes");
@@ -325,7 +325,7 @@ TorchTensor TorchObjects::rebuilt(const Call& call, const std::string& where) co
                           ? pickle_.integer(arguments[1]).value_or(-1)
                           : -1;
   TORCH_CHECK_VALUE(offset >= 0, about(), " begins at element ", pickle_.describe(arguments[1]),
-                    " of its storage, expected a number from 0 on. ", kDamaged);
+                    " of its storage, expected a non-negative number. ", kDamaged);
   const auto item = c10::elementSize(tensor.dtype);
   const auto begin = view_offset * c10::elementSize(storage.dtype);
   uint64_t numel = 1;
@@ -349,7 +349,8 @@ TorchTensor TorchObjects::rebuilt(const Call& call, const std::string& where) co
                     " of storage ", in_quotes(key), ", which has ", storage.nbytes, " bytes. ",
                     kDamaged);
   TORCH_CHECK_VALUE(!overflows && numel <= (uint64_t{1} << 62) / item, about(), ": sizes ",
-                    c10::IntArrayRef(tensor.sizes), " are more elements than can be. ", kDamaged);
+                    c10::IntArrayRef(tensor.sizes), " have more elements than can be counted. ",
+                    kDamaged);
   tensor.offset = offset + static_cast<int64_t>(begin / item);
   if (arguments.size() > 4) {
     tensor.requires_grad =
@@ -364,7 +365,7 @@ TorchTensor TorchObjects::rebuilt(const Call& call, const std::string& where) co
     tensor.conjugated = is_set("conj");
     tensor.negated = is_set("neg");
     TORCH_CHECK_VALUE(!tensor.conjugated || c10::isComplexType(tensor.dtype), about(),
-                      " is the conjugate of ", tensor.dtype, ", expected of complex numbers. ",
+                      " is a conjugate with dtype ", tensor.dtype, ", expected a complex dtype. ",
                       kDamaged);
   }
   return tensor;
@@ -377,15 +378,14 @@ std::vector<int64_t> TorchObjects::numbers(PickleId id, const std::string& where
     id = pickle_.items(pickle_.record(id).arguments)[0];
   }
   const bool is_sequence = pickle_.is(id, PickleKind::tuple) || pickle_.is(id, PickleKind::list);
-  TORCH_CHECK_VALUE(is_sequence, "dormant: open_checkpoint: ", where, " has ", what, " ",
+  TORCH_CHECK_VALUE(is_sequence, "open_checkpoint: ", where, " has ", what, " ",
                     pickle_.describe(id), ", expected a tuple. ", kDamaged);
   std::vector<int64_t> result;
   for (const auto item : pickle_.items(id)) {
     const auto number =
         pickle_.is(item, PickleKind::integer) ? pickle_.integer(item).value_or(-1) : -1;
-    TORCH_CHECK_VALUE(number >= 0, "dormant: open_checkpoint: ", where, " has ",
-                      pickle_.describe(item), " among its ", what, ", expected numbers from 0 on. ",
-                      kDamaged);
+    TORCH_CHECK_VALUE(number >= 0, "open_checkpoint: ", where, " has ", pickle_.describe(item),
+                      " among its ", what, ", expected non-negative numbers. ", kDamaged);
     result.push_back(number);
   }
   return result;

@@ -177,14 +177,14 @@ class Walk {
   }
 
   void visit(const std::string& name, size_t depth) {
-    TORCH_CHECK_VALUE(depth <= kDeepest, "dormant: open_checkpoint: ", file_,
+    TORCH_CHECK_VALUE(depth <= kDeepest, "open_checkpoint: ", file_,
                       ": modules or containers nest deeper than ", kDeepest, " at ",
-                      in_quotes(name), ". Cause: the file is damaged, or was made to deceive.");
+                      in_quotes(name), ". Cause: the file is damaged or malicious.");
     length_ += name.size();
     TORCH_CHECK_VALUE(++visits_ <= kMostVisits && length_ <= kLongestNames,
-                      "dormant: open_checkpoint: ", file_, " has more than ", kMostVisits,
-                      " modules and tensors, or longer names than are read, at ", in_quotes(name),
-                      ". Cause: the file is damaged, or was made to deceive.");
+                      "open_checkpoint: ", file_, " has more than ", kMostVisits,
+                      " modules and tensors, or names that are too long, at ", in_quotes(name),
+                      ". Cause: the file is damaged or malicious.");
   }
 
   const TorchObjects& objects_;
@@ -223,9 +223,8 @@ class Choice {
         return *found;  // a list or tuple
       }
     }
-    TORCH_CHECK_VALUE((outer || is_module) && !objects_.is_tensor(root),
-                      "dormant: open_checkpoint: ", file_, " holds a ",
-                      objects_.is_tensor(root) ? "Tensor" : pickle_.describe(root),
+    TORCH_CHECK_VALUE((outer || is_module) && !objects_.is_tensor(root), "open_checkpoint: ", file_,
+                      " contains a ", objects_.is_tensor(root) ? "Tensor" : pickle_.describe(root),
                       ", expected a mapping of names to tensors. Next: load it with torch.load.");
     if (outer) {
       outer_ = unique(*outer);
@@ -250,8 +249,8 @@ class Choice {
     if (const auto found = nested_under(*key)) {
       return *found;
     }
-    TORCH_CHECK_INDEX(false, "dormant: open_checkpoint: ", file_, " has no mapping ",
-                      in_quotes(*key), " of names to tensors; it has ", keys_of_candidates(), ".");
+    TORCH_CHECK_INDEX(false, "open_checkpoint: ", file_, " has no mapping ", in_quotes(*key),
+                      " of names to tensors; it has ", keys_of_candidates(), ".");
   }
 
  private:
@@ -346,9 +345,9 @@ class Choice {
     const bool own = !candidates_.empty() && candidates_[0].key.empty();
     const auto example = candidates_.empty() ? "" : candidates_[own && candidates_.size() > 1].key;
     TORCH_CHECK_VALUE(
-        false, "dormant: open_checkpoint: ", file_, " holds [", held,
-        "], expected tensors by name, or one mapping of them; got ", candidates_.size(), ": ",
-        keys_of_candidates(), own ? " (\"\" is the file itself)" : "", ". ",
+        false, "open_checkpoint: ", file_, " contains [", held,
+        "], expected tensors by name, or one mapping of names to tensors; got ", candidates_.size(),
+        ": ", keys_of_candidates(), own ? " (\"\" is the file itself)" : "", ". ",
         candidates_.empty()
             ? "Next: load it with torch.load."
             : "Choose one: dormant.open_checkpoint(path, key=" + in_quotes(example) + ").");
@@ -426,7 +425,7 @@ class Choice {
       }
       const bool named = pickle_.is(key, PickleKind::text) && !pickle_.text(key).empty() &&
                          text::first_not_utf8(pickle_.text(key)) == std::string_view::npos;
-      TORCH_CHECK_VALUE(named, "dormant: open_checkpoint: ", file_, " holds a tensor under ",
+      TORCH_CHECK_VALUE(named, "open_checkpoint: ", file_, " contains a tensor under ",
                         pickle_.describe(key), ", expected a name. Next: load it with torch.load.");
       state.tensors.push_back({std::string(pickle_.text(key)), entries[i + 1]});
     }

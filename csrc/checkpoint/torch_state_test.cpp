@@ -77,11 +77,11 @@ TEST(TorchState, OfNestedContainersHasTheWayToEachTensor) {
 }
 
 TEST(TorchState, IsNeverWithoutNames) {
-  EXPECT_TRUE(contains(refusal(kTensor), "holds a Tensor"));
-  EXPECT_TRUE(contains(refusal("]"), "holds a list"));
+  EXPECT_TRUE(contains(refusal(kTensor), "contains a Tensor"));
+  EXPECT_TRUE(contains(refusal("]"), "contains a list"));
   EXPECT_TRUE(contains(refusal(pickled_dict({{"", kTensor}})), "a tensor under str ''"));
   EXPECT_TRUE(
-      contains(refusal(pickled_dict({{"n", "N"}})), "holds ['n'], expected tensors by name"));
+      contains(refusal(pickled_dict({{"n", "N"}})), "contains ['n'], expected tensors by name"));
 }
 
 TEST(TorchState, EndsWhereModulesDoNot) {

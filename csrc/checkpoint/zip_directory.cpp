@@ -38,7 +38,7 @@ constexpr uint16_t kUtf8 = 0x800;
 constexpr uint32_t kFolder = 0x10;  // among the attributes of MS-DOS
 
 constexpr const char* kDamaged =
-    "Cause: the file is cut short or damaged. Next: download or save it again.";
+    "Cause: the file is truncated or damaged. Next: download or save it again.";
 
 template <typename Integer>
 Integer integer_at(std::string_view bytes, size_t place) {
@@ -56,8 +56,8 @@ std::string bytes_of(const File& file, uint64_t offset, uint64_t count) {
 }
 
 [[noreturn]] void no_directory(const File& file, const std::string& why) {
-  TORCH_CHECK_VALUE(false, "dormant: open_checkpoint: ", file.name(),
-                    " begins as a zip file and has no readable directory in its ", file.size(),
+  TORCH_CHECK_VALUE(false, "open_checkpoint: ", file.name(),
+                    " begins like a zip file, but has no readable directory in its ", file.size(),
                     " bytes: ", why, ". ", kDamaged);
 }
 
@@ -92,7 +92,7 @@ Directory find_directory(const File& file) {
     }
   }
   if (place == std::string_view::npos) {
-    no_directory(file, "no end of one is there");
+    no_directory(file, "it has no end record");
   }
   const auto end = tail_begin + place;
   Directory found{integer_at<uint32_t>(tail, place + 16), integer_at<uint32_t>(tail, place + 12),
@@ -107,11 +107,11 @@ Directory find_directory(const File& file) {
       const auto at = integer_at<uint64_t>(locator, 8);
       const auto room = end - kLocatorSize;
       if (room < kWideEndSize || at > room - kWideEndSize) {
-        no_directory(file, "its end in 64 bits would be at byte " + std::to_string(at));
+        no_directory(file, "its 64-bit end record would be at byte " + std::to_string(at));
       }
       const auto wide = bytes_of(file, at, kWideEndSize);
       if (!wide.starts_with(kWideEndMagic)) {
-        no_directory(file, "no end in 64 bits is at byte " + std::to_string(at));
+        no_directory(file, "there is no 64-bit end record at byte " + std::to_string(at));
       }
       const Directory full{integer_at<uint64_t>(wide, 48), integer_at<uint64_t>(wide, 40),
                            integer_at<uint64_t>(wide, 32)};
@@ -119,7 +119,7 @@ Directory find_directory(const File& file) {
                          (found.nbytes == kEscape32 || found.nbytes == full.nbytes) &&
                          (found.count == kEscape16 || found.count == full.count);
       if (!agree) {
-        no_directory(file, "its two ends differ");
+        no_directory(file, "its two end records differ");
       }
       parts = integer_at<uint32_t>(wide, 16) != 0 || integer_at<uint32_t>(wide, 20) != 0 ||
               integer_at<uint64_t>(wide, 24) != full.count;
@@ -128,7 +128,7 @@ Directory find_directory(const File& file) {
     }
   }
   if (parts) {
-    no_directory(file, "it is of an archive in several files");
+    no_directory(file, "the archive is divided into several files");
   }
   if (found.nbytes > kLongestZipDirectory) {
     no_directory(file, "a directory of " + std::to_string(found.nbytes) +
@@ -136,13 +136,14 @@ Directory find_directory(const File& file) {
   }
   if (found.nbytes > directory_end || found.offset > directory_end - found.nbytes) {
     no_directory(file, "a directory of " + std::to_string(found.nbytes) + " bytes at byte " +
-                           std::to_string(found.offset) + " would end behind byte " +
-                           std::to_string(directory_end) + ", where its end stands");
+                           std::to_string(found.offset) + " would end after byte " +
+                           std::to_string(directory_end) + ", where its end record is");
   }
   const auto before = directory_end - found.nbytes - found.offset;
-  TORCH_CHECK_VALUE(before == 0, "dormant: open_checkpoint: ", file.name(), " has ", before,
+  TORCH_CHECK_VALUE(before == 0, "open_checkpoint: ", file.name(), " has ", before,
                     " bytes before the archive whose directory is at its end, expected none. "
-                    "Cause: programs differ in which archive they take. Next: do not use it.");
+                    "Cause: the file may be malicious, since programs disagree about which archive "
+                    "to read. Next: do not use it.");
   return found;
 }
 
@@ -163,7 +164,7 @@ class Refusal {
   Refusal(const File& file, const Entry& entry) : file_(file), entry_(entry) {}
 
   void require(bool condition, const std::string& got, const std::string& expected) const {
-    TORCH_CHECK_VALUE(condition, "dormant: open_checkpoint: ", file_.name(), ": record ",
+    TORCH_CHECK_VALUE(condition, "open_checkpoint: ", file_.name(), ": record ",
                       in_quotes(entry_.name), ", whose header is at byte ", entry_.header, ": got ",
                       got, ", expected ", expected,
                       ". Cause: the file is damaged, or torch.save did not write it.");
@@ -219,7 +220,7 @@ Entry entry_at(const File& file, std::string_view directory, size_t& place) {
   const uint64_t comment_size = whole ? integer_at<uint16_t>(left, 32) : 0;
   const auto size = kEntrySize + name_size + extra_size + comment_size;
   if (!whole || size > left.size()) {
-    no_directory(file, "its byte " + std::to_string(place) + " is not a whole entry");
+    no_directory(file, "byte " + std::to_string(place) + " is not a complete entry");
   }
   Entry entry{std::string(left.substr(kEntrySize, name_size)),
               integer_at<uint32_t>(left, 42),
@@ -231,10 +232,10 @@ Entry entry_at(const File& file, std::string_view directory, size_t& place) {
               integer_at<uint16_t>(left, 10)};
   const auto extra = left.substr(kEntrySize + name_size, extra_size);
   if (!widen(extra, {&entry.nbytes, &entry.stored, &entry.header})) {
-    no_directory(file, "its byte " + std::to_string(place) + " lacks numbers in 64 bits");
+    no_directory(file, "byte " + std::to_string(place) + " is an entry without its 64-bit numbers");
   }
   if ((entry.flags & kUtf8) != 0 && text::first_not_utf8(entry.name) != std::string::npos) {
-    no_directory(file, "the name at its byte " + std::to_string(place) + " is not UTF-8");
+    no_directory(file, "the name at byte " + std::to_string(place) + " is not UTF-8");
   }
   place += size;
   return entry;
@@ -260,17 +261,16 @@ ZipRecord record_of(const File& file, const Entry& entry, uint64_t end, bool com
   const Refusal refusal(file, entry);
   const auto method = [](uint16_t value) { return "compression method " + std::to_string(value); };
   constexpr const char* kStored = "stored bytes (method 0)";
-  refusal.require(!leads_out(entry.name), "a name that leads out of the archive", "one inside it");
+  refusal.require(!leads_out(entry.name), "a name that leaves the archive", "a name inside it");
   refusal.require(entry.method == (compressed ? kDeflated : 0), method(entry.method), kStored);
-  refusal.require((entry.flags & kEncrypted) == 0, "encrypted bytes", "plain ones");
+  refusal.require((entry.flags & kEncrypted) == 0, "encrypted bytes", "plain bytes");
   // torch.load takes such a record for a folder and leaves the tensor's memory as it happens to be.
   refusal.require((entry.attributes & kFolder) == 0, "attributes of a folder", "those of a file");
   refusal.require(compressed || entry.stored == entry.nbytes,
                   std::to_string(entry.stored) + " stored bytes",
                   "its size, " + std::to_string(entry.nbytes));
-  refusal.require(end >= kHeaderSize && entry.header <= end - kHeaderSize,
-                  "no room for a header there",
-                  "one before the directory at byte " + std::to_string(end));
+  refusal.require(end >= kHeaderSize && entry.header <= end - kHeaderSize, "no room for a header",
+                  "a header before the directory at byte " + std::to_string(end));
   auto header =
       bytes_of(file, entry.header,
                std::min(kHeaderSize + entry.name.size() + kUsualExtra, end - entry.header));
@@ -330,20 +330,20 @@ std::vector<ZipRecord> read_zip_directory(const File& file,
   std::stable_sort(records.begin(), records.end(), [](const auto& one, const auto& other) {
     return std::pair(one.first, one.second.offset) < std::pair(other.first, other.second.offset);
   });
-  TORCH_CHECK_VALUE(records.empty() || records.front().first == 0,
-                    "dormant: open_checkpoint: ", file.name(), " has ", records.front().first,
+  TORCH_CHECK_VALUE(records.empty() || records.front().first == 0, "open_checkpoint: ", file.name(),
+                    " has ", records.front().first,
                     " bytes before the archive whose directory is at its end, expected none. "
-                    "Cause: programs differ in which archive they take. Next: do not use it.");
+                    "Cause: the file may be malicious, since programs disagree about which archive "
+                    "to read. Next: do not use it.");
   std::vector<ZipRecord> result;
   for (auto& [header, record] : records) {
     if (!result.empty()) {
       const auto& before = result.back();
-      TORCH_CHECK_VALUE(
-          header >= before.offset + before.nbytes, "dormant: open_checkpoint: ", file.name(),
-          ": records ", in_quotes(before.name), " and ", in_quotes(record.name),
-          " overlap: the first ends at byte ", before.offset + before.nbytes,
-          ", the second begins at byte ", header,
-          ". Cause: the file is damaged or was made to deceive. Next: do not use it.");
+      TORCH_CHECK_VALUE(header >= before.offset + before.nbytes, "open_checkpoint: ", file.name(),
+                        ": records ", in_quotes(before.name), " and ", in_quotes(record.name),
+                        " overlap: the first ends at byte ", before.offset + before.nbytes,
+                        ", the second begins at byte ", header,
+                        ". Cause: the file is damaged or malicious. Next: do not use it.");
     }
     result.push_back(std::move(record));
   }

@@ -64,7 +64,7 @@ TEST(ZipDirectoryRefusal, TakesNoCommentForTheEnd) {
   auto bytes = zip_bytes(kRecords);
   bytes[bytes.size() - 2] = 4;
   EXPECT_EQ(read_zip_directory(MemoryFile(bytes + "text")).size(), 2U);
-  EXPECT_TRUE(contains(refusal(bytes + "longer"), "no end of one is there"));
+  EXPECT_TRUE(contains(refusal(bytes + "longer"), "it has no end record"));
 }
 
 TEST(ZipDirectoryRefusal, SaysWhichEndsDiffer) {

@@ -29,7 +29,7 @@ Awq::Awq(const Layout& layout)
                     "qweight has " + std::to_string(in) + " rows, in groups of " +
                         std::to_string(group) + ", and eight columns in a word");
         check_sizes("qzeros", qzeros, {in / group, qweight.sizes[1]},
-                    "there are so many groups, and words in a row of qweight");
+                    "that is the number of groups, and of words in a row of qweight");
         return Layer{layout.parts, in, out, group, kBits};
       }()) {}
 

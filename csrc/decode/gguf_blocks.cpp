@@ -12,7 +12,7 @@ using record::Geometry;
 
 GgufBlocks::GgufBlocks(const GgufType& type, c10::IntArrayRef sizes) : type_(type) {
   TORCH_CHECK_VALUE(type.packed() && !sizes.empty() && sizes.back() % type.elements == 0,
-                    "dormant: GgufBlocks: a tensor of shape ", sizes,
+                    "GgufBlocks: a tensor of shape ", sizes,
                     ", expected rows of whole "
                     "blocks of ",
                     type.name, ", ", type.elements, " elements each");

@@ -53,7 +53,7 @@ Gptq::Gptq(const Layout& layout)
         const auto group = size == -1 ? in : size;
         const auto groups = group == 0 ? scales.sizes[0] : (in + group - 1) / group;
         check_sizes("scales", scales, {groups, out},
-                    std::to_string(in) + " rows make so many groups of " + std::to_string(group));
+                    std::to_string(in) + " rows make that many groups of " + std::to_string(group));
         check_sizes("qzeros", qzeros, {groups, words_of(out, bits)},
                     words + std::to_string(out) + " columns");
         return Layer{layout.parts, in, out, group, bits};

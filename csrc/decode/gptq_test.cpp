@@ -140,7 +140,7 @@ TEST(Gptq, AGroupThatIsNotThereIsNamed) {
     made.g_idx[77] = group;
     const auto decoder = made.decoder();
     expect_refused([&] { decoded(decoder, made.parts()); },
-                   ("decode layer: g_idx[77] is " + std::to_string(group)).c_str());
+                   ("cannot decode layer: g_idx[77] is " + std::to_string(group)).c_str());
     // Where it is not asked for, nothing is wrong.
     const auto out = at::empty({8}, at::kHalf);
     record::run_range(decoder, made.parts(), 0, 8, out.mutable_data_ptr());

@@ -20,9 +20,9 @@ std::string words_for(c10::IntArrayRef sizes) {
 }  // namespace
 
 void refuse_value(const std::string& module, const std::string& what) {
-  TORCH_CHECK_VALUE(false, "dormant: decode ", text::printable(module), ": ", what,
-                    ". Cause: the file is damaged, or written by another program. Next: get it "
-                    "again, or open it with decode=False to see the packed tensors");
+  TORCH_CHECK_VALUE(false, "dormant: cannot decode ", text::printable(module), ": ", what,
+                    ". Cause: the file is damaged, or was written by another program. Next: get "
+                    "it again, or open it with decode=False to get the packed tensors");
 }
 
 void refuse(const std::string& what) { TORCH_CHECK_VALUE(false, what); }

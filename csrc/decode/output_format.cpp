@@ -10,7 +10,7 @@ bool is_output(c10::ScalarType dtype) noexcept {
 }
 
 simd::Format output_format(c10::ScalarType dtype) {
-  TORCH_CHECK_VALUE(is_output(dtype), "dormant: decode: got ", dtype,
+  TORCH_CHECK_VALUE(is_output(dtype), "decode: got ", dtype,
                     " for the result; expected float32, bfloat16 or float16");
   return dtype == c10::ScalarType::Float      ? simd::Format::float32
          : dtype == c10::ScalarType::BFloat16 ? simd::Format::bfloat16

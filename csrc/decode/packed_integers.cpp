@@ -94,7 +94,7 @@ PackedIntegers::PackedIntegers(Layout layout)
   if (layout_.shape) {
     check_dtype("weight_shape", *layout_.shape, c10::ScalarType::Long);
     check_sizes("weight_shape", *layout_.shape, {static_cast<int64_t>(sizes.size())},
-                "the weight has so many dimensions");
+                "the weight has that many dimensions");
   }
 }
 

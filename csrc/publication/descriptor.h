@@ -59,7 +59,7 @@ int attempt_link(Call&& call) {
 /// std::system_error with the system's number. `what` has no end of a sentence: the system's words
 /// follow.
 [[noreturn]] inline void refuse(int error, const std::string& what) {
-  throw std::system_error(error, std::generic_category(), "dormant: save: " + what);
+  throw std::system_error(error, std::generic_category(), "save: " + what);
 }
 
 /// Whether something of this name is there, a link that leads nowhere too.

@@ -141,7 +141,7 @@ void Publication::create(const std::string& name, const std::function<void(int d
   }
   fill(file.get());
   if (attempt([&] { return ::fsync(file.get()); }) != 0) {
-    refuse(errno, "the device did not take the bytes of " + printable(path_of(name)));
+    refuse(errno, "cannot flush to the device: " + printable(path_of(name)));
   }
   waiting_[name] = path;
 }
@@ -213,7 +213,7 @@ void Replacement::remove(const std::string& name) {
 
 void Replacement::sync() const {
   if (attempt([&] { return ::fsync(folder_); }) != 0 && !has_no_sync(errno)) {
-    refuse(errno, "the device did not take the names of files in " + printable(folder()));
+    refuse(errno, "cannot flush to the device the names in " + printable(folder()));
   }
 }
 
@@ -225,7 +225,7 @@ void Replacement::set_aside(const std::string& path, bool replaced) {
   }
   if (S_ISDIR(status.st_mode)) {
     refuse(EISDIR, printable(path) +
-                       " is a folder, and a file of this name is to be written. Next: remove it, "
+                       " is a folder, but a file of this name must be written. Next: remove it, "
                        "or save elsewhere");
   }
   const auto kept = publication_.temporary_path();

@@ -10,9 +10,8 @@ namespace dormant::quantization {
 
 Format source_format(c10::ScalarType dtype) {
   const std::optional<Format> format = random::format_of(dtype);
-  TORCH_CHECK_VALUE(format.has_value() && *format != Format::float64,
-                    "dormant: quantize: got elements of ", dtype,
-                    "; expected float32, bfloat16 or float16. Convert them first");
+  TORCH_CHECK_VALUE(format.has_value() && *format != Format::float64, "quantize: got elements of ",
+                    dtype, "; expected float32, bfloat16 or float16. Convert them first");
   return *format;
 }
 

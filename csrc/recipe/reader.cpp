@@ -24,7 +24,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kDamaged =
-    " Cause: the document is damaged or edited, or another release wrote it. Next: write the "
+    " Cause: the document is damaged or was edited, or another release wrote it. Next: write the "
     "recipe again with this release.";
 
 /// Document, steps, step, arguments, list, tensor, sizes; and one more.
@@ -90,7 +90,7 @@ class Reader {
       TORCH_CHECK_VALUE(
           !__builtin_add_overflow(total_nbytes_, static_cast<int64_t>(storages_.back().nbytes),
                                   &total_nbytes_),
-          "the storages have more bytes than 64 bits can count");
+          "the storages have more bytes than 64 bits can hold");
     }
   }
 
@@ -113,11 +113,11 @@ class Reader {
                  {"conjugate", "negative"});
     const auto geometry = geometry_from_json(encoded);
     const auto& found = storage(encoded["storage"]);
-    TORCH_CHECK_VALUE(geometry.nbytes_needed() <= found.nbytes, "a tensor that needs ",
-                      geometry.nbytes_needed(), " bytes over a storage of ", found.nbytes);
+    TORCH_CHECK_VALUE(geometry.nbytes_needed() <= found.nbytes, "a tensor needs ",
+                      geometry.nbytes_needed(), " bytes, but its storage has ", found.nbytes);
     TORCH_CHECK_VALUE(geometry.numel() <= std::max(total_nbytes_, kMostRepeatedElements),
-                      "a tensor shows ", geometry.numel(), " elements, and all storages have ",
-                      total_nbytes_, " bytes");
+                      "a tensor shows ", geometry.numel(),
+                      " elements, but all storages together have ", total_nbytes_, " bytes");
     operands_.push_back(&found);
     return record::make_tensor(found.storage, geometry);
   }
@@ -179,8 +179,8 @@ class Reader {
       });
     }
     if (encoded.is_object() && type.kind() == c10::TypeKind::OptionalType) {
-      TORCH_CHECK_VALUE(type.isSubtypeOf(*c10::OptionalType::ofTensor()), "a tensor where ",
-                        type.str(), " is expected");
+      TORCH_CHECK_VALUE(type.isSubtypeOf(*c10::OptionalType::ofTensor()), "got a tensor, expected ",
+                        type.str());
       return tensor(encoded);
     }
     return value_from_json(encoded, formal.real_type());
@@ -205,7 +205,7 @@ class Reader {
     call.threads = static_cast<int32_t>(
         integer_from_json(encoded["threads"], "a number of threads", 1, kMostThreads));
     TORCH_CHECK_VALUE(!may_crash(op, call.arguments()), record::full_name(op),
-                      " of integers that rounds towards zero can't be in a recipe");
+                      " of integers that rounds towards zero cannot be in a recipe");
     TORCH_CHECK_VALUE(record::lazy_checked_tensors(call).empty(), record::full_name(op),
                       " would read values of a lazy tensor");
     TORCH_CHECK_VALUE(record::record(call), record::full_name(op),
@@ -284,7 +284,7 @@ c10::Storage read(std::string_view document, c10::ArrayRef<at::Tensor> tensors) 
     if (system::is_exhausted_memory(error)) {
       throw;
     }
-    TORCH_CHECK_VALUE(false, "dormant: recipe: ", error.what_without_backtrace(), ".", kDamaged);
+    TORCH_CHECK_VALUE(false, "recipe: ", error.what_without_backtrace(), ".", kDamaged);
   }
 }
 

@@ -186,8 +186,8 @@ json to_json(const c10::IValue& value) {
     }
     return elements;
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "dormant: recipe: an argument of type ", value.tagKind(),
-                              " can't be written. Next: dormant.materialize the tensor first.");
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "recipe: an argument of type ", value.tagKind(),
+                              " cannot be written. Next: dormant.materialize the tensor first.");
 }
 
 c10::IValue value_from_json(const json& encoded, const c10::TypePtr& type) {
@@ -243,7 +243,7 @@ c10::IValue value_from_json(const json& encoded, const c10::TypePtr& type) {
     default:
       break;
   }
-  TORCH_CHECK_VALUE(false, "an argument of type ", type->str(), " can't be in a recipe");
+  TORCH_CHECK_VALUE(false, "an argument of type ", type->str(), " cannot be in a recipe");
 }
 
 json to_json(const record::Geometry& geometry) {
@@ -301,7 +301,7 @@ random::Position position_from_json(const json& encoded) {
     const auto* const end = text.data() + i + 2;
     const auto parsed = std::from_chars(text.data() + i, end, byte, 16);
     TORCH_CHECK_VALUE(parsed.ec == std::errc() && parsed.ptr == end,
-                      "a random position holds other characters than hexadecimal digits");
+                      "a random position contains characters that are not hexadecimal digits");
     bytes.push_back(static_cast<char>(byte));
   }
   return random::Position::deserialize(bytes);

@@ -48,8 +48,8 @@ class Writer {
   json tensor(const record::Operand& operand) {
     if (operand.buffer) {
       TORCH_CHECK_NOT_IMPLEMENTED(!operand.geometry.wrapped_number,
-                                  "dormant: recipe: a lazy tensor that takes part in type "
-                                  "promotion as a Python number can't be written. Next: "
+                                  "recipe: a lazy tensor that takes part in type "
+                                  "promotion as a Python number cannot be written. Next: "
                                   "dormant.materialize the tensor first.");
       auto encoded = to_json(operand.geometry);
       encoded["storage"] = index_of(*operand.buffer);
@@ -87,24 +87,25 @@ class Writer {
   json step(const record::Node& node) {
     TORCH_CHECK_NOT_IMPLEMENTED(
         node.kind == record::NodeKind::in_place || node.kind == record::NodeKind::functional,
-        "dormant: recipe: a tensor that is ",
+        "recipe: a tensor that is ",
         node.kind == record::NodeKind::read       ? "read from " + node.source->name()
         : node.kind == record::NodeKind::quantize ? "quantized as " + node.quantizer->name()
                                                   : "decoded from " + node.decoder->name(),
-        " can't be kept as a recipe. Next: dormant.materialize it first, or write it with "
+        " cannot be written as a recipe. Next: dormant.materialize it first, or write it with "
         "dormant.save.");
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        is_allowed(node.op), "dormant: recipe: a tensor made by ", record::full_name(node.op),
-        " can't be kept as a recipe. Cause: the operator is not on the list of those that recipes "
-        "may contain. Next: dormant.materialize the tensor first.");
+    TORCH_CHECK_NOT_IMPLEMENTED(is_allowed(node.op), "recipe: a tensor made by ",
+                                record::full_name(node.op),
+                                " cannot be written as a recipe. Cause: the operator is not on the "
+                                "list of those that recipes "
+                                "may contain. Next: dormant.materialize the tensor first.");
     const auto checked = record::traits_of(node.op).checked;
     const auto* parameter =
         checked ? std::get_if<record::TensorSlot>(&node.arguments[*checked]) : nullptr;
     TORCH_CHECK_NOT_IMPLEMENTED(
         parameter == nullptr || !node.operands[static_cast<size_t>(parameter->operand)].buffer,
-        "dormant: recipe: a tensor made by ", record::full_name(node.op),
-        " can't be kept as a recipe. Cause: to read it, values of another lazy tensor would have "
-        "to be looked at. Next: dormant.materialize the tensor first.");
+        "recipe: a tensor made by ", record::full_name(node.op),
+        " cannot be written as a recipe. Cause: reading it would require the values of another "
+        "lazy tensor. Next: dormant.materialize the tensor first.");
     auto arguments = json::array();
     for (const auto& one : node.arguments) {
       arguments.push_back(argument(node, one));
@@ -131,7 +132,7 @@ class Writer {
 
 Recipe write(const c10::Storage& storage) {
   const auto history = record::history_of(storage.unsafeGetStorageImpl());
-  TORCH_CHECK_VALUE(history, "dormant: recipe of a storage that already has memory");
+  TORCH_CHECK_VALUE(history, "recipe of a storage that already has memory");
   return Writer().write(*history);
 }
 

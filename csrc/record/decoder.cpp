@@ -43,7 +43,8 @@ void check_wanted(const Decoder& decoder, size_t part, int64_t numel,
   for (const auto& run : runs) {
     TORCH_CHECK_VALUE(run.begin >= 0 && run.count >= 0 && run.count <= numel - run.begin,
                       "dormant: ", decoder.name(), ": elements ", run.begin, " to ",
-                      run.begin + run.count, " of part ", part, " are wanted, it has ", numel);
+                      run.begin + run.count, " of part ", part, " were requested, but it has ",
+                      numel);
   }
 }
 

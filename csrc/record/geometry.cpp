@@ -42,7 +42,7 @@ Geometry Geometry::contiguous(c10::IntArrayRef sizes, c10::ScalarType dtype) {
   for (size_t i = sizes.size(); i-- > 0;) {
     geometry.strides[i] = stride;
     TORCH_CHECK_VALUE(!__builtin_mul_overflow(stride, std::max<int64_t>(sizes[i], 1), &stride),
-                      "dormant: sizes ", sizes, " have more elements than can be counted");
+                      "dormant: sizes ", sizes, " have a number of elements that overflows");
   }
   return geometry;
 }

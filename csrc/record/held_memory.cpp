@@ -40,12 +40,14 @@ void HeldMemory::detach_or_lose() noexcept {
 }
 
 void HeldMemory::read(uint64_t offset, size_t count, void* out) const {
-  TORCH_CHECK_VALUE(offset <= nbytes_ && count <= nbytes_ - offset, "dormant: read memory: ", count,
-                    " bytes at offset ", offset, " of ", nbytes_);
+  TORCH_CHECK_VALUE(offset <= nbytes_ && count <= nbytes_ - offset,
+                    "dormant: reading memory: ", count, " bytes at offset ", offset, " of ",
+                    nbytes_);
   const std::shared_lock<std::shared_mutex> lock(mutex_);
-  TORCH_CHECK(data_ != nullptr || nbytes_ == 0, "dormant: read memory: ", nbytes_,
-              " bytes that a tensor was copied from are gone. Cause: loading gave them back to "
-              "their owner, and there was no memory for a copy. Next: build the copy again.");
+  TORCH_CHECK(
+      data_ != nullptr || nbytes_ == 0, "dormant: reading memory: ", nbytes_,
+      " bytes that a tensor was copied from no longer exist. Cause: loading returned them to "
+      "their owner, and there was no memory for a copy. Next: build the copy again.");
   if (count > 0) {
     std::memcpy(out, data_ + offset, count);
   }

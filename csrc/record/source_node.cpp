@@ -58,9 +58,9 @@ void check_parts(const Decoder& decoder, const std::vector<at::Tensor>& parts) {
 History read_history(std::shared_ptr<const Source> source, uint64_t offset, BufferPtr buffer,
                      c10::ScalarType dtype) {
   const auto itemsize = c10::elementSize(dtype);
-  TORCH_CHECK_VALUE(buffer->nbytes % itemsize == 0, "dormant: read ", source->name(), " at byte ",
-                    offset, ": got ", buffer->nbytes, " bytes, expected a multiple of ", itemsize,
-                    ", the size of ", dtype);
+  TORCH_CHECK_VALUE(buffer->nbytes % itemsize == 0, "dormant: reading ", source->name(),
+                    " at byte ", offset, ": got ", buffer->nbytes,
+                    " bytes, expected a multiple of ", itemsize, ", the size of ", dtype);
   auto node = new_node(NodeKind::read);
   node->source = std::move(source);
   node->source_offset = offset;
@@ -84,7 +84,7 @@ at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offse
 
 at::Tensor read_of(const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.is_cpu() && tensor.is_contiguous(),
-                    "dormant: read_of: expected a contiguous tensor on the CPU");
+                    "read_of: expected a contiguous tensor on the CPU");
   const auto found = history_or_memory_of(tensor.storage().unsafeGetStorageImpl());
   if (std::holds_alternative<History>(found)) {
     settle(tensor);
@@ -102,7 +102,7 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
   const auto dtype = tensor.scalar_type();
   TORCH_CHECK_VALUE(dtype == c10::ScalarType::Float || dtype == c10::ScalarType::BFloat16 ||
                         dtype == c10::ScalarType::Half,
-                    "dormant: quantize: a tensor of ", dtype,
+                    "quantize: a tensor of ", dtype,
                     ", expected float32, bfloat16 or float16. Next: convert it first.");
   const auto geometries = quantizer->outputs(tensor.sizes());
   if (outputs.empty()) {
@@ -111,21 +111,21 @@ std::vector<at::Tensor> quantize(const at::Tensor& tensor,
           make_lazy_tensor({make_buffer(geometry.nbytes_needed(), nullptr), nullptr}, geometry));
     }
   }
-  TORCH_CHECK_VALUE(outputs.size() == geometries.size(), "dormant: quantize: got ", outputs.size(),
+  TORCH_CHECK_VALUE(outputs.size() == geometries.size(), "quantize: got ", outputs.size(),
                     " outputs, ", quantizer->name(), " has ", geometries.size());
   std::vector<Exchange> exchanges;
   for (size_t i = 0; i < outputs.size(); ++i) {
     auto* storage = outputs[i].storage().unsafeGetStorageImpl();
     auto history = history_of(storage);
     const auto nbytes = geometries[i].nbytes_needed();
-    TORCH_CHECK_VALUE(history, "dormant: quantize: output ", i,
+    TORCH_CHECK_VALUE(history, "quantize: output ", i,
                       " has memory already. Next: quantize before materializing.");
-    TORCH_CHECK_VALUE(history->buffer->nbytes >= nbytes, "dormant: quantize: output ", i, " has ",
+    TORCH_CHECK_VALUE(history->buffer->nbytes >= nbytes, "quantize: output ", i, " has ",
                       history->buffer->nbytes, " bytes, expected ", nbytes);
     exchanges.push_back({storage, std::move(*history), {make_buffer(nbytes, storage), nullptr}});
   }
   const auto changed = [&] {
-    TORCH_CHECK_VALUE(false, "dormant: quantize: another thread has changed an output meanwhile");
+    TORCH_CHECK_VALUE(false, "quantize: another thread has changed an output meanwhile");
   };
   const auto found = history_or_values_of(tensor);
   if (const auto* values = std::get_if<at::Tensor>(&found)) {

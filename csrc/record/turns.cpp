@@ -80,9 +80,9 @@ Turn::Turn(std::vector<const void*> things, const std::function<void()>& while_w
         things_.clear();
       }
       TORCH_CHECK(may_wait,
-                  "dormant: load: another thread is loading the same module. Cause: this thread "
-                  "may not wait for it, as it is itself in the middle of loading or materializing, "
-                  "or holds Python's lock. Next: load the module after that.");
+                  "load: another thread is loading the same module. Cause: this thread "
+                  "cannot wait, because it is in the middle of loading or materializing, or holds "
+                  "Python's lock. Next: load the module when the other thread is done.");
       all.released.wait_for(all.mutex, kBetweenLooks);
     }
     if (while_waiting) {

@@ -32,7 +32,7 @@ Twin::Twin(c10::Storage storage)
       bytes_(make_tensor(make_twin_storage(history_), Geometry::bytes(history_.buffer->nbytes))) {}
 
 void Twin::give() const {
-  TORCH_CHECK_VALUE(!is_lazy(bytes_), "dormant: the bytes of a twin are not there yet");
+  TORCH_CHECK_VALUE(!is_lazy(bytes_), "dormant: the bytes of a twin do not exist yet");
   commit(storage_.unsafeGetStorageImpl(), history_, shared_memory(bytes_.storage()));
 }
 

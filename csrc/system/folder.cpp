@@ -26,7 +26,7 @@ std::vector<std::string> names_in(const std::string& folder, const char* operati
     const int error = errno;
     throw std::system_error(
         error, std::generic_category(),
-        std::string("dormant: ") + operation + ": reading the folder " + text::printable(folder));
+        std::string(operation) + ": reading the folder " + text::printable(folder));
   }
   std::vector<std::string> names;
   // NOLINTNEXTLINE(concurrency-mt-unsafe): the stream is this thread's

@@ -36,7 +36,7 @@ TEST(Folder, ThatCannotBeReadIsNamedWithTheReason) {
     ADD_FAILURE() << "a folder that is not there was read";
   } catch (const std::system_error& error) {
     EXPECT_EQ(error.code().value(), ENOENT);
-    EXPECT_NE(std::string(error.what()).find("dormant: save: reading the folder /nowhere/at all"),
+    EXPECT_NE(std::string(error.what()).find("save: reading the folder /nowhere/at all"),
               std::string::npos)
         << error.what();
   }

@@ -67,7 +67,7 @@ class JsonEvents {
     TORCH_CHECK_VALUE(wrong == std::string_view::npos, about(), " is not UTF-8 at byte ",
                       document_.offset + wrong, ". ", kNext);
     const auto zero = text.find('\0');
-    TORCH_CHECK_VALUE(zero == std::string_view::npos, about(), " has a zero at byte ",
+    TORCH_CHECK_VALUE(zero == std::string_view::npos, about(), " has a null character at byte ",
                       document_.offset + zero, ", expected JSON. ", kNext);
     json::sax_parse(Cursor(text.data(), &taken_), Cursor(text.data() + text.size(), &taken_), this,
                     json::input_format_t::json, /*strict=*/true);
@@ -139,11 +139,11 @@ class JsonEvents {
 
  private:
   static constexpr const char* kNext =
-      "Cause: the file is damaged, incomplete or of another format. Next: download or save it "
+      "Cause: the file is damaged or incomplete, or has another format. Next: download or save it "
       "again.";
 
   std::string about() const {
-    return "dormant: open_checkpoint: " + document_.file + ": " + std::string(document_.what);
+    return "open_checkpoint: " + document_.file + ": " + std::string(document_.what);
   }
 
   uint64_t position() const {

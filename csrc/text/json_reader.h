@@ -9,7 +9,7 @@
 
 namespace dormant::text {
 
-/// What a document is about, for messages: "dormant: open_checkpoint: PATH: WHAT ...".
+/// What a document is about, for messages: "open_checkpoint: PATH: WHAT ...".
 struct JsonText {
   std::string_view text;
   const std::string& file;  ///< printable

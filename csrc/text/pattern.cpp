@@ -56,7 +56,7 @@ class PatternParser {
   void parse() {
     check(text_.size() <= kLongestPattern, "it is too long");
     const auto tree = alternatives(0);
-    check(at_ == text_.size(), "a parenthesis is not opened");
+    check(at_ == text_.size(), "it closes a parenthesis that is not open");
     pattern_.start_ = build(tree, add({.kind = Kind::done}));
   }
 
@@ -74,8 +74,7 @@ class PatternParser {
 
   void check(bool condition, const char* cause) const {
     TORCH_CHECK_VALUE(condition, in_quotes(text_),
-                      " is no regular expression that is known here: ", cause, ", at character ",
-                      at_);
+                      " is not a supported regular expression: ", cause, ", at character ", at_);
   }
 
   bool more() const { return at_ < text_.size(); }
@@ -88,7 +87,7 @@ class PatternParser {
     return true;
   }
   char take_any() {
-    check(more(), "it ends too soon");
+    check(more(), "it ends too early");
     return text_[at_++];
   }
 
@@ -138,7 +137,7 @@ class PatternParser {
     } else if (take("\\")) {
       tree.set = escaped();
     } else {
-      check(!next_is('*') && !next_is('+') && !next_is('?'), "nothing is repeated");
+      check(!next_is('*') && !next_is('+') && !next_is('?'), "it repeats nothing");
       tree.set.set(static_cast<uint8_t>(take_any()));
     }
     return tree;
@@ -167,7 +166,7 @@ class PatternParser {
         ++at_;
         const char to = take_any();
         check(to != '\\' && static_cast<uint8_t>(from) <= static_cast<uint8_t>(to),
-              "it has a wrong range");
+              "it has an invalid range");
         for (size_t each = static_cast<uint8_t>(from); each <= static_cast<uint8_t>(to); ++each) {
           set.set(each);
         }
@@ -206,7 +205,7 @@ class PatternParser {
       }
       least = from.value_or(0);
       most = to.value_or(kUnbounded);
-      check(least <= most, "it has a wrong range");
+      check(least <= most, "it has an invalid range");
     } else if (!take("*")) {
       return tree;
     }

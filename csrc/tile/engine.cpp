@@ -131,7 +131,7 @@ class Work {
     const auto plan = plan_for(jobs_, options_.memory_budget);
     if (options_.memory_budget) {
       check_budget("materialize", *options_.memory_budget, bytes_of(plan),
-                   rest_.empty() ? "the smallest tiles take that much"
+                   rest_.empty() ? "the smallest tiles need that much"
                                  : "an operator among them can only be replayed whole",
                    "raise memory_budget, or materialize fewer tensors at a time");
     }

@@ -196,7 +196,7 @@ void run(const Jobs& jobs, const Plan& plan, std::function<void(size_t)> on_byte
 
 void check_budget(const char* operation, size_t budget, size_t needed, const char* cause,
                   const char* next) {
-  TORCH_CHECK_VALUE(needed <= budget, "dormant: ", operation, ": memory_budget=", budget,
+  TORCH_CHECK_VALUE(needed <= budget, operation, ": memory_budget=", budget,
                     " bytes is too small, the minimum for these tensors is ", needed,
                     ". Cause: ", cause, ". Next: ", next, ".");
 }

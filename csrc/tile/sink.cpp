@@ -46,9 +46,8 @@ void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) 
     if (written <= 0) {
       // A write of nothing without a reason: the device takes no more.
       throw std::system_error(written < 0 ? errno : ENOSPC, std::generic_category(),
-                              "dormant: save: writing " + std::to_string(count) +
-                                  " bytes at offset " + std::to_string(offset) + " of " +
-                                  sink.path);
+                              "save: writing " + std::to_string(count) + " bytes at offset " +
+                                  std::to_string(offset) + " of " + sink.path);
     }
     bytes += written;
     count -= static_cast<size_t>(written);
@@ -253,7 +252,7 @@ struct Contents {
     for (const auto* jobs : {&in_order, &by_rectangles}) {
       least = std::max(least, bytes_needed(*jobs, plan_for(*jobs, 0)));
     }
-    const char* cause = "the smallest tiles take that much";
+    const char* cause = "the smallest tiles need that much";
     for (const auto& [number, group] : groups) {
       const auto making = group.jobs.empty()
                               ? smallest_budget(group.storages(), options_for_groups())

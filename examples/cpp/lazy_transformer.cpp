@@ -54,7 +54,7 @@ int main() {
     return 1;
   }
   const auto report = dormant::materialize(model);
-  std::cout << "brought to life: " << report.storages << " storages, " << report.bytes
+  std::cout << "materialized: " << report.storages << " storages, " << report.bytes
             << " bytes\n";
 
   const auto expected = eager->parameters();

@@ -56,7 +56,7 @@ std::optional<double> number_in(const std::string& json, const std::string& key)
 
 double required(const std::optional<double>& number, const std::string& key) {
   if (!number) {
-    throw std::runtime_error("the model does not say its " + key);
+    throw std::runtime_error("the configuration has no value for " + key);
   }
   return *number;
 }
@@ -70,7 +70,7 @@ Config read_config(const fs::path& path) {
   // Scaled positions are computed otherwise.
   if (std::regex_search(json,
                         std::regex(R"("(rope_)?type"\s*:\s*"(llama3|linear|dynamic|yarn))"))) {
-    throw std::runtime_error("scaled rotary positions are not part of this example");
+    throw std::runtime_error("this example does not support scaled rotary positions");
   }
   Config config;
   config.vocabulary = integer("vocab_size");

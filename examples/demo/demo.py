@@ -1,9 +1,9 @@
-"""Does real work the ordinary way and with Dormant, and compares every bit, time and memory.
+"""Runs real work the ordinary way and with Dormant, and compares every bit, time and memory.
 
-A sentence encoder with its real weights, and a Llama of 1.1 billion parameters: written as a
-random checkpoint, then loaded as it is stored, cast, and quantized. Each way runs in a process of
-its own. The table, a picture and the numbers are left in demo-out/; the exit status is 1 when
-anything differs that should be equal.
+The work: a sentence encoder is loaded with its real weights. A Llama of 1.1 billion parameters is
+written as a random checkpoint, then loaded as it is stored, cast, and quantized. Each run is a
+separate process. A table, a picture and the numbers are written to demo-out/; the exit status is 1
+if results differ that should be equal.
 
     python examples/demo [--layers 22] [--quick] [--out demo-out]
 """
@@ -11,13 +11,16 @@ anything differs that should be equal.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
 import signal
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import llama
 import minilm
@@ -31,7 +34,8 @@ from rich.table import Column
 
 from dormant.text.table import format_bytes
 
-_WIDTH = 110  # columns, if there is no terminal
+_WIDTH = 110  # columns if the output is not a terminal
+_LOG = "libraries.log"
 CASES = {**minilm.CASES, **llama.CASES}
 
 
@@ -39,11 +43,46 @@ def main() -> int:
     options = _options()
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
+        with _apart_from_libraries(options.out / _LOG) as file:
+            console = Console(file=file)
+            if not console.is_terminal:
+                console = Console(file=file, width=_WIDTH)
+            return _demonstrate(options, console)
+    except OSError as failure:
+        print(failure, file=sys.stderr)
+        return 2
+
+
+@contextlib.contextmanager
+def _apart_from_libraries(log: Path) -> Iterator[TextIO]:
+    """Sends what this process and new ones print to a file, so that it does not break the bars.
+
+    Yields:
+        What was the standard output.
+    """
+    streams = (sys.stdout, sys.stderr)
+    for stream in streams:
+        stream.flush()
+    kept = [os.dup(stream.fileno()) for stream in streams]
+    try:
+        with log.open("ab") as file:
+            for stream in streams:
+                os.dup2(file.fileno(), stream.fileno())
+        with open(kept[0], "w", encoding=sys.stdout.encoding, closefd=False) as output:
+            yield output
+    finally:
+        for stream, descriptor in zip(streams, kept, strict=True):
+            stream.flush()
+            os.dup2(descriptor, stream.fileno())
+            os.close(descriptor)
+        if not log.stat().st_size:
+            log.unlink()
+
+
+def _demonstrate(options: argparse.Namespace, console: Console) -> int:
+    try:
         with tempfile.TemporaryDirectory(prefix="checkpoints-", dir=options.out) as scratch:
             results = _run(options, Path(scratch), console)
         return _present(results, options.out, console)
@@ -51,7 +90,7 @@ def main() -> int:
         console.print(str(failure), style="red", markup=False, highlight=False)
         return 2
     except KeyboardInterrupt:
-        console.print("demo: interrupted; its checkpoints are removed.")
+        console.print("demo: interrupted; the temporary checkpoints were removed.")
         return 130
 
 
@@ -118,7 +157,7 @@ def _check_disk(config: dict[str, Any], scratch: Path) -> None:
     free = shutil.disk_usage(scratch).free
     if free < needed:
         raise Failed(
-            f"demo: {scratch.parent} has {format_bytes(free)} free, and {format_bytes(needed)} are "
+            f"demo: {scratch.parent} has {format_bytes(free)} free, but {format_bytes(needed)} are "
             "needed. Choose another folder with --out, or fewer --layers."
         )
 
@@ -139,7 +178,7 @@ def _measured(
             memory="" if above is None else f"memory +{format_bytes(max(0, above))}",
         )
 
-    log = options.out / "libraries.log"
+    log = options.out / _LOG
     try:
         return measure(name, way, folder, log, show, quick=options.quick)
     finally:
@@ -171,7 +210,7 @@ def _present(results: dict[str, Result], out: Path, console: Console) -> int:
     (out / "results.json").write_text(json.dumps(numbers, indent=1))
     differences = [line for result in results.values() for line in result.differences()]
     _print_differences(differences, console)
-    console.print(f"The table, a picture and the numbers: {out}/", highlight=False)
+    console.print(f"The table, a picture and the numbers are in {out}/", highlight=False)
     return 1 if differences else 0
 
 

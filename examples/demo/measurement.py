@@ -99,8 +99,8 @@ def measure(
         process.join(5)
         printed = log.read_text("utf-8", errors="replace")[-2000:] if log.exists() else ""
         raise Failed(
-            f"demo: {case}, {way}: the process ended with {process.exitcode} and without a result "
-            f"(-9 is often a lack of memory).\n{printed}"
+            f"demo: {case}, {way}: the process ended with status {process.exitcode} and without "
+            f"a result (-9 often means that memory ran out).\n{printed}"
         ) from None
     finally:
         process.kill()

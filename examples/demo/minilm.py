@@ -75,7 +75,7 @@ def _ordinary_without_pooler(folder: Path, tell: Tell) -> Any:
         {name: tensor for name, tensor in state.items() if _without_pooler(name)}, strict=False
     )
     if not all(name.startswith("pooler.") for name in found.missing_keys):
-        raise ValueError(f"the checkpoint lacks {found.missing_keys}")
+        raise ValueError(f"the checkpoint has no {found.missing_keys}")
     return model
 
 
@@ -83,7 +83,7 @@ def _dormant_without_pooler(folder: Path, tell: Tell) -> Any:
     model = _lazy_model(folder)
     report = dormant.load(model, folder, rename=_without_pooler, progress=tell)
     if set(report.missing_keys) != {"pooler.dense.weight", "pooler.dense.bias"}:
-        raise ValueError(f"the checkpoint lacks {report.missing_keys}")
+        raise ValueError(f"the checkpoint has no {report.missing_keys}")
     return model
 
 

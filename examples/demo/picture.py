@@ -26,10 +26,12 @@ def draw(results: Mapping[str, Result], machine: str, path: Path) -> None:
         _draw_memory(axes, result)
     for axes in every[len(results) + 1 :]:
         axes.set_axis_off()
-    every[1].legend(fontsize="small")
+    handles, labels = every[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize="small")
     figure.suptitle(
-        "Bit-equal results, the ordinary way and with Dormant. Memory: resident, above the start;\n"
-        f"filled without pages of files; dots where the model was returned.\n{machine}",
+        "The ordinary way and with Dormant; the results have the same bits. Lines: resident memory "
+        "above the start;\nfilled: without pages of files; dots: when the model was returned.\n"
+        f"{machine}",
         fontsize="small",
     )
     figure.savefig(path)
@@ -51,7 +53,6 @@ def _draw_times(axes: Any, results: Mapping[str, Result]) -> None:
     axes.set_yticks(places, [result.title for result in results.values()], fontsize="small")
     axes.invert_yaxis()
     axes.set_title("seconds until the weights have been read once", fontsize="medium")
-    axes.legend(fontsize="small")
 
 
 def _draw_memory(axes: Any, result: Result) -> None:

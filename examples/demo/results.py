@@ -37,7 +37,7 @@ class Result:
         if not expected:
             lines.append(f"{self.title}: nothing was compared")
         if self.ordinary.outputs != self.dormant.outputs:
-            lines.append(f"{self.title}: what the model computes differs")
+            lines.append(f"{self.title}: the outputs of the model differ")
         return lines
 
     def verdict(self) -> str:
@@ -74,23 +74,22 @@ def table(results: Mapping[str, Result]) -> Table:
 
 
 _CAPTION = (
-    "One run of each, each in a process of its own, files in the page cache. equal: bit for bit. "
-    "ordinary: from_pretrained of transformers, with bitsandbytes for nf4 and int8; for files, "
-    "construction and save_pretrained, beside the command dormant init; without the pooler, "
-    "construction and load_state_dict. time: until the model is returned. read once: until every "
-    "page of its weights has been read, as weights that are shown in place from the file take no "
-    "time before. processor: time of all threads until then. peak: highest resident memory until "
-    "then, pages of files included, above that at the start. weights: bytes of the tensors at the "
-    "end."
+    "Each row is one run in a separate process, with the files in the page cache. equal: the same "
+    "bits. ordinary: from_pretrained of transformers, with bitsandbytes for nf4 and int8; to write "
+    "files, construction and save_pretrained, compared with the command dormant init; without the "
+    "pooler, construction and load_state_dict. time: until the model is returned. read once: until "
+    "every page of its weights was read, because mapped weights are only read when they are used. "
+    "processor: time of all threads until then. peak: highest resident memory until then, with "
+    "pages of files, minus that at the start. weights: bytes of the tensors at the end."
 )
 
 
 def similarity_table(sentences: tuple[str, ...], results: Mapping[str, Result]) -> Table:
-    """How close the sentences are to the first one, in the embeddings of Dormant's models."""
+    """How similar the sentences are to the first one, in the embeddings of Dormant's models."""
     made = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
-        title=f'How near to "{sentences[0]}"?',
+        title=f'How similar to "{sentences[0]}"?',
         title_justify="left",
     )
     made.add_column("sentence")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from dormant.cli.main import main
+from dormant_command.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -49,8 +49,8 @@ def load_extension(builds: Path = _PACKAGE / "_builds") -> None:
     path = next((file for file in files[running] if file.exists()), None)
     if path is None:
         raise ImportError(
-            f"dormant: built for another Python than {sys.version.split()[0]} (in "
-            f"{builds / running} is none of {', '.join(file.name for file in files[running])}). "
+            f"dormant: built for another Python than {sys.version.split()[0]} (none of "
+            f"{', '.join(file.name for file in files[running])} is in {builds / running}). "
             f"Install dormant with this Python, or rebuild it: {rebuild}."
         )
     spec = importlib.util.spec_from_file_location(name, path)

@@ -205,7 +205,7 @@ def _unpacked(packed: Packed) -> torch.Tensor:
             raise ValueError(f"got {data!r:.40} for {shape.nbytes} bytes of strides {strides}")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"dormant: recipe: a captured tensor is not valid: {error}. The file is damaged, or "
+            f"recipe: a captured tensor is not valid: {error}. The file is damaged, or "
             "another release wrote it; write it again with this release."
         ) from error
     with unrecorded():
@@ -232,7 +232,7 @@ def load_storage(document: bytes, tensors: Sequence[Packed]) -> RecipeStorage:
         document.decode()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"dormant: recipe: malformed document: it is not UTF-8 at byte {error.start} of "
+            f"recipe: malformed document: it is not UTF-8 at byte {error.start} of "
             f"{len(document)}. The file is damaged or not a recipe; write it again."
         ) from error
     with in_use():
@@ -379,7 +379,7 @@ def load_recipe(path: str | os.PathLike[str], *, weights_only: bool = True) -> A
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"load_recipe: {name} asks for {named[1] if named else 'what recipes do not have'}, "
+            f"load_recipe: {name} asks for {named[1] if named else 'what recipes do not contain'}, "
             "expected tensors and plain containers. If you trust the file, load whole models "
             "with dormant.load_recipe(path, weights_only=False)."
         ) from error
@@ -406,7 +406,7 @@ declare(
     Patch(
         torch.Tensor,
         "_reduce_ex_internal",
-        "pickles the bytes of the storage, where the recipe may be wanted",
+        "pickles the bytes of the storage, although the recipe may be wanted",
         _reduce_to_recipe,
     ),
 )

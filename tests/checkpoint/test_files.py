@@ -128,7 +128,7 @@ def test_a_folder_with_several_choices(tmp_path: Path) -> None:
 
 def test_a_folder_with_nothing_to_open(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds no checkpoint; files: \['config\.json'\]"):
+    with pytest.raises(ValueError, match=r"contains no checkpoint; files: \['config\.json'\]"):
         dormant.open_checkpoint(tmp_path)
 
 
@@ -166,7 +166,7 @@ def test_a_path_that_the_system_refuses(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), "h5py"),
-        (pickle.dumps({"a": 1}), "a pickle, but not of torch.save"),
+        (pickle.dumps({"a": 1}), "a pickle that torch.save did not write"),
     ],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
@@ -183,7 +183,7 @@ def test_what_is_often_taken_for_a_checkpoint_is_named(
 
 def test_a_folder_of_distributed_checkpoints_needs_its_metadata(tmp_path: Path) -> None:
     (tmp_path / "__0_0.distcp").write_bytes(b"")
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match="contains no checkpoint"):
         dormant.open_checkpoint(tmp_path)
     (tmp_path / ".metadata").write_bytes(b"")
     with pytest.raises(ValueError, match="not a valid pickle"):
@@ -283,12 +283,12 @@ def test_the_flat_index_of_accelerate(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "cause"),
     [
-        ({"w": "../p.bin"}, "a path out of its folder"),
+        ({"w": "../p.bin"}, "a path that leaves the folder"),
         ({"w": "/p.bin"}, "an absolute path"),
-        ({"w": "absent.bin"}, "1 of 1 files are absent"),
+        ({"w": "absent.bin"}, "1 of 1 files are missing"),
         ({"": "p.bin"}, "a tensor without a name"),
-        ({"w": "p.bin", "v": ["p.bin"]}, 'no "weight_map"'),
-        ({"w": "p.bin", "v": 1}, 'no "weight_map"'),
+        ({"w": "p.bin", "v": ["p.bin"]}, '"weight_map" is missing'),
+        ({"w": "p.bin", "v": 1}, '"weight_map" is missing'),
         ({"v": "p.bin"}, "does not match its files"),
     ],
 )

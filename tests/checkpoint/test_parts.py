@@ -44,21 +44,21 @@ def test_parts_are_merged_by_the_given_rules(tmp_path: Path) -> None:
 
 def test_a_set_without_all_parts(tmp_path: Path) -> None:
     paths = write_set(tmp_path, "consolidated.{:02}-of-03.model.pth")
-    with pytest.raises(ValueError, match=r"set of 2 parts .* lacks parts \[1\]"):
+    with pytest.raises(ValueError, match=r"set of 2 parts .* is missing parts \[1\]"):
         dormant.open_checkpoint([paths[0], paths[2]])
     paths[2].unlink()
-    with pytest.raises(ValueError, match=r"lacks parts \[2\]"):
+    with pytest.raises(ValueError, match=r"is missing parts \[2\]"):
         dormant.open_checkpoint(tmp_path)
     paths[1].rename(tmp_path / "consolidated.07-of-03.model.pth")
     with pytest.raises(
-        ValueError, match=r"lacks parts \[1, 2\] and has parts \[7\] in addition to its 3"
+        ValueError, match=r"is missing parts \[1, 2\] and has parts \[7\] in addition to its 3"
     ):
         dormant.open_checkpoint(tmp_path)
 
 
 def test_a_name_that_claims_a_billion_parts(tmp_path: Path) -> None:
     write_set(tmp_path, "consolidated.99999999{}.pth", PARTS[:1])
-    with pytest.raises(ValueError, match=r"set of 1 parts .* lacks parts \[0, 1, .* 19\]"):
+    with pytest.raises(ValueError, match=r"set of 1 parts .* is missing parts \[0, 1, .* 19\]"):
         dormant.open_checkpoint(tmp_path)
 
 

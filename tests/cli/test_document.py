@@ -15,7 +15,7 @@ from command import Cli
 
 import dormant.cli.bench
 from compare import assert_same_bits
-from dormant.cli.outcome import FAILED, INTERRUPTED, NOT_OK, OK, SIGNALLED, USAGE
+from dormant_command.outcome import FAILED, INTERRUPTED, NOT_OK, OK, SIGNALLED, USAGE
 from pages import Block, blocks
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()

@@ -268,7 +268,7 @@ def test_damage_is_refused_by_both(public_api: Run, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(safetensors(tmp_path).read_bytes()[:-1])
     refused = public_api("copy", path, tmp_path / "copied.safetensors", status=1)
-    assert refused.stderr.startswith("ValueError: dormant: open_checkpoint: ")
+    assert refused.stderr.startswith("ValueError: open_checkpoint: ")
     with pytest.raises(ValueError, match="open_checkpoint"):
         dormant.open_checkpoint(path)
     assert not (tmp_path / "copied.safetensors").exists()

@@ -114,12 +114,12 @@ def test_what_is_only_called_like_an_encoded_tensor_stays(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a.weight_scale_inv": None}, r"'a\.weight_scale_inv', without which .* is missing"),
-        ({"a.weight_scale_inv": torch.ones(3, 2)}, r"'a\.weight_scale_inv' sizes \[3, 2\]"),
-        ({"a.weight_scale_inv": torch.ones(0, 2)}, r"'a\.weight_scale_inv' sizes \[0, 2\]"),
+        ({"a.weight_scale_inv": None}, r"'a\.weight_scale_inv', which is needed .* is missing"),
+        ({"a.weight_scale_inv": torch.ones(3, 2)}, r"'a\.weight_scale_inv' has sizes \[3, 2\]"),
+        ({"a.weight_scale_inv": torch.ones(0, 2)}, r"'a\.weight_scale_inv' has sizes \[0, 2\]"),
         ({"a.weight_scale_inv": torch.ones(7, 2, 2)}, r"got scales of sizes \[7, 2, 2\]"),
         ({"a.weight_scale_inv": torch.ones(2, 2).to(torch.int32)}, "got scales of Int"),
-        ({"a.weight": torch.ones(256, 130)}, "is of Float, although 'a.weight_scale_inv'"),
+        ({"a.weight": torch.ones(256, 130)}, "has dtype Float, although 'a.weight_scale_inv'"),
         ({"a.weight": random_float8(256)}, r"has sizes \[256\], expected a matrix"),
     ],
 )
@@ -143,7 +143,7 @@ def test_refuses_parts_that_do_not_fit(
             {"x_blocks": random_bytes(2, 4, 3, 16), "x_scales": random_bytes(2, 4, 2)},
             r"got scales of sizes \[2, 4, 2\]",
         ),
-        ({"x_blocks": random_bytes(2, 4, 3, 16)}, "'x_scales', without which"),
+        ({"x_blocks": random_bytes(2, 4, 3, 16)}, "'x_scales', which is needed"),
         (
             {"x_blocks": random_bytes(4, 3, 16), "x_scales": random_bytes(4, 3)},
             "expected uint8 .experts, rows, blocks, 16.",
@@ -154,7 +154,7 @@ def test_refuses_parts_that_do_not_fit(
                 "x_scales": random_bytes(2, 4, 3),
                 "x": torch.ones(2, 96, 4),
             },
-            "'x' is there twice",
+            "'x' is in the checkpoint twice",
         ),
     ],
 )
@@ -167,7 +167,7 @@ def test_refuses_experts_that_do_not_fit(
 
 def test_warns_where_nothing_is_encoded_as_config_json_says(tmp_path: Path) -> None:
     write(tmp_path, {"a.weight": torch.ones(2, 2)}, FP8)
-    with pytest.warns(UserWarning, match=r"no tensor is encoded as .*config\.json says"):
+    with pytest.warns(UserWarning, match=r"no tensor has the encoding that .*config\.json states"):
         assert not dormant.open_checkpoint(tmp_path).is_decoded
 
 

@@ -157,14 +157,14 @@ def test_copies_and_what_nobody_materialized(run_ranks: RunRanks, path: Path, ki
 def test_refusals(run_ranks: RunRanks) -> None:
     expected = [
         "ValueError: parallelize_module: the weight of a Linear4bit, 10 x 96 in nf4, blocks of 64, "
-        "double quantized, cannot be divided among 2 ranks by rows where blocks end. That needs "
-        "its number of rows a multiple of 4",
+        "double quantized, cannot be divided by rows among 2 ranks at the ends of blocks. That "
+        "needs its number of rows a multiple of 4",
         "ValueError: parallelize_module: the weight of a Linear4bit, 10 x 96 in nf4, blocks of 64, "
-        "double quantized, cannot be divided among 2 ranks by columns where blocks end. That needs "
-        "its number of columns a multiple of 128",
+        "double quantized, cannot be divided by columns among 2 ranks at the ends of blocks. That "
+        "needs its number of columns a multiple of 128",
         "ValueError: parallelize_module: the 63 rows of a Linear8bitLt cannot be divided",
         "NotImplementedError: parallelize_module: the weight of a Linear8bitLt, 10 x 96",
-        "ValueError: parallelize_module: the quantized layer has been divided before",
+        "ValueError: parallelize_module: the quantized layer is already divided",
         "NotImplementedError: materialize: gate.weight was quantized by nf4, blocks of 64, double "
         "quantized, divided by parallelize_module, and divided again by FSDP",
         "NotImplementedError: materialize: up.weight was quantized by nf4, blocks of 64, double "

@@ -100,7 +100,7 @@ def test_a_plan_says_what_each_tensor_is_made_of(folder: Path) -> None:
     gate = tensors["model.layers.0.mlp.gate.weight"]
     assert gate.sources == ("model.layers.0.block_sparse_moe.gate.weight",)
     assert tensors["model.norm.weight"].sources == ("model.norm.weight",)
-    assert "6 tensors made of 74 tensors with other names in the checkpoint" in str(plan)
+    assert "6 tensors converted from 74 tensors with other names in the checkpoint" in str(plan)
     assert plan.to_dict()["tensors"][0]["sources"]
 
 
@@ -315,17 +315,17 @@ def twice(state: dict[str, torch.Tensor]) -> None:
 REFUSALS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], tuple[str, ...]]] = {
     "an expert is missing": (
         without(FILE.format(3, "w1"), FILE.format(3, "w3")),
-        ("lacks 2 tensors", STACK.format("gate_up_proj"), FILE.format(3, "w1")),
+        ("needs 2 more tensors", STACK.format("gate_up_proj"), FILE.format(3, "w1")),
     ),
     "half an expert is missing": (
         without(FILE.format(11, "w3")),
-        ("lacks 1 tensor that", STACK.format("gate_up_proj"), FILE.format(11, "w3")),
+        ("needs 1 more tensor for", STACK.format("gate_up_proj"), FILE.format(11, "w3")),
     ),
     "an expert has another number": (
         renumbered,
-        ("lacks 1 tensor that", STACK.format("down_proj"), FILE.format(4, "w2")),
+        ("needs 1 more tensor for", STACK.format("down_proj"), FILE.format(4, "w2")),
     ),
-    "an expert has a far number": (far, ("lacks", FILE.format(12, "w2"), ", ...")),
+    "an expert has a far number": (far, ("more tensor", FILE.format(12, "w2"), ", ...")),
     "a name has what is no number": (not_a_number, ("cannot sort the names",)),
     "a name has a number without end": (too_long_a_number, ("cannot sort the names",)),
     "an expert has another shape": (

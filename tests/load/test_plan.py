@@ -74,7 +74,7 @@ def test_a_plan_prints_groups_of_names_and_files(tmp_path: Path) -> None:
     assert "layers.{1...3}.weight" in text
     assert "layers.{0...3}.bias" in text
     assert "old\\x1b" in text
-    assert "load would refuse this." in text
+    assert "load would raise an error." in text
     assert plan.to_dict()["missing_keys"] == plan.missing_keys
     assert repr(plan) == (
         "LoadPlan(1 of 10 tensors from the checkpoint, 9 missing, 1 unexpected, 0 mismatched, "
@@ -100,13 +100,13 @@ def test_missing_names_are_warned_of_once_in_groups(saved: Saver) -> None:
     for name in [name for name in state if name.startswith("layers") or name == "head.bias"]:
         del state[name]
     model = lazy(Stack)
-    with pytest.warns(UserWarning, match="checkpoint lacks") as caught:
+    with pytest.warns(UserWarning, match="missing from the checkpoint") as caught:
         dormant.load(model, saved(state))
     (warning,) = caught
     assert warning.filename == __file__
     lines = str(warning.message).splitlines()
     assert lines[1:4] == ["  layers.{0...3}.weight", "  layers.{0...3}.bias", "  head.bias"]
-    assert "lacks 9 of" in lines[0]
+    assert "9 of the model's tensors are missing from the checkpoint" in lines[0]
     assert_same_model(eager_loaded(Stack, state, strict=False), model)
 
 
@@ -287,7 +287,7 @@ def test_a_list_of_tensor_parallel_parts_is_merged(tmp_path: Path) -> None:
     rank = lazy(lambda: build(2))
     dormant.load(rank, paths[1], missing="error")  # one part is one rank's checkpoint
     assert rank.get_parameter("wq.weight")[:, 0].tolist() == [1, 1]
-    with pytest.raises(ValueError, match=r"lacks parts \[0\]"):
+    with pytest.raises(ValueError, match=r"is missing parts \[0\]"):
         dormant.load(lazy(lambda: build(2)), [tmp_path / "other.pt", paths[1]])
 
 

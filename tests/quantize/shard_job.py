@@ -97,7 +97,7 @@ def case_fsdp1(rank: int) -> None:
         )
         assert dormant.is_lazy(sharded)
         state = {f"_fsdp_wrapped_module.{n}": t for n, t in build(2).state_dict().items()}
-        refused("no checkpoint fits", partial(dormant.load, sharded, state))
+        refused("no checkpoint matches", partial(dormant.load, sharded, state))
         dormant.materialize(sharded)
         eager = nn.Sequential(
             *(four_bit(each, quant_type="nf4", quant_storage=torch.bfloat16) for each in build(2))
@@ -108,7 +108,7 @@ def case_fsdp1(rank: int) -> None:
     kept = FullyShardedDataParallel(lazy(), device_id=torch.device("cpu"), use_orig_params=True)
     refused("before fully_shard, FSDP", lambda: dormant.quantize(kept, scheme, skip=()))
     taken = FullyShardedDataParallel(lazy(), device_id=torch.device("cpu"))
-    with pytest.raises(ValueError, match="FSDP has taken its weight; quantize first"):
+    with pytest.raises(ValueError, match="FSDP has flattened its weight; quantize before"):
         dormant.quantize(taken, scheme, skip=())
 
 

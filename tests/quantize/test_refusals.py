@@ -73,7 +73,7 @@ def test_something_else_than_a_list_of_names(skip: Any) -> None:
 
 @pytest.mark.parametrize("entry", [0, None, nn.Linear(1, 1), b"0"])
 def test_an_entry_that_is_not_a_name(entry: Any) -> None:
-    assert_refused(lazy_model(), TypeError, "skip must hold names of modules", skip=["0", entry])
+    assert_refused(lazy_model(), TypeError, "skip must contain names of modules", skip=["0", entry])
 
 
 def named_model() -> Any:
@@ -124,7 +124,7 @@ def test_an_entry_that_is_not_a_regular_expression(entry: str) -> None:
 
 
 def test_a_model_without_linear_layers() -> None:
-    assert_refused(nn.Sequential(nn.ReLU()), ValueError, "no layer to quantize in Sequential")
+    assert_refused(nn.Sequential(nn.ReLU()), ValueError, "Sequential has no layer to quantize")
 
 
 def test_a_model_of_which_everything_is_skipped_says_why() -> None:
@@ -236,8 +236,8 @@ def test_a_configuration_that_quantizes_nothing() -> None:
         ({"compute_dtype": "Tensor"}, "'Tensor' is not the name of a dtype"),
         ({"compute_dtype": torch.int8}, "must be a floating point dtype"),
         ({"storage_dtype": "int"}, None),
-        ({"storage_dtype": torch.complex64}, "storage_dtype must be one"),
-        ({"storage_dtype": torch.bool}, "storage_dtype must be one"),
+        ({"storage_dtype": torch.complex64}, "storage_dtype must be a dtype"),
+        ({"storage_dtype": torch.bool}, "storage_dtype must be a dtype"),
     ],
 )
 def test_options_that_do_not_exist(options: Any, message: str | None) -> None:

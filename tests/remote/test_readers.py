@@ -54,7 +54,7 @@ def test_folders_are_listed(memory: fsspec.AbstractFileSystem, tmp_path: Path) -
         memory.pipe(f"/many/{path.name}", path.read_bytes())
     _assert_holds(dormant.open_checkpoint("memory://many/"))
     memory.pipe("/none/README.md", b"")
-    with pytest.raises(ValueError, match="'memory://none' holds no checkpoint"):
+    with pytest.raises(ValueError, match="'memory://none' contains no checkpoint"):
         dormant.open_checkpoint("memory://none")
     with pytest.raises(FileNotFoundError, match="no such file or folder: memory://absent"):
         dormant.open_checkpoint("memory://absent")

@@ -19,9 +19,9 @@ void find_awq(Scan& scan) {
   const auto version = text_in(scan, quantization, {"version", "format"});
   TORCH_CHECK_NOT_IMPLEMENTED(
       bits == 4 && (version.empty() || version == "gemm"), scan.about(), scan.configured_in(),
-      " states AWQ of ", bits, " bits, version ", text::in_quotes(version),
-      "; 4 bits in the order of gemm can be decoded. Next: pass decode=False to see the tensors as "
-      "they are.");
+      " states AWQ with ", bits, " bits and version ", text::in_quotes(version),
+      "; only 4 bits with version gemm can be decoded. Next: pass decode=False to get the tensors "
+      "as they are stored.");
   for (const auto& qweight : scan.tensors()) {
     const auto module = before(qweight.name, ".qweight");
     if (!module) {

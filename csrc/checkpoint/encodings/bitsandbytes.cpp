@@ -130,8 +130,8 @@ void add_four_bit(Scan& scan, const RawTensor& state_text) {
   const auto name = state_text.name.substr(0, at);
   const auto kind = state_text.name.substr(at + kState.size());
   TORCH_CHECK_VALUE((kind == "nf4" || kind == "fp4") && state_text.dtype == ScalarType::Byte,
-                    scan.about(), in_quotes(state_text.name), " is of ", state_text.dtype,
-                    ", expected the text of nf4 or fp4 as uint8. ", kNextRaw);
+                    scan.about(), in_quotes(state_text.name), " has dtype ", state_text.dtype,
+                    ", expected the quant_state of nf4 or fp4 as uint8. ", kNextRaw);
   const State state(scan, state_text);
   TORCH_CHECK_VALUE(state.text("quant_type") == kind, scan.about(), in_quotes(state_text.name),
                     " states quant_type as ", in_quotes(state.text("quant_type")), ", expected ",
@@ -140,10 +140,10 @@ void add_four_bit(Scan& scan, const RawTensor& state_text) {
   const auto& absmax = scan.part(name + ".absmax", name);
   // Of [1, n] the library gives the transposed weight. A folder of torch.distributed.checkpoint has
   // a matrix where ranks had columns of the weight.
-  TORCH_CHECK_VALUE(packed.sizes.size() == 2 && (packed.sizes[1] == 1 || packed.sizes[0] > 1),
-                    scan.about(), in_quotes(packed.name), " has sizes ",
-                    c10::IntArrayRef(packed.sizes),
-                    ", expected [n, 1] of packed codes, or the codes of each row. ", kNextRaw);
+  TORCH_CHECK_VALUE(
+      packed.sizes.size() == 2 && (packed.sizes[1] == 1 || packed.sizes[0] > 1), scan.about(),
+      in_quotes(packed.name), " has sizes ", c10::IntArrayRef(packed.sizes),
+      ", expected [n, 1], or one row of codes for each row of the weight. ", kNextRaw);
   auto nested = nested_in(scan, state, name);
   std::vector<std::string> parts = {packed.name, absmax.name};
   std::vector<int64_t> nested_sizes;
@@ -177,15 +177,15 @@ void add_int8(Scan& scan, const RawTensor& scales) {
                         scales.dtype == ScalarType::Float,
                     scan.about(), in_quotes(weight.name), " has sizes ",
                     c10::IntArrayRef(weight.sizes), " of ", weight.dtype, " and ",
-                    in_quotes(scales.name), " is of ", scales.dtype,
-                    ", expected a matrix of int8, and float32. ", kNextRaw);
+                    in_quotes(scales.name), " has dtype ", scales.dtype,
+                    ", expected a matrix of int8 and scales of float32. ", kNextRaw);
   if (const auto* format = scan.find(layer + ".weight_format")) {
     const auto bytes = scan.read(*format);
     TORCH_CHECK_VALUE(
         std::all_of(bytes.begin(), bytes.end(), [](char byte) { return byte == 0; }), scan.about(),
         in_quotes(format->name),
-        " states a layout for GPUs, expected 0, rows. Next: save the model again with a version of "
-        "bitsandbytes from 0.45 on, or pass decode=False.");
+        " states a GPU layout, expected 0 (rows). Next: save the model again with a version of "
+        "bitsandbytes that is 0.45 or later, or pass decode=False.");
     scan.spend(format->name);
   }
   const auto dtype = scan.dtype(ScalarType::Float);

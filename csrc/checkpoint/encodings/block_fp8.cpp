@@ -32,9 +32,9 @@ void add_weight(Scan& scan, const RawTensor& weight, const RawTensor& scales,
                 const std::optional<Blocks>& configured) {
   const bool packed = weight.dtype == ScalarType::Char;
   TORCH_CHECK_VALUE(is_float8(weight.dtype) || packed, scan.about(), in_quotes(weight.name),
-                    " is of ", weight.dtype, ", although ", in_quotes(scales.name),
-                    " is there to scale it; expected float8_e4m3fn. Cause: the weight was decoded "
-                    "and its scales were kept, or it is encoded otherwise. ",
+                    " has dtype ", weight.dtype, ", although ", in_quotes(scales.name),
+                    " has scales for it; expected float8_e4m3fn. Cause: the weight was decoded "
+                    "and its scales were kept, or it has another encoding. ",
                     kNextRaw);
   TORCH_CHECK_VALUE(weight.sizes.size() >= 2, scan.about(), in_quotes(weight.name), " has sizes ",
                     c10::IntArrayRef(weight.sizes), ", expected a matrix. ", kNextRaw);

@@ -25,13 +25,12 @@ void check_scheme(const Scan& scan, const CompressedScheme& scheme, const RawTen
   const auto type = scheme.weights.value("type", nlohmann::json("int"));
   const auto bits = scheme.weights.value("num_bits", nlohmann::json(8));
   const auto group = scheme.positive(scan, "group_size");
-  TORCH_CHECK_VALUE(type == "float" && bits == 4 && (!group || *group == block), scan.about(),
-                    in_quotes(packed.name),
-                    " and its scales are of numbers of 4 bits in blocks of ", block, ", and ",
-                    scan.configured_in(), " states type ", text::printable(type.dump()),
-                    ", num_bits ", text::printable(bits.dump()), " and group_size ",
-                    text::printable(scheme.weights.value("group_size", nlohmann::json()).dump()),
-                    " for them. ", kNextRaw);
+  TORCH_CHECK_VALUE(
+      type == "float" && bits == 4 && (!group || *group == block), scan.about(),
+      in_quotes(packed.name), " and its scales are 4-bit numbers in blocks of ", block, ", but ",
+      scan.configured_in(), " states type ", text::printable(type.dump()), ", num_bits ",
+      text::printable(bits.dump()), " and group_size ",
+      text::printable(scheme.weights.value("group_size", nlohmann::json()).dump()), ". ", kNextRaw);
 }
 
 void add_weight(Scan& scan, const CompressedGroups& groups, const RawTensor& packed) {
@@ -39,8 +38,8 @@ void add_weight(Scan& scan, const CompressedGroups& groups, const RawTensor& pac
   const auto& scales = scan.part(name + "_scale", name);
   const bool is_nvfp4 = scales.dtype == ScalarType::Float8_e4m3fn;
   TORCH_CHECK_VALUE(is_nvfp4 || scales.dtype == ScalarType::Byte, scan.about(),
-                    in_quotes(scales.name), " is of ", scales.dtype, " beside ",
-                    in_quotes(packed.name), " of uint8, expected uint8 or float8_e4m3fn. ",
+                    in_quotes(scales.name), " has dtype ", scales.dtype, " beside ",
+                    in_quotes(packed.name), ", which is uint8; expected uint8 or float8_e4m3fn. ",
                     kNextRaw);
   const int64_t block = is_nvfp4 ? 16 : 32;
   auto sizes = packed.sizes;

@@ -56,7 +56,7 @@ CompressedGroups::CompressedGroups(const Scan& scan) {
     }
     TORCH_CHECK_VALUE(has_weights && group["weights"].is_object(), scan.about(),
                       scan.configured_in(), ": group ", in_quotes(name),
-                      " of config_groups states no weights as an object. ", kNextRaw);
+                      " of config_groups has no object \"weights\". ", kNextRaw);
     auto format = text_in(group, "format");
     format = format.empty() ? text_in(config, "format") : format;
     groups_.push_back(
@@ -96,9 +96,9 @@ const CompressedScheme* CompressedGroups::find(const Scan& scan, std::string_vie
         continue;
       }
       TORCH_CHECK_VALUE(found == nullptr || found->scheme.weights == group.scheme.weights,
-                        scan.about(), in_quotes(module), " may belong to the groups ",
+                        scan.about(), in_quotes(module), " matches the groups ",
                         in_quotes(found->name), " and ", in_quotes(group.name), " of ",
-                        scan.configured_in(), ", whose settings differ. ", kNextRaw);
+                        scan.configured_in(), ", which have different settings. ", kNextRaw);
       found = &group;
     }
     return found == nullptr ? nullptr : &found->scheme;

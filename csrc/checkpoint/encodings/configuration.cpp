@@ -124,12 +124,12 @@ json parse_json(std::string_view text, const std::string& about) {
       },
       /*allow_exceptions=*/false);
   TORCH_CHECK_VALUE(!too_deep || !value.is_object(), about, " is nested deeper than ", kDeepest,
-                    ", which no library writes. Next: mend it, or pass decode=False.");
+                    ", which no library writes. Next: correct the file, or pass decode=False.");
   return value;
 }
 
 Configuration parse_configuration(std::string_view text, const std::string& file) {
-  const auto config = parse_json(without_infinity(text), "dormant: open_checkpoint: " + file);
+  const auto config = parse_json(without_infinity(text), "open_checkpoint: " + file);
   if (!config.is_object()) {
     return {};
   }
@@ -145,9 +145,9 @@ Configuration parse_configuration(std::string_view text, const std::string& file
   if (quantization == nullptr) {
     return result;
   }
-  TORCH_CHECK_VALUE(quantization->is_object(), "dormant: open_checkpoint: ", file,
+  TORCH_CHECK_VALUE(quantization->is_object(), "open_checkpoint: ", file,
                     ": quantization_config is ", quantization->type_name(),
-                    ", expected an object. Next: mend the file, or pass decode=False.");
+                    ", expected an object. Next: correct the file, or pass decode=False.");
   result.quantization = *quantization;
   result.method = method_in(*quantization);
   return result;
@@ -158,7 +158,7 @@ void add_quantization(Configuration& configuration, std::string_view text,
   if (!configuration.quantization.is_null()) {
     return;
   }
-  auto quantization = parse_json(without_infinity(text), "dormant: open_checkpoint: " + file);
+  auto quantization = parse_json(without_infinity(text), "open_checkpoint: " + file);
   if (!quantization.is_object()) {
     return;
   }

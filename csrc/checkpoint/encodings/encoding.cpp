@@ -18,7 +18,7 @@ Scan::Scan(std::vector<RawTensor> tensors, Configuration configuration,
     : tensors_(std::move(tensors)),
       configuration_(std::move(configuration)),
       dtype_(dtype),
-      about_("dormant: open_checkpoint: " + where + ": "),
+      about_("open_checkpoint: " + where + ": "),
       read_(std::move(read)) {
   for (const auto& tensor : tensors_) {
     by_name_.emplace(tensor.name, &tensor);
@@ -32,8 +32,8 @@ const RawTensor* Scan::find(const std::string& name) const {
 
 const RawTensor& Scan::part(const std::string& name, const std::string& owner) const {
   const auto* found = find(name);
-  TORCH_CHECK_VALUE(found != nullptr, about_, in_quotes(owner), " is encoded, and ",
-                    in_quotes(name), ", without which it can't be decoded, is missing. ", kNextRaw);
+  TORCH_CHECK_VALUE(found != nullptr, about_, in_quotes(owner), " is encoded, but ",
+                    in_quotes(name), ", which is needed to decode it, is missing. ", kNextRaw);
   return *found;
 }
 
@@ -63,11 +63,11 @@ void Scan::add(Encoded encoded) {
   const auto& parts = encoded.parts;
   TORCH_CHECK_VALUE(
       find(name) == nullptr || std::find(parts.begin(), parts.end(), name) != parts.end(), about_,
-      in_quotes(name), " is there twice: as it is, and encoded in ", in_quotes(parts.front()),
-      ". Cause: a mixture of checkpoints. ", kNextRaw);
+      in_quotes(name), " is in the checkpoint twice: plain, and encoded in ",
+      in_quotes(parts.front()), ". Cause: files of different checkpoints are mixed. ", kNextRaw);
   TORCH_CHECK_VALUE(names_.insert(name).second, about_, in_quotes(name),
                     " is encoded twice, the second time in ", in_quotes(parts.front()),
-                    ". Cause: a mixture of checkpoints. ", kNextRaw);
+                    ". Cause: files of different checkpoints are mixed. ", kNextRaw);
   const auto expected = encoded.decoder->parts();
   TORCH_INTERNAL_ASSERT(expected.size() == parts.size());
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -91,7 +91,7 @@ void Scan::refuse(const std::string& name, const std::vector<std::string>& parts
   for (const auto& part : parts) {
     list += (list.empty() ? "" : ", ") + in_quotes(part);
   }
-  TORCH_CHECK_VALUE(false, about_, in_quotes(name), " can't be decoded from ", list, ": ", cause,
+  TORCH_CHECK_VALUE(false, about_, in_quotes(name), " cannot be decoded from ", list, ": ", cause,
                     ". ", kNextRaw);
 }
 

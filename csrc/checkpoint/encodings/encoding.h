@@ -82,7 +82,7 @@ class Scan {
 
   void warn(std::string message);
 
-  /// How every message begins: "dormant: open_checkpoint: FILES: ".
+  /// How every message begins: "open_checkpoint: FILES: ".
   const std::string& about() const { return about_; }
   /// Where a message says what config.json says: its path, or that there is none.
   std::string configured_in() const;
@@ -109,6 +109,7 @@ class Scan {
 
 /// "Next: ..." for what a user can do about an encoding that can't be decoded.
 inline constexpr const char* kNextRaw =
-    "Next: get the whole checkpoint again, or pass decode=False to see the tensors as they are.";
+    "Next: get the whole checkpoint again, or pass decode=False to get the tensors as they are "
+    "stored.";
 
 }  // namespace dormant::checkpoint

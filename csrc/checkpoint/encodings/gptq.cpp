@@ -19,7 +19,7 @@ decode::Gptq::Config config_in(const Scan& scan) {
   const auto& quantization = scan.configuration().quantization;
   const auto bits = integer_in(scan, quantization, {"bits"});
   TORCH_CHECK_VALUE(bits.has_value(), scan.about(), scan.configured_in(),
-                    " states no bits for GPTQ. ", kNextRaw);
+                    " does not state the number of bits for GPTQ. ", kNextRaw);
   // GPTQModel writes "checkpoint_format" for others, and "format" for itself.
   const auto format = text_in(scan, quantization, {"checkpoint_format", "format"});
   const auto marlin = quantization.find("is_marlin_format");
@@ -28,12 +28,12 @@ decode::Gptq::Config config_in(const Scan& scan) {
           (marlin == quantization.end() || *marlin != true),
       scan.about(), scan.configured_in(), " states the format ",
       format.empty() ? "marlin" : in_quotes(format),
-      " of GPTQ; gptq and gptq_v2 can be decoded. Next: pass decode=False to see the tensors as "
-      "they are, or have GPTQModel convert them.");
+      " of GPTQ; only gptq and gptq_v2 can be decoded. Next: pass decode=False to get the tensors "
+      "as they are stored, or convert them with GPTQModel.");
   const auto words = text_in(scan, quantization, {"pack_dtype"});
   TORCH_CHECK_NOT_IMPLEMENTED(words.empty() || words == "int32", scan.about(), scan.configured_in(),
                               " states pack_dtype ", in_quotes(words),
-                              "; words of int32 can be decoded. Next: pass decode=False.");
+                              "; only int32 can be decoded. Next: pass decode=False.");
   TORCH_CHECK_VALUE(*bits == 2 || *bits == 3 || *bits == 4 || *bits == 8, scan.about(),
                     scan.configured_in(), " states ", *bits,
                     " bits for GPTQ, expected 2, 3, 4 or 8. ", kNextRaw);
@@ -52,7 +52,7 @@ decode::Gptq::Config config_of(const Scan& scan, decode::Gptq::Config config,
     if (matrices && scales.sizes[1] > 0 && scales.sizes[1] <= decode::kMostElementsOfADimension &&
         decode::words_of(scales.sizes[1], each) == qzeros.sizes[1]) {
       TORCH_CHECK_VALUE(!bits, scan.about(), in_quotes(qzeros.name), " has sizes ",
-                        c10::IntArrayRef(qzeros.sizes), ", which may be of ", *bits, " or ", each,
+                        c10::IntArrayRef(qzeros.sizes), ", which fit both ", *bits, " and ", each,
                         " bits. ", kNextRaw);
       bits = each;
     }

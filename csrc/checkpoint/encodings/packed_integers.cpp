@@ -45,10 +45,11 @@ Settings settings_of(const Scan& scan, const CompressedScheme& scheme, const std
   } else if (strategy == "tensor") {
     settings.one_scale = true;
   } else {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        strategy == "channel", scan.about(), scan.configured_in(), " states the strategy ",
-        in_quotes(strategy), " for ", in_quotes(weight),
-        ", which is packed; group, channel and tensor can be decoded. Next: pass decode=False.");
+    TORCH_CHECK_NOT_IMPLEMENTED(strategy == "channel", scan.about(), scan.configured_in(),
+                                " states the strategy ", in_quotes(strategy), " for ",
+                                in_quotes(weight),
+                                ", which is packed; only group, channel and tensor can be decoded. "
+                                "Next: pass decode=False.");
   }
   const auto symmetric = weights.find("symmetric");
   settings.symmetric = symmetric == weights.end() || *symmetric != false;
@@ -72,7 +73,7 @@ std::vector<int64_t> sizes_of(const Scan& scan, int64_t group_size, const RawTen
   TORCH_CHECK_VALUE(
       values.dtype == ScalarType::Long && bytes.size() == sizes.size() * sizeof(int64_t),
       scan.about(), in_quotes(values.name), " has sizes ", c10::IntArrayRef(values.sizes), " of ",
-      values.dtype, ", expected ", sizes.size(), " integers of Long. ", kNextRaw);
+      values.dtype, ", expected ", sizes.size(), " integers of int64. ", kNextRaw);
   std::memcpy(sizes.data(), bytes.data(), bytes.size());
   return sizes;
 }
@@ -85,10 +86,11 @@ void add_weight(Scan& scan, const CompressedGroups& groups, const RawTensor& pac
                 const std::string& module) {
   const auto weight = module + ".weight";
   const auto* scheme = groups.find(scan, module);
-  TORCH_CHECK_VALUE(scheme != nullptr, scan.about(), in_quotes(packed.name),
-                    " is packed, and no group in ", scan.configured_in(),
-                    " says how. Next: put the config.json of the checkpoint beside the files, or "
-                    "pass decode=False.");
+  TORCH_CHECK_VALUE(
+      scheme != nullptr, scan.about(), in_quotes(packed.name), " is packed, but no group in ",
+      scan.configured_in(),
+      " describes how. Next: put the config.json of the checkpoint beside the files, or "
+      "pass decode=False.");
   const auto settings = settings_of(scan, *scheme, weight);
   const auto& scale = scan.part(weight + "_scale", weight);
   const auto* zero = settings.symmetric ? scan.find(weight + "_zero_point")

@@ -86,7 +86,7 @@ TEST(GptqEncoding, LayersMayHaveBitsOfTheirOwn) {
   tensors.push_back({"b.qzeros", kInt, {2, 16}, {}});
   tensors.push_back({"b.scales", kHalf, {2, 64}, {}});
   const auto refused = refusal(tensors, kGptq);
-  EXPECT_TRUE(contains(refused, "'b.weight' can't be decoded from")) << refused;
+  EXPECT_TRUE(contains(refused, "'b.weight' cannot be decoded from")) << refused;
   const auto found = find(
       tensors, R"({"quant_method":"gptq","bits":4,"group_size":32,"dynamic":{"b":{"bits":8}}})");
   ASSERT_EQ(found.encoded.size(), 2u);
@@ -98,7 +98,8 @@ TEST(GptqEncoding, RefusesWhatContradictsTheConfiguration) {
                        "qweight has shape [16, 64]"));
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq","bits":4,"group_size":64})"),
                        "scales has shape [4, 64]"));
-  EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq"})"), "states no bits"));
+  EXPECT_TRUE(
+      contains(refusal(gptq(), R"({"quant_method":"gptq"})"), "does not state the number of bits"));
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq","bits":"4"})"), "states bits"));
   EXPECT_TRUE(contains(refusal(gptq(), R"({"quant_method":"gptq","bits":1e300})"), "states bits"));
   for (const auto* format :
@@ -118,7 +119,7 @@ TEST(GptqEncoding, RefusesALayerThatIsNotWhole) {
   }
   auto twice = gptq();
   twice.push_back({"a.weight", kHalf, {64, 128}, {}});
-  EXPECT_TRUE(contains(refusal(twice, kGptq), "there twice"));
+  EXPECT_TRUE(contains(refusal(twice, kGptq), "in the checkpoint twice"));
 }
 
 TEST(GptqEncoding, ReadsTheFileOfAutoGptq) {

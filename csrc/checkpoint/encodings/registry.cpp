@@ -80,10 +80,11 @@ Findings find_encoded(std::vector<RawTensor> tensors, const ConfigurationText& c
   const auto about = scan.about();
   auto findings = std::move(scan).finish();
   if (says_so && findings.encoded.empty()) {
-    findings.warnings.push_back(about + "no tensor is encoded as " + file + " says (quant_method " +
-                                text::in_quotes(said) +
-                                "): they are shown as they are. Remove quantization_config from "
-                                "that file if they are plain weights.");
+    findings.warnings.push_back(
+        about + "no tensor has the encoding that " + file + " states (quant_method " +
+        text::in_quotes(said) +
+        "), so all tensors are read as they are stored. Remove quantization_config from "
+        "that file if they are plain weights.");
   }
   std::sort(findings.encoded.begin(), findings.encoded.end(),
             [&](const Encoded& a, const Encoded& b) {

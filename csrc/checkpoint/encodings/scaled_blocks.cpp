@@ -65,8 +65,8 @@ Blocks blocks_for(const Scan& scan, const RawTensor& weight, c10::IntArrayRef si
       divides ? Blocks(std::max<int64_t>(rows / down, 1), std::max<int64_t>(columns / across, 1))
               : kUsual;
   TORCH_CHECK_VALUE(divides || (!configured && fits(kUsual)), scan.about(), in_quotes(weight.name),
-                    " has sizes ", sizes, " and ", in_quotes(scales.name), " sizes ",
-                    c10::IntArrayRef(scales.sizes), ", which are no scales for blocks of ",
+                    " has sizes ", sizes, " and ", in_quotes(scales.name), " has sizes ",
+                    c10::IntArrayRef(scales.sizes), ", which do not fit blocks of ",
                     configured ? c10::str(configured->first, "x", configured->second, ", as ",
                                           scan.configured_in(), " states")
                                : std::string("one size"),

@@ -33,8 +33,8 @@ void check_scheme(const Scan& scan, const CompressedScheme& scheme, const RawTen
   const auto type = scheme.weights.value("type", nlohmann::json("int"));
   const auto* expected = weight.dtype == ScalarType::Char ? "int" : "float";
   const auto bits = scheme.weights.value("num_bits", nlohmann::json(8));
-  TORCH_CHECK_VALUE(type == expected && bits == 8, scan.about(), in_quotes(weight.name), " is of ",
-                    weight.dtype, ", and ", scan.configured_in(), " states type ",
+  TORCH_CHECK_VALUE(type == expected && bits == 8, scan.about(), in_quotes(weight.name),
+                    " has dtype ", weight.dtype, ", but ", scan.configured_in(), " states type ",
                     text::printable(type.dump()), " and num_bits ", text::printable(bits.dump()),
                     " for it. ", kNextRaw);
 }
@@ -94,10 +94,10 @@ void find_scaled_weights(Scan& scan) {
     }
     const bool is_int8 = weight->dtype == ScalarType::Char;
     TORCH_CHECK_VALUE(is_float8(weight->dtype) || is_int8 || !expected, scan.about(),
-                      in_quotes(weight->name), " is of ", weight->dtype, ", although ",
+                      in_quotes(weight->name), " has dtype ", weight->dtype, ", although ",
                       in_quotes(scales.name),
-                      " is there to scale it; expected float8_e4m3fn or int8. Cause: the weight "
-                      "was decoded and its scales were kept, or it is encoded otherwise. ",
+                      " has scales for it; expected float8_e4m3fn or int8. Cause: the weight "
+                      "was decoded and its scales were kept, or it has another encoding. ",
                       kNextRaw);
     // Other tensors of bytes may have a scale without a configuration that says what it is for.
     if (is_float8(weight->dtype) || (is_int8 && settings.compressed)) {

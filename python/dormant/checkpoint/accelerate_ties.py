@@ -51,7 +51,7 @@ declare(
     Patch(
         "accelerate.utils.modeling",
         "retie_parameters",
-        "takes a tensor that is still only initialized for the loaded one of a tied group",
+        "can take a tensor that is only initialized as the loaded one of a tied group",
         _tie_to_what_was_loaded,
     ),
 )

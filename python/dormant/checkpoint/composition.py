@@ -148,7 +148,7 @@ def add_differences(items: dict[str, Item], differences: dict[str, Item]) -> Non
     """
     wrong = [
         f"{name!r} has shape {difference.entry.shape} in {_home(difference.entry)}, "
-        f"{items[name].entry.shape} before"
+        f"expected {items[name].entry.shape}"
         for name, difference in differences.items()
         if name in items and items[name].entry.shape != difference.entry.shape
     ]

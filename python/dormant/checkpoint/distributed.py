@@ -277,6 +277,6 @@ _TAKEN = object()
 
 def _contradiction(path: ValuePath, where: Path) -> ValueError:
     return ValueError(
-        f"open_checkpoint: {where}: the place {list(path)!r:.200} of a value contradicts those of "
-        "others. The file is damaged; get it again."
+        f"open_checkpoint: {where}: the path {list(path)!r:.200} of a value contradicts the paths "
+        "of other values. The file is damaged; get it again."
     )

@@ -142,10 +142,10 @@ def _existing(path: str | os.PathLike[str], options: Mapping[str, Any]) -> Place
     except FileNotFoundError:
         raise FileNotFoundError(
             errno.ENOENT,
-            f"dormant: open_checkpoint: no such file or folder: {text!r}",
+            f"open_checkpoint: no such file or folder: {text!r}",
         ) from None
     except OSError as error:
-        what = f"dormant: open_checkpoint: cannot access {text[:_SHOWN]!r}: {error.strerror}"
+        what = f"open_checkpoint: cannot access {text[:_SHOWN]!r}: {error.strerror}"
         raise OSError(error.errno, what) from error
     except ValueError as error:
         raise ValueError(f"open_checkpoint: {text!r} is not a path: {error}.") from error
@@ -199,7 +199,7 @@ def _choose(names: Sequence[str], folder: Place) -> Group:
             "not finish, or used use_collectives=False, which only torch's own load can read."
         )
     raise ValueError(
-        f"open_checkpoint: the folder {str(folder)!r} holds no checkpoint; files: "
+        f"open_checkpoint: the folder {str(folder)!r} contains no checkpoint; files: "
         f"{names[:20]}. Expected one of {', '.join(_FIRST)}, a tensor-parallel set "
         f"(consolidated.00.pth, ...), or a single file *{' or *'.join(_KINDS)} or its index. {hint}"
     )
@@ -279,14 +279,14 @@ def _split(path: Place, stem: str, number: int, count: int) -> Group:
     if missing or not 1 <= number <= count:
         raise ValueError(
             f"open_checkpoint: {str(path)!r} is part {number} of {count} according to its name, "
-            f"and the folder lacks {missing}. Get all parts."
+            f"but these parts are not in the folder: {missing}. Get all parts."
         )
     return Group("split", tuple(path.parent / name for name in names))
 
 
 def _ambiguous(folder: Place, names: Iterable[str]) -> ValueError:
     return ValueError(
-        f"open_checkpoint: the folder {str(folder)!r} holds more than one checkpoint: "
+        f"open_checkpoint: the folder {str(folder)!r} contains more than one checkpoint: "
         f"{', '.join(names)}. Pass the path of the one to open, or a list of them."
     )
 
@@ -318,7 +318,7 @@ def _parts(files: Sequence[Place], folder: Place) -> Group:
         missing = [*islice((rank for rank in expected if rank not in ranks), _NAMED)]
         raise ValueError(
             f"open_checkpoint: the tensor-parallel set of {len(ranks)} parts in {str(folder)!r} "
-            f"lacks parts {missing}"
+            f"is missing parts {missing}"
             + (f" and has parts {extra[:_NAMED]} in addition to its {count}" if extra else "")
             + ". Get all parts."
         )

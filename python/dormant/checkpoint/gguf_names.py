@@ -172,7 +172,8 @@ class _Processing:
         return ValueError(
             f"{name!r} of the GGUF file, of shape {list(value.shape)}, is converted by "
             f"{type(self.processor).__name__} of transformers, which failed: "
-            f"{type(error).__name__}: {printable(str(error))}. Is the file of this model?"
+            f"{type(error).__name__}: {printable(str(error))}. Check that the file "
+            "belongs to this model."
         )
 
 

@@ -133,7 +133,7 @@ class HttpRanges:
         if opened.version is not None and version is not None and version != opened.version:
             raise FailedError(
                 ValueError,
-                f"is of version {version!r}, expected {opened.version!r} as when it was opened",
+                f"has version {version!r}, expected {opened.version!r} as when it was opened",
                 changed=True,
             )
 

@@ -37,11 +37,11 @@ from dormant.text.table import format_count
 
 # Files that are often mistaken for checkpoints, by their first bytes.
 _OTHER_FILES = {
-    b"version https://git-lfs": "It is a pointer of Git LFS: run 'git lfs pull' to get the file.",
-    b"<": "It looks like a web page: the download asked for a login, or the wrong address.",
+    b"version https://git-lfs": "It is a Git LFS pointer: run 'git lfs pull' to get the file.",
+    b"<": "It looks like a web page: the download needed a login, or the address was wrong.",
     GGUF: "It is a GGUF file: give it a name that ends in .gguf.",
     b"\x89HDF": "It is an HDF5 file: read it with h5py, and save its tensors.",
-    b"\x80": "It is a pickle, but not of torch.save: load it with the program that wrote it.",
+    b"\x80": "It is a pickle that torch.save did not write: load it with the program that did.",
 }
 
 # How many times an index may be replaced while its files are opened.
@@ -206,7 +206,7 @@ def _opened_at_once(path: Place, open_files: Callable[[], Opened]) -> Opened:
             return opened
     raise OSError(
         errno.EBUSY,
-        f"dormant: open_checkpoint: {path} was replaced {_ROUNDS} times while its files were "
+        f"open_checkpoint: {path} was replaced {_ROUNDS} times while its files were "
         "opened. Next: try again when no process saves to this folder",
     )
 

@@ -342,9 +342,10 @@ def _check_numbers(
     )
     shown = ", ".join(repr(name) for name in itertools.islice(names_of_them, _NAMED))
     raise ValueError(
-        f"{operation}: the checkpoint lacks {format_count(lacking, 'tensor')} that transformers "
-        f"needs for {target!r} of {type(model).__name__}: {shown}"
-        f"{', ...' if lacking > _NAMED else ''}. Get the whole checkpoint."
+        f"{operation}: transformers needs {format_count(lacking, 'more tensor')} for {target!r} of "
+        f"{type(model).__name__}: {shown}"
+        f"{', ...' if lacking > _NAMED else ''}. They are missing from the checkpoint. "
+        "Get the whole checkpoint."
     )
 
 

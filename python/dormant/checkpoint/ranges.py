@@ -248,7 +248,7 @@ class RangeFile:
         tried = f" It was tried {attempts} times." if attempts > 1 else ""
         text = f"dormant: {doing} {self.name}{about}: it {what}.{tried}"
         if isinstance(cause, FailedError) and cause.changed:
-            text += " Cause: the file was replaced since then. Next: open the checkpoint again."
+            text += " Cause: the file was replaced later. Next: open the checkpoint again."
         if not issubclass(kind, OSError):
             return kind(text)
         return kind(_number_of(kind, cause), text)

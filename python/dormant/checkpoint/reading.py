@@ -187,10 +187,12 @@ def _read_if_small(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+_IN_MEMORY = "reads tensors into memory before they are cast or cut"
+
 declare(
-    Patch(torch, "load", "reads into memory what is cast or cut next", load_lazily),
+    Patch(torch, "load", _IN_MEMORY, load_lazily),
     *(
-        Patch(module, "safe_open", "reads into memory what is cast or cut next", open_lazily)
+        Patch(module, "safe_open", _IN_MEMORY, open_lazily)
         # For an import inside the context; for safetensors' own load_file; and for modules that
         # imported the name before.
         for module in (
@@ -204,7 +206,7 @@ declare(
     Patch(
         "transformers.core_model_loading",
         "spawn_materialize",
-        "casts in threads of its own, which do not record",
+        "casts in its own threads, which do not record",
         in_this_thread,
     ),
 )

@@ -227,7 +227,7 @@ def _filesystem(url: Url) -> tuple[AbstractFileSystem, str]:
 def _absent(url: Url) -> FileNotFoundError:
     return FileNotFoundError(
         errno.ENOENT,
-        f"dormant: open_checkpoint: no such file or folder: {url}",
+        f"open_checkpoint: no such file or folder: {url}",
     )
 
 
@@ -235,7 +235,7 @@ def _unreadable(url: Url, error: Exception) -> OSError:
     number = getattr(error, "errno", None)
     return OSError(
         number if isinstance(number, int) and number > 0 else errno.EIO,
-        f"dormant: open_checkpoint: cannot access {url}: {type(error).__name__}: {error}",
+        f"open_checkpoint: cannot access {url}: {type(error).__name__}: {error}",
     )
 
 

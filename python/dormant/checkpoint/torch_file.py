@@ -149,7 +149,7 @@ def _refuse_foreign(archive: _C.TorchArchive, unknown: dict[str, int]) -> None:
     if unknown:
         name = min(unknown, key=unknown.__getitem__)
         raise ValueError(
-            f"open_checkpoint: {archive.where} is refused by weights-only loading at its byte "
+            f"open_checkpoint: {archive.where} is refused by weights-only loading at byte "
             f"{unknown[name]}: it asks for {name}, expected tensors and plain containers. Open it "
             'with foreign="inert", which creates no such objects, or allow them with '
             "torch.serialization.add_safe_globals if you trust the file."
@@ -189,8 +189,8 @@ def _like(
     about = archive.tensor(number, where)
     if about.has_attributes and finish is not None:
         raise NotImplementedError(
-            f"open_checkpoint: {where} has a tensor with Python attributes or of a subclass. Load "
-            "it with torch.load."
+            f"open_checkpoint: {where} has a tensor with Python attributes or of a subclass. "
+            "Load it with torch.load."
         )
     tensor = _stored(file, archive, number, where).tensor()
     if finish is not None:

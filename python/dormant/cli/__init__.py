@@ -1,4 +1,5 @@
-"""The command `dormant`. Each subcommand is a file; it returns an `Outcome` and prints nothing.
+"""The subcommands of `dormant`. Each is a file whose `run` returns an `Outcome` and prints nothing.
 
-`main` parses arguments, prints outcomes, and turns errors into messages and exit codes.
+`dormant_command` parses the arguments, prints outcomes, and turns errors into messages and exit
+codes. It imports a subcommand only to run it.
 """

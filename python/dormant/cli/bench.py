@@ -18,69 +18,24 @@ from typing import Any, TypeVar
 
 import torch
 
-from dormant.cli.arguments import positive
 from dormant.cli.measurements import (
     MEASUREMENTS,
-    SHAPES,
     Job,
     Sample,
     run_job,
     write_checkpoint,
 )
-from dormant.cli.outcome import NOT_OK, OK, Outcome, UsageError
 from dormant.cli.screen import format_columns
 from dormant.reporting.progress import wants_bar
 from dormant.text.table import format_bytes
+from dormant_command.outcome import NOT_OK, OK, Outcome
 
-NAME = "bench"
-SUMMARY = "measure construct, materialize, save, load and quantize beside eager PyTorch"
-DESCRIPTION = """\
-    Constructs a Llama lazily and eagerly, and measures time and peak memory. Each run is a separate
-    process, the runs of both alternate, and every byte of their outputs is compared.
-
-    "mapped" maps the bytes of the file, whose pages are read when they are accessed, which is after
-    the measured time; "copied" reads them. "eager" holds the model in memory before it loads the
-    checkpoint. Measurements beside other libraries are in the source repository: `make bench`.
-"""
-EXAMPLES = """\
-    examples:
-      dormant bench
-      dormant bench load quantize --size 1B --repeat 5
-      dormant bench --size tiny --json
-"""
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what this command takes."""
-    parser.add_argument(
-        "names",
-        metavar="NAME",
-        nargs="*",
-        help=f"what to measure: {', '.join(MEASUREMENTS)} (default: all)",
-    )
-    parser.add_argument(
-        "--size", choices=list(SHAPES), default="300M", help="size of the Llama (default: 300M)"
-    )
-    parser.add_argument(
-        "--repeat", metavar="N", type=positive, default=1, help="number of runs (default: 1)"
-    )
-    parser.add_argument(
-        "--threads", metavar="N", type=positive, help="PyTorch's threads (default: its own choice)"
-    )
-    parser.add_argument(
-        "--folder", metavar="PATH", help="folder for temporary files (default: that of the system)"
-    )
-
-
 def run(options: argparse.Namespace) -> Outcome:
     """The times, the memory, and whether the outputs were equal."""
-    unknown = [name for name in options.names if name not in MEASUREMENTS]
-    if unknown:
-        raise UsageError(
-            f"unknown measurement {unknown[0]!r}, expected one of {', '.join(MEASUREMENTS)}."
-        )
     skipped = {}
     results = []
     with tempfile.TemporaryDirectory(prefix="dormant-bench-", dir=options.folder) as name:

@@ -24,6 +24,11 @@ _PACKED = {
 _NEVER_CAST = {torch.float8_e8m0fnu, torch.float4_e2m1fn_x2}
 
 
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """The dtype that an argument names."""
+    return None if name is None else getattr(torch, name)
+
+
 def cast(state: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Casts floating-point tensors to `dtype`, lazily; tensors that share a storage still do.
 

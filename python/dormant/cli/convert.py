@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,7 @@ from dormant.checkpoint.decoding import Decode
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.pretrained import Naming
 from dormant.checkpoint.url import is_url
-from dormant.cli.arguments import (
-    DTYPE_NAMES,
-    add_output_options,
-    add_reading_options,
-    dtype,
-    positive,
-    prefix_or_name,
-    renaming,
-)
-from dormant.cli.casting import cast
+from dormant.cli.casting import cast, dtype_of
 from dormant.cli.companions import (
     configuration,
     copy_companions,
@@ -37,7 +28,7 @@ from dormant.cli.destination import (
     new_folder,
     output,
 )
-from dormant.cli.outcome import Outcome, UsageError
+from dormant.cli.library_rules import library_rules
 from dormant.cli.pretrained import GGUF_ENDING, lazy_model, read_config
 from dormant.cli.written import Writing
 from dormant.loading.encoded import forget_encoding
@@ -48,98 +39,15 @@ from dormant.reporting.report import Report
 from dormant.saving.api import SAFETENSORS_ENDING, TORCH_ENDINGS, save
 from dormant.saving.stream import write_files
 from dormant.saving.torch_archive import plan_torch_archive
-from dormant.tensor_parallel.rules import LLAMA, LLAMA3
+from dormant.tensor_parallel.rules import LLAMA, LLAMA3, Rules, match
 from dormant.tensor_parallel.sets import split
 from dormant.tensors.names import renamed
 from dormant.tensors.names import renaming as as_function
+from dormant.text.printable import printable
+from dormant_command.arguments import prefix_or_name
+from dormant_command.outcome import Outcome, UsageError
 
-NAME = "convert"
-SUMMARY = "convert a checkpoint: change its format or dtype, quantize, merge or divide it"
-DESCRIPTION = """\
-    Reads a checkpoint and writes another one. Tensors are processed in small pieces, so neither the
-    checkpoint nor its largest tensor has to fit in memory. The name of OUT determines the format:
-
-      OUT.safetensors        one safetensors file
-      OUT.pt, .pth, .bin     one file as torch.save writes it
-      OUT                    a folder: model.safetensors, or files of --max-shard-size and an index;
-                             with --parts N, consolidated.00.pth, ... like LLaMA's sets;
-                             with --format dcp, a folder of torch.distributed.checkpoint
-
-    The parts of a tensor-parallel set, and the parts of ranks (.metadata), are merged when they are
-    read. If IN and OUT are folders, configurations and tokenizers are copied, and --dtype is
-    written to config.json. Weights that are stored encoded, such as fp8 or mxfp4 with their scales,
-    are decoded unless --no-decode is given.
-"""
-EXAMPLES = """\
-    examples:
-      dormant convert pytorch_model.bin model.safetensors
-      dormant convert model bf16 --dtype bfloat16 --max-shard-size 2GB
-      dormant convert llama-2-13b llama-2-13b-whole
-      dormant convert base finetuned-diffs sum        # adds LLaMA2-Accessory's differences
-      dormant convert llama-2-13b four --parts 4
-      dormant convert old.pt new.safetensors --rename module.= --rename head.w=head.weight
-      dormant convert llama llama-nf4 --quantize nf4 --dtype bfloat16
-      dormant convert llama-Q4_K_M.gguf llama-nf4 --quantize nf4
-      dormant convert deepseek-fp8 deepseek-bf16 --dtype bfloat16 --max-shard-size 5GB
-      dormant convert training.pt out --key model --rename module.= --quantize nf4 --config llama
-      dormant convert step-1000 model.safetensors --key model     # ranks' .distcp files
-      dormant convert llama llama-dcp --format dcp
-"""
-_RULES = {"llama": LLAMA, "llama3": LLAMA3}
-_SCHEMES = ("nf4", "fp4", "int8")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what this command takes."""
-    parser.add_argument(
-        "paths",
-        metavar="IN",
-        nargs="+",
-        help="a file, an index or a folder, or the URL of one; several become one checkpoint",
-    )
-    parser.add_argument("out", metavar="OUT", help="a file or a folder, see above")
-    parser.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        type=dtype,
-        help=f"cast floating-point tensors to one of {', '.join(DTYPE_NAMES)}",
-    )
-    parser.add_argument(
-        "--quantize",
-        metavar="SCHEME",
-        choices=_SCHEMES,
-        help="nf4, fp4 or int8, as in bitsandbytes; needs a config.json (or a GGUF file), which "
-        "gives the model class",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="PATH",
-        help="with --quantize: a config.json of transformers, or a folder that contains one "
-        "(default: IN)",
-    )
-    parser.add_argument(
-        "--format",
-        choices=("safetensors", "torch", "dcp"),
-        help="dcp: a folder of torch.distributed.checkpoint; the others follow from the name OUT",
-    )
-    parser.add_argument(
-        "--parts", metavar="N", type=positive, help="divide for N ranks of tensor parallelism"
-    )
-    parser.add_argument(
-        "--rules",
-        choices=sorted(_RULES),
-        help="how tensor-parallel parts are divided (default: LLaMA; shapes tell the version)",
-    )
-    parser.add_argument(
-        "--rename",
-        metavar="OLD=NEW",
-        type=renaming,
-        action="append",
-        default=[],
-        help="rename a tensor, or a prefix if OLD is empty or ends with a dot; may be repeated",
-    )
-    add_reading_options(parser, "keep")
-    add_output_options(parser)
+_LLAMAS = {"llama": LLAMA, "llama3": LLAMA3}
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -160,22 +68,8 @@ def run(options: argparse.Namespace) -> Outcome:
 def _check_usage(options: argparse.Namespace, to_folder: bool) -> None:
     if (options.quantize or options.parts) and not to_folder:
         raise UsageError(f"--quantize and --parts write a folder, but {options.out} is a file.")
-    if options.quantize and options.parts:
-        raise UsageError(
-            "--quantize and --parts cannot be used together, because quantized layers cannot be "
-            "divided. Divide with --parts, and quantize each rank's model when you load it."
-        )
-    if options.format == "dcp" and (options.parts or not to_folder):
-        raise UsageError(
-            "--format dcp writes a folder, which torch.distributed.checkpoint can load on any "
-            "number of ranks. Leave out --parts, and name a folder."
-        )
-    if options.quantize and options.no_decode:
-        raise UsageError("--quantize needs plain weights. Leave out --no-decode.")
-    if options.config is not None and not options.quantize:
-        raise UsageError(
-            "--config gives the model class for --quantize and has no effect without it."
-        )
+    if options.format == "dcp" and not to_folder:
+        raise UsageError(f"--format dcp writes a folder, but {options.out} is a file.")
     if options.quantize and _config_of(options) is None:
         raise UsageError(
             "--quantize needs a config.json of transformers (or a GGUF file), which gives the "
@@ -203,10 +97,15 @@ def _open(
         The tensors, whether some of them are kept encoded in the files, and how the names become
         those of a model, if the format has its own names.
     """
-    rules = None if options.rules is None else _RULES[options.rules]
+    if options.rules == "transformers":
+        rules: Rules | None = library_rules(_model_of(options), (), 1)
+    else:
+        rules = _LLAMAS.get(options.rules)
     # Weights are decoded to two bytes or more; a cast to fewer bytes comes afterwards.
-    wanted = options.dtype is not None and options.dtype.itemsize > 1
-    decode: Decode = not options.no_decode and (options.dtype if wanted else True)
+    dtype = dtype_of(options.dtype)
+    decode: Decode = not options.no_decode
+    if decode and dtype is not None and dtype.itemsize > 1:
+        decode = dtype
     checkpoint = open_checkpoint(
         options.paths, key=options.key, rules=rules, decode=decode, foreign=options.foreign
     )
@@ -234,26 +133,44 @@ def _convert(options: argparse.Namespace, target: Path, to_folder: bool) -> dict
     folders = folders_of(options.paths)
     state, decoded, _ = _open(options)
     is_quantized = "quantization_config" in configuration(folders)
-    if options.dtype is not None and is_quantized and not decoded:
+    dtype = dtype_of(options.dtype)
+    if dtype is not None and is_quantized and not decoded:
         raise UsageError(
             "the checkpoint is quantized, and --dtype would cast its scales. Leave out --dtype."
         )
-    if options.dtype is not None:
-        state = cast(state, options.dtype)
+    if dtype is not None:
+        state = cast(state, dtype)
     companions = find_companions(folders) if to_folder else {}
     if options.parts:
-        rules = None if options.rules is None else _RULES[options.rules]
-        parts = split(state, options.parts, rules=rules)
+        parts = split(state, options.parts, rules=_rules_for_parts(options, state))
         names = [f"consolidated.{rank:02}.pth" for rank in range(options.parts)]
         _save_parts(dict(zip(names, parts, strict=True)), target, options)
     else:
         _save(state, target, options)
-    copied = (
-        copy_companions(companions, target, dtype=options.dtype, decoded=decoded)
-        if companions
-        else []
-    )
+    copied = copy_companions(companions, target, dtype=dtype, decoded=decoded) if companions else []
     return {"tensors": len(state), "nbytes": _nbytes(state.values()), "copied": copied}
+
+
+def _rules_for_parts(options: argparse.Namespace, names: Collection[str]) -> Rules:
+    """The rules that `--rules` names, or otherwise those to which the names belong."""
+    if options.rules in _LLAMAS:
+        return _LLAMAS[options.rules]
+    others = [name for name in names if match(LLAMA, name) is None]
+    if options.rules is None and not others:
+        return LLAMA
+    return library_rules(_model_of(options, others), names, options.parts)
+
+
+def _model_of(options: argparse.Namespace, others: Sequence[str] = ()) -> Any:
+    """The configuration of the model whose plan says how to divide its weights."""
+    place = _config_of(options)
+    if place is None:
+        found = f" {printable(others[0])} is not a name of LLaMA's, and" if others else ""
+        raise UsageError(
+            f"to divide the weights of a model of transformers, its config.json is needed:{found} "
+            f"{', '.join(options.paths)} has none. Pass --config."
+        )
+    return read_config(place)
 
 
 def _save(
@@ -299,7 +216,7 @@ def _quantize(options: argparse.Namespace, target: Path) -> dict[str, Any]:
         forget_encoding(config)
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(f"{place} is already quantized, according to its config.json.")
-    model, left_out = lazy_model(config, state, options.dtype, naming)
+    model, left_out = lazy_model(config, state, dtype_of(options.dtype), naming)
     quantize(model, options.quantize)
     compute_offsets(model, memory_budget=options.memory_budget, progress=options.progress)
     report = _save(model, target, options)

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dormant.cli.outcome import UsageError
 from dormant.publication.publication import made_folder
 from dormant.publication.staging import remove_abandoned, staging_folder
+from dormant_command.outcome import UsageError
 
 
 def output(name: str) -> Path:

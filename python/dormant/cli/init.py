@@ -7,47 +7,15 @@ import time
 
 import torch
 
-from dormant.cli.arguments import add_output_options, default_dtype, seed
+from dormant.cli.casting import dtype_of
 from dormant.cli.destination import files_below, is_folder, new_file, new_folder, output
 from dormant.cli.models import constructor
-from dormant.cli.outcome import Outcome
 from dormant.reporting.memory import PeakMemory
 from dormant.saving.api import save
 from dormant.text.table import format_bytes, format_count
+from dormant_command.outcome import Outcome
 
-NAME = "init"
-SUMMARY = "write a checkpoint with the random weights of eager construction"
-DESCRIPTION = """\
-    Constructs a model lazily and streams its initial weights to safetensors. They equal those of
-    eager construction with the same seed, bit for bit. The model does not have to fit in memory.
-
-    MODEL is a config.json of transformers, a folder that contains one, or module:callable, which is
-    imported (with the current folder on the path) and called without arguments to get the model.
-"""
-EXAMPLES = """\
-    examples:
-      dormant init llama/config.json random-llama --seed 0 --dtype bfloat16
-      dormant init torchvision.models:resnet50 resnet50.safetensors
-      dormant init train:build_model start --seed 7
-"""
 _SAFETENSORS = ".safetensors"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what this command takes."""
-    parser.add_argument("model", metavar="MODEL", help="see above")
-    parser.add_argument("out", metavar="OUT", help="a folder, or a file NAME.safetensors")
-    parser.add_argument(
-        "--seed", metavar="N", type=seed, default=0, help="seed for torch.manual_seed (default: 0)"
-    )
-    parser.add_argument(
-        "--dtype",
-        metavar="DTYPE",
-        type=default_dtype,
-        help="dtype of the model: float64, float32, float16 or bfloat16 (default: that of the "
-        "configuration, otherwise float32)",
-    )
-    add_output_options(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -56,7 +24,7 @@ def run(options: argparse.Namespace) -> Outcome:
     peak = PeakMemory()
     out = output(options.out)
     to_folder = is_folder(out, (_SAFETENSORS,))
-    construct = constructor(options.model, options.dtype)
+    construct = constructor(options.model, dtype_of(options.dtype))
     with (new_folder if to_folder else new_file)(out, force=options.force) as target:
         torch.manual_seed(options.seed)
         model = construct()

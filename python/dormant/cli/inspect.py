@@ -14,55 +14,15 @@ from typing import Any
 from dormant.checkpoint.api import Checkpoint, open_checkpoint
 from dormant.checkpoint.entry import Entry
 from dormant.checkpoint.gguf_file import StoredArray
-from dormant.cli.arguments import add_reading_options, positive
-from dormant.cli.outcome import Outcome
 from dormant.cli.pieces import pieces
 from dormant.cli.screen import format_columns
 from dormant.cli.tree import Row, dtype_name, tree_rows
 from dormant.reporting.progress import Callback, following
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count
+from dormant_command.outcome import Outcome
 
-NAME = "inspect"
-SUMMARY = "show the contents of a checkpoint: tensors, dtypes, sizes, duplicates, parts"
-DESCRIPTION = """\
-    Shows the contents of a checkpoint as a tree of modules with totals: tensors, elements, bytes,
-    dtypes and shapes. Numbered siblings with equal contents share one row, whose counts include all
-    of them. Only the descriptions of tensors are read (some kilobytes of each file, also for URLs),
-    except with --hash, and for tensors that all parts of a tensor-parallel set must have equal.
-"""
-EXAMPLES = """\
-    examples:
-      dormant inspect model.safetensors
-      dormant inspect llama-2-13b --depth 2
-      dormant inspect hf://Qwen/Qwen3-0.6B
-      dormant inspect pytorch_model.bin --tensors --hash
-      dormant inspect llama-3-8b-Q4_K_M.gguf
-      dormant inspect checkpoint --json | jq '.totals.nbytes'
-"""
 _SHOWN = 20
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what this command takes."""
-    parser.add_argument(
-        "paths",
-        metavar="PATH",
-        nargs="+",
-        help="a file, an index or a folder, or the URL of one; several become one checkpoint",
-    )
-    parser.add_argument(
-        "--depth", metavar="N", type=positive, help="show N levels of the tree (default: all)"
-    )
-    parser.add_argument(
-        "--tensors", action="store_true", help="list every tensor instead of the tree"
-    )
-    parser.add_argument(
-        "--hash",
-        action="store_true",
-        help="read all tensors, also find tensors with equal contents, and add SHA-256 to --json",
-    )
-    add_reading_options(parser, "show")
 
 
 def run(options: argparse.Namespace) -> Outcome:

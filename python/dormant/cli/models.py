@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from dormant.cli.outcome import UsageError
 from dormant.cli.pretrained import model_class, read_config
 from dormant.integrations.transformers import from_config
 from dormant.recording.context import lazy_init
+from dormant_command.outcome import UsageError
 
 
 def constructor(reference: str, dtype: torch.dtype | None) -> Callable[[], torch.nn.Module]:

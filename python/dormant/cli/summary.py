@@ -10,31 +10,13 @@ from typing import Any
 
 import torch
 
-from dormant.cli.arguments import positive
 from dormant.cli.models import constructor
-from dormant.cli.outcome import Outcome
 from dormant.cli.screen import format_columns
 from dormant.quantization.api import quantize
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count
+from dormant_command.outcome import Outcome
 
-NAME = "summary"
-SUMMARY = "show how much memory a model needs, by dtype, quantization and number of ranks"
-DESCRIPTION = """\
-    Constructs a model lazily, which takes no memory, and shows the bytes of its parameters and
-    buffers: in each dtype and quantized, whole and for each rank if fully_shard divides it evenly.
-    Every rank holds buffers, and the scales of quantized layers, whole. Activations, gradients and
-    optimizers are not included.
-
-    MODEL is a config.json of transformers, a folder that contains one, or module:callable, which is
-    imported (with the current folder on the path) and called without arguments to get the model.
-"""
-EXAMPLES = """\
-    examples:
-      dormant summary llama/config.json
-      dormant summary llama --ranks 8 64
-      dormant summary train:build_model --json
-"""
 _DTYPES = (torch.float32, torch.bfloat16)
 _SCHEMES = {"int8": 1.0, "nf4": 0.5}  # bytes for each element, without scales
 
@@ -55,19 +37,6 @@ class _Need:
 
     def on(self, ranks: int) -> int:
         return -(-self.divided // ranks) + self.whole
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what this command takes."""
-    parser.add_argument("model", metavar="MODEL", help="see above")
-    parser.add_argument(
-        "--ranks",
-        metavar="N",
-        type=positive,
-        nargs="+",
-        default=[2, 4, 8],
-        help="numbers of ranks to show (default: 2 4 8)",
-    )
 
 
 def run(options: argparse.Namespace) -> Outcome:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dormant.cli.destination import files_below
-from dormant.cli.outcome import Outcome
 from dormant.reporting.memory import PeakMemory
 from dormant.text.table import format_bytes, format_count
+from dormant_command.outcome import Outcome
 
 
 class Writing:

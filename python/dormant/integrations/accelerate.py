@@ -130,7 +130,7 @@ def _free_folder(
     folder = Path(offload_dir)
     if (folder / "index.json").exists():
         raise ValueError(
-            f"dispatch_model: {folder} already holds offloaded weights (index.json), which "
+            f"dispatch_model: {folder} already contains offloaded weights (index.json), which "
             "accelerate would take for this model's. Choose an empty folder."
         )
     return folder
@@ -156,7 +156,7 @@ def _check_accelerate_can_offload(model: torch.nn.Module, on_disk: list[str]) ->
     if refused:
         raise ValueError(
             f"dispatch_model: the device map sends {len(refused)} quantized or wrapped tensors to "
-            f"disk, from where accelerate cannot bring them back: {', '.join(refused[:3])}"
+            f"disk, from where accelerate cannot load them: {', '.join(refused[:3])}"
             f"{', ...' if len(refused) > 3 else ''}. Map these modules to a device, or leave them "
             "in full precision: dormant.quantize(model, scheme, skip=...)."
         )

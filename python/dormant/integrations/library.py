@@ -72,7 +72,7 @@ def local_folder(
     exists = Path(name).exists()
     raise OSError(
         errno.ENOTDIR if exists else errno.ENOENT,
-        f"dormant: {operation}: {os.fspath(name)!r} is "
+        f"{operation}: {os.fspath(name)!r} is "
         f"{'a file' if exists else 'neither a folder nor a model in the cache of the Hub'}, "
         "expected a local folder or the name of a cached model. Nothing is downloaded; get the "
         "model first (hf download)",

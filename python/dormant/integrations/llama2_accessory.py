@@ -159,8 +159,8 @@ def load_tensor_parallel_model_list(
         parts, differences = _open(path)
         if differences and number == 0:
             raise ValueError(
-                f"load_tensor_parallel_model_list: {os.fspath(path)} holds differences; the first "
-                "checkpoint of the list must be a whole one."
+                f"load_tensor_parallel_model_list: {os.fspath(path)} contains differences; the "
+                "first checkpoint of the list must be complete."
             )
         whole = len(parts) == count == 1
         part = tensor_parallel.reshard(parts, count, rules={"*": REPLICATED} if whole else divided)[
@@ -213,13 +213,13 @@ def _open(path: str | os.PathLike[str]) -> tuple[list[Mapping[str, torch.Tensor]
     """The tensors of each rank, by LLaMA2-Accessory's names, and whether they are differences."""
     if not Path(path).is_dir():
         raise ValueError(
-            f"load_tensor_parallel_model_list: {os.fspath(path)} is not a folder; expected one "
-            "with consolidated.*.pth in it."
+            f"load_tensor_parallel_model_list: {os.fspath(path)} is not a folder; expected a "
+            "folder that contains consolidated.*.pth."
         )
     (group,) = find_groups([path])
     if not all(file.name.startswith("consolidated.") for file in group.files):
         raise ValueError(
-            f"load_tensor_parallel_model_list: {os.fspath(path)} holds {group.files[0].name}, "
+            f"load_tensor_parallel_model_list: {os.fspath(path)} contains {group.files[0].name}, "
             "expected consolidated.*.pth. Load it with dormant.load."
         )
     files = [file for file in group.files if isinstance(file, Path)]

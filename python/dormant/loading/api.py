@@ -290,9 +290,11 @@ def _warning(missing: Sequence[str]) -> str:
     if len(names) > _NAMED:
         lines.append(f"\n  ... {len(names) - _NAMED} more")
     return (
-        f"load: the checkpoint lacks {len(missing)} of the model's tensors, which get their own "
-        f"initialization, or keep their values if they have any:{''.join(lines)}\n"
-        "missing='init' accepts this without a warning, missing='error' refuses it."
+        f"load: {len(missing)} of the model's tensors {'is' if len(missing) == 1 else 'are'} "
+        "missing from the checkpoint. Such tensors are initialized by the model, or keep their "
+        "values if they have any:"
+        f"{''.join(lines)}\n"
+        "missing='init' accepts this without a warning, missing='error' makes it an error."
     )
 
 
@@ -308,7 +310,7 @@ def _check_values_can_be_held(model: torch.nn.Module) -> None:
             f"load: {len(held)} of {len(named)} tensors of the model are on the meta device, which "
             f"holds no values: {', '.join(map(printable, held[:10]))}"
             f"{', ...' if len(held) > 10 else ''}. Build the model in dormant.lazy_init() instead; "
-            "or, where the checkpoint has everything, let the model take its tensors: "
+            "or, if the checkpoint has all tensors, assign them: "
             "model.load_state_dict(dormant.open_checkpoint(path), assign=True) and "
             "dormant.materialize(model)."
         )

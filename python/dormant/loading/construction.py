@@ -76,9 +76,9 @@ class Call:
         names = ", ".join(f"{name} ({kind})" for name, kind in sorted(self._written.items()))
         warnings.warn(
             f"from_pretrained: the initialization of {type(model).__name__} wrote to tensors that "
-            f"were loaded: {names}. They keep what was loaded. Initialize them in its "
-            "_init_weights by the functions of transformers.initialization, which leave loaded "
-            "tensors alone; for what the library gives, pass library_values=True to "
+            f"were loaded: {names}. They keep the loaded values. Initialize them in its "
+            "_init_weights with the functions of transformers.initialization, which leave loaded "
+            "tensors unchanged; for the values of the library, pass library_values=True to "
             "dormant.integrations.transformers.from_pretrained.",
             stacklevel=5,
         )
@@ -148,7 +148,7 @@ declare(
     Patch(
         torch.nn.Module,
         "load_state_dict",
-        "a constructor's own files are told apart from what it initializes",
+        "separates files that a constructor loads from what it initializes",
         _noting_what_is_loaded,
     )
 )

@@ -39,7 +39,7 @@ declare(
     Patch(
         "diffusers.models.modeling_utils:ModelMixin",
         "from_pretrained",
-        "what its parts do depends on where they are called",
+        "its parts do different things for different callers",
         _in_a_call,
     ),
     Patch(

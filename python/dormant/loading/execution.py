@@ -17,6 +17,7 @@ from dormant.ranks.recording import check_same_recording
 from dormant.ranks.together import Together
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.progress import Callback
+from dormant.reporting.random_path import random_path
 from dormant.reporting.report import Origin, Report
 from dormant.reporting.tally import Tally
 from dormant.tensors.conversion import convert
@@ -53,6 +54,7 @@ def execute(
     try:
         with steps("load", options.progress, peak) as on_step:
             wanted = _wanted(prepared) if materialize else []
+            path = random_path(wanted)
             tally = Tally(sum(_C.storage_nbytes(tensor) for tensor in wanted), on_step)
 
             def realize(
@@ -92,6 +94,7 @@ def execute(
         _merged(prepared.before, prepared.loaded),
         finished,
         values="exact",
+        random_path=path,
         seconds=0.0,
         peak_memory=peak.result(),
         origins=origins,

@@ -60,7 +60,7 @@ def joined(model: torch.nn.Module, state: State) -> State:
             raise ValueError(
                 f"load: the checkpoint has {target} packed in 4 bits, expert by expert, and the "
                 "model has it in full precision. Quantize the model first: dormant.quantize(model, "
-                '"nf4"), or "fp4" as the checkpoint is.'
+                '"nf4"), or "fp4" if the checkpoint is fp4.'
             )
         rule = rules.of_pattern[next(iter(parts))]
         rows = [parts.get(pattern, []) for pattern in rule.source_patterns]
@@ -88,8 +88,8 @@ def _check_layout(target: str, rule: Any, rows: list[list[str]], shape: torch.Si
     if done != [merge] and done != [merge, concatenate]:
         raise ValueError(
             f"load: the checkpoint has {target} packed in 4 bits, expert by expert, and "
-            f"transformers makes it of them by {', '.join(name for name, _ in done)}, which packed "
-            "bytes cannot go through. Load a checkpoint in full precision instead."
+            f"transformers converts it with {', '.join(name for name, _ in done)}, which does not "
+            "work on packed bytes. Load a checkpoint in full precision instead."
         )
     counts = [len(names) for names in rows]
     if len(shape) != 3 or set(counts) != {shape[0]} or shape[1] % len(rows):
@@ -123,7 +123,7 @@ def _stack(
         ways = {(state.blocksize, state.dtype) for state in states}
         if len(ways) > 1 or shape.numel() % states[0].blocksize or parts[0][0].itemsize > 1:
             raise ValueError(
-                f"load: the packed experts of {target} cannot be put together: matrices of "
+                f"load: the packed experts of {target} cannot be combined: matrices of "
                 f"{list(shape)} in blocks of {sorted(size for size, _ in ways)}. Blocks have to "
                 "end with each expert and be of one size, and packed bytes uint8. Load a "
                 "checkpoint in full precision instead."

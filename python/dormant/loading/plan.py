@@ -146,11 +146,11 @@ class LoadPlan:
         if converted:
             read = len(set(itertools.chain.from_iterable(each.sources for each in converted)))
             totals.append(
-                f"{format_count(len(converted), 'tensor')} made of "
+                f"{format_count(len(converted), 'tensor')} converted from "
                 f"{format_count(read, 'tensor')} with other names in the checkpoint"
             )
         if self.refusal:
-            totals.append("load would refuse this.")
+            totals.append("load would raise an error.")
         return rows, totals
 
 
@@ -347,8 +347,9 @@ def _refusal(model: torch.nn.Module, state: State, taken: Taken, policy: Policy)
         # With unexpected="ignore", the result would be a model with random values.
         listing = listed("not in the model", taken.unexpected)
         return (
-            "load: no name of the checkpoint is one of the model; nothing was changed. It has "
-            f"{format_count(state.offered, 'name')}, the model {len(taken.missing)}, such as "
+            "load: no name of the checkpoint is a name of the model; nothing was changed. The "
+            f"checkpoint has {format_count(state.offered, 'name')}, the model has "
+            f"{len(taken.missing)}, such as "
             f"{', '.join(map(printable, taken.missing[:3]))}.{listing}\n{hint}{_inner(state)}"
             "Rename with rename=, or pass the checkpoint of this model."
         )

@@ -83,7 +83,7 @@ def take(model: torch.nn.Module, state: State, dtype: torch.dtype | None) -> Tak
                 and not _fits(given[name], tensor)
             )
             if not mismatched and is_exhausted_memory(error):
-                raise RuntimeError(f"load: there was no memory for a copy: {error}") from error
+                raise RuntimeError(f"load: out of memory while a copy was made: {error}") from error
             if not mismatched:
                 raise ValueError(f"load: the module refused the checkpoint: {error}") from error
             absent = tuple(name for name in tensors if name not in given)

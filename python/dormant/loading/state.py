@@ -162,7 +162,7 @@ def gather(
         if getattr(item, "are_differences", False):
             if not values:
                 raise ValueError(
-                    f"load: {item!r} holds differences, which are added to other weights. Pass "
+                    f"load: {item!r} contains differences, which are added to other weights. Pass "
                     "[base, differences], or their sum as a mapping."
                 )
             ours = apply_diffs({name: values[name] for name in ours if name in values}, [ours])

@@ -57,7 +57,7 @@ declare(
     Patch(
         "transformers.initialization:guard_torch_init_functions",
         "__wrapped__",  # its context managers and decorated methods run this
-        "two threads leave the library's functions in torch.nn.init",
+        "if two threads use it, the library's functions stay in torch.nn.init",
         _for_all_threads,
     )
 )

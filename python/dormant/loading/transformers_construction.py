@@ -247,18 +247,22 @@ declare(
     *(
         Patch("transformers.modeling_utils:PreTrainedModel", name, reason, wrap)
         for name, reason, wrap in (
-            ("from_pretrained", "what its parts do depends on where they are called", _in_a_call),
+            ("from_pretrained", "its parts do different things for different callers", _in_a_call),
             ("get_init_context", "constructs on the meta device", _constructing_lazily),
-            ("tie_weights", "is taken from all models meanwhile", _not_while_constructing),
+            ("tie_weights", "is disabled for all models during the call", _not_while_constructing),
             ("initialize_weights", "marks what must be initialized again", _initializing),
-            ("_initialize_weights", "writes to what was loaded", _initializing_a_module),
-            ("_load_pretrained_model", "separates what is shared", _among_the_constructed),
+            ("_initialize_weights", "overwrites loaded tensors", _initializing_a_module),
+            (
+                "_load_pretrained_model",
+                "unties tensors",
+                _among_the_constructed,
+            ),
             (
                 "_move_missing_keys_from_meta_to_device",
-                "puts unwritten memory in the place of what was constructed",
+                "replaces constructed tensors with uninitialized memory",
                 _keeping_the_constructed,
             ),
-            ("_initialize_missing_keys", "writes to what was loaded", _leaving_what_was_loaded),
+            ("_initialize_missing_keys", "overwrites loaded tensors", _leaving_what_was_loaded),
         )
     )
 )

@@ -79,13 +79,13 @@ declare(
     Patch(
         "transformers.distributed.sharding_utils:DtensorShardOperation",
         "shard_tensor",
-        "cuts parts from what is converted afterwards",
+        "cuts shards before the tensors are converted",
         _leaving_it_whole,
     ),
     Patch(
         "transformers.core_model_loading",
         "set_param_for_module",
-        "takes parts",
+        "expects shards that are already cut",
         _setting_the_part,
     ),
 )

@@ -28,6 +28,7 @@ from dormant.ranks.together import Together
 from dormant.recording import patches
 from dormant.reporting.memory import MemoryTrace, PeakMemory
 from dormant.reporting.progress import Callback, following
+from dormant.reporting.random_path import random_path
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
 from dormant.reporting.tally import Tally
 from dormant.tensors.conversion import convert, convert_dtype
@@ -40,7 +41,6 @@ from dormant.text.printable import printable
 from dormant.text.table import format_count
 
 Values = Literal["exact", "fast", "empty"]
-_FAST_PATH = "Philox 4x32-10, not PyTorch's values"
 
 
 def is_lazy(target: Target) -> bool:
@@ -209,6 +209,7 @@ def bring_to_life(
         quantized: dict[str, list[_C.MaterializedStorage]] = {}
         inventory = take_inventory(roots)
         tally = Tally(inventory.lazy_nbytes, tell)
+        path = random_path(inventory.lazy_storages.values(), values)
 
         def realize_layer(layer: torch.nn.Module, name: str) -> None:
             quantized[name] = _realize_layer(layer, values, tally, options)
@@ -256,6 +257,7 @@ def bring_to_life(
         inventory,
         finished,
         values=values,
+        random_path=path,
         seconds=time.perf_counter() - started,
         peak_memory=peak.result(),
         origins=origins,
@@ -373,6 +375,7 @@ def make_report(
     finished: Mapping[int, _C.MaterializedStorage],
     *,
     values: Values,
+    random_path: str,
     seconds: float,
     peak_memory: int | None,
     origins: Mapping[int, Origin] = MappingProxyType({}),
@@ -383,6 +386,7 @@ def make_report(
         inventory: what the target held before.
         finished: what was done, by storage.
         values: which values lazy tensors were given.
+        random_path: for the report.
         seconds: the time that it took.
         peak_memory: highest resident memory, in bytes.
         origins: the origins of storages that `finished` does not contain.
@@ -425,7 +429,7 @@ def make_report(
         seconds=seconds,
         peak_memory=peak_memory,
         value_reads=_C.value_reads(),
-        random_path=_FAST_PATH if values == "fast" else _C.exact_path(),
+        random_path=random_path,
         values=values,
         read_bytes=sum(done["read_bytes"] for done in finished.values()),
         initialized_bytes=sum(done["initialized_bytes"] for done in finished.values()),

@@ -32,7 +32,7 @@ def explained(operation: str, roots: Iterable[tuple[str, object]]) -> Iterator[N
             f"{'needs' if len(sizes) == 1 else 'need'} {format_bytes(sum(sizes))}, the largest "
             f"{format_bytes(max(sizes, default=0))}"
             + (f"; {format_bytes(free)} free" if free is not None else "")
-            + ". What was finished stays. Free memory and call it again, which continues; or need "
-            "less: a smaller dtype, fewer tensors at a time, quantize, or shard the model. Cause: "
-            f"{str(error).partition(chr(10))[0] or type(error).__name__}"
+            + ". Tensors that are finished stay real. Free memory and call it again to continue, "
+            "or use less memory: a smaller dtype, fewer tensors at a time, quantization or shards. "
+            f"Cause: {str(error).partition(chr(10))[0] or type(error).__name__}"
         ) from error

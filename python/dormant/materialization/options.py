@@ -95,7 +95,7 @@ def check_dtype(dtype: torch.dtype | None, operation: str) -> None:
         raise TypeError(f"{operation}: dtype must be a torch.dtype, got {type(dtype).__name__}.")
     if not (dtype.is_floating_point or dtype.is_complex):
         raise ValueError(
-            f"{operation}: dtype converts parameters as module.to does, which takes floating point "
+            f"{operation}: dtype converts parameters as module.to does, which takes floating-point "
             f"and complex dtypes only; got {dtype}."
         )
 

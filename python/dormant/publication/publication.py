@@ -35,7 +35,7 @@ def write_bytes(descriptor: int, data: bytes, offset: int, path: Path) -> None:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"dormant: save: writing {len(data) - done} bytes at offset {offset + done} of "
+                f"save: writing {len(data) - done} bytes at offset {offset + done} of "
                 f"{path}: {error.strerror}",
             ) from error
 
@@ -104,7 +104,7 @@ class Publication:
         if status.f_blocks and nbytes > free:
             raise OSError(
                 errno.ENOSPC,
-                f"dormant: {self.operation}: {format_bytes(nbytes)} do not fit into {self.folder}, "
+                f"{self.operation}: {format_bytes(nbytes)} do not fit into {self.folder}, "
                 f"whose device has {format_bytes(free)} free",
             )
 
@@ -166,7 +166,7 @@ class Publication:
         if found != nbytes:
             raise OSError(
                 errno.EIO,
-                f"dormant: {self.operation}: {path} has {found} bytes, expected the {nbytes} that "
+                f"{self.operation}: {path} has {found} bytes, expected the {nbytes} that "
                 "another process wrote. Next: check that all processes share one filesystem",
             )
         self._waiting[name] = path
@@ -192,7 +192,7 @@ class Publication:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"dormant: {self.operation}: cannot create {self.folder / name}: "
+                f"{self.operation}: cannot create {self.folder / name}: "
                 f"{error.strerror}. Next: check that the folder exists, and that it and the file "
                 "can be written.",
             ) from error
@@ -266,7 +266,7 @@ class Replacement:
             kept = self._publication.keep()
             raise OSError(
                 failure.errno,
-                f"dormant: {self._publication.operation}: files of {self.folder} cannot be put "
+                f"{self._publication.operation}: files of {self.folder} cannot be put "
                 f"back ({failure.strerror}) after another error ({error}). Next: look for their "
                 f"earlier contents in {kept}.",
             ) from error
@@ -331,8 +331,8 @@ class Replacement:
         if path.is_dir() and not path.is_symlink():
             raise IsADirectoryError(
                 errno.EISDIR,
-                f"dormant: {self._publication.operation}: {path} is a folder, and a file of this "
-                "name is to be written. Next: remove it, or save elsewhere",
+                f"{self._publication.operation}: {path} is a folder, but a file of this "
+                "name must be written. Next: remove it, or save elsewhere",
             )
         kept = self._publication.temporary_path()
         self._undo.callback(_put_back, kept, path)

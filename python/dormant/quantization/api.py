@@ -144,7 +144,7 @@ def quantize(
     if isinstance(resolved, torchao.TorchaoByName):
         if named is not None:
             raise ValueError(
-                "quantize: a FqnToConfig names what it quantizes itself; leave parameters out."
+                "quantize: an FqnToConfig names what it quantizes; leave parameters out."
             )
         explicit = patterns if skip is not None or configured_skip else {}
         return _by_name(model, resolved, explicit)
@@ -249,9 +249,9 @@ def _choose(
             continue
         weight = module._parameters.get("weight")
         if weight is None and hasattr(module, "_is_fsdp_managed_module"):
-            skipped[name] = "FSDP has taken its weight; quantize first and shard then"
+            skipped[name] = "FSDP has flattened its weight; quantize before you shard"
         elif weight is None:
-            skipped[name] = "its weight is computed: a parametrization or weight norm"
+            skipped[name] = "its weight is computed by a parametrization or weight norm"
         elif is_wrapper(weight) and not is_dtensor(weight):
             skipped[name] = f"its weight is a {type(weight).__name__} already"
         else:
@@ -299,7 +299,7 @@ def _choose_parameters(
         else:
             kept[name] = (
                 f"it stacks the matrices of {parameter.weight.size(0)} experts in one parameter, "
-                "which no interface tells; name it in parameters= to quantize it"
+                "which cannot be detected; name it in parameters= to quantize it"
                 if named is None
                 else "parameters= does not name it"
             )
@@ -312,14 +312,14 @@ def _no_format(scheme: FourBit | Int8 | layerwise.Quantizer) -> str:
         return "bitsandbytes has no int8 format for parameters, only for linear layers"
     if isinstance(scheme, torchao.TorchaoQuantizer):
         return "this configuration of torchao is for linear layers; FqnToConfig names parameters"
-    return "a function gets linear layers only"
+    return "a function is only called with linear layers"
 
 
 def _nothing(model: torch.nn.Module, skipped: dict[str, str]) -> str:
     kept = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:8])
     return (
-        f"quantize: there is no layer to quantize in {type(model).__name__}. Quantized are modules "
-        "of exactly torch.nn.Linear, transformers' Conv1D and column or row parallel layers"
+        f"quantize: {type(model).__name__} has no layer to quantize. Only modules of exactly "
+        "torch.nn.Linear, transformers' Conv1D, and column or row parallel layers are quantized"
         + (f"; {len(skipped)} were skipped ({kept}). Pass skip=() to skip none." if kept else ".")
     )
 
@@ -342,7 +342,7 @@ def _check_weights(
             raise NotImplementedError(
                 f"quantize: {full_name} is a {type(weight).__name__} of shape "
                 f"{list(weight.shape)}, a shard of a weight whose statistics need the whole. "
-                "Quantize first and shard then: call dormant.quantize before fully_shard, FSDP or "
+                "Quantize before you shard: call dormant.quantize before fully_shard, FSDP or "
                 "parallelize_module."
             )
         if weight.is_meta or is_uninitialized(weight):

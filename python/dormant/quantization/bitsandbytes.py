@@ -26,7 +26,7 @@ def library() -> Any:
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise ImportError(
-            "quantize: this scheme makes layers of bitsandbytes, which cannot be imported "
+            "quantize: this scheme needs bitsandbytes, which cannot be imported "
             f"({error}). Install it: pip install 'bitsandbytes>=0.50'. The rest of dormant does "
             "not need it."
         ) from error

@@ -60,8 +60,8 @@ def multiply_through(kind: Any) -> Any:
 
         def __reduce_ex__(self, protocol: object) -> Any:
             raise NotImplementedError(
-                "dormant: a quantized parallel layer cannot be pickled: it would come back without "
-                "the layer that multiplies for it. Save its state_dict, build the model again, "
+                "dormant: a quantized parallel layer cannot be pickled: the copy would not have "
+                "the layer that computes with it. Save its state_dict, build the model again, "
                 "quantize it and load that."
             )
 

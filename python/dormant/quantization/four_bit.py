@@ -91,8 +91,8 @@ class FourBit(LayerFormat):
         set_option(self, "storage_dtype", _dtype_of(self.storage_dtype, "storage_dtype"))
         if self.storage_dtype not in _STORAGE:
             raise ValueError(
-                "FourBit: storage_dtype must be one that shows plain bytes, such as torch.uint8 or "
-                f"torch.bfloat16; got {self.storage_dtype}."
+                "FourBit: storage_dtype must be a dtype that can view raw bytes, such as "
+                f"torch.uint8 or torch.bfloat16; got {self.storage_dtype}."
             )
         if self.block_size not in _BLOCK_SIZES:
             raise ValueError(
@@ -111,7 +111,7 @@ class FourBit(LayerFormat):
         size = self.storage_dtype.itemsize
         if size > 1 and (packed % size or packed == 1):
             raise ValueError(
-                f"quantize: {name} packs into {packed} bytes, which cannot be seen as "
+                f"quantize: {name} packs into {packed} bytes, which cannot be viewed as "
                 f"{self.storage_dtype} ({size} bytes each). Use storage_dtype=torch.uint8, or skip "
                 "the layer."
             )

@@ -248,7 +248,7 @@ def _take_gathered(layer: Any, args: object) -> None:
     weight = layer._parameters["weight"]
     if is_dtensor(weight):
         raise RuntimeError(
-            "dormant: a Linear8bitLt is called with a part of its weight. Next: shard it by "
+            "dormant: a Linear8bitLt was called with a part of its weight. Next: shard it by "
             "fully_shard, and call the module that was sharded, which gathers the weight first."
         )
     weight.CB = weight.SCB = None

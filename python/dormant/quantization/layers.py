@@ -182,7 +182,7 @@ class QuantizedWeight:
         if _reachable(self.module, self._source) is None:
             raise NotImplementedError(
                 f"load: {self.name} is quantized, and FSDP has it in a flat parameter, which no "
-                "checkpoint fits. Load first and shard then: dormant.quantize, dormant.load(..., "
+                "checkpoint matches. Load before you shard: dormant.quantize, dormant.load(..., "
                 "materialize=False), FullyShardedDataParallel, dormant.materialize; or use "
                 "fully_shard."
             )

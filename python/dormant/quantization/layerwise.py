@@ -154,7 +154,7 @@ def _quantized(layer: torch.nn.Module, name: str, quantizer: Quantizer) -> torch
     if not isinstance(result, torch.nn.Module):
         raise TypeError(
             f"quantize: the function returned {type(result).__name__} for {name or 'the model'}; "
-            "expected a module, the layer itself where it changed that in place."
+            "expected a module. Return the layer itself if it was changed in place."
         )
     return result
 
@@ -166,7 +166,7 @@ def _replace(layer: torch.nn.Module, result: torch.nn.Module, name: str, holders
     if not places:
         raise ValueError(
             f"quantize: the function returned another module for {name or 'the model itself'}, but "
-            "no module was given that holds the layer, in which the other could take its place. "
+            "the module that contains the layer was not given, so the layer cannot be replaced. "
             "Materialize the module that contains it, or change the layer in place."
         )
     for parent, key in places:

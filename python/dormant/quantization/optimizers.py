@@ -29,9 +29,9 @@ def check_no_optimizer_holds(weights: Mapping[str, torch.Tensor]) -> None:
     if held:
         listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in held.items())
         raise ValueError(
-            "quantize: an optimizer already holds weights that are to be replaced; it would train "
-            f"tensors that are no longer in the model ({listed}). Make the optimizer after "
-            "quantizing, from what is left to train."
+            "quantize: an optimizer already holds weights that would be replaced, so it would "
+            f"train tensors that are no longer in the model ({listed}). Create the optimizer "
+            "after quantizing, from the parameters that are left to train."
         )
 
 

@@ -157,14 +157,16 @@ def large_parameters(model: torch.nn.Module, known: Collection[str]) -> dict[str
 def _why_kept(parameter: ModuleParameter) -> str:
     module, kind = parameter.module, type(parameter.module).__name__
     if not parameter.weight.is_floating_point() or is_wrapper(parameter.weight):
-        return f"it is quantized already, or no floating point numbers: {parameter.weight.dtype}"
+        return f"it is quantized already, or not floating-point: {parameter.weight.dtype}"
     if isinstance(module, torch.nn.Linear):
         return f"its class {kind} is not exactly torch.nn.Linear and may compute something else"
     if isinstance(module, torch.nn.Embedding):
-        return "a table that is looked up, not multiplied by; an Embedding keeps its precision"
+        return "it is a lookup table; an Embedding keeps its precision"
     if isinstance(module, torch.nn.modules.conv._ConvNd):
         return f"no scheme has a {kind}"
-    return f"a parameter of {kind}, which is no linear layer; name it in parameters= to quantize it"
+    return (
+        f"a parameter of {kind}, which is not a linear layer; name it in parameters= to quantize it"
+    )
 
 
 def parameter_nbytes(model: torch.nn.Module) -> int:

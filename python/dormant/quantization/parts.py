@@ -344,5 +344,5 @@ def _different_weights(
     return (
         f"{together.operation}: ranks {together.rank} and {other} have parts of different "
         f"quantized weights, first {differing[0]}: {len(mine)} and {len(theirs)} in all. Next: "
-        "quantize, load and shard alike on every rank."
+        "quantize, load and shard in the same way on every rank."
     )

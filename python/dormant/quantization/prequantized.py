@@ -84,7 +84,7 @@ def check_parts(
     if missing or unexpected:
         raise KeyError(
             f"accept_prequantized: the checkpoint does not fit {where}: missing {missing}, "
-            f"unexpected {unexpected}. It was saved with another scheme, or in part."
+            f"unexpected {unexpected}. It was saved with another scheme, or only in part."
         )
 
 

@@ -50,7 +50,7 @@ def checked(patterns: Iterable[str], what: str) -> list[str]:
     for pattern in listed:
         if not isinstance(pattern, str):
             raise TypeError(
-                f"quantize: {what} must hold names of modules (str), got "
+                f"quantize: {what} must contain names of modules (str), got "
                 f"{type(pattern).__name__}: {pattern!r}."
             )
         try:

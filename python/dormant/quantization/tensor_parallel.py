@@ -51,8 +51,8 @@ class DividedFourBit(FourBit):
             by = "rows" if division.dim == 0 else "columns"
             raise ValueError(
                 f"parallelize_module: the weight of a Linear4bit, {rows} x {columns} in {scheme}, "
-                f"cannot be divided among {size} ranks by {by} where blocks end. That needs {what},"
-                " or a smaller block_size; or leave the layer out of the plan, or of "
+                f"cannot be divided by {by} among {size} ranks at the ends of blocks. That needs "
+                f"{what}, or a smaller block_size; or leave the layer out of the plan, or of "
                 "dormant.quantize (skip=...)."
             )
 
@@ -167,7 +167,7 @@ def _dividing(module: torch.nn.Module, mesh: Any, dim: int) -> Iterator[None]:
     scheme = format_of(module)
     assert isinstance(scheme, (FourBit, Int8))
     if division_of(module) is not None:
-        raise ValueError("parallelize_module: the quantized layer has been divided before.")
+        raise ValueError("parallelize_module: the quantized layer is already divided.")
     weight: Any = module._parameters["weight"]
     shape = weight.quant_state.shape if isinstance(scheme, FourBit) else weight.shape
     division = Division(mesh, dim, shape[0])
@@ -209,7 +209,7 @@ def _cuts_what_is_packed(dim: int, original: Function) -> Function:
 
 
 _STYLES = "torch.distributed.tensor.parallel.style"
-_REASON = "divides packed weights where blocks end"
+_REASON = "divides packed weights at the ends of blocks"
 declare(
     Patch(
         f"{_STYLES}:ColwiseParallel",

@@ -127,7 +127,7 @@ declare(
     Patch(
         f"{dtensor.MODULE}:DTensor",
         "copy_",
-        "works on the parts with our key off (pythonFallback, aten/src/ATen/core/"
+        "runs on the local parts with our dispatch key off (pythonFallback, aten/src/ATen/core/"
         "PythonFallbackKernel.cpp)",
         copy_parts,
     ),

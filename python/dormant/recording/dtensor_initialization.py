@@ -138,7 +138,7 @@ declare(
         Patch(
             torch.nn.init,
             name,
-            "what an element becomes depends on others, which other ranks may have",
+            "the value of an element depends on other elements, which may be on other ranks",
             _on_the_whole,
         )
         for name in ("orthogonal_", "eye_", "dirac_", "sparse_")

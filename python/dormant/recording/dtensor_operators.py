@@ -82,7 +82,7 @@ declare(
     Patch(
         f"{dtensor.MODULE}:DTensor",
         "__torch_function__",
-        "every other operator works on the parts with our key off, too",
+        "every other operator also runs on the local parts with our dispatch key off",
         PartsFirst,
     ),
 )

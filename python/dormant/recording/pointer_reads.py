@@ -110,13 +110,13 @@ declare(
     Patch(
         torch.Tensor,
         "is_pinned",
-        "asks the driver about the pointer; memory that is not there is not pinned",
+        "asks the driver about the pointer; memory that does not exist is not pinned",
         _no_for_lazy_tensors,
     ),
     Patch(
         torch.Tensor,
         "set_",
-        "takes a lazy storage as an argument that no dispatch key tells; copy.copy goes through it",
+        "takes a lazy storage as an argument, which has no dispatch key; copy.copy calls it",
         _set_lazily,
     ),
     *(
@@ -130,7 +130,7 @@ declare(
             ("_byteswap", _POINTER),
             ("_get_filename", _POINTER),
             ("_get_shared_fd", _POINTER),
-            ("_share_fd_cpu_", "moves the bytes to shared memory; share_memory_ goes through it"),
+            ("_share_fd_cpu_", "moves the bytes to shared memory; share_memory_ calls it"),
             ("_share_filename_cpu_", "moves the bytes to shared memory"),
             ("_to", _POINTER),  # float(), half() ... of a storage
             ("pin_memory", "allocates and copies through the data pointer"),
@@ -139,13 +139,13 @@ declare(
     Patch(
         torch.UntypedStorage,
         "is_shared",
-        "looks behind the pointer and aborts the process; what is not there is not shared",
+        "reads through the pointer and aborts the process; no memory is shared yet",
         _no_for_lazy_storages,
     ),
     Patch(
         torch.UntypedStorage,
         "is_pinned",
-        "asks the driver about the pointer; memory that is not there is not pinned",
+        "asks the driver about the pointer; memory that does not exist is not pinned",
         _no_for_lazy_storages,
     ),
     Patch(torch.storage.TypedStorage, "_getitem", _POINTER, _realize_storage_first),
@@ -156,7 +156,7 @@ if torch.__version__ >= "2.15":  # earlier releases record it as any other copy
         Patch(
             torch.Tensor,
             "__setitem__",
-            "looks at the pointers of tensor and value where that has no dimension",
+            "compares the pointers of tensor and value if the value has no dimensions",
             _assign_one_dimension,
         )
     )

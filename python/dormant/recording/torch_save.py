@@ -134,7 +134,7 @@ declare(
     Patch(
         torch.UntypedStorage,
         "_write_file",
-        "writes through the pointer; pickle and the older layout of torch.save go through it",
+        "writes through the pointer; pickle and the older layout of torch.save call it",
         _write_twin,
     ),
     Patch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dormant.reporting.memory import MemorySample
-from dormant.text.table import format_bytes
+from dormant.text.printable import printable
+from dormant.text.table import cut, format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from dormant.reporting.summaries import Summary
 
 _PARTS = 12  # bars; more would not be readable
+_FEWEST_PLACES = 5  # for bars, so that a few of them are not thicker than many
+_LONGEST_NAME = 36  # characters
+_TICKS = 4  # besides zero, at most
 # Okabe and Ito's colors, which people with any color vision can distinguish.
 _COLORS = {
     "checkpoint": "#0072B2",
@@ -32,7 +37,7 @@ _COLORS = {
 }
 
 
-def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
+def plot_report(report: Report, path: str | os.PathLike[str] | None) -> Figure:
     """`Report.plot`."""
     figure = new_figure("Report.plot", 2 if report.memory_trace else 1)
     parts = by_part([(t.names[0], t.origin, t.nbytes) for t in report.tensors])
@@ -43,11 +48,11 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
         axes = figure.axes[1]
         draw_memory(axes, report.memory_trace)
         axes.set_title("memory of the process")
-        axes.legend()
-    figure.savefig(Path(path))
+        _add_legend(axes)
+    return _finished(figure, path)
 
 
-def plot_summary(summary: Summary, path: str | os.PathLike[str]) -> None:
+def plot_summary(summary: Summary, path: str | os.PathLike[str] | None) -> Figure:
     """`Summary.plot`."""
     figure = new_figure("Summary.plot", 1)
     parts = by_part([(t.names[0], "lazy" if t.lazy else "real", t.nbytes) for t in summary.tensors])
@@ -57,7 +62,13 @@ def plot_summary(summary: Summary, path: str | os.PathLike[str]) -> None:
         f"{format_bytes(summary.bytes_now)} now, "
         f"{format_bytes(summary.bytes_after)} once materialized"
     )
-    figure.savefig(Path(path))
+    return _finished(figure, path)
+
+
+def _finished(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+    if path is not None:
+        figure.savefig(Path(path))
+    return figure
 
 
 def new_figure(operation: str, columns: int) -> Figure:
@@ -78,7 +89,16 @@ def new_figure(operation: str, columns: int) -> Figure:
             f"{operation}: matplotlib is required and cannot be imported ({error}). Install it: "
             "pip install 'dormant[plots]'"
         ) from error
-    figure = Figure(figsize=(6.4 * columns, 4.8), dpi=120, layout="constrained")
+
+    class ShownFigure(Figure):
+        """A figure that notebooks show although pyplot does not know it."""
+
+        def _repr_png_(self) -> bytes:
+            picture = io.BytesIO()
+            self.savefig(picture, format="png")
+            return picture.getvalue()
+
+    figure = ShownFigure(figsize=(6.4 * columns, 4.8), dpi=120, layout="constrained")
     figure.subplots(1, columns)
     return figure
 
@@ -129,11 +149,21 @@ def _draw_parts(axes: Axes, parts: Mapping[str, Mapping[str, int]]) -> None:
         if any(kind in kinds for kinds in parts.values()):
             axes.barh(places, widths, left=left, color=color, label=kind)
             left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(places, list(parts))
-    axes.invert_yaxis()
+    names = [cut(printable(name), _LONGEST_NAME) for name in parts]
+    axes.set_yticks(places, names, parse_math=False)
+    axes.set_ylim(max(len(parts), _FEWEST_PLACES) - 0.5, -0.5)
     label_bytes(axes.xaxis, max(left, default=0))
+    axes.set_xlim(0, 1.05 * max(*left, 1.0) if left else 1.0)
     if parts:
-        axes.legend()
+        _add_legend(axes)
+    else:
+        axes.text(0.5, 0.5, "no tensors", ha="center", transform=axes.transAxes)
+
+
+def _add_legend(axes: Axes) -> None:
+    """A legend below the axes, where it hides nothing."""
+    below = -0.14 if axes.get_xlabel() else -0.08
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=3, frameon=False)
 
 
 def draw_memory(
@@ -165,6 +195,7 @@ def draw_memory(
         seconds, private, color=color, alpha=0.25, linewidth=0, label=f"{label}, without files"
     )
     axes.set_xlabel("seconds")
+    axes.locator_params(axis="x", nbins=_TICKS)
     # The limits of everything drawn so far, because there may be several timelines.
     lowest, highest = sorted(axes.dataLim.intervaly)
     label_bytes(axes.yaxis, highest)
@@ -175,9 +206,11 @@ def label_bytes(axis: Axis, highest: float) -> None:
     """Labels an axis that shows up to `highest` bytes, at round numbers of binary units."""
     from matplotlib.ticker import MultipleLocator
 
-    axis.set_major_locator(MultipleLocator(2 ** max(0, math.ceil(math.log2(highest / 6 + 1)))))
+    step = 2 ** max(0, math.ceil(math.log2(max(highest, 1.0) / _TICKS)))
+    axis.set_major_locator(MultipleLocator(step))
     axis.set_major_formatter(_bytes_on_axis)
 
 
 def _bytes_on_axis(value: float, _position: Any) -> str:
-    return format_bytes(value) if value >= 0 else f"-{format_bytes(-value)}"
+    text = format_bytes(abs(value)).replace(".0 ", " ")
+    return text if value >= 0 else f"-{text}"

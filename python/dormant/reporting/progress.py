@@ -62,7 +62,12 @@ class _Bar:
                 self._begin = math.inf
                 return
             self._bar = tqdm(
-                desc=self._title, unit="B", unit_scale=True, unit_divisor=1024, leave=False
+                desc=self._title,
+                file=getattr(sys.stderr, "bar_stream", None),  # in the command
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                leave=False,
             )
         self._bar.total = total
         self._bar.update(done - self._bar.n)
@@ -70,4 +75,5 @@ class _Bar:
     def close(self) -> None:
         """Removes the bar."""
         if self._bar is not None:
-            self._bar.close()
+            with self._bar.get_lock():  # otherwise others could write between its steps
+                self._bar.close()

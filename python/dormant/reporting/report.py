@@ -6,13 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dormant.reporting.memory import MemorySample
 from dormant.reporting.plot import plot_report
 from dormant.tensors.names import Mismatch, grouped
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Origin = Literal["checkpoint", "initialized", "quantized", "empty", "real", "meta"]
 Way = Literal["tiles", "mapped", "replay", "received"]
@@ -78,7 +81,8 @@ class Report:
             otherwise, it is the highest sample between storages.
         value_reads: operators that needed values while this thread recorded, with the bytes that
             were computed early for them.
-        random_path: a description of the code that draws random numbers on this machine.
+        random_path: a description of the code that drew random numbers on this machine; "" if none
+            were drawn.
         values: the argument `values` of `materialize`.
         read_bytes: bytes of the elements that were made from files.
         initialized_bytes: bytes of the elements that were drawn or filled, including elements that
@@ -141,11 +145,15 @@ class Report:
         """The whole report as plain dicts, lists, numbers and strings, for JSON."""
         return {**asdict(self), "lazy_rate": self.lazy_rate}
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Plots the bytes of the model's parts by origin and, if traced, memory over time.
 
         Args:
-            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...).
+            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...). None
+                writes no file.
+
+        Returns:
+            The figure of matplotlib, which notebooks show.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -159,11 +167,11 @@ class Report:
             >>> report = dormant.materialize(model, trace_memory=True)
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     picture = pathlib.Path(folder, "report.svg")
-            ...     report.plot(picture)
+            ...     figure = report.plot(picture)
             ...     picture.read_text().startswith("<?xml")
             True
         """
-        plot_report(self, path)
+        return plot_report(self, path)
 
     def __repr__(self) -> str:
         """One line: the number of tensors, their bytes and their origins."""
@@ -211,7 +219,7 @@ class Report:
         ways = [f"{count} {_WAYS[way]}" for way in get_args(Way) if (count := self.count_way(way))]
         if ways:
             totals.append(", ".join(ways))
-        if self.initialized_bytes:
+        if self.random_path:
             totals.append(f"random numbers: {self.random_path}")
         if self.read_bytes:
             totals.append(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dormant._extension import _C
 from dormant.reporting.plot import plot_summary
+from dormant.reporting.random_path import random_path
 from dormant.reporting.rows import rows_of
 from dormant.tensors.inventory import take_inventory
 from dormant.tensors.targets import Target, roots_of
@@ -18,6 +19,9 @@ from dormant.text.table import (
     format_html_table,
     format_table,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HEADER = ("tensor", "shape", "dtype", "state", "bytes")
 
@@ -60,7 +64,8 @@ class Summary:
         tensors: every distinct tensor; tied tensors are listed once.
         bytes_now: bytes of the storages that have memory.
         bytes_after: bytes of all storages after everything is materialized.
-        random_path: a description of the code that draws random numbers on this machine.
+        random_path: a description of the code that will draw random numbers on this machine; "" if
+            no lazy tensor needs any.
     """
 
     tensors: list[TensorSummary]
@@ -77,18 +82,22 @@ class Summary:
         """The whole summary as plain dicts, lists, numbers and strings, for JSON."""
         return {**asdict(self), "lazy_rate": self.lazy_rate}
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Plots the bytes of the model's parts: those that have memory, and those that will.
 
         Args:
-            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...).
+            path: the file to write; its suffix selects the format (.png, .svg, .pdf, ...). None
+                writes no file.
+
+        Returns:
+            The figure of matplotlib, which notebooks show.
 
         Raises:
             ImportError: matplotlib is not installed.
             ValueError: there is no such format.
             OSError: the system cannot write the file.
         """
-        plot_summary(self, path)
+        return plot_summary(self, path)
 
     def __repr__(self) -> str:
         """One line: the number of tensors, how many are lazy, and the bytes now and later."""
@@ -115,7 +124,7 @@ class Summary:
         totals = [self._totals()]
         if meta:
             totals.append(f"{format_count(meta, 'tensor')} on the meta device, without values")
-        if any(tensor.lazy for tensor in self.tensors):
+        if self.random_path:
             totals.append(f"random numbers: {self.random_path}")
         return rows, totals
 
@@ -172,5 +181,5 @@ def summary(target: Target) -> Summary:
         ],
         bytes_now=inventory.nbytes - inventory.lazy_nbytes,
         bytes_after=inventory.nbytes,
-        random_path=_C.exact_path(),
+        random_path=random_path(inventory.lazy_storages.values()),
     )

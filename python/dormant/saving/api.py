@@ -21,6 +21,7 @@ from dormant.publication.publication import Publication, Replacement, made_folde
 from dormant.quantization.statistics import compute_offsets
 from dormant.reporting.memory import PeakMemory
 from dormant.reporting.progress import Callback
+from dormant.reporting.random_path import random_path
 from dormant.reporting.report import Report
 from dormant.saving.contents import (
     Contents,
@@ -306,12 +307,14 @@ class _Account:
                     "initialized_bytes": 0,
                     "sources": sorted(_C.sources(entry.tensor)),
                 }
+        self._random_path = random_path(self._inventory.lazy_storages.values())
 
     def finish(self, seconds: float, peak_memory: int | None) -> Report:
         return make_report(
             self._inventory,
             self._made,
             values="exact",
+            random_path=self._random_path,
             seconds=seconds,
             peak_memory=peak_memory,
             origins={

@@ -300,8 +300,8 @@ def _of_this_rank(error: CheckpointException, own: int) -> BaseException:
     others = f"rank {rank}" if len(failures) == 1 else f"ranks {sorted(failures)}"
     text = f"save: {others} failed, so nothing was saved: {failure}"
     if isinstance(failure, OSError):
-        return OSError(failure.errno, f"dormant: {text}")
+        return OSError(failure.errno, text)
     for kind in (NotImplementedError, ValueError, TypeError, KeyError, MemoryError):
         if isinstance(failure, kind):
             return kind(text)
-    return RuntimeError(f"dormant: {text}")
+    return RuntimeError(text)

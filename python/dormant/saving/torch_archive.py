@@ -302,7 +302,7 @@ def _checksum(
         if len(data) != count:
             raise OSError(
                 errno.EIO,
-                f"dormant: save: read {len(data)} of {count} bytes of {path} at offset {begin} "
+                f"save: read {len(data)} of {count} bytes of {path} at offset {begin} "
                 "after writing. Another process changed the file",
             )
         checksum = zlib.crc32(data, checksum)

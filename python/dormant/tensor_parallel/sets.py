@@ -17,7 +17,7 @@ from dormant.tensor_parallel.rules import (
     llama_rules,
     match,
 )
-from dormant.tensors.names import NamesError
+from dormant.tensors.names import NamesError, grouped
 
 State = Mapping[str, torch.Tensor]
 
@@ -170,7 +170,7 @@ def _reshard(
     if count < 1:
         raise ValueError(f"{operation}: count must be at least 1, got {count}.")
     if not parts:
-        raise ValueError(f"{operation}: there are no parts; pass one mapping for each rank.")
+        raise ValueError(f"{operation}: got no parts; pass one mapping for each rank.")
     # A checkpoint creates a tensor for each access; all later code has to use the same tensors.
     parts = [dict(part) for part in parts]
     _check_names(operation, parts)
@@ -268,11 +268,11 @@ def _check_values(operation: str, parts: Sequence[State]) -> None:
 
 def _match_all(operation: str, rules: Rules, part: State) -> dict[str, Rule]:
     found = {name: match(rules, name) for name in part}
-    unknown = [repr(name) for name, rule in found.items() if rule is None]
+    unknown = [name for name, rule in found.items() if rule is None]
     if unknown:
         raise NamesError(
             f"{operation}: no rule matches {len(unknown)} of {len(found)} names: "
-            f"{', '.join(unknown)}. Add patterns for them, or pass "
+            f"{', '.join(map(repr, grouped(unknown)))}. Add patterns for them, or pass "
             'rules={**LLAMA, "*": REPLICATED} if every rank holds them whole.'
         )
     return {name: rule for name, rule in found.items() if rule is not None}

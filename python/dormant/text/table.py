@@ -74,7 +74,7 @@ def format_table(
     for position, title in enumerate(header):
         table.add_column(title, justify="right" if position else "left", no_wrap=True)
     for row in cells:
-        table.add_row(*(_cut(cell, width) if i == names else cell for i, cell in enumerate(row)))
+        table.add_row(*(cut(cell, width) if i == names else cell for i, cell in enumerate(row)))
     text = io.StringIO()
     console = Console(
         file=text,
@@ -100,7 +100,7 @@ def _wrapped(line: str) -> list[str]:
     )
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """The beginning and the end of a text that takes more than `width` characters."""
     from rich.cells import cell_len
 

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import argparse
 
-import torch
+from dormant_command.text import parse_bytes
 
-from dormant.text.byte_count import parse_bytes
-
-_DTYPES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "float8_e5m2": torch.float8_e5m2,
-}
-DTYPE_NAMES = tuple(_DTYPES)
+_DEFAULT_DTYPES = ("float64", "float32", "float16", "bfloat16")
+DTYPE_NAMES = (*_DEFAULT_DTYPES, "float8_e4m3fn", "float8_e5m2")
 
 
-def dtype(text: str) -> torch.dtype:
-    """A floating-point dtype, given by its name."""
-    found = _DTYPES.get(text.removeprefix("torch."))
-    if found is None:
+def dtype(text: str) -> str:
+    """The name of a floating-point dtype."""
+    name = text.removeprefix("torch.")
+    if name not in DTYPE_NAMES:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(DTYPE_NAMES)}; got {text!r}")
-    return found
+    return name
 
 
-def default_dtype(text: str) -> torch.dtype:
-    """A dtype in which PyTorch can construct models."""
-    found = dtype(text)
-    if found.itemsize < 2:
+def default_dtype(text: str) -> str:
+    """The name of a dtype in which PyTorch can construct models."""
+    name = dtype(text)
+    if name not in _DEFAULT_DTYPES:
         raise argparse.ArgumentTypeError(f"PyTorch cannot construct a model in {text}")
-    return found
+    return name
 
 
 def size(text: str) -> int:

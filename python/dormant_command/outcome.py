@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dormant.text.printable import printable
+from dormant_command.text import printable
 
 # What the message of an error of the library begins with. The command names itself instead.
 _PREFIX = re.compile(
