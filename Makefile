@@ -75,9 +75,15 @@ bench-guard: build ## ratios of the times of this checkout and another one (BASE
 	$(PY) tools/bench_guard.py "$(BASE)" $(GUARD_ARGS)
 
 .PHONY: docs
-docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tables from benchmarks/out included
+docs: $(STAMPS)/packages ## the documentation as a site in site/, benchmark tables from benchmarks/results included
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict --clean
 	echo "site/index.html"
+
+.PHONY: docs-output
+docs-output: build ## run the code of the documentation, and write what it prints into the pages
+	@DORMANT_REWRITE_OUTPUT=1 $(PYTEST) $$(grep -lr 'from pages import' tests --include='test_*.py') \
+		-k "(docs or document or page or readme or trained or tutorial) and not cpp" $(PYTEST_ARGS)
+	$(PY) tools/measurements.py
 
 # The releases of torch that each wheel holds binaries for, and the Pythons: all of 3.10 to 3.14 that are found, unless named.
 WHEEL_TORCH := 2.11.0 2.12.0 2.12.1 2.13.0 2.14.0 2.14.1 2.15.0

@@ -15,6 +15,7 @@ TASKS = (
     "ranks",
     "jump",
     "load",
+    "skip_init",
     "distributed_checkpoint",
     "remote",
     "quantize_kernels",

@@ -17,6 +17,13 @@ from benchmarks.options import Options
 OUT = Path(__file__).parent / "out"
 
 
+def command(name: str, options: Options) -> str:
+    """What measures one task in this way again."""
+    words = [f"--only {name}", f"--repeat {options.repeat}"]
+    words += [f"--{flag}" for flag in ("quick", "large") if getattr(options, flag)]
+    return f'make bench BENCH_ARGS="{" ".join(words)}"'
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
@@ -45,7 +52,7 @@ def main() -> int:
         started = time.perf_counter()
         outcome = task.run(options)
         outcome.print(console)
-        path = outcome.save(arguments.out)
+        path = outcome.save(arguments.out, command(name, options))
         console.print(f"  {time.perf_counter() - started:.0f} s; {path}", markup=False)
         equal = equal and not outcome.mismatches
     return 0 if equal else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -72,10 +73,13 @@ class Outcome:
         for mismatch in self.mismatches:
             console.print(f"  {mismatch}", style="red", markup=False)
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path, command: str) -> Path:
+        """Writes `TASK.json`, with the machine, the day (UTC) and the command that measured."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.task}.json"
-        path.write_text(json.dumps({"machine": machine(), **asdict(self)}, indent=1) + "\n")
+        today = datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat()
+        found = {"date": today, "command": command, "machine": machine(), **asdict(self)}
+        path.write_text(json.dumps(found, indent=1) + "\n")
         return path
 
 

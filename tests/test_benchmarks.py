@@ -21,6 +21,7 @@ TASKS = {
     "ranks": 12,
     "jump": 8,
     "load": 17,
+    "skip_init": 8,
     "remote": 12,
     "quantize_kernels": 12,
     "quantize_load": 4,

@@ -51,11 +51,54 @@ def test_how_it_works_says_what_happens() -> None:
     assert names["scale"] == 2.0
 
 
+def test_the_example_of_hacking_is_recorded_and_computed_in_tiles() -> None:
+    names = run_page(ROOT / "HACKING.md")
+    torch.manual_seed(0)
+    torch.empty(1000).normal_()
+    expected = torch.empty(300, 500).normal_(0, 0.02).clamp_(-0.05, 0.05).to(torch.bfloat16)
+    assert_same_bits(expected, names["weight"])
+    assert dormant.is_lazy(names["first"])
+
+
+def test_files_and_links_of_hacking_exist() -> None:
+    text = (ROOT / "HACKING.md").read_text()
+    headings = {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    folders = ("benchmarks", "csrc", "examples", "fuzz", "include", "python", "tests", "tools")
+    files = {path.name for folder in folders for path in (ROOT / folder).rglob("*.*")}
+    named = set(re.findall(r"`(?:[\w/]+/)?(\w+\.(?:h|cpp|py))`", text))
+    assert len(named) > 80
+    placeholders = {name for name in named if name.lower().startswith("name")}
+    assert sorted(named - files - placeholders - {"extension.h"}) == []  # that one is of torch
+
+
 def test_coming_from_another_library(capsys: pytest.CaptureFixture[str]) -> None:
     model = run_page("coming_from.md")["model"]
     assert "Param lazy rate: 2/2" in capsys.readouterr().out
     assert not dormant.is_lazy(model)
     assert model.lm_head.weight.dtype is torch.bfloat16
+
+
+def test_a_gpu_is_used_if_there_is_one() -> None:
+    model = run_page("gpu.md")["model"]
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(256, 256), torch.nn.Linear(256, 16)]
+    eager = torch.nn.Sequential(*layers)
+    for expected, got in zip(eager.parameters(), model.parameters(), strict=True):
+        assert_same_bits(expected.detach().to(torch.bfloat16), got.detach().cpu())
+
+
+def test_loading_without_initialization(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    initializers = dict(vars(torch.nn.init))
+    names = run_page("skip_init.md")
+    assert initializers == dict(vars(torch.nn.init))
+    for name, expected in names["trained"].state_dict().items():
+        assert_same_bits(expected, names["model"].state_dict()[name], name)
+    assert_same_bits(names["trained"].blocks[0].rates, names["model"].blocks[0].rates)
 
 
 @pytest.mark.filterwarnings("ignore:from_pretrained.*head.weight")
@@ -69,11 +112,11 @@ def test_bugs_of_transformers_go_away() -> None:
 
 def test_recipes_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build() -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.LayerNorm(300))
+        return torch.nn.Sequential(torch.nn.Linear(3000, 3000), torch.nn.LayerNorm(3000))
 
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(4)
-    state = run_page("recipes.md", torch=torch, dormant=dormant, Model=build)["state"]
+    state = run_page("recipes.md")["state"]
     assert (tmp_path / "model.recipe").stat().st_size < 20_000
     dormant.materialize(state)
     torch.manual_seed(4)
@@ -84,11 +127,19 @@ def test_recipes_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_of_a_page_is_run_by_a_test(page: Path) -> None:
     if blocks(page):
-        called = re.compile(rf'(?:blocks|run_page)\("{re.escape(page.name)}"')
+        called = re.compile(rf'(?:blocks|run_page|follow_page)\("{re.escape(page.name)}"')
         tests = [
             path for path in (ROOT / "tests").rglob("test_*.py") if called.search(path.read_text())
         ]
         assert tests, f"no test runs the code of {page.name}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_code_and_output_fit_the_site(page: Path) -> None:
+    fenced = re.findall(r"^```\w+[^\n]*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for block in fenced for line in block.splitlines()]
+    # What a window of 1280 pixels shows beside the menus (docs/stylesheets/site.css).
+    assert [line for line in lines if len(line) > 96] == []
 
 
 # What is said
@@ -203,7 +254,8 @@ def write_result(folder: Path, task: str, **changed: Any) -> None:
         "rows": [["<us>", "0.1"]],
         "notes": ["n"],
     }
-    result = {"machine": MACHINE, "task": task, "sheets": [sheet], "compared": 3, "mismatches": []}
+    result = {"date": "2026-11-30", "command": f"make {task}", "machine": MACHINE, "task": task}
+    result |= {"sheets": [sheet], "compared": 3, "mismatches": []}
     (folder / f"{task}.json").write_text(json.dumps({**result, **changed}))
 
 
@@ -213,9 +265,31 @@ def test_benchmarks_are_tables_under_the_machine_in_words(tmp_path: Path) -> Non
     page = render(tmp_path)
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Construct", "Load", "Unheard of"]
     assert page.count("2 cores (Some Processor, AVX2), torch 2.13.0, Python 3.11.1") == 3
+    assert page.count("Measured on 2026-11-30 by `make ") == 3
     assert "### a \\| b\n\n|   | seconds |\n|:--|--:|\n| &lt;us&gt; | 0.1 |\n\n- n" in page
     assert page.count("Outputs compared before timing: 3, all equal.") == 3
     assert "Other programs" not in page
+
+
+def test_the_committed_results_are_whole_runs() -> None:
+    results = ROOT / "benchmarks" / "results"
+    page = render(results)
+    assert page.count("Measured on 20") == len(list(results.glob("*.json"))) >= 2
+    assert "--quick" not in page
+    assert "compared outputs differ" not in page
+
+
+def test_the_measured_times_of_a_page_are_the_committed_ones() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "skip_init.json").read_text())
+    page = (DOCS / "skip_init.md").read_text()
+    cells: dict[str, list[str]] = {}
+    for sheet in result["sheets"]:
+        for name, _, processor, peak in sheet["rows"]:
+            cells.setdefault(name, [name]).append(f"{processor} s, {peak}")
+    assert len(cells) == 4
+    for row in cells.values():
+        assert f"| {' | '.join(row)} |" in page
+    assert f"Measured on {result['date']} by `{result['command']}`" in page
 
 
 def test_benchmarks_say_what_spoils_them(tmp_path: Path) -> None:
@@ -267,4 +341,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (site / "reference" / "building.html").read_text()
     assert 'id="dormant.materialize"' in reference
     assert "It is atomic for each storage" in reference
+    assert "Example" in reference
+    assert (
+        "<blockquote>" not in reference
+    )  # what an example in a docstring becomes if it is no code
     assert "Some Processor" in (site / "benchmarks.html").read_text()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,22 +18,15 @@ import dormant
 from compare import assert_same_bits
 from pages import ROOT, blocks
 
-BUILD, SAVE, LOAD, QUANTIZE, SHARD = blocks(ROOT / "README.md")
+BUILD, SAVE, LOAD, QUANTIZE, LARGE, SHARD = blocks(ROOT / "README.md")
+# The first block is the ways to install Dormant.
+_, SUMMARY = blocks(ROOT / "README.md", "sh")
 RANK, WORLD = 1, 4
-# In place of the examples' configuration, the default one, of 7 billion parameters.
-small = functools.partial(
-    transformers.LlamaConfig,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    vocab_size=1000,
-)
 
 
-def eager() -> Any:
+def eager(models: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(small())
+    return transformers.LlamaForCausalLM(models["config"])
 
 
 @contextlib.contextmanager
@@ -50,23 +41,26 @@ def one_rank_of_several() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each example leaves as `model`, and "printed"."""
+    """What each example leaves as `model`, and the configuration."""
     models: dict[str, Any] = {}
-    names: dict[str, Any] = {"small": small}
-    printed = io.StringIO()
+    names: dict[str, Any] = {}
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("readme"))
     try:
-        with contextlib.redirect_stdout(printed):
-            BUILD.run(names, {"config = LlamaConfig() ": "config = small() "})
-            models["build"] = names["model"]
-            for name, example in {"save": SAVE, "load": LOAD, "quantize": QUANTIZE}.items():
-                example.run(names)
-                models[name] = names["model"]
-            models["report"] = names["report"]
-            with one_rank_of_several():
-                SHARD.run(names)
-            models["shard"] = names["model"]
+        examples = {
+            "build": BUILD,
+            "save": SAVE,
+            "load": LOAD,
+            "quantize": QUANTIZE,
+            "large": LARGE,
+        }
+        for name, example in examples.items():
+            example.run(names)
+            models[name] = names["model"]
+        SUMMARY.run_in_shell()
+        with one_rank_of_several():
+            SHARD.run(names)
+        models |= {"shard": names["model"], "config": names["config"]}
         models["saved"] = dict(dormant.open_checkpoint("llama"))
         models["theirs"] = transformers.LlamaForCausalLM.from_pretrained(
             "llama",
@@ -77,7 +71,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
     finally:
         os.chdir(before)
-    models["printed"] = printed.getvalue()
     return models
 
 
@@ -88,19 +81,23 @@ def assert_same_state(expected: dict[str, Any], got: dict[str, Any]) -> None:
 
 
 def test_build_gives_the_eager_model(models: dict[str, Any]) -> None:
-    assert "model.embed_tokens.weight" in models["printed"]
-    assert_same_state(eager().to(torch.bfloat16).state_dict(), models["build"].state_dict())
+    assert_same_state(eager(models).to(torch.bfloat16).state_dict(), models["build"].state_dict())
 
 
 def test_save_writes_the_eager_model_and_leaves_it_lazy(models: dict[str, Any]) -> None:
     assert dormant.is_lazy(models["save"])
-    assert_same_state(eager().to(torch.bfloat16).state_dict(), models["saved"])
+    assert_same_state(eager(models).to(torch.bfloat16).state_dict(), models["saved"])
 
 
 def test_load_gives_the_values_of_the_file(models: dict[str, Any]) -> None:
-    assert models["report"].missing_keys == ()
-    expected = eager().to(torch.bfloat16).to(torch.float16).state_dict()
+    expected = eager(models).to(torch.bfloat16).to(torch.float16).state_dict()
     assert_same_state(expected, models["load"].state_dict())
+
+
+def test_a_large_model_takes_no_memory(models: dict[str, Any]) -> None:
+    parameters = list(models["large"].parameters())
+    assert sum(parameter.numel() for parameter in parameters) > 6e9
+    assert all(dormant.is_lazy(parameter) for parameter in parameters)
 
 
 def test_quantize_gives_the_bits_of_bitsandbytes(models: dict[str, Any]) -> None:
@@ -109,6 +106,6 @@ def test_quantize_gives_the_bits_of_bitsandbytes(models: dict[str, Any]) -> None
 
 def test_shard_gives_this_rank_its_part_of_the_eager_model(models: dict[str, Any]) -> None:
     state = models["shard"].state_dict()
-    for name, tensor in eager().state_dict().items():
+    for name, tensor in eager(models).state_dict().items():
         assert isinstance(state[name], DTensor)
         assert_same_bits(tensor.chunk(WORLD)[RANK], state[name].to_local(), name)

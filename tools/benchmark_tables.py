@@ -1,4 +1,4 @@
-"""A hook of mkdocs that fills docs/benchmarks.md with the results of `make bench`."""
+"""A hook of mkdocs that fills docs/benchmarks.md with the results in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import EVERY
 
 PAGE = "benchmarks.md"
-PLACE = "<!-- the tables of benchmarks/out -->"
+PLACE = "<!-- the tables of benchmarks/results -->"
 _ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]#|"} | {"<": "&lt;", ">": "&gt;"})
 _NONE = (
-    "This page has no results, because `make bench` was not run before the site was built. Run it, "
-    "then `make docs`."
+    "This page has no results: the folder of results is empty. Run `make bench`, then "
+    "`DORMANT_BENCHMARKS=benchmarks/out make docs`."
 )
 
 
@@ -25,22 +25,20 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     del files
     if page.file.src_uri != PAGE:
         return markdown
-    # A test has its own folder of results.
-    folder = os.environ.get("DORMANT_BENCHMARKS") or Path(
-        config["config_file_path"]
-    ).parent.joinpath("benchmarks", "out")
-    return markdown.replace(PLACE, render(Path(folder)))
+    root = Path(config["config_file_path"]).parent
+    folder = root / os.environ.get("DORMANT_BENCHMARKS", "benchmarks/results")
+    return markdown.replace(PLACE, render(folder))
 
 
 def render(folder: Path) -> str:
     """The results in a folder as Markdown.
 
     Args:
-        folder: the folder in which `make bench` wrote a JSON file for each task.
+        folder: has a JSON file for each task, as `make bench` writes it.
 
     Returns:
-        A section for each task with the machine, its tables, and what was compared; one sentence
-        if there is no result.
+        A section for each task with the day, the command, the machine, its tables, and what was
+        compared; one sentence if there is no result.
 
     Raises:
         ValueError: a file is not the result of a task.
@@ -56,7 +54,9 @@ def render(folder: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         outcome: dict[str, Any] = json.loads(path.read_text())
-        missing = {"machine", "task", "sheets", "compared", "mismatches"} - outcome.keys()
+        missing = {
+            *("date", "command", "machine", "task", "sheets", "compared", "mismatches")
+        } - outcome.keys()
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"benchmark tables: {path} is not a result of make bench: {error}"
@@ -70,7 +70,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _section(outcome: dict[str, Any]) -> str:
-    parts = [f"## {_words(outcome['task'])}", _machine(outcome["machine"]), _verdict(outcome)]
+    parts = [f"## {_words(outcome['task'])}", _circumstances(outcome), _verdict(outcome)]
     parts += [_table(sheet) for sheet in outcome["sheets"]]
     return "\n\n".join(parts)
 
@@ -79,7 +79,8 @@ def _words(task: str) -> str:
     return task.replace("_", " ").capitalize()
 
 
-def _machine(machine: dict[str, Any]) -> str:
+def _circumstances(outcome: dict[str, Any]) -> str:
+    machine = outcome["machine"]
     cores = machine["cores"]
     load = machine["load_average"]
     busy = (
@@ -89,7 +90,8 @@ def _machine(machine: dict[str, Any]) -> str:
         else ""
     )
     return (
-        f"Measured on a machine with {cores} {'core' if cores == 1 else 'cores'} "
+        f"Measured on {outcome['date']} by `{outcome['command']}` on a machine with {cores} "
+        f"{'core' if cores == 1 else 'cores'} "
         f"({_name(machine['processor'])}, {machine['capability']}), torch {machine['torch']}, "
         f"Python {machine['python']}, transparent huge pages {_huge_pages(machine['huge_pages'])}."
         f"{busy}"

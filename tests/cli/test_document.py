@@ -5,28 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import signal
 from pathlib import Path
 
-import peft
 import pytest
 import safetensors.torch
 import torch
-import transformers
 from command import Cli
 
 import dormant.cli.bench
 from compare import assert_same_bits
 from dormant_command.outcome import FAILED, INTERRUPTED, NOT_OK, OK, SIGNALLED, USAGE
-from pages import blocks
+from pages import Block, blocks
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "command_line.md").read_text()
-COMMANDS = [
-    shlex.split(line)
-    for block in blocks("command_line.md", "sh")
-    for line in block.code.splitlines()
-]
+BLOCKS = blocks("command_line.md", "sh")
+# Commands whose output the page shows; they change nothing, so they may run twice.
+READERS = {"inspect", "diff", "summary"}
 KEYS = {
     name: set(re.findall(r"`(\w+)`", row))
     for name, row in re.findall(
@@ -36,26 +31,21 @@ KEYS = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(llama, "llama")
-    model = {"layer.weight": torch.randn(2, 3), "layer.bias": torch.randn(2)}
-    torch.save({"model": model, "step": 3}, "training.pt")
-    weights = safetensors.torch.load_file("llama/model.safetensors")
-    torch.save({"model": {f"module.{name}": weights[name] for name in weights}}, "finetuned.pt")
-    parts = tmp_path / "parts"
-    parts.mkdir()
-    for rank in range(2):
-        torch.save({"wq.weight": torch.full((3, 2), rank)}, parts / f"consolidated.{rank:02}.pth")
-    adapted = peft.get_peft_model(
-        transformers.LlamaForCausalLM.from_pretrained("llama"),
-        peft.LoraConfig(r=2, target_modules=["q_proj"]),
-    )
-    adapted.save_pretrained("adapter")
-    (tmp_path / "train.py").write_text(
-        "import torch\n\n\ndef build_model():\n    return torch.nn.Linear(3, 2)\n"
-    )
+    for block in blocks("command_line.md"):
+        if block.file:
+            Path(block.file).write_text(block.code)
+        else:
+            block.run({})
     return tmp_path
+
+
+def commands_of(block: Block) -> list[list[str]]:
+    lines = block.code.replace("\\\n", "").splitlines()
+    commands = [shlex.split(line) for line in lines]
+    assert all(program == "dormant" for program, *_ in commands)
+    return [arguments for _, *arguments in commands]
 
 
 def test_the_commands(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,22 +53,20 @@ def test_the_commands(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         dormant.cli.bench, "_in_new_process", lambda function, argument: function(argument)
     )
-    assert {command[1] for command in COMMANDS} == set(KEYS) - {"all", "command", "failed"}
-    for program, *arguments in COMMANDS:
-        assert program == "dormant"
-        run = cli(*arguments, "--json")
-        assert run.code == 0, (arguments, run.err)
-        printed = set(run.json)
-        assert {"command", "ok"} <= printed
-        assert printed - {"command", "ok"} <= KEYS[arguments[0]]
-
-    tree = cli("inspect", "llama").out
-    shown = re.search(r"^    module.*?^          \.\.\.$", DOCUMENT, re.DOTALL | re.MULTILINE)
-    assert shown is not None
-    rows = [" ".join(line.split()) for line in shown.group().splitlines()[2:-1]]
-    assert len(rows) == 6
-    printed_rows = [" ".join(line.split()) for line in tree.splitlines()]
-    assert all(row in printed_rows for row in rows)
+    used: set[str] = set()
+    for block in BLOCKS:
+        commands = commands_of(block)
+        names = {arguments[0] for arguments in commands}
+        for arguments in commands:
+            run = cli(*arguments, "--json")
+            assert run.code == 0, (arguments, run.err)
+            printed = set(run.json)
+            assert {"command", "ok"} <= printed
+            assert printed - {"command", "ok"} <= KEYS[arguments[0]]
+        if names <= READERS:
+            block.check_output("".join(cli(*arguments).out for arguments in commands))
+        used |= names
+    assert used == set(KEYS) - {"all", "command", "failed"}
 
     # In the page's order: one checkpoint cast, merged, divided and renamed.
     assert json.loads((folder / "bf16" / "config.json").read_text())["dtype"] == "bfloat16"

@@ -1,4 +1,4 @@
-"""Every recipe of docs/distributed.md ends with the eager model."""
+"""Every recipe of docs/distributed.md ends with the eager model; docs/trained.md is right."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.documented import eager_model
 from launch import RunRanks
 
 import dormant
-from pages import blocks
+from pages import blocks, follow_page
 
 # Those with models of transformers are run in test_transformers.py.
 RECIPES = {
@@ -61,3 +61,26 @@ def test_a_recipe_ends_with_the_eager_model(
         assert title == "Pipeline" or len(gathered) == len(whole)
         found |= gathered
     assert found.keys() == whole.keys()
+
+
+@pytest.mark.timeout(900)  # starts eight processes, which import torch
+def test_a_trained_model_is_saved_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = follow_page("trained.md")
+    saved = safetensors.torch.load_file("model.safetensors")
+    torch.manual_seed(0)
+    begun = dict(names["Model"]().named_parameters())
+    assert not any(torch.equal(begun[name], tensor) for name, tensor in saved.items())
+    read = tensors_of(names["model"])
+    assert_same_tensors({name: saved[name] for name in read}, read, "one process")
+    assert len(read) == len(saved)
+    for folder in ("by-torch", "by-dormant"):
+        found = dormant.open_checkpoint(folder)
+        for name, tensor in saved.items():
+            assert torch.equal(found[f"model.{name}"], tensor)
+    ours, theirs = (dormant.open_checkpoint(name) for name in ("by-dormant", "by-torch"))
+    assert any(name.startswith("optimizer.state") for name in ours)
+    assert set(ours) == set(theirs)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name

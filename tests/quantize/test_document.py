@@ -1,4 +1,4 @@
-"""The code of docs/quantize.md runs and does what the page says."""
+"""The code of docs/quantize.md and docs/experts.md runs and does what the pages say."""
 
 from __future__ import annotations
 
@@ -16,34 +16,16 @@ from peers import assert_same_state
 
 import dormant
 from compare import assert_same_bits
-from pages import blocks
-
-SMALL = transformers.LlamaConfig(
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    vocab_size=96,
-)
-MIXTRAL = transformers.MixtralConfig(
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-    num_local_experts=4,
-    vocab_size=96,
-)
+from pages import blocks, follow_page
 
 
 def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    transformers.LlamaForCausalLM(SMALL).save_pretrained("llama")
-    mixtral = transformers.MixtralForCausalLM(MIXTRAL)
-    mixtral.save_pretrained("mixtral")
-    code = blocks("quantize.md")
+    files, *code = blocks("quantize.md")
     assert len(code) == 7
     names: dict[str, Any] = {}
+    files.run(names)
+    mixtral = transformers.MixtralForCausalLM.from_pretrained("mixtral", dtype=torch.float32)
 
     code[0].run(names)
     assert "14 layers" in str(names["report"])
@@ -80,6 +62,26 @@ def test_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = names["model"].model.layers[0].mlp.down_proj
     assert layer.weight.dtype is torch.float8_e4m3fn
     assert type(first.model.layers[0].mlp.down_proj) is bitsandbytes.nn.Linear4bit
+
+
+def test_the_page_about_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = follow_page("experts.md")
+    assert dormant.is_lazy(names["large"])
+    torch.manual_seed(0)
+    eager = transformers.MixtralForCausalLM(names["config"]).bfloat16()
+    theirs = transformers.MixtralForCausalLM.from_pretrained("mixtral", dtype=torch.bfloat16)
+    experts = eager.model.layers[1].mlp.experts
+    assert_same_bits(theirs.model.layers[1].mlp.experts.down_proj, experts.down_proj)
+    assert_same_bits(experts.down_proj[3].detach().float(), names["expert"])
+    for name in ("down_proj", "gate_up_proj"):
+        replace_parameter_4bit(experts, name, compress_statistics=True)
+    expected = experts.state_dict()
+    for each in (names["model"], names["again"]):
+        packed = each.model.layers[1].mlp.experts.state_dict()
+        assert packed.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert_same_bits(tensor, packed[name], name)
 
 
 @pytest.mark.parametrize("name", ["bitsandbytes"])

@@ -1,0 +1,1 @@
+"""Ways to load; `build(path, width, layers, initializer)` gives the model."""
