@@ -260,7 +260,8 @@ def test_refusals(run_ranks: RunRanks) -> None:
         "among 2 ranks at the ends of blocks. That needs its number of experts a multiple of 8",
         "ValueError: tensor parallelism, model.layers.0.self_attn.o_proj.weight: the weight of a "
         "Linear4bit, 128 x 128 in nf4, blocks of 256, double quantized, cannot be divided by "
-        "columns among 2 ranks at the ends of blocks. That needs its number of columns a multiple of 512",
+        "columns among 2 ranks at the ends of blocks. That needs its number of columns a "
+        "multiple of 512",
         "ValueError: tensor parallelism, model.layers.0.self_attn.q_proj.weight: the quantized "
         "layer has been divided before",
     ]
