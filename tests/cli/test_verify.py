@@ -38,3 +38,13 @@ def test_an_absent_path_is_another_exit_code(cli: Cli, tmp_path: Path, llama: Pa
     run = cli("verify", tmp_path / "absent", llama)
     assert run.code == 3
     assert "ok      " in run.out
+
+
+def test_what_was_read_fits_80_columns(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({"a": torch.arange(1000.0)}, path)
+    first, read, checked = cli("verify", path).out.splitlines()
+    assert first == f"ok      {path}"
+    assert read.startswith("        1 tensor in 1 file: read ")
+    assert checked.endswith(" matching checksums, 0 B without checksum")
+    assert max(len(read), len(checked)) <= 80

@@ -45,11 +45,11 @@ class Verification:
         return asdict(self)
 
     def __str__(self) -> str:
-        """One line."""
+        """Two lines."""
         rate = self.nbytes / self.seconds / 1e9 if self.seconds else 0.0
         return (
             f"{format_count(self.tensors, 'tensor')} in {format_count(len(self.files), 'file')}: "
-            f"read {format_bytes(self.nbytes)} in {self.seconds:.3f} s ({rate:.1f} GB/s), "
+            f"read {format_bytes(self.nbytes)} in {self.seconds:.3f} s ({rate:.1f} GB/s)\n"
             f"{format_count(self.records, 'matching checksum')}, "
             f"{format_bytes(self.unchecked_nbytes)} without checksum"
         )

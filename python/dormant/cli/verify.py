@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from typing import Any
 
 from dormant.checkpoint.api import open_checkpoint
@@ -20,10 +21,11 @@ def run(options: argparse.Namespace) -> Outcome:
             verification = open_checkpoint(path).verify(progress=options.progress)
         except (ValueError, KeyError, OSError, NotImplementedError) as error:
             code = max(code, code_of(error))
-            described = describe(error)
-            results.append({"path": path, "ok": False, "error": described})
-            lines.append(f"NOT OK  {printable(path)}\n        {described['message']}")
+            reason = describe(error)
+            results.append({"path": path, "ok": False, "error": reason})
+            lines.append(f"NOT OK  {printable(path)}\n        {reason['message']}")
         else:
             results.append({"path": path, "ok": True, **verification.to_dict()})
-            lines.append(f"ok      {printable(path)}\n        {verification}")
+            described = textwrap.indent(str(verification), " " * 8)
+            lines.append(f"ok      {printable(path)}\n{described}")
     return Outcome({"results": results}, "\n".join(lines), code)
