@@ -54,8 +54,7 @@ int main() {
     return 1;
   }
   const auto report = dormant::materialize(model);
-  std::cout << "materialized: " << report.storages << " storages, " << report.bytes
-            << " bytes\n";
+  std::cout << "materialized: " << report.storages << " storages, " << report.bytes << " bytes\n";
 
   const auto expected = eager->parameters();
   for (size_t i = 0; i < expected.size(); ++i) {
