@@ -7,35 +7,18 @@
 #include <utility>
 #include <vector>
 
+#include "record/called_operator.h"
+
 namespace dormant::record {
 namespace {
 
 // The operator that fits (self, ...), as eager runs it and as valid_write judges it.
-struct Write {
-  std::string name;
-  std::string overload;
-  std::vector<c10::IValue> arguments;
-
-  c10::OperatorHandle op() const {
-    return c10::Dispatcher::singleton().findSchemaOrThrow(("aten::" + name).c_str(),
-                                                          overload.c_str());
-  }
-
+struct Write : CalledOperator {
   bool judged() const {
     torch::jit::Stack stack = arguments;
     std::vector<Geometry> changed;
     const auto handle = op();
     return valid_write(Call(handle, {}, &stack), changed);
-  }
-
-  bool accepted() const {
-    torch::jit::Stack stack = arguments;
-    try {
-      op().callBoxed(stack);
-      return true;
-    } catch (const std::exception&) {
-      return false;
-    }
   }
 };
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "record/called_operator.h"
 #include "record/eager_comparison.h"
 #include "record/lazy_storage.h"
 #include "record/source_node.h"
@@ -23,16 +24,7 @@ using at::Tensor;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-struct Called {
-  std::string name;
-  std::string overload;
-  std::vector<c10::IValue> arguments;
-
-  c10::OperatorHandle op() const {
-    return c10::Dispatcher::singleton().findSchemaOrThrow(("aten::" + name).c_str(),
-                                                          overload.c_str());
-  }
-
+struct Called : CalledOperator {
   bool judged() const {
     torch::jit::Stack stack = arguments;
     const auto handle = op();
@@ -43,17 +35,6 @@ struct Called {
     torch::jit::Stack stack = arguments;
     const auto handle = op();
     return lazy_checked_tensors(Call(handle, {}, &stack));
-  }
-
-  /// Whether eager runs it. Only for real arguments.
-  bool accepted() const {
-    torch::jit::Stack stack = arguments;
-    try {
-      op().callBoxed(stack);
-      return true;
-    } catch (const std::exception&) {
-      return false;
-    }
   }
 };
 

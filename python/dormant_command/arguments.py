@@ -69,6 +69,13 @@ def prefix_or_name(pairs: list[tuple[str, str]]) -> dict[str, str]:
     return renamed
 
 
+def add_rename_option(parser: argparse.ArgumentParser, what: str) -> None:
+    """`--rename OLD=NEW`, which may be repeated; `what` is its help."""
+    parser.add_argument(
+        "--rename", metavar="OLD=NEW", type=renaming, action="append", default=[], help=what
+    )
+
+
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Options of every subcommand that writes a checkpoint to OUT."""
     parser.add_argument(

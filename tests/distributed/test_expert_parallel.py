@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from jobs.expert_parallel import FAMILIES, outputs_of, quiet, stacks
 from jobs.models import SEED
+from jobs.quantized import ORDERS
 from launch import RunRanks
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -25,16 +26,6 @@ from pages import blocks
 sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 from peers import four_bit, int8
 from stacked_models import pack_by_library
-
-ORDERS = [
-    "quantize, divide, materialize",
-    "quantize, load lazily, divide, materialize",
-    "load lazily, quantize, divide, materialize",
-    "quantize, divide, load",
-    "quantize, divide, load lazily, materialize",
-    "quantize, divide, materialize, load",
-    "quantize, divide, load, load",
-]
 
 
 @pytest.fixture(scope="module")

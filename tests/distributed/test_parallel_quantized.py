@@ -16,22 +16,13 @@ import safetensors.torch
 import torch
 from jobs.models import SEED
 from jobs.parallel_quantized import DIVIDED, Parallel, elements, outputs_of
+from jobs.quantized import ORDERS
 from launch import RunRanks
 
 from compare import assert_same_bits
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 from peers import four_bit, int8
-
-ORDERS = [
-    "quantize, divide, materialize",
-    "quantize, load lazily, divide, materialize",
-    "load lazily, quantize, divide, materialize",
-    "quantize, divide, load",
-    "quantize, divide, load lazily, materialize",
-    "quantize, divide, materialize, load",
-    "quantize, divide, load, load",
-]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 from jobs.models import SEED, Layered
-from jobs.quantized import add_adapters, outputs_of, statistics, trained
+from jobs.quantized import ORDERS, add_adapters, outputs_of, statistics, trained
 from launch import RunRanks
 from torch import nn
 
@@ -23,16 +23,6 @@ from compare import assert_same_bits
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "quantize"))
 from peers import four_bit, int8
-
-ORDERS = [
-    "quantize, shard, materialize",
-    "quantize, load lazily, shard, materialize",
-    "load lazily, quantize, shard, materialize",
-    "quantize, shard, load",
-    "quantize, shard, materialize, load",
-    "quantize, shard, load lazily, materialize",
-    "quantize, shard, load, load",
-]
 
 
 def eager(path: Path | None, quantized: Callable[[Any], Any]) -> Any:
@@ -85,7 +75,7 @@ def test_every_order_gives_the_one_process_model(
     check(ranks, eager(path if "load" in order else None, make), shards, order, path)
 
 
-@pytest.mark.parametrize("order", [order for order in ORDERS if "shard, load" not in order][:3])
+@pytest.mark.parametrize("order", [order for order in ORDERS if "divide, load" not in order][:3])
 def test_fsdp1(run_ranks: RunRanks, path: Path, order: str) -> None:
     """Its flat parameters need the dtype of the biases; no checkpoint fits them."""
     ranks = run_ranks(2, "quantized:run", **options(path, "FSDP1", order, storage="float32"))
@@ -99,7 +89,7 @@ def test_fsdp1(run_ranks: RunRanks, path: Path, order: str) -> None:
 def test_blocks_that_parts_cut(
     run_ranks: RunRanks, path: Path, block_size: int, nested: bool, world: int
 ) -> None:
-    order = "quantize, shard, load"
+    order = "quantize, divide, load"
     changed = {"kind": "fp4", "block_size": block_size, "nested": nested, "storage": "bfloat16"}
     ranks = run_ranks(world, "quantized:run", **options(path, "FSDP2", order, **changed))
     make = functools.partial(

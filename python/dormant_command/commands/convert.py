@@ -8,9 +8,9 @@ from dormant_command.arguments import (
     DTYPE_NAMES,
     add_output_options,
     add_reading_options,
+    add_rename_option,
     dtype,
     positive,
-    renaming,
 )
 from dormant_command.outcome import UsageError
 
@@ -90,13 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how tensor-parallel parts are divided: like LLaMA's, or by transformers' plan for "
         "the model of config.json (default: what the names tell; shapes tell the version of LLaMA)",
     )
-    parser.add_argument(
-        "--rename",
-        metavar="OLD=NEW",
-        type=renaming,
-        action="append",
-        default=[],
-        help="rename a tensor, or a prefix if OLD is empty or ends with a dot; may be repeated",
+    add_rename_option(
+        parser,
+        "rename a tensor, or a prefix if OLD is empty or ends with a dot; may be repeated",
     )
     add_reading_options(parser, "keep")
     add_output_options(parser)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dormant_command.arguments import add_reading_options, renaming
+from dormant_command.arguments import add_reading_options, add_rename_option
 
 SUMMARY = "compare two checkpoints: names, shapes, dtypes, bits, largest differences"
 DESCRIPTION = """\
@@ -29,13 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             name.lower(), metavar=name, help="a file, an index or a folder, or the URL of one"
         )
-    parser.add_argument(
-        "--rename",
-        metavar="OLD=NEW",
-        type=renaming,
-        action="append",
-        default=[],
-        help="compare a name of A, or names that begin with OLD if it ends with a dot, as NEW",
+    add_rename_option(
+        parser,
+        "compare a name of A, or names that begin with OLD if it ends with a dot, as NEW",
     )
     parser.add_argument(
         "--no-values", action="store_true", help="compare names, shapes and dtypes only"

@@ -108,6 +108,18 @@ def scheme_of(kind: str, block_size: int, nested: bool, storage: str) -> Any:
     )
 
 
+# In every one that makes sense.
+ORDERS = [
+    "quantize, divide, materialize",
+    "quantize, load lazily, divide, materialize",
+    "load lazily, quantize, divide, materialize",
+    "quantize, divide, load",
+    "quantize, divide, load lazily, materialize",
+    "quantize, divide, materialize, load",
+    "quantize, divide, load, load",
+]
+
+
 def in_order(
     order: str,
     model: Any,
@@ -126,7 +138,7 @@ def in_order(
             dormant.load(model, path, materialize=False)
         elif step == "load":
             report = dormant.load(model, path)
-        elif step in ("shard", "divide"):
+        elif step == "divide":
             model = divide(model)
         else:
             assert step == "materialize"
