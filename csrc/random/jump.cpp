@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "simd/kernels.h"
+#include "random/polynomial.h"
 
 namespace dormant::random {
 namespace {
@@ -21,8 +21,6 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "bit strings are read at byte offsets");
 
 constexpr uint64_t kN = at::MERSENNE_STATE_N;
-constexpr uint64_t kDegree = 19937;
-
 // Exponents of the characteristic polynomial of one step of mt19937, without the leading 19937.
 // Found by Berlekamp-Massey on one output bit; jump_test.cpp finds them anew.
 constexpr std::array<uint16_t, 134> kTail = {
@@ -38,9 +36,6 @@ constexpr std::array<uint16_t, 134> kTail = {
     5661,  4753,  4362,  4135,  3908,  3681,  3454,  3227,  3000,  2773,  2493,  1870,  1643,
     1585,  1416,  1189,  0};
 
-// A polynomial over GF(2) of degree below 19937: bit i is the coefficient of x^i.
-constexpr size_t kPolynomialWords = (kDegree + 63) / 64;
-using Polynomial = std::array<uint64_t, kPolynomialWords>;
 constexpr uint64_t kTopWordMask = (uint64_t{1} << (kDegree % 64)) - 1;
 
 // Polynomials are folded in chunks of 512 bits. The gap below the leading term (623 bits) is wider,
@@ -169,110 +164,28 @@ void multiply_by_x(Polynomial& polynomial) {
   }
 }
 
-// How many coefficients are looked up together when a polynomial meets a state: 4 bits choose one
-// of 15 precombined sequences, which halves the words that are added up.
-constexpr size_t kGroup = 4;
-constexpr size_t kGroups = (kDegree + kGroup - 1) / kGroup;
-// Groups per segment, so that a segment of the sequence and of a combination stay in the
-// first-level cache.
-constexpr size_t kSegment = 512;
-constexpr size_t kBlocks = (kGroups * kGroup + kN + kGroup + kN - 1) / kN;
-
-// Puts in `words` the words that stand `polynomial` after them: the sum of those i further, over
-// its terms x^i.
-[[gnu::always_inline]] inline void apply_generic(const Polynomial& polynomial, Words& words) {
-  std::vector<uint32_t> sequence(kBlocks * kN);
-  std::copy(words.begin(), words.end(), sequence.begin());
-  for (size_t block = 1; block < kBlocks; ++block) {
-    const std::span<uint32_t, kN> target(sequence.data() + block * kN, kN);
-    std::copy_n(target.data() - kN, kN, target.data());
-    twist(target);
-  }
-  words.fill(0);
-
-  std::array<uint32_t, kSegment * kGroup + kN> combination;
-  // Where each combination is to be added, by its number: sorted first, for a branch on it would be
-  // a coin toss.
-  std::array<std::array<uint16_t, kSegment>, 1U << kGroup> offsets;
-  for (size_t segment = 0; segment < kGroups; segment += kSegment) {
-    const size_t groups = std::min(kSegment, kGroups - segment);
-    const uint32_t* const source = sequence.data() + segment * kGroup;
-    const size_t length = groups * kGroup + kN;
-    std::array<size_t, 1U << kGroup> counts{};
-    for (size_t group = 0; group < groups; ++group) {
-      const size_t bit = (segment + group) * kGroup;
-      const auto pattern = polynomial[bit / 64] >> (bit % 64) & ((1U << kGroup) - 1);
-      offsets[pattern][counts[pattern]++] = static_cast<uint16_t>(group * kGroup);
-    }
-    combination.fill(0);
-    // In Gray order each combination differs from the one before by one shifted source.
-    for (unsigned step = 1; step < 1U << kGroup; ++step) {
-      const unsigned pattern = step ^ (step >> 1);
-      const uint32_t* const shifted = source + std::countr_zero(step);
-      for (size_t i = 0; i < length; ++i) {
-        combination[i] ^= shifted[i];
-      }
-      const std::span<const uint16_t> at(offsets[pattern].data(), counts[pattern]);
-      const uint32_t* const row = combination.data();
-      size_t k = 0;
-      for (; k + 8 <= at.size(); k += 8) {
-        for (size_t i = 0; i < kN; ++i) {
-          words[i] ^= row[at[k] + i] ^ row[at[k + 1] + i] ^ row[at[k + 2] + i] ^
-                      row[at[k + 3] + i] ^ row[at[k + 4] + i] ^ row[at[k + 5] + i] ^
-                      row[at[k + 6] + i] ^ row[at[k + 7] + i];
-        }
-      }
-      for (; k < at.size(); ++k) {
-        for (size_t i = 0; i < kN; ++i) {
-          words[i] ^= row[at[k] + i];
-        }
-      }
-    }
-  }
-}
-
-// The two loops that cost anything. They call what may leave inline functions behind, so this file
-// is compiled for the baseline and only these functions for more (simd/vector.h).
-struct Kernels {
-  void (*square)(Polynomial&);
-  void (*apply)(const Polynomial&, Words&);
-
-  static const Kernels& at(simd::At<simd::Level::portable>);
-  static const Kernels& at(simd::At<simd::Level::avx2>);
-  static const Kernels& at(simd::At<simd::Level::avx512>);
-};
-
-const Kernels& Kernels::at(simd::At<simd::Level::portable>) {
-  static constexpr Kernels kernels = {
-      [](Polynomial& polynomial) { square_generic<16>(polynomial); },
-      [](const Polynomial& polynomial, Words& words) { apply_generic(polynomial, words); }};
-  return kernels;
-}
-
 #if defined(__x86_64__)
 [[gnu::target("avx2")]] void square_avx2(Polynomial& polynomial) { square_generic<32>(polynomial); }
-[[gnu::target("avx2")]] void apply_avx2(const Polynomial& polynomial, Words& words) {
-  apply_generic(polynomial, words);
-}
-const Kernels& Kernels::at(simd::At<simd::Level::avx2>) {
-  static constexpr Kernels kernels = {square_avx2, apply_avx2};
-  return kernels;
-}
-
 [[gnu::target("avx512f")]] void square_avx512(Polynomial& polynomial) {
   square_generic<64>(polynomial);
 }
-[[gnu::target("avx512f")]] void apply_avx512(const Polynomial& polynomial, Words& words) {
-  apply_generic(polynomial, words);
-}
-const Kernels& Kernels::at(simd::At<simd::Level::avx512>) {
-  static constexpr Kernels kernels = {square_avx512, apply_avx512};
-  return kernels;
-}
 #endif
 
+void square(Polynomial& polynomial, simd::Level level) {
+#if defined(__x86_64__)
+  if (level == simd::Level::avx512) {
+    return square_avx512(polynomial);
+  }
+  if (level == simd::Level::avx2) {
+    return square_avx2(polynomial);
+  }
+#endif
+  static_cast<void>(level);
+  square_generic<16>(polynomial);
+}
+
 // x^steps modulo the characteristic polynomial.
-Polynomial power(uint64_t steps, const Kernels& kernels) {
+Polynomial power(uint64_t steps, simd::Level level) {
   // The leading bits of the exponent that stay below the degree need no arithmetic.
   constexpr int kFreeBits = static_cast<int>(std::bit_width(kDegree)) - 1;
   int pending = std::max(0, static_cast<int>(std::bit_width(steps)) - kFreeBits);
@@ -281,7 +194,7 @@ Polynomial power(uint64_t steps, const Kernels& kernels) {
   result[start / 64] = uint64_t{1} << (start % 64);
   while (pending != 0) {
     --pending;
-    kernels.square(result);
+    square(result, level);
     if (steps >> pending & 1U) {
       multiply_by_x(result);
     }
@@ -293,7 +206,7 @@ Polynomial power(uint64_t steps, const Kernels& kernels) {
 // KB.
 class PowerCache {
  public:
-  std::shared_ptr<const Polynomial> get(uint64_t steps, const Kernels& kernels) {
+  std::shared_ptr<const Polynomial> get(uint64_t steps, simd::Level level) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto found = std::find_if(entries_.begin(), entries_.end(),
@@ -305,7 +218,7 @@ class PowerCache {
     }
     // Not under the lock: two threads may both compute a power, which is harmless, but none waits
     // for another.
-    auto polynomial = std::make_shared<const Polynomial>(power(steps, kernels));
+    auto polynomial = std::make_shared<const Polynomial>(power(steps, level));
     const std::lock_guard<std::mutex> lock(mutex_);
     if (entries_.size() == kCapacity) {
       entries_.pop_back();
@@ -336,8 +249,7 @@ void jump(Words& words, uint64_t blocks, simd::Level level) {
   twist(words, level);
   if (blocks > 1) {
     static PowerCache cache;
-    const auto& kernels = simd::kernels<Kernels>(level);
-    kernels.apply(*cache.get((blocks - 1) * kN, kernels), words);
+    apply(*cache.get((blocks - 1) * kN, level), words, level);
   }
 }
 

@@ -20,6 +20,14 @@ namespace dormant::random {
 // One block of the engine: what a twist makes and the next 624 draws temper.
 using Words = std::array<uint32_t, at::MERSENNE_STATE_N>;
 
+// The word that stands 624 after `word`: `following` is the one after `word`, `middle` stands 397
+// after it.
+[[gnu::always_inline]] inline uint32_t next_word(uint32_t word, uint32_t following,
+                                                 uint32_t middle) {
+  const uint32_t mixed = (word & at::UMASK) | (following & at::LMASK);
+  return middle ^ (mixed >> 1) ^ ((0U - (following & 1U)) & at::MATRIX_A);
+}
+
 // Replaces a block by the one after it. Every level gives the same words.
 void twist(std::span<uint32_t, at::MERSENNE_STATE_N> words, simd::Level level = simd::highest());
 

@@ -9,7 +9,8 @@ bool available(Level level) {
       return true;
     case Level::avx2:
       // No processor has AVX2 without F16C, a name that clang does not know before 15.
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("pclmul");
     case Level::avx512:
       return available(Level::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

@@ -9,7 +9,7 @@ namespace dormant::simd {
 // In ascending order: who has one has those before it.
 enum class Level : uint8_t {
   portable,
-  avx2,    // with FMA and F16C
+  avx2,    // with FMA, F16C and PCLMULQDQ
   avx512,  // F, BW, DQ and VL
 };
 inline constexpr Level kLevels[] = {Level::portable, Level::avx2, Level::avx512};
