@@ -283,12 +283,13 @@ void sync_key(const at::Tensor& tensor) {
     return;
   }
   auto& impl = *tensor.unsafeGetTensorImpl();
-  // Once, unless another thread changes what the storage is between the look and the write.
+  // Once, unless another thread changes what the storage is between the look and the write. Both
+  // ask is_lazy() after they wrote: of two threads that take its mutex, the second one sees what
+  // the first one wrote.
   while (carries_key(tensor) != is_lazy(tensor)) {
     const auto keys = KeySet::load(impl);
     KeySet::store(impl, is_lazy(tensor) ? keys.add(c10::DispatchKey::DeferredInit)
                                         : keys.remove(c10::DispatchKey::DeferredInit));
-    std::atomic_thread_fence(std::memory_order_seq_cst);
   }
 }
 
