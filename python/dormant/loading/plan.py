@@ -16,8 +16,9 @@ from dormant.loading.state import State
 from dormant.materialization.snapshot import HeldModule
 from dormant.quantization.layers import tensors_of
 from dormant.tensors.identity import owns_storage
-from dormant.tensors.inventory import Inventory, take_inventory
+from dormant.tensors.inventory import Inventory, inventory_of
 from dormant.tensors.names import Mismatch, NamesError, grouped, listed, renamed_prefix
+from dormant.tensors.reachable import reachable_tensors
 from dormant.tensors.shards import part_of
 from dormant.text.printable import printable
 from dormant.text.table import format_bytes, format_count, format_html_table, format_table
@@ -231,8 +232,9 @@ def prepare(
         ValueError, RuntimeError: as in `take`; the model is then unchanged.
     """
     state = joined(model, deferred(state, model) if defer else state).under_library_names(model)
-    before = take_inventory([("", model)])
-    held = HeldModule(model)
+    tensors = list(reachable_tensors(model))
+    before = inventory_of(tensors)
+    held = HeldModule(model, tensors)
     try:
         settle(state)
         taken = take(model, state, dtype)
@@ -250,7 +252,7 @@ def prepare(
                     raise
             absent = tuple(name for name in taken.missing if name not in names)
             taken = replace(taken, missing=absent, mismatched=mismatched)
-        loaded = take_inventory([("", model)])
+        loaded = inventory_of(reachable_tensors(model))
         origins = _origins(model, taken, before, loaded)
         plan = LoadPlan(
             _planned(loaded, origins, taken, state),

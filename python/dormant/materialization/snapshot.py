@@ -36,13 +36,20 @@ class HeldModule:
 
     Args:
         module: the module.
+        tensors: what `reachable_tensors` yields for it; None searches now.
         lazy_only: whether tensors that have memory are left alone.
 
     Attributes:
         tensors: the held storages, as the core knows them.
     """
 
-    def __init__(self, module: torch.nn.Module, *, lazy_only: bool = False) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        tensors: Iterable[tuple[str, torch.Tensor]] | None = None,
+        *,
+        lazy_only: bool = False,
+    ) -> None:
         self._registries: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (registry, dict(registry))
             for child in module.modules()
@@ -54,7 +61,7 @@ class HeldModule:
         self._tensors: dict[int, _Tensor] = {}
         self._names: dict[int, list[str]] = {}  # by storage, which tied tensors and views share
         with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-            for name, tensor in reachable_tensors(module):
+            for name, tensor in reachable_tensors(module) if tensors is None else tensors:
                 if not _can_be_held(tensor) or (lazy_only and not _C.is_lazy(tensor)):
                     continue
                 self._names.setdefault(_C.storage_id(tensor), []).append(name)

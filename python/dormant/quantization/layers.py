@@ -221,6 +221,8 @@ def quantized_weights(model: torch.nn.Module) -> list[QuantizedWeight]:
     Returns:
         The weights in the order of `named_modules`.
     """
+    if not _sources:  # nothing in this process is quantized
+        return []
     return [
         QuantizedWeight(f"{name}." if name else "", module, source)
         for name, module in model.named_modules()

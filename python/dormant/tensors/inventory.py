@@ -113,18 +113,18 @@ def take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
     Returns:
         The tensors in the order in which they are found.
     """
-    # Subclasses may refuse even to return their size, as UninitializedParameter does.
-    with torch._C.DisableTorchFunctionSubclass():
-        return _take_inventory(roots)
+    return inventory_of(found for name, root in roots for found in reachable_tensors(root, name))
 
 
-def _take_inventory(roots: Iterable[tuple[str, object]]) -> Inventory:
+def inventory_of(found: Iterable[tuple[str, torch.Tensor]]) -> Inventory:
+    """The inventory of (name, tensor) pairs as `reachable_tensors` yields them."""
     inventory = Inventory()
     known: set[int] = set()
     entries: dict[object, InventoryEntry] = {}
     wholes: dict[int, str] = {}
-    for root_name, root in roots:
-        for path, tensor in reachable_tensors(root, root_name):
+    # Subclasses may refuse even to return their size, as UninitializedParameter does.
+    with torch._C.DisableTorchFunctionSubclass():
+        for path, tensor in found:
             if id(tensor) not in known:
                 known.add(id(tensor))
                 inventory.objects.append(tensor)

@@ -160,11 +160,11 @@ def _slots(kind: type) -> tuple[tuple[str, Any], ...]:
     )
 
 
-def _held_by(item: Any, kind: _Kind) -> Iterator[_Group]:
+def _held_by(item: Any, kind: _Kind, without: Sequence[str] = ()) -> Iterator[_Group]:
     if kind.elements is not None:
         yield from kind.elements(item)
     if kind.has_attributes:
-        yield from _named(_C.attributes(item))
+        yield from _named(_C.attributes(item), without)
     for name, slot in kind.slots:
         try:
             yield (name,), [slot.__get__(item)]
@@ -182,8 +182,7 @@ def _pairs(held: _Held) -> Iterator[tuple[_Key, Any]]:
         yield from ((_name(keys, position), value) for position, value in enumerate(values))
 
 
-def _group(pairs: Iterable[tuple[object, Any]]) -> _Group:
-    pairs = list(pairs)
+def _group(pairs: Sequence[tuple[object, Any]]) -> tuple[list[object], list[Any]]:
     return [key for key, _ in pairs], [value for _, value in pairs]
 
 
@@ -193,32 +192,35 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 def _registered(module: torch.nn.Module) -> Iterator[_Group]:
     if issubclass(type(module), torch.jit.ScriptModule):
         # Its tensors are in C++; the dictionaries are proxies.
-        yield _group(module.named_parameters(recurse=False))
-        yield _group(module.named_buffers(recurse=False))
-        yield _group(module.named_children())
+        yield _group(list(module.named_parameters(recurse=False)))
+        yield _group(list(module.named_buffers(recurse=False)))
+        yield _group(list(module.named_children()))
     attributes = _C.attributes(module) or {}
     for registry in _REGISTRIES:
         yield from _named(dict.get(attributes, registry))
 
 
 def _unregistered(module: torch.nn.Module, kind: _Kind) -> Iterator[_Group]:
-    yield _group(
-        (key, value)
-        for key, value in _pairs(_held_by(module, kind))
-        if key not in _REGISTRIES or not issubclass(type(value), dict)
-    )
+    return _held_by(module, kind, without=_REGISTRIES)
 
 
-def _named(held: Any) -> Iterator[_Group]:
+def _named(held: Any, without: Sequence[str] = ()) -> Iterator[_Group]:
     if issubclass(type(held), dict):
         # At once: another thread may be changing it.
         items = list(dict.items(held))
-        yield _group(items)
+        if without:
+            items = [
+                (key, value)
+                for key, value in items
+                if type(key) is not str or key not in without or not issubclass(type(value), dict)
+            ]
+        if items:
+            yield _group(items)
 
 
 def _of_dict(item: dict[Any, Any]) -> Iterator[_Group]:
-    keys, values = _group(dict.items(item))
-    followed = _C.holders(list(keys), _FOLLOWED, _OUTSIDE)
+    keys, values = _group(list(dict.items(item)))
+    followed = _C.holders(keys, _FOLLOWED, _OUTSIDE)
     yield [f"[key {position}]" for position in followed], [keys[p] for p in followed]
     yield keys, values
 
