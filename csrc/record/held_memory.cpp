@@ -11,13 +11,8 @@
 
 namespace dormant::record {
 
-HeldMemory::HeldMemory(const void* data, size_t nbytes)
-    : data_(static_cast<const std::byte*>(data)), nbytes_(nbytes) {}
-
-HeldMemory::HeldMemory(c10::Storage storage, const void* data)
-    : storage_(std::move(storage)),
-      data_(static_cast<const std::byte*>(data)),
-      nbytes_(storage_.nbytes()) {}
+HeldMemory::HeldMemory(const void* data, size_t nbytes, c10::Storage owner)
+    : storage_(std::move(owner)), data_(static_cast<const std::byte*>(data)), nbytes_(nbytes) {}
 
 HeldMemory::~HeldMemory() = default;
 

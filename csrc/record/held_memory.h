@@ -14,10 +14,9 @@ namespace dormant::record {
 /// first. Any thread; its mutex is held while bytes are copied and for nothing else.
 class HeldMemory final : public Source {
  public:
-  /// `nbytes` at `data`, which stay there until this is detached or destroyed.
-  HeldMemory(const void* data, size_t nbytes);
-  /// All bytes of a storage on the CPU, which is kept alive, in the memory that it has.
-  HeldMemory(c10::Storage storage, const void* data);
+  /// `nbytes` at `data`, which stay there until this is detached or destroyed, or as long as
+  /// `owner` exists, which is kept alive.
+  HeldMemory(const void* data, size_t nbytes, c10::Storage owner = {});
   ~HeldMemory() override;
 
   /// From now on the bytes are those of a copy: the memory may be written to, or freed. Where

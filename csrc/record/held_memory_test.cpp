@@ -65,7 +65,7 @@ TEST(HeldMemory, KeepsItsStorageAlive) {
   const auto weak = storage.getWeakStorageImpl();
   {
     const auto* data = storage.data();
-    const HeldMemory memory(std::move(storage), data);
+    const HeldMemory memory(data, bytes.size(), std::move(storage));
     storage = c10::Storage();
     EXPECT_EQ(all_of(memory), bytes);
   }

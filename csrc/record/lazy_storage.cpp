@@ -102,6 +102,13 @@ struct KeySet : c10::TensorImpl {
   }
 };
 
+/// PyTorch reads the number at any time, without a lock: it is not written where nothing changes.
+void set_nbytes(c10::StorageImpl* storage, size_t nbytes) {
+  if (storage->nbytes() != nbytes) {
+    storage->set_nbytes(nbytes);
+  }
+}
+
 }  // namespace
 
 std::optional<History> history_of(const c10::StorageImpl* storage) {
@@ -114,12 +121,12 @@ std::optional<History> history_of(const at::Tensor& tensor) {
   return history_of(storage_of(tensor));
 }
 
-std::variant<History, const void*> history_or_memory_of(const c10::StorageImpl* storage) {
+std::variant<History, Memory> history_or_memory_of(const c10::StorageImpl* storage) {
   const system::MutexLock lock(mutex());
   if (const auto* history = find_history(storage)) {
     return *history;
   }
-  return storage->data();
+  return Memory{storage->data(), storage->nbytes()};
 }
 
 std::variant<History, at::Tensor> history_or_values_of(const at::Tensor& tensor) {
@@ -132,9 +139,10 @@ std::variant<History, at::Tensor> history_or_values_of(const at::Tensor& tensor)
     return std::move(*history);
   }
   auto owner = std::make_unique<c10::Storage>(tensor.storage());
-  const auto nbytes = static_cast<int64_t>(owner->nbytes());
+  const auto memory = std::get<Memory>(found);
+  const auto nbytes = static_cast<int64_t>(memory.nbytes);
   c10::DataPtr pointer(
-      const_cast<void*>(std::get<const void*>(found)), owner.release(),
+      const_cast<void*>(memory.data), owner.release(),
       [](void* context) { delete static_cast<c10::Storage*>(context); }, tensor.device());
   return Geometry::of(tensor).over(
       c10::Storage(c10::Storage::use_byte_size_t(), nbytes, std::move(pointer)));
@@ -210,7 +218,7 @@ bool exchange(c10::ArrayRef<Exchange> exchanges) {
     auto& history = *find_history(each.storage);
     released.push_back(std::exchange(history, each.after));
     if (each.before.buffer != each.after.buffer) {
-      each.storage->set_nbytes(each.after.buffer->nbytes);
+      set_nbytes(each.storage, each.after.buffer->nbytes);
     }
     if ((each.before.tail == nullptr) != (each.after.tail == nullptr)) {
       guard_pointer(each.storage, each.after);
@@ -231,7 +239,7 @@ bool commit(c10::StorageImpl* storage, const History& before, c10::DataPtr memor
   std::swap(storage->_mutable_data_ptr_no_checks(), released);
   allow_pointer(storage);
   if (nbytes) {
-    storage->set_nbytes(*nbytes);
+    set_nbytes(storage, *nbytes);
   }
   return true;
 }
@@ -244,7 +252,7 @@ c10::DataPtr swap_memory(c10::StorageImpl* storage, c10::DataPtr memory, size_t 
   const system::MutexLock lock(mutex());
   const bool was = record::copies_on_write(storage);
   std::swap(storage->_mutable_data_ptr_no_checks(), released);
-  storage->set_nbytes(nbytes);
+  set_nbytes(storage, nbytes);
   if (const auto* history = find_history(storage)) {
     guard_pointer(storage, *history);
   } else {
@@ -283,13 +291,15 @@ void sync_key(const at::Tensor& tensor) {
     return;
   }
   auto& impl = *tensor.unsafeGetTensorImpl();
-  // Once, unless another thread changes what the storage is between the look and the write. Both
-  // ask is_lazy() after they wrote: of two threads that take its mutex, the second one sees what
-  // the first one wrote.
-  while (carries_key(tensor) != is_lazy(tensor)) {
+  const auto* storage = storage_of(tensor);
+  // Looked at and written in one step: another thread may change what the storage is, and
+  // synchronize, at any moment.
+  const system::MutexLock lock(mutex());
+  const bool lazy = find_history(storage) != nullptr;
+  if (carries_key(tensor) != lazy) {
     const auto keys = KeySet::load(impl);
-    KeySet::store(impl, is_lazy(tensor) ? keys.add(c10::DispatchKey::DeferredInit)
-                                        : keys.remove(c10::DispatchKey::DeferredInit));
+    KeySet::store(impl, lazy ? keys.add(c10::DispatchKey::DeferredInit)
+                             : keys.remove(c10::DispatchKey::DeferredInit));
   }
 }
 

@@ -36,10 +36,16 @@ struct History {
 DORMANT_BINDINGS_API std::optional<History> history_of(const c10::StorageImpl* storage);
 DORMANT_BINDINGS_API std::optional<History> history_of(const at::Tensor& tensor);
 
+/// Where the bytes of a real storage are.
+struct Memory {
+  const void* data;
+  size_t nbytes;
+};
+
 /// What a storage is, told in one step, as another thread may make a real one lazy or a lazy one
 /// real meanwhile: its history, or its memory, which stays where it is as long as nobody frees it.
 /// c10::Error where PyTorch hands out no pointer.
-std::variant<History, const void*> history_or_memory_of(const c10::StorageImpl* storage);
+std::variant<History, Memory> history_or_memory_of(const c10::StorageImpl* storage);
 
 /// The same of a tensor: its history, or its values, which are a real tensor over the memory that
 /// it has now, whatever another thread makes of the storage. What is not plain (quantized, sparse,

@@ -571,8 +571,9 @@ c10::Storage clone_storage(const c10::Storage& source) {
   const auto found = history_or_memory_of(source.unsafeGetStorageImpl());
   const auto* history = std::get_if<History>(&found);
   if (history == nullptr) {
-    auto copy = allocate(source.nbytes());
-    std::memcpy(copy.mutable_data(), std::get<const void*>(found), source.nbytes());
+    const auto memory = std::get<Memory>(found);
+    auto copy = allocate(memory.nbytes);
+    std::memcpy(copy.mutable_data(), memory.data, memory.nbytes);
     return copy;
   }
   History copied{make_buffer(history->buffer->nbytes, nullptr), nullptr};

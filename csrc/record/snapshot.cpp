@@ -31,22 +31,22 @@ void Snapshot::hold(const c10::Storage& storage) {
 }
 
 bool Snapshot::try_to_hold(const c10::Storage& storage,
-                           const std::variant<History, const void*>& found) {
+                           const std::variant<History, Memory>& found) {
   if (const auto* history = std::get_if<History>(&found)) {
     lazy_.push_back({storage, storage.nbytes(), *history, lazy_data_ptr(*history)});
     return true;
   }
-  if (storage.device_type() != c10::DeviceType::CPU || storage.nbytes() == 0) {
+  const auto memory = std::get<Memory>(found);
+  if (storage.device_type() != c10::DeviceType::CPU || memory.nbytes == 0) {
     return true;
   }
   auto* impl = storage.unsafeGetStorageImpl();
-  const auto* memory = std::get<const void*>(found);
   Real real;
   real.storage = storage;
-  real.nbytes = storage.nbytes();
-  real.source = std::make_shared<HeldMemory>(memory, real.nbytes);
+  real.nbytes = memory.nbytes;
+  real.source = std::make_shared<HeldMemory>(memory.data, real.nbytes);
   real.history = read_history(real.source, 0, make_buffer(real.nbytes, impl), c10::kByte);
-  auto taken = take_memory(impl, memory, real.history, real.copies_on_write);
+  auto taken = take_memory(impl, memory.data, real.history, real.copies_on_write);
   if (!taken) {
     return false;
   }
@@ -165,11 +165,11 @@ void Snapshot::keep() {
   for (auto& real : real_) {
     auto* storage = real.storage.unsafeGetStorageImpl();
     const auto found = history_or_memory_of(storage);
-    if (const auto* memory = std::get_if<const void*>(&found)) {
-      if (!real.fits(storage->nbytes())) {
+    if (const auto* memory = std::get_if<Memory>(&found)) {
+      if (!real.fits(memory->nbytes)) {
         continue;
       }
-      std::memcpy(real.memory.get(), *memory, real.nbytes);
+      std::memcpy(real.memory.get(), memory->data, real.nbytes);
     }
     give_back(real);
   }

@@ -84,7 +84,7 @@ class Snapshot {
   Snapshot() = default;
   void hold(const c10::Storage& storage);
   /// False where another thread has changed what the storage was `found` to be.
-  bool try_to_hold(const c10::Storage& storage, const std::variant<History, const void*>& found);
+  bool try_to_hold(const c10::Storage& storage, const std::variant<History, Memory>& found);
   static bool is_read_by_others(const Real& real);
   static void give_back(Real& real) noexcept;
 

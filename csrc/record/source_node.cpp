@@ -90,8 +90,9 @@ at::Tensor read_of(const at::Tensor& tensor) {
     settle(tensor);
     return tensor;
   }
+  const auto memory = std::get<Memory>(found);
   return make_read_tensor(
-      std::make_shared<HeldMemory>(tensor.storage(), std::get<const void*>(found)),
+      std::make_shared<HeldMemory>(memory.data, memory.nbytes, tensor.storage()),
       static_cast<uint64_t>(tensor.storage_offset()) * tensor.element_size(), tensor.sizes(),
       tensor.scalar_type());
 }

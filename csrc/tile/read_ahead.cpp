@@ -88,6 +88,7 @@ struct ReadAhead::State {
   size_t threads = 0;
   size_t active = 0;   ///< pieces in work
   size_t starved = 0;  ///< of these, those that wait for others to give memory back
+  size_t dropped = 0;  ///< blocks that are still being read, and give their memory back then
   std::vector<bool> finished;
   bool over = false;
 
@@ -127,6 +128,7 @@ struct ReadAhead::State {
     blocks.erase(found);
     if (block->is == Block::Is::reading) {
       block->dropped = true;
+      ++dropped;
       return;
     }
     if (block->is == Block::Is::queued) {
@@ -168,6 +170,7 @@ struct ReadAhead::State {
     block->is = Block::Is::read;
     block->error = error;
     if (block->dropped) {
+      --dropped;
       give_back(*block);
     }
     changed.notify_all();
@@ -305,7 +308,7 @@ size_t ReadAhead::direct_bytes(size_t piece, const record::Source& source, uint6
   if (next && next->begin <= offset) {
     return 0;
   }
-  if (!looked_at && state_->starved + 1 < state_->active) {
+  if (!looked_at && (state_->dropped > 0 || state_->starved + 1 < state_->active)) {
     ++state_->starved;
     state_->changed.wait_for(lock, kInterval);
     --state_->starved;
