@@ -303,10 +303,10 @@ TEST_P(ExhaustedMaking, WritingToAFileLeavesTheTensorLazy) {
     return bytes ==
            std::string_view(static_cast<const char*>(expected.const_data_ptr()), expected.nbytes());
   };
-  sweep([&] { tile::write(outputs, {descriptor, path}); },
+  sweep([&] { tile::write(outputs, tile::FileSink(descriptor, path)); },
         [&](bool) {
           EXPECT_EQ(record::history_of(tensor), history);
-          tile::write(outputs, {descriptor, path});
+          tile::write(outputs, tile::FileSink(descriptor, path));
           EXPECT_TRUE(matches());
         });
   EXPECT_TRUE(matches());

@@ -246,7 +246,7 @@ SaveReport save(const NamedTensors& tensors, const std::string& path, const Save
   for (const auto& [name, plan] : files) {
     const auto shown = printable((target.folder / name).string());
     publication.create(name, [&, &plan = plan](int descriptor) {
-      const tile::Sink sink{descriptor, shown};
+      const tile::FileSink sink(descriptor, shown);
       write_bytes(plan.prefix, sink);
       tile::WriteOptions how{options.memory_budget, {}};
       if (on_step) {
@@ -260,7 +260,8 @@ SaveReport save(const NamedTensors& tensors, const std::string& path, const Save
   publication.publish([&](Replacement& replacement) {
     if (division) {
       division->replace_earlier(replacement, [&](const std::string& bytes, int descriptor) {
-        write_bytes(bytes, {descriptor, printable((target.folder / "the index").string())});
+        write_bytes(bytes,
+                    tile::FileSink(descriptor, printable((target.folder / "the index").string())));
       });
     } else {
       replacement.place(target.file);

@@ -30,6 +30,7 @@
 #include "record/turns.h"
 #include "record/twin.h"
 #include "system/faults.h"
+#include "tile/device_sink.h"
 #include "tile/engine.h"
 #include "tile/held_tensors.h"
 #include "tile/sink.h"
@@ -110,20 +111,7 @@ dormant::Values values_from(const std::string& name) {
                           : dormant::Values::empty;
 }
 
-py::list materialize_tensors(const std::vector<Tensor>& arguments, const std::string& values,
-                             const OnStep& on_step, std::optional<size_t> memory_budget,
-                             const std::string& mmap, HeldTensors* held) {
-  const dormant::tile::Options options{{.values = values_from(values),
-                                        .memory_budget = memory_budget,
-                                        .mmap = mmap_from(mmap),
-                                        .on_step = interruptible(on_step)}};
-  const auto tensors = plain(arguments);
-  std::vector<dormant::tile::Materialized> done;
-  {
-    const py::gil_scoped_release other_threads_may_run;
-    done = held == nullptr ? dormant::tile::materialize_tensors(tensors, options)
-                           : held->materialize(tensors, options);
-  }
+py::list list_of(const std::vector<dormant::tile::Materialized>& done) {
   py::list result;
   for (const auto& storage : done) {
     py::dict entry;
@@ -138,6 +126,34 @@ py::list materialize_tensors(const std::vector<Tensor>& arguments, const std::st
     result.append(entry);
   }
   return result;
+}
+
+py::list materialize_tensors(const std::vector<Tensor>& arguments, const std::string& values,
+                             const OnStep& on_step, std::optional<size_t> memory_budget,
+                             const std::string& mmap, HeldTensors* held) {
+  const dormant::tile::Options options{{.values = values_from(values),
+                                        .memory_budget = memory_budget,
+                                        .mmap = mmap_from(mmap),
+                                        .on_step = interruptible(on_step)}};
+  const auto tensors = plain(arguments);
+  std::vector<dormant::tile::Materialized> done;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    done = held == nullptr ? dormant::tile::materialize_tensors(tensors, options)
+                           : held->materialize(tensors, options);
+  }
+  return list_of(done);
+}
+
+py::list write_to_device(const Tensor& tensor, const Tensor& destination, const OnStep& on_step,
+                         std::optional<size_t> memory_budget) {
+  std::vector<dormant::tile::Materialized> done;
+  {
+    const py::gil_scoped_release other_threads_may_run;
+    done = dormant::tile::write_to_device(
+        tensor, destination, {.memory_budget = memory_budget, .on_step = interruptible(on_step)});
+  }
+  return list_of(done);
 }
 
 std::vector<uintptr_t> ids_of(const std::vector<const c10::StorageImpl*>& storages) {
@@ -167,7 +183,8 @@ void write_tensors(const std::vector<std::tuple<Tensor, int64_t>>& tensors, int 
     outputs.push_back({tensor, offset});
   }
   const py::gil_scoped_release other_threads_may_run;
-  dormant::tile::write(outputs, {descriptor, path}, {memory_budget, interruptible(on_step)});
+  dormant::tile::write(outputs, dormant::tile::FileSink(descriptor, path),
+                       {memory_budget, interruptible(on_step)});
 }
 
 at::Tensor view_as(const Tensor& storage_tensor, const py::object& dtype,
@@ -298,6 +315,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         return quantize(tensor, quantizer, plain(outputs));
       },
       py::arg("tensor"), py::arg("quantizer"), py::arg("outputs") = py::tuple());
+  m.def("write_to_device", &write_to_device, py::arg("tensor"), py::arg("destination"),
+        py::arg("on_step"), py::arg("memory_budget") = py::none());
   m.def("check_write_budget", &check_write_budget, py::arg("tensors"), py::arg("memory_budget"),
         py::pos_only());
   m.def("write", &write_tensors, py::arg("tensors"), py::arg("descriptor"), py::arg("path"),

@@ -118,6 +118,12 @@ class Work {
     return bytes_of(plan_for(jobs_, 0));
   }
 
+  /// What there is to do.
+  std::vector<Materialized> planned() {
+    add_quantized();
+    return std::move(results_);
+  }
+
   std::vector<Materialized> run() {
     add_quantized();
     for (const auto* source : sources_) {
@@ -358,6 +364,18 @@ std::vector<Materialized> materialize_tensors(c10::ArrayRef<at::Tensor> tensors,
     settle();  // what was done stays
     throw;
   }
+}
+
+std::vector<Materialized> planned(const at::Tensor& tensor, const MaterializeOptions& wanted) {
+  if (!record::is_lazy(tensor)) {
+    return {};
+  }
+  Options options{wanted};
+  options.mmap = Mmap::never;
+  const system::PlainDispatch plain;
+  Work work(options);
+  work.add(tensor.storage());
+  return work.planned();
 }
 
 size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options) {

@@ -64,6 +64,10 @@ std::vector<Materialized> materialize(c10::ArrayRef<c10::Storage> storages, cons
 DORMANT_BINDINGS_API std::vector<Materialized> materialize_tensors(
     c10::ArrayRef<at::Tensor> tensors, Options options);
 
+/// What materialize_tensors() of a lazy tensor would return, without making anything: seconds are
+/// 0, and nothing is mapped. Empty for a real one.
+std::vector<Materialized> planned(const at::Tensor& tensor, const MaterializeOptions& options);
+
 /// The smallest `memory_budget` with which they can be materialized.
 size_t smallest_budget(c10::ArrayRef<c10::Storage> storages, const Options& options);
 

@@ -32,45 +32,24 @@ constexpr size_t kUnaskedBytes = 128 * 1024 * 1024;
 // Between two writes from memory an interrupt is looked for.
 constexpr int64_t kBlockBytes = 4 * 1024 * 1024;
 // Each row of a rectangle is a write of its own: the longer they are, the fewer system calls.
-constexpr Medium kFile{/*in_place=*/false, {.row_bytes = 512, .best = 8 << 20}};
+constexpr Medium kSink{/*in_place=*/false, {.row_bytes = 512, .best = 8 << 20}};
 
-void write_at(const Sink& sink, const void* data, size_t count, int64_t offset) {
-  const auto* bytes = static_cast<const char*>(data);
-  while (count > 0) {
-    const auto written = system::is_due(system::Fault::write)
-                             ? ssize_t{-1}
-                             : ::pwrite(sink.descriptor, bytes, count, offset);
-    if (written < 0 && errno == EINTR) {
-      continue;
-    }
-    if (written <= 0) {
-      // A write of nothing without a reason: the device takes no more.
-      throw std::system_error(written < 0 ? errno : ENOSPC, std::generic_category(),
-                              "save: writing " + std::to_string(count) + " bytes at offset " +
-                                  std::to_string(offset) + " of " + sink.path);
-    }
-    bytes += written;
-    count -= static_cast<size_t>(written);
-    offset += written;
-  }
-}
-
-/// A lazy tensor's elements, made on their way to the file.
-class FileJob final : public ProgramJob {
+/// A lazy tensor's elements, made on their way to the sink.
+class SinkJob final : public ProgramJob {
  public:
-  FileJob(std::shared_ptr<const Program> program, const Sink& sink, int64_t offset)
-      : ProgramJob(program, Run{0, program->numel()}, kFile), sink_(sink), offset_(offset) {}
+  SinkJob(std::shared_ptr<const Program> program, const Sink& sink, int64_t offset)
+      : ProgramJob(program, Run{0, program->numel()}, kSink), sink_(sink), offset_(offset) {}
 
  private:
   void store(int64_t element, const std::byte* data, size_t nbytes) const override {
-    write_at(sink_, data, nbytes, offset_ + element * itemsize());
+    sink_.write(data, nbytes, offset_ + element * itemsize());
   }
 
   const Sink& sink_;
   const int64_t offset_;
 };
 
-/// A real tensor whose elements lie in memory as they shall in the file.
+/// A real tensor whose elements lie in memory as they shall in the sink.
 class CopyJob final : public Job {
  public:
   CopyJob(const Output& output, const Sink& sink)
@@ -90,7 +69,7 @@ class CopyJob final : public Job {
            const std::function<bool(size_t)>& after_tile) override {
     for (; begin < end; begin += tile) {
       const auto nbytes = static_cast<size_t>(std::min(tile, end - begin) * itemsize_);
-      write_at(sink_, memory_ + begin * itemsize_, nbytes, offset_ + begin * itemsize_);
+      sink_.write(memory_ + begin * itemsize_, nbytes, offset_ + begin * itemsize_);
       if (!after_tile(nbytes)) {
         return false;
       }
@@ -108,7 +87,7 @@ class CopyJob final : public Job {
 };
 
 /// Lazy storages that one node makes and that have to be whole while views of them are written; but
-/// packed elements go to the file as they are made.
+/// packed elements go to the sink as they are made.
 struct Group {
   /// By the storage that stays lazy: another one with the same history, to be materialized.
   std::map<const c10::StorageImpl*, c10::Storage> twins;
@@ -146,7 +125,7 @@ struct Group {
     }
     const auto store = [&sink, places](int64_t begin, const std::byte* data, int64_t nbytes) {
       for (const auto place : places) {
-        write_at(sink, data, static_cast<size_t>(nbytes), place + begin);
+        sink.write(data, static_cast<size_t>(nbytes), place + begin);
       }
     };
     if (auto job = make_quantize_job(packed_history_.tail, std::move(targets), store)) {
@@ -247,7 +226,7 @@ struct Contents {
     }
   }
 
-  void check_budget(size_t budget) const {
+  void check_budget(const WriteOptions& options) const {
     size_t least = 0;
     for (const auto* jobs : {&in_order, &by_rectangles}) {
       least = std::max(least, bytes_needed(*jobs, plan_for(*jobs, 0)));
@@ -265,13 +244,14 @@ struct Contents {
             "while it is written";
       }
     }
-    tile::check_budget("save", budget, least, cause, "raise memory_budget");
+    tile::check_budget(options.operation, *options.memory_budget, options.sink_bytes + least, cause,
+                       "raise memory_budget");
   }
 
  private:
   void add(const Output& output, const record::History& history, const Sink& sink) {
     if (auto program = Program::of(Geometry::of(output.tensor), *history.buffer, history.tail)) {
-      auto job = std::make_unique<FileJob>(std::move(program), sink, output.offset);
+      auto job = std::make_unique<SinkJob>(std::move(program), sink, output.offset);
       (job->by_rectangles() ? by_rectangles : in_order).push_back(std::move(job));
       return;
     }
@@ -364,7 +344,7 @@ class Writer {
     const auto nbytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
     if (nbytes <= block || tensor.dim() == 0) {
       const auto plain = tensor.resolve_conj().resolve_neg().cpu().contiguous();
-      write_at(sink_, plain.const_data_ptr(), static_cast<size_t>(nbytes), offset);
+      sink_.write(plain.const_data_ptr(), static_cast<size_t>(nbytes), offset);
       written_ += static_cast<size_t>(nbytes);
       tell();
       return;
@@ -385,7 +365,33 @@ class Writer {
   size_t written_ = 0;
 };
 
+/// Takes nothing.
+class Nowhere final : public Sink {
+  void write(const void* /*data*/, size_t /*nbytes*/, int64_t /*offset*/) const override {}
+};
+
 }  // namespace
+
+void FileSink::write(const void* data, size_t nbytes, int64_t offset) const {
+  const auto* bytes = static_cast<const char*>(data);
+  while (nbytes > 0) {
+    const auto written = system::is_due(system::Fault::write)
+                             ? ssize_t{-1}
+                             : ::pwrite(descriptor_, bytes, nbytes, offset);
+    if (written < 0 && errno == EINTR) {
+      continue;
+    }
+    if (written <= 0) {
+      // A write of nothing without a reason: the device takes no more.
+      throw std::system_error(written < 0 ? errno : ENOSPC, std::generic_category(),
+                              "save: writing " + std::to_string(nbytes) + " bytes at offset " +
+                                  std::to_string(offset) + " of " + path_);
+    }
+    bytes += written;
+    nbytes -= static_cast<size_t>(written);
+    offset += written;
+  }
+}
 
 void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& wanted) {
   auto options = wanted;
@@ -395,7 +401,8 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
   Contents contents(outputs, sink);
   contents.check_files();
   if (options.memory_budget) {
-    contents.check_budget(*options.memory_budget);
+    contents.check_budget(options);
+    *options.memory_budget -= options.sink_bytes;
   }
   Writer writer(sink, options, contents.nbytes);
   writer.tell();
@@ -417,8 +424,8 @@ void write(c10::ArrayRef<Output> outputs, const Sink& sink, const WriteOptions& 
 
 void check_write_budget(c10::ArrayRef<Output> outputs, size_t memory_budget) {
   const system::PlainDispatch plain;
-  const Sink nowhere{-1, {}};
-  Contents(outputs, nowhere).check_budget(memory_budget);
+  const Nowhere nowhere;
+  Contents(outputs, nowhere).check_budget({.memory_budget = memory_budget});
 }
 
 }  // namespace dormant::tile

@@ -39,7 +39,7 @@ class TemporaryFile {
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
 
-  Sink sink() const { return {fileno(file_), "the temporary file"}; }
+  FileSink sink() const { return {fileno(file_), "the temporary file"}; }
 
   std::vector<char> bytes(size_t count, int64_t offset) const {
     std::vector<char> found(count);
@@ -308,7 +308,7 @@ TEST(SinkThreads, AFileThatCannotBeWrittenIsNamedWithTheSystemsReason) {
   ASSERT_GE(descriptor, 0);
   const auto lazy = lazily([] { return whole(); });
   try {
-    write({{lazy, 64}}, {descriptor, "folder/model.safetensors"});
+    write({{lazy, 64}}, FileSink(descriptor, "folder/model.safetensors"));
     ADD_FAILURE() << "writing to a file opened for reading succeeded";
   } catch (const std::system_error& error) {
     EXPECT_EQ(error.code().value(), EBADF);

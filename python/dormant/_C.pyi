@@ -65,6 +65,14 @@ def materialize(
 ) -> list[MaterializedStorage]:
     """Afterwards, also after an error, no given tensor carries the key unless it is lazy."""
 
+def write_to_device(
+    tensor: torch.Tensor,
+    destination: torch.Tensor,
+    on_step: Callable[[int, int], None] | None,
+    memory_budget: int | None = None,
+) -> list[MaterializedStorage]:
+    """Writes a lazy tensor, which stays lazy, to a dense tensor on another device."""
+
 class Turn:
     """If two threads load the same things (addresses), the second one waits for the first."""
 

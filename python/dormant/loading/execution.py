@@ -55,6 +55,8 @@ def execute(
         with steps("load", options.progress, peak) as on_step:
             wanted = _wanted(prepared) if materialize else []
             path = random_path(wanted)
+            storages = [_C.storage_id(tensor) for tensor in wanted]
+            copies = DeviceCopies(prepared.loaded, model, place, storages)
             tally = Tally(sum(_C.storage_nbytes(tensor) for tensor in wanted), on_step)
 
             def realize(
@@ -72,7 +74,9 @@ def execute(
             packed |= shared(
                 [model], prepared.loaded, lazy, together, "exact", options, tally, finished
             )
-            realize(wanted, tally.rest(), held.tensors)
+            copies.make(options, tally, lambda done: note(done, finished))
+            on_cpu = [each for each in wanted if _C.storage_id(each) not in copies.storages]
+            realize(on_cpu, tally.rest(), held.tensors)
             held.prepare_to_keep()
             together.conclude()
     except BaseException as error:
@@ -89,7 +93,7 @@ def execute(
     # `place` exchanges storages.
     origins = _known_origins(model, prepared) | packed
     if place is not None and materialize:
-        convert([("", model)], lambda tensor: tensor.to(place))
+        convert([("", model)], copies.moved)
     return make_report(
         _merged(prepared.before, prepared.loaded),
         finished,

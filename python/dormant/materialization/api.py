@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 
 from dormant._extension import _C
+from dormant.materialization.device_copies import can_be_copied, copied
 from dormant.materialization.exhausted_memory import explained
 from dormant.materialization.options import (
     MaterializeOptions,
@@ -243,6 +244,9 @@ def bring_to_life(
             def moved(tensor: torch.Tensor) -> torch.Tensor:
                 if is_meta(tensor):
                     return tensor
+                if values == "exact" and can_be_copied(tensor, place):
+                    on_step = tally.part(tensor.numel() * tensor.element_size())
+                    return copied(tensor, place, options, on_step, lambda d: note(d, finished))
                 if _lacks_memory(tensor):
                     same = aliases.get(_C.storage_id(tensor), ())
                     realize([tensor, *same], tally.part(_C.storage_nbytes(tensor)))
