@@ -10,6 +10,7 @@ import torch
 from dormant._extension import _C
 from dormant.loading.plan import Prepared, real_storages
 from dormant.materialization.api import make_report, note, shared, steps
+from dormant.materialization.device_copies import DeviceCopies
 from dormant.materialization.options import MaterializeOptions
 from dormant.quantization.layers import forget_sources, tensors_of
 from dormant.quantization.parts import parts_of, quantize_parts
@@ -55,8 +56,6 @@ def execute(
         with steps("load", options.progress, peak) as on_step:
             wanted = _wanted(prepared) if materialize else []
             path = random_path(wanted)
-            storages = [_C.storage_id(tensor) for tensor in wanted]
-            copies = DeviceCopies(prepared.loaded, model, place, storages)
             tally = Tally(sum(_C.storage_nbytes(tensor) for tensor in wanted), on_step)
 
             def realize(
@@ -74,9 +73,13 @@ def execute(
             packed |= shared(
                 [model], prepared.loaded, lazy, together, "exact", options, tally, finished
             )
-            copies.make(options, tally, lambda done: note(done, finished))
-            on_cpu = [each for each in wanted if _C.storage_id(each) not in copies.storages]
-            realize(on_cpu, tally.rest(), held.tensors)
+            copies = None
+            if place is not None and materialize:
+                lazy_storages = [_C.storage_id(each) for each in wanted if _C.is_lazy(each)]
+                copies = DeviceCopies(prepared.loaded, model, place, lazy_storages)
+                copies.make(options, tally, lambda done: note(done, finished))
+                wanted = [each for each in wanted if _C.storage_id(each) not in copies.storages]
+            realize(wanted, tally.rest(), held.tensors)
             held.prepare_to_keep()
             together.conclude()
     except BaseException as error:
@@ -92,7 +95,7 @@ def execute(
         forget_sources([model])
     # `place` exchanges storages.
     origins = _known_origins(model, prepared) | packed
-    if place is not None and materialize:
+    if copies is not None:
         convert([("", model)], copies.moved)
     return make_report(
         _merged(prepared.before, prepared.loaded),

@@ -120,7 +120,8 @@ def materialize(
             normal tensors with fewer than 16 elements. "empty" gives memory without values (for
             weights that are loaded next).
         device: the device of the final tensors, as in `module.to(device)`; parameters stay the same
-            objects. Each tensor is computed on the CPU and moved before the next one.
+            objects. Values are computed on the CPU and copied in pieces while the next ones are
+            computed, so the CPU's memory never holds a whole tensor, unless it is packed.
         dtype: floating-point and complex tensors get this dtype, without a copy in the old one. In
             a module, these are the parameters and the persistent buffers. Tables that the module
             computes (non-persistent buffers, such as rotary frequencies) keep their precision, and

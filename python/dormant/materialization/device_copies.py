@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 import torch
 
@@ -12,10 +13,9 @@ from dormant.reporting.progress import Callback
 from dormant.reporting.tally import Tally
 from dormant.tensors.identity import identity, is_meta, owns_storage
 from dormant.tensors.inventory import Inventory
-from dormant.tensors.reachable import is_module
 from dormant.tensors.shards import part_of
 
-Note = Callable[[list[_C.MaterializedStorage]], object]
+Note: TypeAlias = "Callable[[list[_C.MaterializedStorage]], object]"
 
 
 def can_be_copied(tensor: torch.Tensor, place: torch.device) -> bool:
@@ -67,59 +67,58 @@ class DeviceCopies:
     Args:
         inventory: the tensors of the module.
         module: the module.
-        place: the device; None makes no copies.
+        place: the device.
         wanted: the storages that get values.
+
+    Attributes:
+        storages: the storages of which everything is copied; they stay lazy.
     """
 
     def __init__(
         self,
         inventory: Inventory,
         module: torch.nn.Module,
-        place: torch.device | None,
+        place: torch.device,
         wanted: Iterable[int],
     ) -> None:
         self._place = place
         self._copies: dict[object, torch.Tensor] = {}
-        moved = {id(tensor) for tensor in _moved_by(module)} if place is not None else set()
-        wanted = set(wanted)
-        # What something else also holds stays on the CPU for it.
-        self._tensors = {
-            storage: tensors
-            for storage, tensors in inventory.objects_by_storage().items()
-            if place is not None
-            and storage in wanted
-            and all(id(each) in moved and can_be_copied(each, place) for each in tensors)
-        }
-
-    @property
-    def storages(self) -> set[int]:
-        """The storages of which everything is copied; they stay lazy."""
-        return set(self._tensors)
+        moved = {id(tensor) for tensor in _moved_by(module)}
+        objects = inventory.objects_by_storage()
+        # If something else holds a storage, too, that stays on the CPU for it.
+        self._tensors = [
+            tensor
+            for storage in wanted
+            if all(id(each) in moved and can_be_copied(each, place) for each in objects[storage])
+            for tensor in objects[storage]
+        ]
+        self.storages = {_C.storage_id(tensor) for tensor in self._tensors}
 
     def make(self, options: MaterializeOptions, tally: Tally, note: Note) -> None:
         """Makes the copies. Raises as `copied` does; then nothing has changed."""
-        assert self._place is not None or not self._tensors
-        for tensors in self._tensors.values():
-            for tensor in tensors:
-                key = identity(tensor)
-                if key not in self._copies:
-                    on_step = tally.part(tensor.numel() * tensor.element_size())
-                    self._copies[key] = copied(tensor, self._place, options, on_step, note)
+        for tensor in self._tensors:
+            key = identity(tensor)
+            if key not in self._copies:
+                on_step = tally.part(tensor.numel() * tensor.element_size())
+                self._copies[key] = copied(tensor, self._place, options, on_step, note)
 
     def moved(self, tensor: torch.Tensor) -> torch.Tensor:
         """What takes the place of `tensor`."""
-        copy = self._copies.get(identity(tensor)) if self._copies else None
+        copy = self._copies.get(identity(tensor))
         return tensor.to(self._place) if copy is None else copy
 
 
-def _moved_by(root: torch.nn.Module) -> Iterable[torch.Tensor]:
-    """What `root.to` moves; of a sharded parameter, also the part."""
+def _moved_by(root: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """What `root.to` moves; of a sharded parameter, its part."""
     for module in root.modules():
         for registry in (module._parameters, module._buffers):
             for tensor in registry.values() if isinstance(registry, dict) else ():
                 if tensor is not None:
-                    grad = tensor.grad if tensor.is_leaf else None
-                    for each in (tensor, grad):
-                        if each is not None:
-                            part = part_of(each)
-                            yield from (each,) if part is None else (each, part)
+                    yield _part_or_all(tensor)
+                    if tensor.is_leaf and tensor.grad is not None:
+                        yield _part_or_all(tensor.grad)
+
+
+def _part_or_all(tensor: torch.Tensor) -> torch.Tensor:
+    part = part_of(tensor)
+    return tensor if part is None else part
