@@ -132,8 +132,7 @@ test-asan: ## address and undefined-behavior sanitizers: C++ tests and the Pytho
 	env $(call preload,libasan.so) PYTHONPATH=$(CURDIR)/build-asan/site $(PY) -m pytest --capture=sys tests -m core $(PYTEST_ARGS)
 
 .PHONY: test-tsan
-# Children that tests fork start threads, too.
-test-tsan: export TSAN_OPTIONS := halt_on_error=1:die_after_fork=0:suppressions=$(CURDIR)/tools/tsan.supp
+test-tsan: export TSAN_OPTIONS := halt_on_error=1:suppressions=$(CURDIR)/tools/tsan.supp
 test-tsan: ## thread sanitizer: C++ tests with "Thread" in their name and the Python tests marked threads
 	@$(call SANITIZED,tsan,thread) test-cpp CTEST_ARGS="-L threaded"
 	# The barriers of libtorch's OpenMP threads are hidden from the sanitizer: without these threads nothing looks like a race.

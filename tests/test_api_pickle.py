@@ -314,8 +314,7 @@ def test_shared_memory_and_deep_copies_work_as_before() -> None:
     assert_same_bits(lazy, duplicate.clone())
 
 
-@pytest.mark.threads
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.threads)])
 def test_processes_of_multiprocessing_get_and_send_values(method: str) -> None:
     lazy = made(lazy=True)["matrix"]
     import torch.multiprocessing

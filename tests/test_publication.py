@@ -25,6 +25,7 @@ from dormant.publication.locking import locked
 from dormant.publication.publication import Publication, written_aside
 from dormant.publication.staging import remove_abandoned, staging_folder
 
+THREADS = pytest.param("threads", marks=pytest.mark.threads)
 SYSTEM_CALLS = ("mkdir", "open", "stat", "fstat", "unlink", "rmdir", "fsync", "replace", "link")
 
 
@@ -252,8 +253,7 @@ def test_a_process_forked_meanwhile_removes_nothing(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
-@pytest.mark.threads
-@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize("kind", [THREADS, "processes"])
 def test_makers_beside_removers_keep_what_is_theirs(kind: str, tmp_path: Path) -> None:
     failures: list[BaseException] = []
 
@@ -554,9 +554,8 @@ class Critical:
                 self.place.unlink()
 
 
-@pytest.mark.threads
 @pytest.mark.parametrize("locks", ["of folders", "of files"])
-@pytest.mark.parametrize("kind", ["threads", "processes"])
+@pytest.mark.parametrize("kind", [THREADS, "processes"])
 def test_one_at_a_time_is_in_a_folder(
     kind: str, locks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -331,8 +331,13 @@ def test_processes_that_save_to_one_folder_leave_one_save_whole(sizes: str, tmp_
     together(tmp_path, sizes.split(), threads=False)
 
 
-@pytest.mark.threads
-@pytest.mark.parametrize("threads", [True, False], ids=["threads", "processes"])
+@pytest.mark.parametrize(
+    "threads",
+    [
+        pytest.param(True, id="threads", marks=pytest.mark.threads),
+        pytest.param(False, id="processes"),
+    ],
+)
 def test_where_folders_cannot_be_locked_one_save_is_left_whole(
     threads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

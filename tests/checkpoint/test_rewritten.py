@@ -146,7 +146,6 @@ def test_what_the_model_has_written_meanwhile_is_kept(
     assert_same_bits(expected, model.get_parameter("0.weight").detach())
 
 
-@pytest.mark.threads
 def test_a_process_made_by_fork_keeps_the_values_too(
     state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

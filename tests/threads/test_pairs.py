@@ -82,6 +82,8 @@ class Host:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                # By posix_spawn: the thread sanitizer lets no fork of a process with threads go on.
+                close_fds=False,
             )
 
 
