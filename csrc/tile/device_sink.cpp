@@ -45,10 +45,10 @@ DeviceSink::DeviceSink(const at::Tensor& destination, size_t ring_bytes)
   const auto itemsize = elements_.element_size();
   slot_elements_ = static_cast<int64_t>(std::max<size_t>(1, ring_bytes / kSlots / itemsize));
   const auto pieces = (elements_.numel() + slot_elements_ - 1) / slot_elements_;
-  slots_ = static_cast<size_t>(std::min<int64_t>(kSlots, pieces));
+  const auto slots = std::min<int64_t>(kSlots, pieces);
   slot_elements_ = std::min(slot_elements_, elements_.numel());
   const auto options = elements_.options().device(at::kCPU).pinned_memory(stream_.has_value());
-  for (size_t i = 0; i < slots_; ++i) {
+  for (int64_t i = 0; i < slots; ++i) {
     free_.push_back({at::empty({slot_elements_}, options), std::nullopt});
   }
 }

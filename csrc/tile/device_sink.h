@@ -53,7 +53,6 @@ class DORMANT_BINDINGS_API DeviceSink final : public Sink {
   mutable std::mutex mutex_;
   mutable std::condition_variable returned_;
   mutable std::deque<Slot> free_;  ///< the one whose copy began first is at the front
-  size_t slots_ = 0;
 };
 
 /// Writes a lazy tensor to `destination`, a tensor of the same sizes and dtype that is dense on
