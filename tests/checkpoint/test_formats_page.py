@@ -93,7 +93,7 @@ EXAMPLES: dict[str, list[Callable[[Path], Path]]] = {
         set_of("consolidated.{:02}-of-03.model.pth")
     ],
 }
-REMOTE = "any of these behind a [URL](remote.md), except torch.distributed.checkpoint"
+REMOTE = "any of these behind a [URL](remote.md)"
 
 
 def test_every_row_has_an_example() -> None:

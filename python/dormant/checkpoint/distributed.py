@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, overload
@@ -15,8 +15,13 @@ from dormant.checkpoint.entry import (
     Entry,
     StoredTensor,
     contiguous_strides,
+    place_of,
 )
+from dormant.checkpoint.files import Place
+from dormant.checkpoint.ranges import RangeFile
+from dormant.checkpoint.stores import open_url, open_urls
 from dormant.checkpoint.torch_file import Fits, is_torch_file, read_objects
+from dormant.checkpoint.url import Url
 
 METADATA = ".metadata"
 
@@ -27,12 +32,12 @@ ValuePath = tuple[str | int, ...]
 
 
 def read_distributed(
-    metadata: Path, *, key: str | None = None, fits: Fits | None = None
+    metadata: Place, *, key: str | None = None, fits: Fits | None = None
 ) -> list[Contents]:
     """Reads a `.metadata`; the positions of tensors in its files are looked up when needed.
 
     Args:
-        metadata: its path.
+        metadata: its path or URL.
         key: the mapping in the saved state dict whose tensors are wanted; nested mappings are
             separated by dots ("app.model"). "" and None mean all tensors, by their full names.
         fits: returns how many of the given names are wanted; chooses the mapping if `key` is None.
@@ -44,18 +49,33 @@ def read_distributed(
         ValueError, NotImplementedError, OSError: as by `open_checkpoint`.
         KeyError: nothing was saved under `key`.
     """
-    file = _C.File(metadata)
-    folder = Path(file.path).parent
-    opened = _C.distributed_entries(file, lambda name: _data_file(folder / name))
-    return _contents(file, opened, key, fits)
+    if isinstance(metadata, Path):
+        file = _C.File(metadata)
+        folder = Path(file.path).parent
+        opened = _C.distributed_entries(file, lambda name: _data_file(folder / name))
+        return _contents(file, opened, key, fits)
+    remote = [open_url(metadata)]
+
+    def open_beside(name: str) -> _C.File:
+        remote.append(open_url(metadata.parent / name))
+        return remote[-1].file()
+
+    file = remote[0].file()
+    opened = _C.distributed_entries(file, open_beside)
+    remote[0].opened([])
+    return _contents(file, opened, key, fits, remote[1:], metadata.parent)
 
 
 def read_distributed_safetensors(
-    paths: Sequence[Path], *, key: str | None = None, fits: Fits | None = None
+    places: Sequence[Place], *, key: str | None = None, fits: Fits | None = None
 ) -> list[Contents]:
     """Does the same for safetensors files whose headers say which parts they contain."""
-    files = [_C.File(path) for path in paths]
-    return _contents(None, _C.distributed_safetensors_entries(files), key, fits)
+    remote = open_urls([place for place in places if isinstance(place, Url)])
+    files = [_C.File(place) for place in places if isinstance(place, Path)]
+    files += [each.file() for each in remote]
+    opened = _C.distributed_safetensors_entries(files)
+    folder = places[0].parent if isinstance(places[0], Url) else None
+    return _contents(None, opened, key, fits, remote, folder)
 
 
 def _data_file(path: Path) -> _C.File:
@@ -65,11 +85,16 @@ def _data_file(path: Path) -> _C.File:
 
 
 def _contents(
-    metadata: _C.File | None, opened: _C.DistributedEntries, key: str | None, fits: Fits | None
+    metadata: _C.File | None,
+    opened: _C.DistributedEntries,
+    key: str | None,
+    fits: Fits | None,
+    remote: Sequence[RangeFile] = (),
+    folder: Url | None = None,
 ) -> list[Contents]:
     tensors, objects, paths, files, about = opened
-    where = Path(metadata.path if metadata is not None else files[0].path)
-    places = [Path(file.path) for file in files]
+    where = str(place_of(metadata if metadata is not None else files[0]))
+    places = [place_of(file) for file in files]
     stored: dict[str, StoredTensor] = {}
     ranges: list[dict[tuple[int, int], None]] = [{} for _ in files]
     for name, dtype, shape, nbytes, storage, parts in tensors:
@@ -88,6 +113,15 @@ def _contents(
         )
     for _, number, offset, length in objects:
         ranges[number][offset, length] = None
+    numbers = {file.path: number for number, file in enumerate(files)}
+    for each in remote:
+        number = numbers[each.name]
+        each.opened(
+            (offset, offset + length, name)
+            for name, *_, parts in tensors
+            for part, offset, length, _ in parts
+            if part == number
+        )
     values: dict[str, StoredTensor | _Object] = {
         **stored,
         **{name: _Object(files[n], offset, length) for name, n, offset, length in objects},
@@ -119,9 +153,8 @@ def _contents(
     if metadata is not None:
         own = cast("list[Checksum]", _MetadataChecksums(metadata, storages))
         contents.insert(0, Contents(metadata, {}, own))
-    first = contents[0]
-    contents[0] = Contents(first.file, found, first.checksums, dict(about), None, extra)
-    return contents
+    contents[0] = replace(contents[0], tensors=found, metadata=dict(about), extra=extra)
+    return [replace(each, folder=folder) for each in contents]
 
 
 def _nbytes(shape: tuple[int, ...], itemsize: int) -> int:
@@ -140,7 +173,7 @@ def _below(path: ValuePath, prefix: str) -> str | None:
 
 def _chosen(
     saved: Mapping[str, tuple[ValuePath, StoredTensor | _Object]],
-    where: Path,
+    where: str,
     key: str | None,
     fits: Fits | None,
 ) -> str:
@@ -247,7 +280,7 @@ class _MetadataChecksums(_LateChecksums):
 
 
 def _nested(
-    values: Sequence[tuple[ValuePath, StoredTensor | _Object]], where: Path
+    values: Sequence[tuple[ValuePath, StoredTensor | _Object]], where: str
 ) -> dict[str, Any]:
     """Mappings and lists as they were saved."""
     root: dict[Any, Any] = {}
@@ -275,7 +308,7 @@ def _nested(
 _TAKEN = object()
 
 
-def _contradiction(path: ValuePath, where: Path) -> ValueError:
+def _contradiction(path: ValuePath, where: str) -> ValueError:
     return ValueError(
         f"open_checkpoint: {where}: the path {list(path)!r:.200} of a value contradicts the paths "
         "of other values. The file is damaged; get it again."

@@ -166,7 +166,7 @@ def _find_at(folder: Url) -> Group:
     names = stores.names_at(folder)
     if names is None:
         names = []
-        for name in _FIRST:
+        for name in (*_FIRST, _DISTRIBUTED):
             if stores.exists(folder / name):
                 return _single(folder / name)
     return _choose(names, folder)
@@ -207,11 +207,6 @@ def _choose(names: Sequence[str], folder: Place) -> Group:
 
 def _single(path: Place) -> Group:
     if path.name == _DISTRIBUTED:
-        if isinstance(path, Url):
-            raise NotImplementedError(
-                f"open_checkpoint: {path} belongs to a folder of torch.distributed.checkpoint, "
-                "which can only be opened from a local path. Copy the folder and pass its path."
-            )
         return Group("distributed", (path,))
     if found := _SPLIT.fullmatch(path.name):
         return _split(path, found["stem"], int(found["number"]), int(found["of"]))

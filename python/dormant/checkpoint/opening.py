@@ -90,7 +90,7 @@ def open_group(
         path = group.files[0]
         return _opened_at_once(path, lambda: _open_shards(path, key, fits, foreign))
     if group.kind == "distributed":
-        files = [path for path in group.files if isinstance(path, Path)]
+        files = group.files
         return _opened_at_once(files[0], lambda: _open_distributed(files, key, fits))
     contents = _read_all(group.files, key, fits, foreign)
     metadata: dict[str, Any] = {}
@@ -184,11 +184,11 @@ def _read_safetensors(file: _C.File) -> Contents:
     )
 
 
-def _open_distributed(paths: Sequence[Path], key: str | None, fits: Fits | None) -> Opened:
-    if paths[0].name == METADATA:
-        contents = read_distributed(paths[0], key=key, fits=fits)
+def _open_distributed(places: Sequence[Place], key: str | None, fits: Fits | None) -> Opened:
+    if places[0].name == METADATA:
+        contents = read_distributed(places[0], key=key, fits=fits)
     else:
-        contents = read_distributed_safetensors(paths, key=key, fits=fits)
+        contents = read_distributed_safetensors(places, key=key, fits=fits)
     return Opened(dict(contents[0].tensors), contents, contents[0].metadata)
 
 

@@ -113,8 +113,8 @@ def open_urls(urls: Sequence[Url]) -> list[RangeFile]:
     Raises:
         ValueError, ImportError, OSError: as by `open_url`, for the first that cannot be opened.
     """
-    if len(urls) == 1:
-        return [open_url(urls[0])]
+    if len(urls) < 2:
+        return [open_url(url) for url in urls]
     pool = ThreadPoolExecutor(min(len(urls), _AT_A_TIME))
     try:
         return list(pool.map(open_url, urls))

@@ -144,8 +144,9 @@ def load(
             the one in config.json beside the files, otherwise the dtype of the first floating-point
             tensor. None keeps the model's dtypes.
         device: the device of the final tensors, as in `model.to(device)`. Values are read or
-            computed on the CPU and copied in pieces, so the CPU's memory never holds a whole tensor,
-            unless it is packed or was real. With `materialize=False`, it can only be the CPU.
+            computed on the CPU and copied in pieces, so the CPU's memory never holds a whole
+            tensor, unless it is packed or was real. With `materialize=False`, it can only be the
+            CPU.
         materialize: False leaves lazy tensors lazy; loaded ones then have the file as their source.
         memory_budget: bytes that loading may take besides the final tensors, a number or text like
             "2GiB"; None sets no limit.
