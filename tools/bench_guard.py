@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     packages = {"base": options.base.resolve() / "python", "here": HERE / "python"}
     for name, package in packages.items():
-        if not any(package.glob("dormant/_builds/*/_C.*")):
+        if not any(package.glob("dormant/**/_C.*.so")):
             parser.error(f"{name}: no built package in {package}. Run `make build` there.")
     times: dict[str, dict[str, list[float]]] = {"base": {}, "here": {}}
     for number in range(options.rounds):

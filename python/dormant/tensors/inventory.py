@@ -132,7 +132,8 @@ def inventory_of(found: Iterable[tuple[str, torch.Tensor]]) -> Inventory:
             part = only_part(tensor) if is_wrapper(tensor) else tensor
             if part is None:
                 continue  # its parts are found separately
-            entry = entries.get(identity(part))
+            key = identity(part)
+            entry = entries.get(key)
             if entry is not None:
                 if name not in entry.names and not _HELD_BY_HOOK.search(name):
                     entry.names.append(name)
@@ -146,7 +147,7 @@ def inventory_of(found: Iterable[tuple[str, torch.Tensor]]) -> Inventory:
                 storage_of(tensor) in inventory.storage_nbytes or element_bytes(tensor) == 0
             ):
                 continue
-            entries[identity(tensor)] = inventory.add(tensor, [name])
+            entries[key] = inventory.add(tensor, [name])
     return inventory
 
 

@@ -65,7 +65,7 @@ def reachable_tensors(root: object, name: str = "") -> Iterator[tuple[str, torch
         under their names there. A tensor that is held under two names comes twice; tensors below an
         object come under its first name only.
     """
-    kinds: dict[int, _Kind] = {}
+    kinds = dict(_KNOWN)
     # Keeps visited objects alive, because an id is unique only as long as its object exists.
     seen: dict[int, object] = {}
     start: _Path = (None, name)
@@ -286,3 +286,8 @@ _PARTIAL = functools.partial.__dict__
 _IS_LEAF: Callable[[torch.Tensor], bool] = torch._C.TensorBase.__dict__["is_leaf"].__get__
 _RETAINS_GRAD: Callable[[torch.Tensor], bool] = torch._C.TensorBase.__dict__["retains_grad"].__get__
 _GRAD: Callable[[torch.Tensor], Any] = torch._C.TensorBase.__dict__["grad"].__get__
+# Types that do not change, examined once.
+_KNOWN = {
+    id(kind): _examine(kind)
+    for kind in (torch.Tensor, torch.nn.Parameter, dict, list, tuple, set, frozenset)
+}
