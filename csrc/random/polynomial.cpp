@@ -87,10 +87,9 @@ constexpr size_t kPlanes = 32;
 constexpr size_t kResultRows = (kN + 63) / 64;
 constexpr size_t kRows = kPolynomialWords + kResultRows;
 
-// Bits 64r to 64r + 63 of every plane are row r. The row after the last is only read from, by loads
-// that begin one plane further.
+// Bits 64r to 64r + 63 of every plane are row r.
 struct Planes {
-  alignas(64) uint64_t rows[kRows + 1][kPlanes];
+  alignas(64) uint64_t rows[kRows][kPlanes];
 };
 
 // Of each plane, the sums of the products of row r with word kPolynomialWords - 2 + d - r of the
@@ -183,8 +182,10 @@ template <size_t kBytes>
     shift[v][plane % kLanes] = 10 * 64 - (plane + 1 == kPlanes - 1 ? 624 : 623);
   }
   for (size_t row = kResultRows; row < kRows; ++row) {
+    // From plane 1 on, the last one is that of plane 0 of the next row, which is not wanted.
     const auto load = [&](Vector& vector, size_t rows_before, size_t plane) {
-      std::memcpy(&vector, planes.rows[row - rows_before] + plane, sizeof vector);
+      std::memcpy(&vector, &planes.rows[0][0] + (row - rows_before) * kPlanes + plane,
+                  sizeof vector);
     };
     const uint64_t lowest = planes.rows[row - 10][0] >> 17 | planes.rows[row - 9][0] << 47;
     for (size_t v = 0; v < kVectors; ++v) {
