@@ -43,6 +43,19 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises here as in a terminal, and is not swallowed.
+
+    Python ignores what is raised in a callback of the garbage collector, and hypothesis has one.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.disable()
+    yield
+    gc.enable()
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True)
 def process_state() -> Iterator[None]:
     """Puts back what tests change process-wide, and fails one that leaves recording on."""

@@ -431,6 +431,7 @@ def test_an_exception_of_progress_stops_it_and_leaves_no_file(shard: str, tmp_pa
     assert dormant.is_lazy(model)
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_stops_it_soon_and_leaves_no_file(tmp_path: Path) -> None:
     with dormant.lazy_init():
         state = {"large": torch.empty(1 << 30).normal_()}

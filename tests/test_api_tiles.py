@@ -213,6 +213,7 @@ def test_what_a_replay_needed_besides_its_tensors_goes_back_to_the_system() -> N
     assert found["grown"] <= found["final"] + 16 * MIB
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_leaves_tensors_lazy_and_they_can_be_materialized_again() -> None:
     with dormant.lazy_init():
         model = nn.Sequential(*[nn.Linear(3000, 3000, bias=False) for _ in range(12)])

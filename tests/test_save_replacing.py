@@ -167,6 +167,7 @@ def test_an_error_in_any_call_leaves_the_old_file_or_the_new_one(
     assert n > 5
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_while_files_are_published_waits_for_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,18 +186,15 @@ def test_a_load_in_a_callback_cannot_wait_and_says_so(files: list[Path]) -> None
 
 
 @pytest.mark.threads
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_ends_the_wait_for_another_load(files: list[Path]) -> None:
     model = build("real")
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        first = Loader(model, files[0])
-        main = threading.get_ident()
-        threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
-        # The other thread is let go on only after this: without Ctrl-C it would wait for good.
-        with pytest.raises(KeyboardInterrupt):
-            dormant.load(model, files[1])
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    first = Loader(model, files[0])
+    main = threading.get_ident()
+    threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+    # The other thread is let go on only after this: without Ctrl-C it would wait for good.
+    with pytest.raises(KeyboardInterrupt):
+        dormant.load(model, files[1])
     first.finish()
     assert_whole(model, state_of(1))
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,14 +82,6 @@ class Maker:
             assert self.may_go_on.wait(SECONDS)
             if self._error is not None:
                 raise self._error
-
-
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """Ctrl-C raises here as in a terminal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.threads
