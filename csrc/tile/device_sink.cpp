@@ -93,7 +93,6 @@ void DeviceSink::write(const void* data, size_t nbytes, int64_t offset) const {
 }
 
 void DeviceSink::finish() {
-  const std::lock_guard<std::mutex> lock(mutex_);
   for (auto& slot : free_) {
     if (slot.copied) {
       slot.copied->synchronize();

@@ -29,12 +29,12 @@ class DORMANT_BINDINGS_API DeviceSink final : public Sink {
  public:
   /// `destination` is contiguous. All buffers together have about `ring_bytes` bytes.
   DeviceSink(const at::Tensor& destination, size_t ring_bytes);
-  /// Waits for the copies, which read from the buffers.
+  /// When nobody writes any more: waits for the copies, which read from the buffers.
   ~DeviceSink() override;
 
   void write(const void* data, size_t nbytes, int64_t offset) const override;
 
-  /// Waits for all copies; throws what went wrong on the device.
+  /// When nobody writes any more: waits for all copies; throws what went wrong on the device.
   void finish();
 
  private:
