@@ -3,7 +3,7 @@
 #
 #   tools/gpu_check.sh [PYTHON [DEVICE]]
 #
-# PYTHON (default: python3) must have torch 2.11 or later for CUDA, and safetensors, pybind11 and nlohmann_json; cmake and
+# PYTHON (default: python3) must have torch 2.11 or later for CUDA, and safetensors and nlohmann_json; cmake and
 # ninja may be anywhere in PATH or beside PYTHON. bitsandbytes is optional. Nothing is downloaded. Takes a few minutes, most of
 # them for compiling. DEVICE "fake" tries the script on a machine without a GPU. Exit status: 0 if everything passed.
 set -euo pipefail
@@ -15,7 +15,7 @@ build=build-gpu
 site=$PWD/$build/site
 
 missing=()
-for module in torch safetensors pybind11 nlohmann_json; do
+for module in torch safetensors nlohmann_json; do
   "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$module') is None)" || missing+=("$module")
 done
 for tool in cmake ninja c++; do
