@@ -21,6 +21,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "bit strings are read at byte offsets");
 
 constexpr uint64_t kN = at::MERSENNE_STATE_N;
+
 // Exponents of the characteristic polynomial of one step of mt19937, without the leading 19937.
 // Found by Berlekamp-Massey on one output bit; jump_test.cpp finds them anew.
 constexpr std::array<uint16_t, 134> kTail = {
