@@ -5,7 +5,7 @@
 #
 # PYTHON (default: python3) must have torch 2.11 or later for CUDA, and safetensors and nlohmann_json; cmake and
 # ninja may be anywhere in PATH or beside PYTHON. bitsandbytes is optional. Nothing is downloaded. Takes a few minutes, most of
-# them for compiling. DEVICE "fake" tries the script on a machine without a GPU. Exit status: 0 if everything passed.
+# them for compiling. DEVICE "hpu" tries the script on a machine without a GPU, on a simulated device. Exit status: 0 if everything passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${1:-python3}")
@@ -45,7 +45,8 @@ mkdir -p "$build"
   cmake -G Ninja -S . -B "$build" -Wno-dev -DPython_EXECUTABLE="$python" -DDORMANT_TESTS=OFF &&
     ninja -C "$build" package_files &&
     rm -rf "$site" && mkdir -p "$site" && cp -r python/. "$site/" &&
-    cmake --install "$build" --prefix "$site/dormant"
+    cmake --install "$build" --prefix "$site/dormant" &&
+    if [[ $device == hpu ]]; then "$python" tests/lib/fake_device.py "$build"; fi
 } >"$build/gpu_check.log" 2>&1 || {
   tail -20 "$build/gpu_check.log" >&2
   echo "gpu_check: the build failed; everything it printed is in $build/gpu_check.log" >&2
@@ -54,7 +55,7 @@ mkdir -p "$build"
 printf '%-45s %-8s %s\n' build passed "$(since "$begin")"
 
 failed=0
-export PYTHONPATH=$site
+export PYTHONPATH=$site DORMANT_FAKE_DEVICE=$PWD/$build/fake_device.so
 for job in $("$python" tests/device/jobs.py --list); do
   begin=$(seconds)
   if timeout 120 "$python" tests/device/jobs.py "$device" "$job" >"$build/$job.log" 2>&1; then

@@ -21,8 +21,21 @@ constexpr size_t kRingBytes = kSlots * 8 * 1024 * 1024;
 // Of a budget, the ring gets this share, the tiles the rest.
 constexpr size_t kShare = 4;
 
-bool has_pinned_memory_and_events(const at::Tensor& tensor) {
-  return tensor.is_cuda() || tensor.is_xpu();  // ROCm's devices are CUDA's, too
+/// The stream on which copies from pinned memory run while the CPU goes on; empty where the device
+/// has no such memory, or no events that tell when a copy is done. The device itself is asked.
+std::optional<c10::Stream> stream_of_copies(const at::Tensor& destination) {
+  if (destination.is_cpu()) {
+    return {};
+  }
+  const auto device = destination.device();
+  try {
+    const auto stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+    c10::Event(device.type()).record(stream);
+    at::empty({1}, destination.options().device(at::kCPU).pinned_memory(true));
+    return stream;
+  } catch (const c10::Error&) {
+    return {};
+  }
 }
 
 /// The dimensions in the order in which they lie in memory, the outermost first.
@@ -37,11 +50,7 @@ std::vector<int64_t> dimensions_by_stride(const at::Tensor& tensor) {
 }  // namespace
 
 DeviceSink::DeviceSink(const at::Tensor& destination, size_t ring_bytes)
-    : elements_(destination.view({-1})) {
-  if (has_pinned_memory_and_events(destination)) {
-    const auto device = destination.device();
-    stream_ = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-  }
+    : elements_(destination.view({-1})), stream_(stream_of_copies(destination)) {
   const auto itemsize = elements_.element_size();
   slot_elements_ = static_cast<int64_t>(std::max<size_t>(1, ring_bytes / kSlots / itemsize));
   const auto pieces = (elements_.numel() + slot_elements_ - 1) / slot_elements_;

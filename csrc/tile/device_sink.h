@@ -3,8 +3,8 @@
 // Tiles are made on the CPU's threads and copied into one of a few buffers, from which the device
 // fetches them while the next tiles are made. So the CPU's memory holds these buffers and the
 // tiles, never a whole tensor. The copies are PyTorch's own, so any device that PyTorch knows will
-// do; where it has pinned memory and events (CUDA, ROCm, XPU), nobody waits for a copy before its
-// buffer is needed again.
+// do; where it has pinned memory and events (CUDA, ROCm, XPU, ...), nobody waits for a copy before
+// its buffer is needed again.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -48,7 +48,7 @@ class DORMANT_BINDINGS_API DeviceSink final : public Sink {
 
   const at::Tensor elements_;  ///< the destination in one dimension
   /// On which copies run meanwhile: the one that was current where the sink was made.
-  std::optional<c10::Stream> stream_;
+  const std::optional<c10::Stream> stream_;
   int64_t slot_elements_;
   mutable std::mutex mutex_;
   mutable std::condition_variable returned_;

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+import fake_device
 
 _JOBS_FILE = Path(__file__).with_name("jobs.py")
 _JOBS = (
@@ -19,21 +22,33 @@ _JOBS = (
     "load",
     "failures",
     "threads",
+    "recorded_on_the_cpu_only",
     "quantized",
+    "quantized_load",
 )
-# On the simulated device, these have nothing to check; jobs.py says why.
-_GPU_ONLY = ("tensors_outside_of_modules", "quantized")
 
 
-def _run(device: str, job: str) -> None:
+def _run(device: str, job: str, **environment: str) -> None:
     command = [sys.executable, str(_JOBS_FILE), device, job]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        env={**os.environ, **environment},
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("job", [job for job in _JOBS if job not in _GPU_ONLY])
-def test_on_a_simulated_device(job: str) -> None:
-    _run("fake", job)
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_device.build(tmp_path_factory.mktemp("device"))
+
+
+@pytest.mark.parametrize("job", _JOBS)
+def test_on_a_simulated_device(job: str, library: Path) -> None:
+    _run("hpu", job, **{fake_device.VARIABLE: str(library)})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -22,10 +22,11 @@ class LazyInitContext:
 
     Args:
         tensor_cls: the tensor class of ColossalAI's own implementation; must be None.
-        default_device: the device that factory functions use if none is given.
+        default_device: the device that factory functions use if none is given, as in `lazy_init`.
 
     Raises:
         ValueError: `tensor_cls` is not None, or tensors cannot be created on `default_device`.
+        NotImplementedError: `default_device` is neither the CPU nor the meta device.
 
     Example:
         >>> import torch, dormant

@@ -23,6 +23,7 @@ from dormant.loading.api import load
 from dormant.recording.context import lazy_init
 from dormant.reporting.progress import Callback
 from dormant.tensor_parallel import REPLICATED, Rule, Rules, Sharded
+from dormant.tensors.device import check_device
 
 # Meta's files lack the prefix of LLaMA2-Accessory's MetaModel (accessory/util/tensor_parallel.py).
 _PREFIX = "llma."
@@ -50,7 +51,8 @@ class default_tensor_type:
 
     Args:
         dtype: the default dtype inside; None keeps the surrounding one.
-        device: "cpu" or "cuda", the device of new tensors; None keeps the surrounding one.
+        device: "cpu" or "cuda"; None keeps the surrounding one. Models are recorded on the CPU;
+            `get_current_materialization_device()` is where to materialize them.
         is_meta: accepted for compatibility; models are lazy for any value.
 
     Raises:
@@ -77,7 +79,8 @@ class default_tensor_type:
             raise ValueError(
                 f'default_tensor_type: device must be "cpu", "cuda" or None, got {device!r}.'
             )
-        self._context = lazy_init(device=device, dtype=dtype)
+        check_device(device, "default_tensor_type")
+        self._context = lazy_init(device=None if device is None else "cpu", dtype=dtype)
         self._device = device
 
     def __enter__(self) -> None:

@@ -21,7 +21,6 @@ from dormant.reporting.progress import Callback
 from dormant.reporting.random_path import random_path
 from dormant.reporting.report import Origin, Report
 from dormant.reporting.tally import Tally
-from dormant.tensors.conversion import convert
 from dormant.tensors.identity import is_wrapper, owns_storage
 from dormant.tensors.inventory import Inventory
 
@@ -75,9 +74,16 @@ def execute(
             )
             copies = None
             if place is not None and materialize:
-                lazy_storages = [_C.storage_id(each) for each in wanted if _C.is_lazy(each)]
-                copies = DeviceCopies(prepared.loaded, model, place, lazy_storages)
-                copies.make(options, tally, lambda done: note(done, finished))
+                copies = DeviceCopies(
+                    [("", model)],
+                    prepared.loaded,
+                    place,
+                    [_C.storage_id(each) for each in wanted if _C.is_lazy(each)],
+                    options=options,
+                    tally=tally,
+                    note=lambda done: note(done, finished),
+                )
+                copies.make()
                 wanted = [each for each in wanted if _C.storage_id(each) not in copies.storages]
             realize(wanted, tally.rest(), held.tensors)
             held.prepare_to_keep()
@@ -91,12 +97,12 @@ def execute(
     held.keep()
     for tensor in prepared.loaded.objects:  # tensors that a conversion made were not held
         _C.settle(tensor)
-    if materialize:
-        forget_sources([model])
     # `place` exchanges storages.
     origins = _known_origins(model, prepared) | packed
     if copies is not None:
-        convert([("", model)], copies.moved)
+        copies.move()
+    if materialize:
+        forget_sources([model])
     return make_report(
         _merged(prepared.before, prepared.loaded),
         finished,

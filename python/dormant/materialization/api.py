@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 
 from dormant._extension import _C
-from dormant.materialization.device_copies import can_be_copied, copied
+from dormant.materialization.device_copies import DeviceCopies
 from dormant.materialization.exhausted_memory import explained
 from dormant.materialization.options import (
     MaterializeOptions,
@@ -32,7 +32,7 @@ from dormant.reporting.progress import Callback, following
 from dormant.reporting.random_path import random_path
 from dormant.reporting.report import Origin, Report, TensorReport, with_memory_trace
 from dormant.reporting.tally import Tally
-from dormant.tensors.conversion import convert, convert_dtype
+from dormant.tensors.conversion import convert_dtype
 from dormant.tensors.device import check_device
 from dormant.tensors.identity import is_meta, is_wrapper, owns_storage
 from dormant.tensors.inventory import Inventory, InventoryEntry, take_inventory
@@ -239,22 +239,31 @@ def bring_to_life(
             lazy = inventory.lazy_storages
             origins |= shared(modules, inventory, lazy, together, values, options, tally, finished)
 
+        remaining = inventory.objects
         if place is not None:
+            lazy = inventory.lazy_storages if values == "exact" else {}
+            copies = DeviceCopies(
+                roots,
+                inventory,
+                place,
+                [storage for storage, tensor in lazy.items() if _C.is_lazy(tensor)],
+                options=options,
+                tally=tally,
+                note=lambda done: note(done, finished),
+            )
             aliases = inventory.objects_by_storage()
 
             def moved(tensor: torch.Tensor) -> torch.Tensor:
                 if is_meta(tensor):
                     return tensor
-                if values == "exact" and can_be_copied(tensor, place):
-                    on_step = tally.part(tensor.numel() * tensor.element_size())
-                    return copied(tensor, place, options, on_step, lambda d: note(d, finished))
-                if _lacks_memory(tensor):
+                if _lacks_memory(tensor) and not copies.has(tensor):
                     same = aliases.get(_C.storage_id(tensor), ())
                     realize([tensor, *same], tally.part(_C.storage_nbytes(tensor)))
                 return tensor.to(place)
 
-            convert(roots, moved)
-        realize(inventory.objects, tally.rest())
+            copies.move(moved)
+            remaining = take_inventory(roots).objects  # what was replaced stays lazy
+        realize(remaining, tally.rest())
     forget_sources(root for _, root in roots)
     patches.uninstall_if_idle()
     _warn_of_meta_tensors(roots, inventory)

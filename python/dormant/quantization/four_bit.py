@@ -181,6 +181,11 @@ class FourBit(LayerFormat):
         """Removes everything of Dormant from `module`: its weight is real."""
         statistics.forget(module)
 
+    def move_statistics(self, module: torch.nn.Module, place: torch.device) -> None:
+        """Moves the QuantState, which the class of the weight has moved unless it was replaced."""
+        weight: Any = module._parameters["weight"]
+        weight.quant_state.to(place)
+
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:

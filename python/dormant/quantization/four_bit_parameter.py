@@ -140,6 +140,10 @@ class FourBitParameter:
         """Removes everything of Dormant from `module`: its parameter is real."""
         statistics.forget(self._unpacks(module))
 
+    def move_statistics(self, module: torch.nn.Module, place: torch.device) -> None:
+        """Moves the QuantState, which the library leaves where it is."""
+        self._unpacks(module).quant_state.to(place)
+
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:

@@ -95,6 +95,15 @@ class Int8(LayerFormat):
         """Removes everything of Dormant from `module`: its weight is real."""
         _LazyScales.detach(module)
 
+    def move_statistics(self, module: torch.nn.Module, place: torch.device) -> None:
+        """Moves the scales, and shares the codes again; the library leaves both where they are."""
+        weight: Any = module._parameters["weight"]
+        for owner in (weight, self._state(module)):
+            if owner.CB is not None:
+                owner.CB = weight.data
+            if owner.SCB is not None:
+                owner.SCB = owner.SCB.to(place)
+
     def accept(
         self, module: torch.nn.Module, entries: Mapping[str, torch.Tensor], shape: torch.Size
     ) -> None:

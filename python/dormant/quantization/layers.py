@@ -78,6 +78,12 @@ class QuantizedWeight:
         return _held(self.module, self._source)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the module has all packed bytes: nothing has sharded or taken them."""
+        packed = _reachable(self.module, self._source)
+        return packed is not None and not is_dtensor(packed)
+
+    @property
     def place(self) -> tuple[int, str]:
         """Identity of the module that had the packed bytes as a parameter, and its name there."""
         return id(_holder(self.module, self._source)), self.format.held_as.split(".")[-1]

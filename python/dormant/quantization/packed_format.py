@@ -69,6 +69,9 @@ class PackedFormat(Protocol):
     def attributes(self, module: torch.nn.Module) -> list[tuple[dict[str, object], State]]:
         """Each dict that `refresh` and `accept` write to, with its current contents."""
 
+    def move_statistics(self, module: torch.nn.Module, place: torch.device) -> None:
+        """Called when the packed bytes are on `place`: what they are unpacked with follows them."""
+
     # What ranks need that hold parts of the packed bytes (parts.py).
 
     def adopt_part(self, module: torch.nn.Module) -> None:

@@ -90,6 +90,12 @@ class LazyInit:
                 f"torch.bfloat16, got {dtype!r}."
             )
         self._device = check_device(device, "lazy_init", takes_meta=True)
+        if self._device is not None and self._device.type not in ("cpu", "meta"):
+            raise NotImplementedError(
+                f"lazy_init: tensors on {str(self._device)!r} cannot be recorded; the model would "
+                "be constructed there at once. Leave out device, and pass it to "
+                "dormant.materialize or dormant.load, which make each tensor there."
+            )
         self._dtype = dtype
         # One object may be entered by several threads, and again inside itself.
         self._entered = threading.local()
@@ -170,13 +176,15 @@ def lazy_init(device: Any = None, dtype: torch.dtype | None = None) -> Any:
     Args:
         function: the decorated function, if it is used without parentheses (`@dormant.lazy_init`).
         device: the device that factory functions use if none is given, as in `with
-            torch.device(device)`. Tensors for the meta device are left to PyTorch.
+            torch.device(device)`: the CPU, or the meta device, whose tensors are left to PyTorch.
+            Models for a GPU are recorded on the CPU; see `materialize`.
         dtype: the default floating-point dtype inside the context, restored afterwards. In PyTorch,
             the default dtype belongs to the process, so other threads see it while the context is
             open.
 
     Raises:
         ValueError: PyTorch does not know `device`, or cannot create tensors there.
+        NotImplementedError: `device` is another device than these two.
         RuntimeError: the context is left in a thread that did not enter it.
         TypeError: `dtype` is not a floating-point `torch.dtype`; or the decorated object is a
             class, a generator function or a coroutine function.

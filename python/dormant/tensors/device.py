@@ -23,7 +23,7 @@ def check_device(
 
     Raises:
         TypeError: `device` has a type that PyTorch does not accept.
-        MemoryError: there is no memory to try the device.
+        MemoryError, torch.OutOfMemoryError: there is no memory to try the device.
         ValueError: PyTorch does not know the device, or cannot create tensors there.
     """
     if device is None:
@@ -50,6 +50,8 @@ def check_device(
     try:
         with unrecorded():
             torch.empty(0, device=place)
+    except torch.OutOfMemoryError:
+        raise  # the device's own
     except (AssertionError, ImportError, NotImplementedError, RuntimeError) as error:
         if is_exhausted_memory(error):
             raise MemoryError(
