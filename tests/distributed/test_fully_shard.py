@@ -8,7 +8,7 @@ from assertions import assert_came_to_life, assert_same_tensors, tensors_of
 from jobs.models import eager_model, part_of
 from launch import RunRanks
 
-MESHES = [[1], [2], [4], [2, 2], [2, 1], [1, 2]]
+MESHES = [[1], [2], [4], [2, 2], [2, 1], [1, 2], [2, 4], [4, 2]]
 
 
 def _world(mesh: list[int]) -> int:

@@ -119,7 +119,7 @@ def test_a_rank_reads_its_part(run_ranks: RunRanks, path: Path) -> None:
 MAKE = {"nf4": functools.partial(four_bit, quant_type="nf4"), "int8": int8}
 
 
-WORLDS = pytest.mark.parametrize(("world", "shards"), [(2, 1), (4, 1), (4, 2)])
+WORLDS = pytest.mark.parametrize(("world", "shards"), [(2, 1), (4, 1), (4, 2), (8, 2), (8, 4)])
 
 
 @pytest.mark.parametrize("kind", MAKE)
