@@ -48,9 +48,12 @@ Geometry Geometry::contiguous(c10::IntArrayRef sizes, c10::ScalarType dtype) {
 }
 
 at::Tensor Geometry::over(const c10::Storage& storage) const {
-  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage),
-                                                         c10::DispatchKeySet(c10::DispatchKey::CPU),
-                                                         c10::scalarTypeToTypeMeta(dtype));
+  // A key of another device than the storage's would let the CPU's kernels loose on its memory.
+  const auto key = storage.device_type() == c10::DeviceType::CPU
+                       ? c10::DispatchKey::CPU
+                       : c10::computeDispatchKey(dtype, c10::kStrided, storage.device());
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(
+      c10::Storage(storage), c10::DispatchKeySet(key), c10::scalarTypeToTypeMeta(dtype));
   auto* impl = tensor.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(sizes, strides, offset);
   if (wrapped_number) {

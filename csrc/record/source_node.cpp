@@ -7,6 +7,7 @@
 #include <utility>
 #include <variant>
 
+#include "record/device_memory.h"
 #include "record/held_memory.h"
 #include "record/lazy_storage.h"
 #include "record/node.h"
@@ -83,8 +84,12 @@ at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offse
 }
 
 at::Tensor read_of(const at::Tensor& tensor) {
-  TORCH_CHECK_VALUE(tensor.is_cpu() && tensor.is_contiguous(),
-                    "read_of: expected a contiguous tensor on the CPU");
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), "read_of: expected a contiguous tensor");
+  const auto offset = static_cast<uint64_t>(tensor.storage_offset()) * tensor.element_size();
+  if (!tensor.is_cpu()) {
+    return make_read_tensor(std::make_shared<DeviceMemory>(tensor.storage()), offset,
+                            tensor.sizes(), tensor.scalar_type());
+  }
   const auto found = history_or_memory_of(tensor.storage().unsafeGetStorageImpl());
   if (std::holds_alternative<History>(found)) {
     settle(tensor);
@@ -92,9 +97,8 @@ at::Tensor read_of(const at::Tensor& tensor) {
   }
   const auto memory = std::get<Memory>(found);
   return make_read_tensor(
-      std::make_shared<HeldMemory>(memory.data, memory.nbytes, tensor.storage()),
-      static_cast<uint64_t>(tensor.storage_offset()) * tensor.element_size(), tensor.sizes(),
-      tensor.scalar_type());
+      std::make_shared<HeldMemory>(memory.data, memory.nbytes, tensor.storage()), offset,
+      tensor.sizes(), tensor.scalar_type());
 }
 
 std::vector<at::Tensor> quantize(const at::Tensor& tensor,

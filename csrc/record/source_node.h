@@ -29,7 +29,7 @@ c10::Storage make_read_storage(std::shared_ptr<const Source> source, uint64_t of
 at::Tensor make_read_tensor(std::shared_ptr<const Source> source, uint64_t offset,
                             c10::IntArrayRef sizes, c10::ScalarType dtype);
 
-/// A lazy tensor with the elements of a real contiguous one on the CPU, which it keeps alive and
+/// A lazy tensor with the elements of a real contiguous one on any device, which it keeps alive and
 /// which must not change until the lazy one and its copies are real. What another thread has made
 /// lazy is itself what is returned.
 DORMANT_BINDINGS_API at::Tensor read_of(const at::Tensor& tensor);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import sys
@@ -305,6 +306,123 @@ SCHEMES: tuple[object, ...] = (
 )
 
 
+def _saved(folder: str) -> tuple[Path, nn.Module]:
+    """A checkpoint of a model, and that model on the CPU."""
+    torch.manual_seed(3)
+    saved = Model()
+    with torch.no_grad():
+        for tensor in (*saved.parameters(), *saved.buffers()):
+            tensor.add_(1)
+    path = Path(folder, "model.pt")
+    torch.save(saved.state_dict(), path)
+    return path, saved
+
+
+def load_into_a_model_of_the_device(device: str) -> None:
+    """Parameters are the same objects, and whoever holds them notices nothing but new values."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, saved = _saved(folder)
+        state = {name: tensor.to(device) for name, tensor in saved.state_dict().items()}
+        on_cpu = dormant.load(_eagerly(), path)
+        for checkpoint in (path, saved.state_dict(), state):
+            model = _eagerly().to(device)
+            scalar, part = model.get_buffer("scalar"), model.get_buffer("part")
+            parameters = list(model.parameters())
+            places = [parameter.data_ptr() for parameter in parameters]
+            versions = [parameter._version for parameter in parameters]
+            calls: list[torch.Tensor] = []
+            model.norm.weight.register_post_accumulate_grad_hook(calls.append)
+            report = dormant.load(model, checkpoint)
+            assert list(map(id, model.parameters())) == list(map(id, parameters))
+            assert [parameter.data_ptr() for parameter in parameters] == places
+            assert all(p._version > v for p, v in zip(parameters, versions, strict=True))
+            assert model.get_buffer("part") is part
+            assert model.get_buffer("scalar") is scalar  # not persistent: no checkpoint has it
+            for origin in ("checkpoint", "real", "initialized"):
+                assert report.count(origin) == on_cpu.count(origin), (origin, report)
+            saved.scalar = scalar.cpu()
+            _check_equal(model, copy.deepcopy(saved), device)
+            model.norm.weight.sum().backward()
+            assert len(calls) == 1
+
+
+def refused_load_into_a_model_of_the_device(device: str) -> None:
+    """An error or a dry run leaves the values on the device as they were."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, saved = _saved(folder)
+        model = _eagerly().to(device)
+        expected = {name: tensor.cpu().clone() for name, tensor in _tensors(model).items()}
+        wrong = {**saved.state_dict(), "unknown": torch.ones(2)}
+        before = _tensors(model)
+        dormant.load(model, path, dry_run=True)
+        for refused in (wrong, {"transposed": torch.ones(2, 2)}):
+            try:
+                dormant.load(model, refused)
+            except KeyError:
+                pass
+            else:
+                raise AssertionError(refused)
+        assert all(_tensors(model)[name] is tensor for name, tensor in before.items())
+        for name, values in expected.items():
+            assert_same_bits(values, before[name].detach().cpu(), name)
+        if SIMULATED is None:
+            return
+        SIMULATED.copies_left(2)
+        message = ""
+        try:
+            dormant.load(model, path)
+        except RuntimeError as error:
+            message = str(error)
+        finally:
+            SIMULATED.copies_left(-1)
+        assert "These tensors, real before, were written in whole or in part" in message, message
+        assert message.endswith(" transposed."), message
+        assert all(_tensors(model)[name] is tensor for name, tensor in before.items())
+        dormant.load(model, path)
+        saved.scalar = model.get_buffer("scalar").cpu()
+        _check_equal(model, saved, device)
+
+
+def converted_in_a_load(device: str) -> None:
+    """A load with a dtype, from the model's own memory, and into memory with gaps."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, _ = _saved(folder)
+        expected, model = _eagerly(), _eagerly().to(device)
+        parameters = list(model.parameters())
+        dormant.load(expected, path, dtype=torch.bfloat16)
+        dormant.load(model, path, dtype=torch.bfloat16)
+        assert list(map(id, model.parameters())) == list(map(id, parameters))
+        _check_equal(model, expected, device)
+        dormant.load(model := _eagerly().to(device), path, device="cpu")
+        dormant.load(expected := _eagerly().to(device).to("cpu"), path)
+        _check_equal(model, expected, "cpu")
+    layer = nn.Linear(64, 64, bias=False).to(device)
+    values = layer.weight.detach().cpu().clone()
+    dormant.load(layer, {"weight": layer.weight.detach().t()})
+    assert torch.equal(layer.weight.detach().cpu(), values.t())
+    gaps = torch.zeros(64, 128).to(device)
+    layer.weight.data = gaps[:, ::2]
+    dormant.load(layer, {"weight": values})
+    assert torch.equal(layer.weight.detach().cpu(), values)
+    assert torch.equal(gaps.cpu()[:, 1::2], torch.zeros(64, 64))
+
+
+def saved_from_the_device(device: str) -> None:
+    """Every format has the values; torch.save's has the device, as with torch.save."""
+    with tempfile.TemporaryDirectory() as folder:
+        expected = _eagerly()
+        model = _eagerly().to(device)
+        for name in ("model.safetensors", "model.pt"):
+            dormant.save(model, Path(folder, name))
+        dormant.save({"model": model}, Path(folder, "dcp"), format="dcp")
+        for name in ("model.safetensors", "model.pt", "dcp"):
+            loaded = _lazily()
+            dormant.load(loaded, Path(folder, name), missing="init")
+            _check_equal(loaded, copy.deepcopy(expected), "cpu")
+        state = torch.load(Path(folder, "model.pt"))
+        assert {tensor.device.type for tensor in state.values()} == {device}
+
+
 def recorded_on_the_cpu_only(device: str) -> None:
     """A context for the device is refused: it would construct the model there at once."""
     for make in (dormant.lazy_init, lambda device: dormant.LazyInitContext(default_device=device)):
@@ -372,6 +490,10 @@ JOBS: dict[str, Callable[[str], None]] = {
         load,
         failures,
         threads,
+        load_into_a_model_of_the_device,
+        refused_load_into_a_model_of_the_device,
+        converted_in_a_load,
+        saved_from_the_device,
         recorded_on_the_cpu_only,
         quantized,
         quantized_load,

@@ -1,6 +1,7 @@
 // A device for machines without a GPU, with a stream, events and pinned memory. It takes the name
 // "hpu": PyTorch treats tensors there as it treats those of CUDA, and has no kernels for them. Its
-// memory is the CPU's. Operators without a kernel here run on the CPU, between two copies.
+// memory is the CPU's, but its addresses are not: code that takes them for the CPU's crashes.
+// Operators without a kernel here run on the CPU, between two copies.
 //
 // Copies from pinned memory are made later, in order, on a thread of the device, which waits before
 // each one: code that reads or reuses memory without waiting for a copy gets wrong values.
@@ -134,6 +135,17 @@ void* allocated(size_t nbytes) {
   return memory;
 }
 
+// An address of the device has this bit, which no address of the CPU has.
+constexpr uintptr_t kTag = uintptr_t{1} << 62;
+
+void* as_on_device(void* memory) {
+  return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(memory) | kTag);
+}
+
+void* as_on_cpu(const void* address) {
+  return reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(address) & ~kTag);
+}
+
 class DeviceMemory final : public c10::Allocator {
  public:
   static DeviceMemory& get() {
@@ -143,11 +155,10 @@ class DeviceMemory final : public c10::Allocator {
   c10::DataPtr allocate(size_t nbytes) override {
     TORCH_CHECK_WITH(OutOfMemoryError, !fails(allocations_left), "fake: out of memory");
     auto* memory = allocated(nbytes);
-    return {memory, memory, &std::free, c10::Device(kType, 0)};
+    return {as_on_device(memory), memory, &std::free, c10::Device(kType, 0)};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return &std::free; }
   void copy_data(void* to, const void* from, size_t nbytes) const override {
-    default_copy_data(to, from, nbytes);
+    default_copy_data(as_on_cpu(to), as_on_cpu(from), nbytes);
   }
 };
 
@@ -268,7 +279,7 @@ namespace {
 /// The elements of a tensor as one of the CPU. Holds the memory, unless it is `borrowed`.
 at::Tensor on_cpu(const at::Tensor& tensor, bool borrowed = false) {
   const auto options = tensor.options().device(c10::kCPU).pinned_memory(false);
-  auto* data = const_cast<void*>(tensor.const_data_ptr());
+  auto* data = as_on_cpu(tensor.const_data_ptr());
   auto holder =
       borrowed ? std::function<void(void*)>([](void*) {}) : [storage = tensor.storage()](void*) {};
   return at::from_blob(data, tensor.sizes(), tensor.strides(), std::move(holder), options);
@@ -334,6 +345,19 @@ at::Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride,
                                            c10::dtype_or_default(dtype));
 }
 
+at::Tensor& set_part(at::Tensor& tensor, c10::Storage storage, int64_t offset,
+                     c10::IntArrayRef size, c10::IntArrayRef stride) {
+  auto* impl = tensor.unsafeGetTensorImpl();
+  impl->set_storage_keep_dtype(std::move(storage));
+  impl->set_sizes_and_strides(size, stride, offset);
+  return tensor;
+}
+
+at::Tensor& set_whole(at::Tensor& tensor, c10::Storage storage) {
+  const auto count = static_cast<int64_t>(storage.nbytes()) / tensor.element_size();
+  return set_part(tensor, std::move(storage), 0, {count}, {1});
+}
+
 void on_the_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   at::native::cpu_fallback(op, stack);
 }
@@ -344,6 +368,8 @@ TORCH_LIBRARY_IMPL(aten, HPU, m) {
   m.impl("_copy_from", &copy_from);
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("resize_", &resize);
+  m.impl("set_.source_Storage", &set_whole);
+  m.impl("set_.source_Storage_storage_offset", &set_part);
   m.impl("as_strided", &at::native::as_strided_tensorimpl);
   m.impl("view", &at::native::view);
   m.impl("_reshape_alias", &at::native::_reshape_alias);

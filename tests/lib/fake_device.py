@@ -8,6 +8,7 @@ until it ends, so only child processes do so.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -51,6 +52,7 @@ class FakeDevice:
         module.device_count = lambda: 1
         module.current_device = lambda: 0
         module._is_in_bad_fork = lambda: False
+        module.device = lambda device: contextlib.nullcontext()
         module.manual_seed_all = lambda seed: None
         torch._register_device_module("hpu", module)
 

@@ -13,6 +13,7 @@ import torch
 from dormant.loading.encoded import forget_encoding, takes_packed
 from dormant.loading.execution import execute
 from dormant.loading.plan import LoadPlan, Policy, prepare, refused
+from dormant.loading.stand_ins import StandIns
 from dormant.loading.state import CheckpointLike, gather, own_dtype
 from dormant.loading.turns import turn
 from dormant.materialization.api import bring_to_life
@@ -235,12 +236,14 @@ def load(
         MemoryTrace(trace_memory) as trace,
         turn(model),
         Together("load", () if dry_run else (model,), shares_reads=share_reads) as together,
+        StandIns(model) as stand_ins,
     ):
         started = time.perf_counter()
         adopt_parts([model], "load")
         state = gather(checkpoint, rename_name, tensors_of(model).keys(), takes_packed(model))
         chosen = own_dtype(state) if isinstance(dtype, str) else dtype
-        prepared = prepare(model, state, chosen, policy, defer=materialize and not layerwise)
+        defer = materialize and not layerwise
+        prepared = prepare(model, state, chosen, policy, stand_ins, defer=defer)
         plan, rules = prepared.plan, prepared.rules
         # Packed parameters are saved under the model's own names.
         if any(weight.held_as != weight.name for weight in quantized_weights(model)):
@@ -256,6 +259,7 @@ def load(
         report = execute(
             model,
             prepared,
+            stand_ins,
             options,
             together,
             place=place,

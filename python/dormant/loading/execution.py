@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
 
 from dormant._extension import _C
 from dormant.loading.plan import Prepared, real_storages
+from dormant.loading.stand_ins import StandIns
 from dormant.materialization.api import make_report, note, shared, steps
 from dormant.materialization.device_copies import DeviceCopies
 from dormant.materialization.options import MaterializeOptions
@@ -28,6 +29,7 @@ from dormant.tensors.inventory import Inventory
 def execute(
     model: torch.nn.Module,
     prepared: Prepared,
+    stand_ins: StandIns,
     options: MaterializeOptions,
     together: Together,
     *,
@@ -40,6 +42,7 @@ def execute(
     Args:
         model: the model that was prepared.
         prepared: what it has taken; this is used up.
+        stand_ins: of its tensors on other devices; afterwards, it has its own again.
         options: how tensors get their values.
         together: the ranks that load the other parts.
         place: moves tensors to their final device; None leaves them on the CPU.
@@ -51,11 +54,15 @@ def execute(
     """
     finished: dict[int, _C.MaterializedStorage] = {}
     held = prepared.held
+    written: list[str] = []
     try:
         with steps("load", options.progress, peak) as on_step:
-            wanted = _wanted(prepared) if materialize else []
+            on_devices = stand_ins.current_storages()
+            wanted = _wanted(prepared, on_devices) if materialize else []
             path = random_path(wanted)
-            tally = Tally(sum(_C.storage_nbytes(tensor) for tensor in wanted), on_step)
+            nbytes = sum(_C.storage_nbytes(tensor) for tensor in wanted)
+            tally = Tally(nbytes + stand_ins.nbytes, on_step)
+            tally_of_devices = Tally(stand_ins.nbytes, tally.part(stand_ins.nbytes))
 
             def realize(
                 tensors: list[torch.Tensor], on_step: Callback, held: _C.HeldTensors | None = None
@@ -79,6 +86,7 @@ def execute(
                     prepared.loaded,
                     place,
                     [_C.storage_id(each) for each in wanted if _C.is_lazy(each)],
+                    left_alone=on_devices,
                     options=options,
                     tally=tally,
                     note=lambda done: note(done, finished),
@@ -86,19 +94,25 @@ def execute(
                 copies.make()
                 wanted = [each for each in wanted if _C.storage_id(each) not in copies.storages]
             realize(wanted, tally.rest(), held.tensors)
+            exchanges = stand_ins.write(
+                options, tally_of_devices, lambda done: note(done, finished), written
+            )
             held.prepare_to_keep()
             together.conclude()
     except BaseException as error:
-        written = held.partly_written()
+        written += held.partly_written()
         held.restore()
         if written and isinstance(error, (ValueError, OSError, RuntimeError, MemoryError)):
-            raise _with_names(error, written) from error
+            raise _with_names(error, sorted(written)) from error
         raise
     held.keep()
     for tensor in prepared.loaded.objects:  # tensors that a conversion made were not held
         _C.settle(tensor)
-    # `place` exchanges storages.
+    # What follows exchanges storages.
     origins = _known_origins(model, prepared) | packed
+    for exchange in exchanges:
+        exchange()
+    stand_ins.leave()
     if copies is not None:
         copies.move()
     if materialize:
@@ -114,9 +128,9 @@ def execute(
     )
 
 
-def _wanted(prepared: Prepared) -> list[torch.Tensor]:
+def _wanted(prepared: Prepared, on_devices: Collection[int]) -> list[torch.Tensor]:
     """The tensors to materialize: the lazy ones, except those that are only held."""
-    had_memory = real_storages(prepared.before)
+    had_memory = real_storages(prepared.before) | set(on_devices)
     lazy = prepared.loaded.lazy_storages
     return [tensor for storage, tensor in lazy.items() if storage not in had_memory]
 

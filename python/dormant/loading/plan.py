@@ -12,6 +12,7 @@ import torch
 from dormant._extension import _C
 from dormant.loading.packed_experts import joined
 from dormant.loading.record import Taken, deferred, settle, take
+from dormant.loading.stand_ins import StandIns
 from dormant.loading.state import State
 from dormant.materialization.snapshot import HeldModule
 from dormant.quantization.layers import tensors_of
@@ -216,6 +217,7 @@ def prepare(
     state: State,
     dtype: torch.dtype | None,
     policy: Policy,
+    stand_ins: StandIns,
     *,
     defer: bool,
 ) -> Prepared:
@@ -226,14 +228,17 @@ def prepare(
         state: the tensors of the checkpoint.
         dtype: the dtype that the model's tensors get first; None keeps theirs.
         policy: what is accepted.
+        stand_ins: what the model has in place of its tensors on other devices.
         defer: whether real tensors of `state` are also read later.
 
     Raises:
         ValueError, RuntimeError: as in `take`; the model is then unchanged.
     """
-    state = joined(model, deferred(state, model) if defer else state).under_library_names(model)
+    state = deferred(state, model, stand_ins.own_storages) if defer else state
+    state = joined(model, state).under_library_names(model)
     tensors = list(reachable_tensors(model))
     before = inventory_of(tensors)
+    stand_ins.count_as_real(before)
     held = HeldModule(model, tensors)
     try:
         settle(state)

@@ -139,17 +139,20 @@ def _expose(
     return taken
 
 
-def deferred(state: State, model: torch.nn.Module) -> State:
+def deferred(state: State, model: torch.nn.Module, own_storages: Collection[int]) -> State:
     """`state` with lazy tensors that read the real ones: nothing is copied before the checks.
 
     Tensors over the model's own memory stay as they are: they become lazy with the model
     (`settle`). Reading them after the model took something there reads what it took, as in eager
-    mode.
+    mode. Those over its memory on other devices (`own_storages`) are read at once.
     """
     own = {
-        _C.storage_id(tensor)
-        for tensor in (*model.parameters(), *model.buffers())
-        if owns_storage(tensor)
+        *own_storages,
+        *(
+            _C.storage_id(tensor)
+            for tensor in (*model.parameters(), *model.buffers())
+            if owns_storage(tensor)
+        ),
     }
     return state.like_this({name: _deferred(value, own) for name, value in state.items()})
 
@@ -166,7 +169,7 @@ def _deferred(value: Any, own: Collection[int]) -> Any:
         isinstance(value, torch.Tensor)
         and type(value) in (torch.Tensor, torch.nn.Parameter)
         and owns_storage(value)
-        and value.device.type == "cpu"
+        and value.device.type != "meta"
         and not value.is_quantized
         and not _C.is_lazy(value)
         and not value.is_conj()

@@ -5,7 +5,7 @@ Packed weights are the exception: each is whole on the CPU, with its statistics,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +25,54 @@ Roots: TypeAlias = "Sequence[tuple[str, object]]"
 Note: TypeAlias = "Callable[[list[_C.MaterializedStorage]], object]"
 
 
+def copy_in_pieces(
+    tensor: torch.Tensor,
+    place: torch.device,
+    options: MaterializeOptions,
+    tally: Tally,
+    note: Note,
+) -> torch.Tensor:
+    """A tensor on `place` with the values and the strides of `tensor`, which stays lazy."""
+    destination = _destination(tensor, place)
+    write_in_pieces(tensor, destination, options, tally, note)
+    return destination
+
+
+def write_in_pieces(
+    tensor: torch.Tensor,
+    destination: torch.Tensor,
+    options: MaterializeOptions,
+    tally: Tally,
+    note: Note,
+) -> None:
+    """Writes a tensor of the CPU to one of a device; a lazy one stays lazy.
+
+    If the destination has gaps, the lazy one is materialized, and then copied.
+    """
+    with torch.no_grad():
+        if _C.is_lazy(tensor) and _meta_like(destination).stride() == destination.stride():
+            on_step = tally.part(tensor.nbytes)
+            budget = options.memory_budget
+            note(_C.write_to_device(tensor.detach(), destination, on_step, budget))
+        else:
+            destination.copy_(tensor)
+
+
+def _destination(tensor: torch.Tensor, place: torch.device) -> torch.Tensor:
+    """Memory on the device, in the order in which `tensor.to` would have the elements."""
+    return torch.empty_like(_meta_like(tensor), device=place)
+
+
+def _meta_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Without gaps and overlaps: then the strides are those of `tensor` only if it has none."""
+    with torch.no_grad():
+        detached = tensor.detach()
+        meta = torch.empty_strided(
+            detached.size(), detached.stride(), dtype=detached.dtype, device="meta"
+        )
+        return torch.empty_like(meta)
+
+
 class DeviceCopies:
     """The copies that a device gets of lazy tensors, which stay lazy until `move`.
 
@@ -36,6 +84,7 @@ class DeviceCopies:
         inventory: their tensors.
         place: the device.
         wanted: the storages that get values.
+        left_alone: storages that are on a device already, when `move` is called.
         options: how tensors get their values.
         tally: counts the bytes.
         note: takes how each storage was made.
@@ -51,12 +100,14 @@ class DeviceCopies:
         place: torch.device,
         wanted: Iterable[int],
         *,
+        left_alone: Collection[int] = (),
         options: MaterializeOptions,
         tally: Tally,
         note: Note,
     ) -> None:
         self._roots = roots
         self._place = place
+        self._left_alone = left_alone
         self._options = options
         self._tally = tally
         self._note = note
@@ -101,9 +152,11 @@ class DeviceCopies:
         for tensor in _everything_moved(self._roots):
             if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu":
                 key = identity(tensor)
-                if owns_storage(tensor) and key not in seen:
+                if not owns_storage(tensor) or _C.storage_id(tensor) in self._left_alone:
+                    continue
+                if key not in seen:
                     seen.add(key)
-                    self._reserved.append((tensor, self._destination(tensor)))
+                    self._reserved.append((tensor, _destination(tensor, self._place)))
                     self._keep_alive(tensor)
 
     def move(self, conversion: Conversion | None = None) -> None:
@@ -148,20 +201,7 @@ class DeviceCopies:
         return self._copies[key]
 
     def _in_pieces(self, tensor: torch.Tensor) -> torch.Tensor:
-        destination = self._destination(tensor)
-        on_step = self._tally.part(tensor.numel() * tensor.element_size())
-        budget = self._options.memory_budget
-        self._note(_C.write_to_device(tensor.detach(), destination, on_step, budget))
-        return destination
-
-    def _destination(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Memory on the device, in the order in which `tensor.to` would have the elements."""
-        with torch.no_grad():
-            detached = tensor.detach()
-            strides = torch.empty_strided(
-                detached.size(), detached.stride(), dtype=detached.dtype, device="meta"
-            )
-            return torch.empty_like(strides, device=self._place)
+        return copy_in_pieces(tensor, self._place, self._options, self._tally, self._note)
 
     def _whole(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """One pass makes them in separate memory of the CPU."""
