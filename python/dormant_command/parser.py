@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import re
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from dormant_command.commands import bench, convert, diff, init, inspect, merge, summary, verify
@@ -86,6 +87,12 @@ def check(options: argparse.Namespace) -> None:
         command.check(options)
 
 
+def _version() -> str:
+    """The release of `dormant`, which also runs from a folder on PYTHONPATH, without metadata."""
+    header = Path(__file__).resolve().parents[1] / "dormant" / "include" / "dormant" / "version.h"
+    return ".".join(re.findall(r"#define DORMANT_VERSION_\w+ (\d+)", header.read_text()))
+
+
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
     parser = _Parser(
         prog="dormant",
@@ -94,9 +101,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Parser]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"dormant {importlib.metadata.version('dormant')}"
-    )
+    parser.add_argument("--version", action="version", version=f"dormant {_version()}")
     everywhere = _Parser(add_help=False)
     common = everywhere.add_argument_group("options of all commands")
     common.add_argument(

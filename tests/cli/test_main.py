@@ -6,13 +6,13 @@ import os
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from command import Cli
 
+import dormant
 from dormant.cli.main import main
 
 COMMANDS = ("inspect", "verify", "diff", "convert", "merge", "init", "summary", "bench")
@@ -158,4 +158,4 @@ def test_names_and_lines_beyond_the_terminal_s_encoding_are_replaced(tmp_path: P
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
-    assert capsys.readouterr().out == f"dormant {version('dormant')}\n"
+    assert capsys.readouterr().out == f"dormant {dormant.__version__}\n"
