@@ -248,6 +248,7 @@ TEST(SnapshotThreads, TheKeyAgreesWithTheStorageWhoeverWasFaster) {
   std::thread other([&] {
     while (!over) {
       sync_key(tensor);
+      std::this_thread::yield();  // otherwise it may keep the mutex from the other one for minutes
     }
   });
   for (int round = 0; round < 2000; ++round) {
