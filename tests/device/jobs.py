@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "lib"))
 
 import dormant
 from compare import assert_same_bits
+from dormant import _C
+from dormant.recording import patches
 from fake_device import FakeDevice
 
 # The device "hpu" is simulated.
@@ -89,6 +91,19 @@ def materialize(device: str) -> None:
         assert report.nbytes == on_cpu.nbytes, (report, on_cpu)
         for origin in ("initialized", "checkpoint", "real", "empty"):
             assert report.count(origin) == on_cpu.count(origin), origin
+
+
+def nothing_stays_behind(device: str) -> None:
+    """What a device got copies of is gone, and with it everything that Dormant replaced."""
+    for scheme in (None, "nf4", "int8"):
+        model = _lazily() if scheme is None else _packed(scheme)
+        dormant.materialize(model, device=device)
+        assert (_C.live_storages(), patches.installed()) == (0, [])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.pt")
+            torch.save((_eagerly() if scheme is None else _eagerly(_Packed)).state_dict(), path)
+            dormant.load(_lazily() if scheme is None else _packed(scheme), path, device=device)
+        assert (_C.live_storages(), patches.installed()) == (0, [])
 
 
 def materialize_dtype(device: str) -> None:
@@ -491,6 +506,7 @@ JOBS: dict[str, Callable[[str], None]] = {
     job.__name__: job
     for job in (
         materialize,
+        nothing_stays_behind,
         materialize_dtype,
         materialize_values,
         tensors_outside_of_modules,

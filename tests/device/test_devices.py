@@ -15,6 +15,7 @@ import fake_device
 _JOBS_FILE = Path(__file__).with_name("jobs.py")
 _JOBS = (
     "materialize",
+    "nothing_stays_behind",
     "materialize_dtype",
     "materialize_values",
     "tensors_outside_of_modules",

@@ -180,6 +180,7 @@ def materialize(
             report = bring_to_life(
                 roots, options, together, values=values, place=place, dtype=dtype
             )
+    patches.uninstall_if_idle()  # the lazy tensors that a device got copies of are gone
     report = with_memory_trace(report, trace.samples)
     if verbose:
         print(report)
@@ -265,7 +266,6 @@ def bring_to_life(
             remaining = take_inventory(roots).objects  # what was replaced stays lazy
         realize(remaining, tally.rest())
     forget_sources(root for _, root in roots)
-    patches.uninstall_if_idle()
     _warn_of_meta_tensors(roots, inventory)
     return make_report(
         inventory,
