@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import itertools
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -502,6 +504,46 @@ def quantized_load(device: str) -> None:
             assert failures >= 20 or SIMULATED is None, failures
 
 
+def models_of_transformers(device: str) -> None:
+    """A model of the library computes on the device, however it gets there."""
+    if any(importlib.util.find_spec(name) is None for name in ("transformers", "peft")):
+        return
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = LlamaConfig(num_attention_heads=4, num_key_value_heads=2, vocab_size=128, **sizes)
+    saved = _eagerly(lambda: LlamaForCausalLM(config))
+    inputs = torch.arange(6)[None]
+    expected = saved(inputs).logits
+
+    def check(model: Any, tolerance: float) -> None:
+        assert {each.device.type for each in (*model.parameters(), *model.buffers())} == {device}
+        logits = model(inputs.to(device)).logits.cpu()
+        torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
+
+    with tempfile.TemporaryDirectory() as folder:
+        saved.save_pretrained(folder)
+        for options in ({}, {"device_map": {"": device}}):
+            with dormant.lazy_init():
+                model = LlamaForCausalLM.from_pretrained(folder, **options)
+            dormant.materialize(model, device=device)
+            check(model, 1e-3)
+        for scheme in (None, "int8", "nf4"):
+            model = _lazily(lambda: LlamaForCausalLM(config))
+            if scheme is not None:
+                dormant.quantize(model, scheme)
+            dormant.load(model, folder, device=device)
+            check(model, 1e-3 if scheme is None else 0.15)
+        with dormant.lazy_init():
+            model = LlamaForCausalLM(config)
+            dormant.quantize(model, "nf4")
+            dormant.load(model, folder, materialize=False)
+            adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+        dormant.materialize(adapted, device=device)
+        check(adapted, 0.15)
+
+
 JOBS: dict[str, Callable[[str], None]] = {
     job.__name__: job
     for job in (
@@ -521,6 +563,7 @@ JOBS: dict[str, Callable[[str], None]] = {
         recorded_on_the_cpu_only,
         quantized,
         quantized_load,
+        models_of_transformers,
     )
 }
 

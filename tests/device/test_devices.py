@@ -30,6 +30,7 @@ _JOBS = (
     "recorded_on_the_cpu_only",
     "quantized",
     "quantized_load",
+    "models_of_transformers",
 )
 
 
