@@ -19,6 +19,16 @@ TEST(Geometry, LaidOverAStorageIsTheTensorItWasTakenFrom) {
   }
 }
 
+TEST(Geometry, LaidOverAStorageOfAnotherDeviceIsATensorThere) {
+  for (const auto dtype : {at::kFloat, at::kByte}) {
+    const auto there = at::empty({2, 3}, at::TensorOptions(dtype).device(at::kMeta));
+    const auto again = Geometry::of(there).over(there.storage());
+    EXPECT_EQ(again.device(), there.device());
+    EXPECT_EQ(again.key_set(), there.key_set());
+    EXPECT_EQ(again.sizes(), there.sizes());
+  }
+}
+
 TEST(Geometry, CoversOnlyDenseViewsOfTheWholeStorage) {
   const auto base = at::empty({4, 6});
   const size_t nbytes = base.nbytes();
