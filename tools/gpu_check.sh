@@ -3,9 +3,10 @@
 #
 #   tools/gpu_check.sh [PYTHON [DEVICE]]
 #
-# PYTHON (default: python3) must have torch 2.11 or later for CUDA, and safetensors and nlohmann_json; cmake and
+# PYTHON (default: python3) must have torch 2.11 or later for CUDA, numpy, safetensors and nlohmann_json; cmake and
 # ninja may be anywhere in PATH or beside PYTHON. bitsandbytes is optional. Nothing is downloaded. Takes a few minutes, most of
-# them for compiling. DEVICE "hpu" tries the script on a machine without a GPU, on a simulated device. Exit status: 0 if everything passed.
+# them for compiling. DEVICE "hpu" tries the script on a machine without a GPU, on a simulated device. Exit status: 0 if
+# everything passed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${1:-python3}")
@@ -15,7 +16,7 @@ build=build-gpu
 site=$PWD/$build/site
 
 missing=()
-for module in torch safetensors nlohmann_json; do
+for module in torch numpy safetensors nlohmann_json; do
   "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$module') is None)" || missing+=("$module")
 done
 for tool in cmake ninja c++; do

@@ -24,6 +24,7 @@ from compare import assert_same_bits
 from dormant import _C
 from dormant.recording import patches
 from fake_device import FakeDevice
+from faults import Kind, fingerprint, sweep
 
 # The device "hpu" is simulated.
 SIMULATED: FakeDevice | None = None
@@ -97,7 +98,7 @@ def materialize(device: str) -> None:
 
 def nothing_stays_behind(device: str) -> None:
     """What a device got copies of is gone, and with it everything that Dormant replaced."""
-    for scheme in (None, "nf4", "int8"):
+    for scheme in (None, *SCHEMES):
         model = _lazily() if scheme is None else _packed(scheme)
         dormant.materialize(model, device=device)
         assert (_C.live_storages(), patches.installed()) == (0, [])
@@ -316,10 +317,15 @@ class _Expected:
         torch.testing.assert_close(outputs, self.outputs, rtol=5e-2, atol=5e-2)
 
 
-SCHEMES: tuple[object, ...] = (
-    "nf4",
-    "int8",
-    dormant.FourBit(kind="nf4", nested=False, storage_dtype=torch.bfloat16),
+# Without the library, nothing can be packed.
+SCHEMES: tuple[Any, ...] = (
+    (
+        "nf4",
+        "int8",
+        dormant.FourBit(kind="nf4", nested=False, storage_dtype=torch.bfloat16),
+    )
+    if importlib.util.find_spec("bitsandbytes")
+    else ()
 )
 
 
@@ -448,6 +454,59 @@ def saved_from_the_device(device: str) -> None:
         assert {tensor.device.type for tensor in state.values()} == {device}
 
 
+def faults(device: str) -> None:
+    """Reads of the file and allocations of the CPU fail in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, saved = _saved(folder)
+
+        def check_plain(model: nn.Module) -> None:
+            saved.scalar = model.get_buffer("scalar").cpu()
+            _check_equal(model, copy.deepcopy(saved), device)
+
+        cases: list[tuple[Callable[[], nn.Module], Path, Callable[[nn.Module], None]]] = [
+            (_lazily, path, check_plain),
+            (lambda: _eagerly().to(device), path, check_plain),
+        ]
+        if SCHEMES:
+            packed = Path(folder, "packed.pt")
+            torch.save(_eagerly(_Packed).state_dict(), packed)
+            dormant.load(on_cpu := _packed("nf4"), packed)
+            expected = _Expected(on_cpu)
+            make = functools.partial(_packed, "nf4")
+            cases.append((make, packed, functools.partial(expected.check, device=device)))
+        kinds: tuple[Kind, ...] = ("read", "allocate")
+        for kind, (build, file, check) in itertools.product(kinds, cases):
+            _sweep(kind, build, file, check, device)
+
+
+def _sweep(
+    kind: Kind,
+    make: Callable[[], nn.Module],
+    file: Path,
+    check: Callable[[nn.Module], None],
+    device: str,
+) -> None:
+    before: dict[str, object] = {}
+
+    def seen(model: nn.Module) -> dict[str, object]:
+        """Without versions, which count what was written to real tensors before it failed."""
+        found = fingerprint(model).items()
+        return {name: (*rest, {**about, "_version": 0}) for name, (*rest, about) in found}
+
+    def prepare() -> nn.Module:
+        model = make()
+        before.update(seen(model))
+        return model
+
+    def check_all(model: nn.Module, error: BaseException | None) -> None:
+        if error is not None:
+            assert seen(model) == before
+            dormant.load(model, file, device=device)
+        check(model)
+
+    assert sweep(kind, prepare, lambda m: dormant.load(m, file, device=device), check_all) > 0
+
+
 def recorded_on_the_cpu_only(device: str) -> None:
     """A context for the device is refused: it would construct the model there at once."""
     for make in (dormant.lazy_init, lambda device: dormant.LazyInitContext(default_device=device)):
@@ -506,7 +565,9 @@ def quantized_load(device: str) -> None:
 
 def models_of_transformers(device: str) -> None:
     """A model of the library computes on the device, however it gets there."""
-    if any(importlib.util.find_spec(name) is None for name in ("transformers", "peft")):
+    if any(
+        importlib.util.find_spec(name) is None for name in ("transformers", "peft", "bitsandbytes")
+    ):
         return
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -529,7 +590,7 @@ def models_of_transformers(device: str) -> None:
                 model = LlamaForCausalLM.from_pretrained(folder, **options)
             dormant.materialize(model, device=device)
             check(model, 1e-3)
-        for scheme in (None, "int8", "nf4"):
+        for scheme in (None, *SCHEMES[:2]):
             model = _lazily(lambda: LlamaForCausalLM(config))
             if scheme is not None:
                 dormant.quantize(model, scheme)
@@ -560,6 +621,7 @@ JOBS: dict[str, Callable[[str], None]] = {
         refused_load_into_a_model_of_the_device,
         converted_in_a_load,
         saved_from_the_device,
+        faults,
         recorded_on_the_cpu_only,
         quantized,
         quantized_load,

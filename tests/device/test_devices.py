@@ -27,6 +27,7 @@ _JOBS = (
     "refused_load_into_a_model_of_the_device",
     "converted_in_a_load",
     "saved_from_the_device",
+    "faults",
     "recorded_on_the_cpu_only",
     "quantized",
     "quantized_load",
@@ -76,4 +77,4 @@ def test_the_check_for_machines_with_a_gpu_says_what_is_missing(tmp_path: Path) 
     script = Path(__file__).parents[2] / "tools" / "gpu_check.sh"
     done = subprocess.run([script, bare], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "missing: torch safetensors nlohmann_json" in done.stderr
+    assert "missing: torch numpy safetensors nlohmann_json" in done.stderr
