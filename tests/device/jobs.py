@@ -106,6 +106,8 @@ def nothing_stays_behind(device: str) -> None:
             path = Path(folder, "model.pt")
             torch.save((_eagerly() if scheme is None else _eagerly(_Packed)).state_dict(), path)
             dormant.load(_lazily() if scheme is None else _packed(scheme), path, device=device)
+            if scheme is None:
+                dormant.load(_eagerly().to(device), path)
         assert (_C.live_storages(), patches.installed()) == (0, [])
 
 

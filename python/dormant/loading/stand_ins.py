@@ -112,6 +112,7 @@ class StandIns:
             for registry, name, _ in stand_in.slots:
                 if registry.get(name) is stand_in.tensor:
                     registry[name] = stand_in.original
+        self._stand_ins.clear()  # a lazy tensor that is alive keeps Dormant's patches in place
 
     def count_as_real(self, inventory: Inventory) -> None:
         """Marks the stand-ins in an inventory as tensors that have memory."""
