@@ -13,6 +13,11 @@ function(dormant_add_torch folder)
   endif()
   add_library(dormant::torch INTERFACE IMPORTED GLOBAL)
   target_include_directories(dormant::torch INTERFACE "${folder}/include" "${folder}/include/torch/csrc/api/include")
+  # Wheels of torch export parts of the C++ library that they were linked with (libtorch.so of 2.11: std::filesystem, of which
+  # remove_all crashes). Whoever is linked takes these functions from the system's library, which therefore comes first.
+  if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
+    target_link_libraries(dormant::torch INTERFACE "-Wl,--push-state,--no-as-needed,-lstdc++,--pop-state")
+  endif()
   foreach(name torch torch_cpu c10)
     find_library(library ${name} PATHS "${folder}/lib" NO_DEFAULT_PATH NO_CACHE REQUIRED)
     target_link_libraries(dormant::torch INTERFACE "${library}")

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <span>
 #include <string_view>
 
 #include "random/aten_kernels.h"
@@ -44,9 +45,16 @@ struct Trial {
                Arguments arguments);
   bool (*kernel)(const StreamKernels& kernels, EngineBlock& block, ScalarType dtype, void* out,
                  size_t n, Arguments arguments);
-  // Two sets of arguments, chosen so that a product that is rounded before the sum shows.
-  std::array<Arguments, 2> arguments;
+  std::span<const Arguments> arguments;
 };
+
+// A product that is rounded before the sum shows, and so does what becomes of a number that is
+// rounded to the upper bound: in single precision between the second bounds, in double precision
+// between the third.
+constexpr std::array kBounds = {Arguments{-0.1, 0.7}, Arguments{1.0, 1.0 + 0x1p-20},
+                                Arguments{1.0, 1.0 + 0x1p-50}};
+constexpr std::array kMoments = {Arguments{0.0, 1.0}, Arguments{-0.3, 1.7}};
+constexpr std::array kProbabilities = {Arguments{0.3, 0.0}, Arguments{0.9, 0.0}};
 
 const Trial kUniform = {
     [](at::mt19937_data_pod& engine, ScalarType dtype, void* out, size_t n, Arguments arguments) {
@@ -56,7 +64,7 @@ const Trial kUniform = {
        Arguments arguments) {
       return kernel_uniform(kernels, block, dtype, out, n, arguments.a, arguments.b);
     },
-    {{{-0.1, 0.7}, {1.0, 1.0 + 0x1p-20}}},
+    kBounds,
 };
 
 const Trial kNormal = {
@@ -67,7 +75,7 @@ const Trial kNormal = {
        Arguments arguments) {
       return kernel_block_normal(kernels, block, dtype, out, n, arguments.a, arguments.b);
     },
-    {{{0.0, 1.0}, {-0.3, 1.7}}},
+    kMoments,
 };
 
 const Trial kBernoulli = {
@@ -78,7 +86,7 @@ const Trial kBernoulli = {
        Arguments arguments) {
       return kernel_bernoulli(kernels, block, dtype, out, n, arguments.a);
     },
-    {{{0.3, 0.0}, {0.9, 0.0}}},
+    kProbabilities,
 };
 
 bool same(const at::mt19937_data_pod& a, const at::mt19937_data_pod& b) {
