@@ -106,7 +106,7 @@ def test_a_report_prints_as_a_short_table(model: Tied) -> None:
     assert "initialized" in text
     assert "real" in text.split()
     assert "5 tensors in 4 storages, 912 B, 99.1% of it lazy before" in text
-    assert len(text.splitlines()) < 9
+    assert len(text.splitlines()) < 11  # what draws random numbers takes up to three
 
 
 def test_one_of_a_thing_is_no_plural() -> None:

@@ -16,6 +16,11 @@ from dormant.recording.truncated_normal import one_round_suffices
 
 pytestmark = pytest.mark.core
 
+TRIES_OUT = pytest.mark.skipif(
+    torch.__version__.startswith("2.11."),
+    reason="torch 2.11 inverts the distribution function, and tries out nothing",
+)
+
 SHAPES: dict[str, Callable[[], torch.Tensor]] = {
     "block": lambda: torch.empty(40, 10),
     "tail": lambda: torch.empty(37),
@@ -52,6 +57,7 @@ def test_bits_and_generator_are_those_of_eager(shape: str, bounds: str) -> None:
     assert_same_bits(eager, lazy)
 
 
+@TRIES_OUT
 def test_only_normal_is_recorded_where_the_bounds_are_far() -> None:
     with dormant.lazy_init():
         tensor = torch.empty(100)
@@ -60,6 +66,7 @@ def test_only_normal_is_recorded_where_the_bounds_are_far() -> None:
     assert [name for name in _C.operators(tensor) if "empty" not in name] == ["aten::normal_"]
 
 
+@TRIES_OUT
 def test_values_tried_out_for_near_bounds_take_no_memory_afterwards() -> None:
     with dormant.lazy_init():
         tensor = nn.init.trunc_normal_(torch.empty(4000))
@@ -80,6 +87,7 @@ def test_an_error_while_values_are_tried_out_leaves_the_generator_and_the_tensor
     assert tensor.tolist() == [[0.0] * 20]
 
 
+@TRIES_OUT
 @pytest.mark.parametrize("size", [0, 3])
 def test_what_eager_refuses_half_way_is_refused_there(size: int) -> None:
     """Complex numbers are drawn before they cannot be compared with the bounds."""

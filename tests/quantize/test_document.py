@@ -69,7 +69,11 @@ def test_the_page_about_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names = follow_page("experts.md")
     assert dormant.is_lazy(names["large"])
     torch.manual_seed(0)
-    eager = transformers.MixtralForCausalLM(names["config"]).bfloat16()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        eager = transformers.MixtralForCausalLM(names["config"])
+    finally:
+        torch.set_default_dtype(torch.float32)
     theirs = transformers.MixtralForCausalLM.from_pretrained("mixtral", dtype=torch.bfloat16)
     experts = eager.model.layers[1].mlp.experts
     assert_same_bits(theirs.model.layers[1].mlp.experts.down_proj, experts.down_proj)

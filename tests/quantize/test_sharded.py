@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 JOB = Path(__file__).with_name("shard_job.py")
 # Before what this process was given, which may be where dormant lies.
@@ -29,8 +30,14 @@ CASES = (
 )
 
 
+# Of packed bytes; docs/limits.md says what to do.
+NEEDS_INTEGERS = {"from_recipes", "from_a_checkpoint", "parallel_layers", "experts"}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks(case: str, tmp_path: Path) -> None:
+    if case in NEEDS_INTEGERS and torch.__version__.startswith("2.11."):
+        pytest.skip("fully_shard of torch 2.11 takes floating-point parameters only")
     ranks = [
         subprocess.Popen(
             [sys.executable, str(JOB), case, str(rank), str(tmp_path / "rendezvous")],

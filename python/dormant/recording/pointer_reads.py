@@ -104,6 +104,7 @@ declare(
             ("map2_", _POINTER),
             ("pin_memory", "allocates and copies through the data pointer"),
         )
+        if hasattr(torch.Tensor, name)  # torch 2.11 has no const_data_ptr
     ),
     Patch(torch.utils.dlpack, "to_dlpack", _POINTER, _realize_tensor_first),
     Patch(torch, "to_dlpack", "the same function under its second name", _realize_tensor_first),
