@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import dormant
 from child import in_child, sees_the_memory
 
 MIB = 1 << 20
@@ -203,3 +204,14 @@ def test_experts_go_from_file_to_file_without_a_stack(experts: Path, tmp_path: P
     for file in (experts / "large").glob("model*"):
         assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
         (tmp_path / file.name).unlink()
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_real_tensor_keeps_its_memory(device: str | None) -> None:
+    """The CPU named as the device is no other place: nothing is made twice there."""
+    model = torch.nn.Linear(30, 20)
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    state = {name: tensor.clone() for name, tensor in torch.nn.Linear(30, 20).state_dict().items()}
+    dormant.load(model, state, device=device)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places
+    assert torch.equal(model.weight, state["weight"])

@@ -122,13 +122,16 @@ class DeviceCopies:
         if place.type == "cpu":
             return
         objects = inventory.objects_by_storage()
-        left = set(wanted)
+        left = dict.fromkeys(wanted)  # in the order of the files
         for weight in _packed_weights(roots):
             tensors, known = _parts_of(weight)
             storages = {_C.storage_id(tensor) for tensor in tensors}
-            if storages <= left and known.issuperset(id(o) for s in storages for o in objects[s]):
+            if storages <= left.keys() and known.issuperset(
+                id(o) for s in storages for o in objects[s]
+            ):
                 self._add(tensors)
-                left -= storages
+                for storage in storages:
+                    del left[storage]
         moved = {id(tensor) for tensor in _moved(roots)}
         for storage in left:
             if all(id(each) in moved and _is_copied_in_pieces(each) for each in objects[storage]):
@@ -146,6 +149,8 @@ class DeviceCopies:
             ValueError, OSError, RuntimeError, MemoryError, KeyboardInterrupt: as in `materialize`;
                 the device may also be out of memory (torch.OutOfMemoryError).
         """
+        if self._place.type == "cpu":
+            return
         for key in self._groups:
             self._copy(key)
         seen = set(self._groups)
@@ -168,7 +173,7 @@ class DeviceCopies:
         with torch.no_grad():
             for tensor, destination in self._reserved:
                 self._copies[identity(tensor)] = destination.copy_(tensor)
-        # From here on, only a device that is lost can fail.
+        # After `make`, only a device that is lost can fail from here on.
         with _Moving(self):
             convert(self._roots, conversion or (lambda tensor: tensor.to(self._place)))
             for weight in _packed_weights(self._roots):
